@@ -62,7 +62,7 @@ def test_all_trainable_tensors_are_saved_and_counted(stage: tuple[Document, Path
     assert planned["decoder"]["trainable"] == in_decoder
 
 
-def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_a_continued_run_has_the_same_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     run_in_two_parts(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(folder)
@@ -84,8 +84,10 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     assert {name for name in whole if ".lora_" in name} <= small.keys() < whole.keys()
 
 
-def test_the_next_stage(stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained magnitudes are kept. New ones are the lengths of the rows that were loaded."""
+def test_adapters_of_an_export_can_be_trained_further(
+    stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained magnitudes are kept. New magnitudes are the norms of the loaded rows."""
     document, folder = stage
     whole = load_file(folder / "model" / "model.safetensors")
     continued = start_from(document, folder, BOTH).state_dict()

@@ -33,7 +33,7 @@ def embeddings(num: int, seed: int = 0) -> Tensor:
 
 
 def by_hand(audio: Tensor, target: list[int], config: AlignmentConfig) -> float:
-    """The negative log of the sum over all paths of one clip ``[N, H]``."""
+    """Return the negative log of the sum over all paths of one clip ``[N, H]``."""
     similarity = F.cosine_similarity(audio[:, None], MODEL.decoder.embed(torch.tensor(IDS)).detach()[None], dim=-1)
     blanks = torch.full((len(audio), 1), config.blank_similarity)
     log_probs = (torch.cat([blanks, similarity], 1) / config.temperature).log_softmax(-1)
@@ -45,7 +45,7 @@ def by_hand(audio: Tensor, target: list[int], config: AlignmentConfig) -> float:
     return -math.log(total)
 
 
-def test_the_loss_is_what_a_hand_computes() -> None:
+def test_the_loss_equals_the_sum_over_all_paths() -> None:
     config = AlignmentConfig(temperature=0.3, blank_similarity=0.2)
     audio, lengths = embeddings(5), torch.tensor([4, 5])
     losses, fits = AlignmentLoss(config, IDS)(MODEL.decoder, audio, lengths, TARGETS)
@@ -57,7 +57,7 @@ def test_the_loss_is_what_a_hand_computes() -> None:
     assert losses.tolist() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_embeddings_of_the_tokens_have_a_small_loss() -> None:
+def test_audio_embeddings_equal_to_token_embeddings_have_a_small_loss() -> None:
     audio = torch.stack([MODEL.decoder.embed(target[[0, 1, 2]]) for target in TARGETS]).detach()
     short = [torch.cat([target[:3], target[-1:]]) for target in TARGETS]
     loss = AlignmentLoss(AlignmentConfig(temperature=0.02), IDS)
@@ -66,10 +66,10 @@ def test_embeddings_of_the_tokens_have_a_small_loss() -> None:
     assert float(aligned.max()) < 0.1 < 10 < float(other.min())
 
 
-def test_the_nearest_tokens_have_no_repeats_and_no_blanks() -> None:
+def test_nearest_tokens_leave_out_repeats_and_blanks() -> None:
     one, two = IDS[:2]
     audio = MODEL.decoder.embed(torch.tensor([[one, one, one, two, two]])).detach()
-    audio[0, 1] *= -1  # like no token
+    audio[0, 1] *= -1  # similar to no token
     assert AlignmentLoss(AlignmentConfig(), IDS).nearest(MODEL.decoder, audio, torch.tensor([4])) == [[one, one, two]]
 
 
@@ -87,7 +87,7 @@ def test_a_clip_with_too_few_embeddings_is_left_out() -> None:
     assert all(tensor.grad is None for tensor in MODEL.decoder.parameters())
 
 
-def test_only_training_computes_it_and_nothing_of_it_is_saved() -> None:
+def test_the_loss_is_computed_only_in_training_and_adds_no_weights() -> None:
     model, _ = assemble(ctc=False)
     names = set(model.state_dict())
     model.alignment = AlignmentLoss(AlignmentConfig(), IDS)
@@ -122,7 +122,7 @@ def document(tmp_path: Path) -> Document:
     return changed(tiny_recipe(tmp_path / "data"), data__evaluation={}, **settings)
 
 
-def test_a_run_logs_it(document: Document, tmp_path: Path) -> None:
+def test_the_alignment_loss_is_logged(document: Document, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     make_trainer(changed(document, alignment={"weight": 0.5}), folder).run()
     total, decoder, ctc, aligned = (
@@ -154,13 +154,13 @@ def test_first_steps_leave_out_the_decoder(tmp_path: Path) -> None:
     assert min(logged(tmp_path / "run", "alignment_loss")) > 0
 
 
-def test_steps_without_the_decoder_end_before_the_run(document: Document) -> None:
+def test_the_decoder_must_be_trained_in_some_steps(document: Document) -> None:
     for alone_steps, expected in ((3, []), (4, ["alignment.alone_steps"])):
         recipe = parse(changed(document, alignment={"alone_steps": alone_steps}))
         assert [place for place, _ in cross_field_errors(recipe)] == expected
 
 
-def test_without_the_section_nothing_changes(document: Document) -> None:
+def test_recipes_without_the_section_keep_their_identity(document: Document) -> None:
     plain, aligned = parse(document), parse(changed(document, alignment={}))
     assert "alignment" not in plain.training_identity()
     assert plain.run_id() != aligned.run_id()
@@ -175,7 +175,7 @@ def test_labels_are_the_tokens_of_the_transcripts(document: Document) -> None:
     assert TranscriptVocabulary.learn(parse(document), clips, None).token_ids is None
 
 
-def test_tokens_without_an_embedding_are_no_labels(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_without_an_embedding_are_not_labels(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = parse(changed(document, alignment={}))
     clips = gather(recipe)
     ids = TranscriptVocabulary.learn(recipe, clips, None).token_ids

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def first_batch(document: Document) -> Any:
-    """The first of the first epoch."""
+    """Return the first batch of the first epoch."""
     recipe = parse(document)
     clips = gather(recipe)
     _, _, target_encoder = assemble(recipe, clips, None)
@@ -35,10 +35,10 @@ def first_batch(document: Document) -> Any:
     return PlannedBatches(clips.clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
 
 
-def test_silence_around_clips_counts_as_audio_and_stays_within_bounds(tmp_path: Path) -> None:
+def test_added_silence_counts_as_audio_and_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 4)
     with manifest.open("a") as file:
-        file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # in 31 frames of its own is no room
+        file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # the text does not fit its 31 frames
     document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, data__max_duration_s=1.5, batching__max_clips=8)
     plain = first_batch(document)
     silence = {"max_before_s": 5.0, "max_after_s": 5.0, "probability": 1.0}
@@ -67,8 +67,8 @@ def test_a_text_that_does_not_fit_its_clip_is_dropped(tmp_path: Path) -> None:
     assert batch.waveforms.shape[0] == len(batch.seeds) == len(batch.ctc_targets) == 2
 
 
-def test_a_text_that_fits_its_clip_only_unhurried_is_used_so(tmp_path: Path) -> None:
-    """Speeding a clip up takes frames away; that is not the data's fault, and nothing to drop it for."""
+def test_a_clip_is_not_sped_up_if_its_text_would_not_fit(tmp_path: Path) -> None:
+    """Speeding up a clip removes frames, so a text may no longer fit. Such a clip is used at its own speed."""
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
         file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
@@ -82,10 +82,10 @@ def test_a_text_that_fits_its_clip_only_unhurried_is_used_so(tmp_path: Path) -> 
     assert torch.equal(first.waveforms, again.waveforms)
 
 
-def test_a_clip_that_is_not_sped_up_after_all_keeps_its_bound(tmp_path: Path) -> None:
+def test_a_clip_that_is_not_sped_up_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
-        for _ in range(12):  # some have silence only where they are not sped up
+        for _ in range(12):  # some are not sped up, and only those get silence
             file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
     augmentation = {"speed": [1.1], "silence": {"max_before_s": 5.0, "max_after_s": 5.0}}
     document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, augmentation=augmentation, batching__max_clips=16)
@@ -104,7 +104,7 @@ def test_a_text_with_a_control_token_is_dropped(tmp_path: Path) -> None:
     assert len(batch.targets) == 2
 
 
-def test_targets_are_rewritten_and_what_is_left_empty_is_dropped(tmp_path: Path) -> None:
+def test_target_text_is_normalized_and_empty_texts_are_dropped(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
         file.write(manifest_row(tmp_path / "clip001.flac", "Uh [noise]", 0.61))
@@ -119,7 +119,7 @@ def test_targets_are_rewritten_and_what_is_left_empty_is_dropped(tmp_path: Path)
     )
 
 
-def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None:
+def test_a_run_cannot_continue_with_another_plan(tmp_path: Path) -> None:
     write_clips(tmp_path, 4)
     recipe = parse(changed(tiny_recipe(tmp_path), batching__max_clips=2))
     clips = gather(recipe)
@@ -133,8 +133,8 @@ def test_a_plan_that_is_another_one_now_is_not_continued(tmp_path: Path) -> None
     assert "batch 1" in str(failure.value)
 
 
-def test_an_epoch_without_clips_is_passed_over(tmp_path: Path) -> None:
-    """Three clips, each in one epoch of ten; then so rarely that it is a mistake."""
+def test_epochs_without_clips_are_skipped(tmp_path: Path) -> None:
+    """Three clips with a weight of 0.1 are in one of ten epochs. With a tiny weight, an error is raised."""
 
     def mixed(weight: float) -> Document:
         source = tiny_recipe(tmp_path)["data"]["train"]["clips"]
@@ -153,7 +153,7 @@ def test_an_epoch_without_clips_is_passed_over(tmp_path: Path) -> None:
         assert value in str(failure.value)
 
 
-def test_a_clip_that_comes_again_in_an_epoch_is_augmented_otherwise(tmp_path: Path) -> None:
+def test_each_use_of_a_clip_in_an_epoch_is_augmented_differently(tmp_path: Path) -> None:
     write_clips(tmp_path, 2)
     document = changed(tiny_recipe(tmp_path), augmentation={"speed": [0.8, 0.9, 1.1, 1.2]}, batching__max_clips=8)
     mixed = {"source": document["data"]["train"]["clips"], "weight": 4}
@@ -173,7 +173,7 @@ def test_a_clip_that_comes_again_in_an_epoch_is_augmented_otherwise(tmp_path: Pa
     assert [parts[place % 2].seeds[place // 2] for place in range(8)] == whole.seeds
 
 
-def test_a_batch_is_the_same_whatever_the_number_of_threads(document: Document) -> None:
+def test_batches_do_not_depend_on_the_number_of_threads(document: Document) -> None:
     document = changed(document, augmentation__speed=[0.9], augmentation__white_noise={"snr_db": [10.0, 30.0]})
     alone = first_batch(document)
     torch.set_num_threads(2)

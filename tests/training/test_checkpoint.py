@@ -1,4 +1,4 @@
-"""Checkpoints: whole, exact, and no more of them than asked for."""
+"""Checkpoints: complete, exact, and limited in number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_checkpoint_brings_everything_back(document: Document, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_everything(document: Document, tmp_path: Path) -> None:
     first = make_trainer(document, tmp_path / "first")
     progress = first.run()
     saved = checkpoint.latest(tmp_path / "first" / "checkpoints")
@@ -39,7 +39,7 @@ def test_a_checkpoint_brings_everything_back(document: Document, tmp_path: Path)
     assert different(weights(first), weights(second))
     optimizer, notes = second.optimizer, []
     loaded = checkpoint.load_newest(saved.parent, second.bare_model, optimizer, notes.append, World())
-    # What the last checkpoint itself took comes after it.
+    # The overhead of saving the last checkpoint is added after it was saved.
     assert loaded.beside_s < progress.beside_s
     assert replace(loaded, beside_s=progress.beside_s, rated_j=progress.rated_j) == progress
     assert notes == ["continuing from step 3 (step-000000003)"]
@@ -70,7 +70,7 @@ def test_the_newest_checkpoints_are_kept(document: Document, tmp_path: Path) -> 
     assert names == ["step-000000004", "step-000000005"]
 
 
-def test_a_checkpoint_of_other_tensors_is_refused(document: Document, tmp_path: Path) -> None:
+def test_a_checkpoint_with_other_tensors_is_rejected(document: Document, tmp_path: Path) -> None:
     trained(changed(document, training__steps=1), tmp_path)
     without = {**changed(document, training__steps=1), "ctc": None}
     with pytest.raises(RunFailed, match=r"step-\d+ .*\(ctc_head.bias, ctc_he"):
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(document: Document, tmp_path: 
         make_trainer(wider, tmp_path).run()
 
 
-def test_checkpoints_hold_what_trains_and_no_more(document: Document, tmp_path: Path) -> None:
+def test_checkpoints_contain_only_trainable_tensors_and_buffers(document: Document, tmp_path: Path) -> None:
     trainer = make_trainer(changed(document, encoder__freeze=True), tmp_path)
     trainer.run()
     saved = checkpoint.latest(tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""Training with contexts: the batches, the run, and the model that it exports."""
+"""Training with contexts: batches, runs and exported models."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_batches_have_the_contexts_of_their_clips(tmp_path: Path) -> None:
     assert 0 < sum(map(bool, seen)) < 12
 
 
-def test_the_model_knows_what_it_is_trained_with(tmp_path: Path) -> None:
+def test_the_model_stores_its_context_settings(tmp_path: Path) -> None:
     write_clips(tmp_path, 8)
     recipe = parse(changed(with_context(tmp_path), data__target_text="lower"))
     model, tokenizer, _ = assemble(recipe, gather(recipe), None)
@@ -77,14 +77,14 @@ def test_the_context_is_part_of_the_identity_only_if_it_is_used(tmp_path: Path) 
     assert plain.prompt == PromptConfig()
 
 
-def test_too_many_common_words_are_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_too_many_common_words_are_rejected_before_the_first_step(tmp_path: Path) -> None:
     write_clips(tmp_path, 4)
     document = with_context(tmp_path, hotwords=HOTWORDS | {"num_common": 1000})
     with pytest.raises(UserError, match=r"prompt\.context\.hotwords\.num_common: 1,000 leaves no hotword"):
         make_trainer(document, tmp_path / "run").run()
 
 
-def test_the_longest_context_takes_positions(tmp_path: Path) -> None:
+def test_position_limits_include_the_longest_context(tmp_path: Path) -> None:
     plain, aware = ContextLimits(parse(tiny_recipe(tmp_path))), ContextLimits(parse(with_context(tmp_path)))
     assert aware.needed == plain.needed + 60
     if plain.max_positions is not None:
@@ -97,7 +97,7 @@ def test_the_longest_context_takes_positions(tmp_path: Path) -> None:
     assert not list(limit_errors(parse(changed(document, prompt={}))))
 
 
-def test_a_plan_counts_contexts(tmp_path: Path) -> None:
+def test_costs_include_contexts(tmp_path: Path) -> None:
     plain, aware = (plan_recipe(parse(document)) for document in (tiny_recipe(tmp_path), with_context(tmp_path)))
     assert aware.worst.prompt_tokens == plain.worst.prompt_tokens + 60
     assert plain.mean.prompt_tokens < aware.mean.prompt_tokens < aware.worst.prompt_tokens

@@ -1,4 +1,4 @@
-"""A disk that fails is no fault of the clips on it: none is left out, and the same command goes on when it is back."""
+"""Disk errors do not count as bad clips. No clip is dropped, and the same command continues when the disk is back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @contextmanager
 def few_files(count: int) -> Iterator[None]:
-    """So many files can be opened."""
+    """Limit the number of further files that can be opened."""
     free = os.dup(0)
     os.close(free)
     bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -46,7 +46,7 @@ def few_files(count: int) -> Iterator[None]:
 # --- whole runs
 
 
-def test_a_disk_that_goes_away_while_training(tmp_path: Path) -> None:
+def test_a_run_continues_after_the_disk_was_unavailable(tmp_path: Path) -> None:
     write_clips(tmp_path / "data", 12)
     settings = {"training__steps": 6, "batching__max_clips": 3, "execution__log_every": 1, "data__evaluation": {}}
     document = changed(tiny_recipe(tmp_path / "data"), execution__checkpoint_every=100, **settings)
@@ -72,7 +72,7 @@ def parquet(folder: Path, **changes: Any) -> Source:
     return SOURCES.build(config, SourceContext(folder / "cache"))
 
 
-def test_a_row_group_that_cannot_be_opened_is_no_bad_clip(tmp_path: Path) -> None:
+def test_a_row_group_that_cannot_be_opened_is_not_a_bad_clip(tmp_path: Path) -> None:
     source = parquet(tmp_path)
     utterance = source.index().utterances[0]
     read_row_group.cache_clear()
@@ -94,13 +94,12 @@ def test_a_row_group_that_cannot_be_opened_is_no_bad_clip(tmp_path: Path) -> Non
     assert source.encoded(utterance) == encoded_clip(0, 0.5)
 
 
-def test_what_a_disk_hides_while_durations_are_read_is_not_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_error_while_reading_durations_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = parquet(tmp_path, duration=None)
 
     def hidden(self: pq.ParquetFile, group: int, **options: Any) -> Any:
-        Path("/proc/self/mem").read_bytes()  # an error of the system's own: nothing lies at its beginning
+        # an error of the operating system, because nothing can be read at the start of this file
+        Path("/proc/self/mem").read_bytes()
 
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetFile, "read_row_group", hidden)
@@ -109,7 +108,7 @@ def test_what_a_disk_hides_while_durations_are_read_is_not_remembered(
     assert len(source.index().utterances) == 4
 
 
-def test_a_folder_that_cannot_be_listed_has_no_missing_files(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 4)
     source = SOURCES.build(ManifestConfig(path=str(manifest)), SourceContext(tmp_path / "cache"))
     before = source.index()

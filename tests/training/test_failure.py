@@ -1,4 +1,4 @@
-"""Errors that one process sends to others have the same exit code in all of them."""
+"""Errors that one process sends to the others have the same exit code in all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of training is said, loses nothing that was saved, and the same command goes on."""
+"""Faults during training: a clear message, no loss of saved steps, and the same command continues."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def finished(one_thread: None, data: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def undisturbed(finished: Path, tmp_path: Path) -> bytes:
-    """The weights of a run without faults, whose folder is copied to ``undisturbed``."""
+    """Return the weights of a run without faults. Its folder is copied to ``undisturbed``."""
     shutil.copytree(finished, tmp_path / "undisturbed")
     return exported(finished)
 
@@ -77,7 +77,7 @@ def undisturbed(finished: Path, tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 24 MiB."""
+    """Mount a separate file system of 24 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -92,7 +92,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> None:
-    """Leave no byte free."""
+    """Fill the file system completely."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 1):
             try:
@@ -103,7 +103,7 @@ def fill(path: Path) -> None:
                     raise
 
 
-def test_a_full_disk(document: Document, small_disk: Path, undisturbed: bytes) -> None:
+def test_a_run_continues_after_the_disk_was_full(document: Document, small_disk: Path, undisturbed: bytes) -> None:
     folder, filler = small_disk / "run", small_disk / "filler"
     with pytest.raises(UserError) as refusal:
         run(document, folder, ActingCallback(5, lambda: fill(filler)))
@@ -117,8 +117,10 @@ def test_a_full_disk(document: Document, small_disk: Path, undisturbed: bytes) -
     assert exported(folder) == undisturbed
 
 
-def test_a_log_that_cannot_be_written(document: Document, undisturbed: bytes, tmp_path: Path) -> None:
-    """The step that it would have told of is not lost."""
+def test_a_run_continues_after_a_log_could_not_be_written(
+    document: Document, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """Steps that are not logged are not lost."""
     document, log = changed(document, execution__log_clips=True), tmp_path / "run" / "clips.jsonl"
 
     def harm() -> None:
@@ -135,8 +137,8 @@ def test_a_log_that_cannot_be_written(document: Document, undisturbed: bytes, tm
     assert exported(tmp_path / "run") == undisturbed
 
 
-def test_a_checkpoint_that_is_too_large(document: Document, tmp_path: Path) -> None:
-    """For a quota, for one; another process gets it, since a limit once lowered stays."""
+def test_a_checkpoint_above_a_file_size_limit_is_an_error(document: Document, tmp_path: Path) -> None:
+    """A disk quota has the same effect. The limit is set in a separate process, because it cannot be raised again."""
 
     def limited(end: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -180,7 +182,7 @@ def flip(path: Path) -> None:
         (cut, "checksums.json", r"checksums\.json .+"),
     ],
 )
-def test_a_damaged_checkpoint_is_left_out(
+def test_a_damaged_checkpoint_is_skipped(
     document: Document, undisturbed: bytes, tmp_path: Path, harm: Callable[[Path], None], name: str, problem: str
 ) -> None:
     folder = tmp_path / "undisturbed"
@@ -194,7 +196,9 @@ def test_a_damaged_checkpoint_is_left_out(
     assert steps_kept(folder) == [6, 8]
 
 
-def test_checkpoints_that_are_all_damaged(document: Document, undisturbed: bytes, tmp_path: Path) -> None:
+def test_a_run_cannot_continue_if_all_checkpoints_are_damaged(
+    document: Document, undisturbed: bytes, tmp_path: Path
+) -> None:
     folder = tmp_path / "undisturbed"
     for step in (6, 8):
         cut(folder / "checkpoints" / f"step-{step:09d}" / "rng.pt")
@@ -227,7 +231,7 @@ def hub(streamed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
 @pytest.fixture(scope="module")
 def streaming(data: Path) -> Document:
-    """Few clips are shuffled together, so that most row groups are fetched in the course of training."""
+    """Shuffle few clips together, so that most row groups are fetched during training."""
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "execution__checkpoint_every": 100}
     return changed(eight_steps(data), **settings, data__target_text="lower")
@@ -235,7 +239,7 @@ def streaming(data: Path) -> Document:
 
 @pytest.fixture(scope="module")
 def streamed(one_thread: None, streaming: Document, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of a run on a hub without faults."""
+    """Return the weights of a run that reads from a hub without faults."""
     folder = tmp_path_factory.mktemp("streamed")
     with pytest.MonkeyPatch.context() as patch, loquacious_hub(patch, folder / "cache"):
         run(streaming, folder / "run")
@@ -244,7 +248,7 @@ def streamed(one_thread: None, streaming: Document, tmp_path_factory: pytest.Tem
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("fault", ["error", pytest.param("stall", marks=pytest.mark.slow)])
-def test_a_hub_that_goes_away(
+def test_a_run_continues_after_the_hub_was_unavailable(
     hub: Hub,
     streaming: Document,
     streamed: bytes,
@@ -275,7 +279,7 @@ def test_a_hub_that_goes_away(
     assert exported(tmp_path / "run") == streamed
 
 
-def test_a_hub_that_stalls_now_and_then_costs_time_only(
+def test_a_stalling_hub_does_not_change_the_weights(
     hub: Hub, streaming: Document, streamed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_ranges, "_TIMEOUT_S", 0.2)
@@ -287,8 +291,8 @@ def test_a_hub_that_stalls_now_and_then_costs_time_only(
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
 
 
-def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document, tmp_path: Path) -> None:
-    class Hearing(RecordingCallback):
+def test_an_unavailable_hub_at_the_start_is_an_error(hub: Hub, streaming: Document, tmp_path: Path) -> None:
+    class NoteCallback(RecordingCallback):
         def note(self, message: str) -> None:
             if "training clips" in message:
                 shutil.rmtree(tmp_path / "cache" / "hub" / "row_groups", ignore_errors=True)
@@ -296,15 +300,15 @@ def test_a_hub_that_is_away_before_the_first_step(hub: Hub, streaming: Document,
                 hub.fault = lambda number, path: "error" if "/places/" in path else None
 
     with pytest.raises(UserError, match=r"\nnothing is trained yet"):
-        run(streaming, tmp_path / "run", Hearing())
+        run(streaming, tmp_path / "run", NoteCallback())
     assert steps_kept(tmp_path / "run") == []
 
 
 # --- memory
 
 
-class Full(ActingCallback):
-    """Takes away all memory of the step that follows, as its first layer finds."""
+class OutOfMemory(ActingCallback):
+    """Simulates a lack of memory in the step after this one."""
 
     def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         super().__init__(
@@ -320,12 +324,12 @@ def full(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore about it")
 
 
-def test_a_step_that_does_not_fit_the_gpu_loses_none_before_it(
+def test_steps_before_a_lack_of_memory_are_saved(
     document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = changed(document, execution__checkpoint_every=100)
     with monkeypatch.context() as patch, pytest.raises(UserError) as refusal:
-        run(document, tmp_path / "run", Full(3, patch, ""))
+        run(document, tmp_path / "run", OutOfMemory(3, patch, ""))
     for value in ("step 4", "3 clips", "Tried to allocate 20.00 GiB.", "step 3 is saved", "batching.max_padded_s"):
         assert value in str(refusal.value)
     assert "more about it" not in str(refusal.value)
@@ -334,11 +338,11 @@ def test_a_step_that_does_not_fit_the_gpu_loses_none_before_it(
     assert exported(tmp_path / "run") == undisturbed
 
 
-def test_weights_that_are_half_moved_are_not_saved(
+def test_partly_updated_weights_are_not_saved(
     document: Document, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as failure:
-        run(document, tmp_path / "run", Full(3, patch, "update"))
+        run(document, tmp_path / "run", OutOfMemory(3, patch, "update"))
     assert "everything after step 2 is lost" in str(failure.value)
     assert steps_kept(tmp_path / "run") == [2]
     run(document, tmp_path / "run")
@@ -346,7 +350,7 @@ def test_weights_that_are_half_moved_are_not_saved(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
+def test_a_lack_of_gpu_memory_is_reported(document: Document, tmp_path: Path) -> None:
     document = changed(document, execution__device="cuda", execution__checkpoint_every=100)
 
     def shrink() -> None:
@@ -364,8 +368,8 @@ def test_a_gpu_that_is_full(document: Document, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
-def test_a_signal_to_all_processes_of_a_run(document: Document, tmp_path: Path, number: signal.Signals) -> None:
-    """As Ctrl-C and schedulers send it: the loader's processes get it, too."""
+def test_a_signal_to_all_processes_stops_a_run(document: Document, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and schedulers also send the signal to the loader's processes."""
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(changed(document, training__steps=4000, execution__num_workers=2)))
     process = begin("run", path, "--output-dir", tmp_path / "run", start_new_session=True)

@@ -1,4 +1,4 @@
-"""The best evaluation, early stopping, and averages of checkpoints: the same final weights after any kill."""
+"""The best evaluation, early stopping, and averages of checkpoints. The final weights are the same after any kill."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VALUES = {2: 0.5, 4: 0.25, 6: 0.25, 8: 0.375, 10: 0.1, 12: 0.1}
 """Word error rates by step. Steps 4 and 6 are equal."""
 AVERAGE = -1
-"""Key of the word error rate of an average."""
+"""Key of the average's word error rate."""
 
 
 class Killed(BaseException):
-    """Ends a training as a kill does: nothing handles it."""
+    """Ends training like a kill. Nothing handles it."""
 
 
 @pytest.fixture(scope="module")
 def stopping(data: Path) -> Document:
-    """Step 4 is the best, and after step 8 of 12 the patience is over."""
+    """Step 4 is the best. Training stops early after step 8 of 12."""
     settings: dict[str, Any] = {
         "decoder__dropout": 0.1,
         "training__steps": 12,
@@ -68,7 +68,7 @@ def stopping(data: Path) -> Document:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nothing disturbed."""
+    """A run without faults."""
 
     folder: Path
     trainer: Trainer
@@ -86,7 +86,7 @@ def whole(stopping: Document, tmp_path_factory: pytest.TempPathFactory) -> Whole
 def scripted(
     document: Document, folder: Path, values: Mapping[int, float] = VALUES, **options: Any
 ) -> tuple[Trainer, list[int]]:
-    """A trainer whose evaluations give these values, and the steps that it evaluates."""
+    """Return a trainer whose evaluations give these values, and the list of steps that it evaluates."""
     evaluated: list[int] = []
 
     def evaluate(model: object) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def rows(folder: Path) -> list[tuple[str, int, Any]]:
     ]
 
 
-def test_the_best_evaluation_gives_the_weights_and_ends_the_run(whole: Whole) -> None:
+def test_the_final_weights_are_the_best_and_training_stops_early(whole: Whole) -> None:
     assert whole.trainer.final == FinalWeights((4,), "held_out", "wer", 0.25, 4, stopped_early=True)
     assert whole.trainer.progress.step == 8
     assert_weights(whole.weights, saved(whole.folder, 4))
@@ -197,10 +197,10 @@ KILLS: list[tuple[Callable[[Trainer, int, pytest.MonkeyPatch], None], int]] = [
 ]
 
 
-def test_any_kill_gives_the_same_weights_and_the_same_last_step(
+def test_final_weights_do_not_depend_on_kills(
     stopping: Document, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run is killed at all these moments in turn."""
+    """One run is killed at all these moments, one after the other."""
     for act, step in KILLS:
         trainer, _ = scripted(stopping, tmp_path)
         with monkeypatch.context() as patch:
@@ -215,7 +215,7 @@ def test_any_kill_gives_the_same_weights_and_the_same_last_step(
     assert steps_kept(tmp_path) == steps_kept(whole.folder)
 
 
-def test_a_step_that_was_saved_without_its_evaluation_is_evaluated(stopping: Document, tmp_path: Path) -> None:
+def test_a_saved_step_without_an_evaluation_is_evaluated(stopping: Document, tmp_path: Path) -> None:
     trainer, _ = scripted(stopping, tmp_path)
 
     def unwritable(kind: str, step: int, **values: Any) -> None:
@@ -250,7 +250,7 @@ def test_a_damaged_best_checkpoint_is_named(stopping: Document, whole: Whole, tm
 
 @pytest.fixture
 def averaging(document: Document) -> Document:
-    """Of the steps 2, 4, 6 and 7, the last three."""
+    """Average the last three of the steps 2, 4, 6 and 7."""
     every = {"execution__checkpoint_every": 2, "execution__keep_checkpoints": 1}
     return changed(document, training__steps=7, training__average_last=3, decoder__dropout=0.1, **every)
 
@@ -266,7 +266,7 @@ def test_the_last_checkpoints_are_averaged(averaging: Document, tmp_path: Path) 
     assert steps_kept(tmp_path / "whole") == [4, 6, 7]
     assert_weights(found, mean(tmp_path / "whole", (4, 6, 7)))
 
-    # A signal saves step 5, too, which is not one of the averaged steps.
+    # A signal also saves step 5, which is not averaged.
     folder, stop = tmp_path / "stopped", StopSignal()
     with pytest.raises(Stopped):
         finished(averaging, folder, stop=stop, callback=ActingCallback(5, stop.ask))
@@ -277,7 +277,7 @@ def test_the_last_checkpoints_are_averaged(averaging: Document, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("value", "steps"), [(0.2, (3, 6, 8)), (0.25, (4,))])
-def test_an_average_competes_with_the_best_checkpoint(
+def test_the_better_of_average_and_best_checkpoint_is_used(
     stopping: Document, tmp_path: Path, value: float, steps: tuple[int, ...]
 ) -> None:
     document = changed(stopping, training__average_last=3, execution__keep_checkpoints=1)
@@ -349,7 +349,7 @@ def test_a_report_states_which_set_chose_the_weights(data: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evaluations of a real model, which learns."""
+    """Return a recipe whose evaluations use a real model that learns."""
     folder = tmp_path_factory.mktemp("recipe")
     write_clips(folder, 12)
     settings: dict[str, Any] = {
@@ -374,7 +374,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_run_that_is_killed_at_any_moment(recipe: Path, tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_random_times_has_the_same_final_weights(recipe: Path, tmp_path: Path, seed: int) -> None:
     code, out, err = finish(start(recipe, tmp_path / "whole"))
     assert (code, err) == (0, ""), out
     folder, rng, kills = tmp_path / "run", random.Random(seed), 0

@@ -1,4 +1,4 @@
-"""Kept frames: those of the encoder, within the limit of the file, and the same training bit for bit."""
+"""The frame cache: it returns the encoder's frames, respects its size limit, and does not change training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def clips() -> Tensor:
     return waveforms * (torch.arange(16_000) < LENGTHS[:, None])
 
 
-def test_frames_are_those_of_the_encoder_and_encoded_once(encoder: Encoder, tmp_path: Path) -> None:
+def test_frames_equal_the_encoders_and_are_computed_once(encoder: Encoder, tmp_path: Path) -> None:
     cache = FrameCache(encoder, 10**6, tmp_path)
     first = cache.frames(clips(), LENGTHS)
     again = cache.frames(clips()[[2, 0]], LENGTHS[[2, 0]])
@@ -50,7 +50,7 @@ def test_frames_are_those_of_the_encoder_and_encoded_once(encoder: Encoder, tmp_
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
-def test_half_precision_is_kept_as_it_is(encoder: Encoder, tmp_path: Path) -> None:
+def test_half_precision_frames_are_stored_exactly(encoder: Encoder, tmp_path: Path) -> None:
     cache = FrameCache(encoder, 10**6, tmp_path / "missing")
     with torch.autocast("cpu", torch.bfloat16):
         first, again = (cache.frames(clips(), LENGTHS).values for _ in range(2))
@@ -58,7 +58,7 @@ def test_half_precision_is_kept_as_it_is(encoder: Encoder, tmp_path: Path) -> No
     assert torch.equal(first, again)
 
 
-def test_a_full_file_keeps_what_it_has(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_full_cache_keeps_its_frames(encoder: Encoder, tmp_path: Path) -> None:
     first_bytes = cache_size(encoder, tmp_path)
     cache = FrameCache(encoder, first_bytes + 10, tmp_path)
     for _ in range(3):
@@ -91,7 +91,7 @@ def test_a_full_disk_does_not_stop_training(encoder: Encoder, tmp_path: Path, mo
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    """Eight clips in batches of four, six steps, a pretrained, frozen encoder."""
+    """Return a recipe with eight clips in batches of four, six steps and a pretrained, frozen encoder."""
     folder = tmp_path_factory.mktemp("recipe")
     document = recipe_on(folder)
     part_checkpoints.whisper(folder / "whisper")
@@ -104,7 +104,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
     return changed(document, **settings)
 
 
-def test_losses_are_those_without_a_cache_and_a_resume_is_exact(document: Document, tmp_path: Path) -> None:
+def test_the_cache_does_not_change_losses_and_resuming_is_exact(document: Document, tmp_path: Path) -> None:
     keeping = changed(document, execution__cache_frames_gb=0.1)
     trained(document, tmp_path / "plain")
     trainer = make_trainer(keeping, tmp_path / "kept")
@@ -133,7 +133,9 @@ def test_losses_are_those_without_a_cache_and_a_resume_is_exact(document: Docume
         ({"execution__parallel": "fsdp"}, "cache_frames_gb ddp"),
     ],
 )
-def test_frames_that_differ_in_every_epoch(document: Document, changes: dict[str, Any], names: str) -> None:
+def test_frames_that_change_during_training_cannot_be_cached(
+    document: Document, changes: dict[str, Any], names: str
+) -> None:
     recipe = parse(changed(document, execution__cache_frames_gb=0.1))
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Peak speed, power and meters of a machine: given, measured or from the table."""
+"""Peak speed, power and energy meters of a machine: given, measured or from the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 TRAINING = TrainingConfig(steps=1, learning_rate=1.0)
 
 
-def test_settings_go_before_the_table_and_measurements() -> None:
+def test_settings_have_priority_over_the_table_and_measurements() -> None:
     execution = ExecutionConfig(peak_tflops=2.0, rated_watts=70.0)
     given = Host.of(CPU, execution, TRAINING, num_processes=3)
     assert (given.peak_flops, given.peak_source) == (6e12, "given")
@@ -43,11 +43,11 @@ def test_a_process_reads_the_meter_of_its_own_gpu(nvml: ModuleType, monkeypatch:
     assert of_four.joules() - of_four.joules() == -2.5
 
 
-def test_gpus_of_the_table_are_known_by_pytorchs_names() -> None:
+def test_gpus_are_found_by_their_names_in_pytorch() -> None:
     names = [name for gpu in GPUS.values() for name in gpu.reported_as]
     assert len(names) == len(set(names)) == len(GPUS)
     assert gpu_reported_as("NVIDIA H100 80GB HBM3") is GPUS["h100"]
-    assert gpu_reported_as("NVIDIA H100 PCIe") is None  # slower, and rated for half
+    assert gpu_reported_as("NVIDIA H100 PCIe") is None  # slower, with half the rated power
 
 
 class NvmlError(Exception):
@@ -56,7 +56,7 @@ class NvmlError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A driver's library of one GPU, which has drawn 2500 mJ more at every reading."""
+    """Install a stand-in for NVML with one GPU, whose counter grows by 2500 mJ at every reading."""
     library: Any = ModuleType("pynvml")
     drawn: Iterator[int] = iter(range(0, 10**6, 2500))
 
@@ -73,7 +73,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return library
 
 
-def test_nvml_counts_joules(nvml: ModuleType) -> None:
+def test_nvml_measures_joules(nvml: ModuleType) -> None:
     meter = nvml_meter("1234")
     assert meter is not None
     assert meter() - meter() == -2.5

@@ -1,4 +1,4 @@
-"""training.init_from: the weights of another run."""
+"""``training.init_from``: start from the weights of another run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def earlier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with a CTC head, trained on other texts."""
+    """Return a finished run with a CTC head, trained on other texts."""
     folder = tmp_path_factory.mktemp("earlier")
     write_clips(folder, 8)
     (folder / "manifest.jsonl").write_text((folder / "manifest.jsonl").read_text().replace('"yes"', '"why quiz"'))
@@ -37,14 +37,14 @@ def earlier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def starting(document: Document, path: Path, parts: Sequence[str] | None = None, **changes: Any) -> Any:
-    """Model, tokenizer and target_encoder as a run from ``path`` begins with them."""
+    """Return the initial model, tokenizer and target encoder of a run that starts from ``path``."""
     document = changed(document, training__init_from={"path": str(path), "parts": parts}, **changes)
     recipe = parse(document)
     assert recipe.training.init_from is not None
     return assemble(recipe, gather(recipe), StartingPoint(recipe.training.init_from))
 
 
-def test_everything_is_taken_over(document: Document, earlier: Path) -> None:
+def test_all_parts_are_loaded(document: Document, earlier: Path) -> None:
     for path in (earlier, earlier / "model"):
         model, tokenizer, target_encoder = starting(document, path)
         saved = load_file(earlier / "model" / "model.safetensors")
@@ -54,7 +54,7 @@ def test_everything_is_taken_over(document: Document, earlier: Path) -> None:
         assert "q" in target_encoder.ctc.characters
 
 
-def test_only_the_named_parts_are_taken(document: Document, earlier: Path) -> None:
+def test_only_the_listed_parts_are_loaded(document: Document, earlier: Path) -> None:
     model, tokenizer, target_encoder = starting(document, earlier, ["encoder", "projector"])
     saved = load_file(earlier / "model" / "model.safetensors")
     taken = {name for name in saved if name in (own := model.state_dict()) and torch.equal(own[name], saved[name])}
@@ -64,19 +64,19 @@ def test_only_the_named_parts_are_taken(document: Document, earlier: Path) -> No
     assert tokenizer.unk_token_id in tokenizer.encode("quiz", add_special_tokens=False)
 
 
-def test_what_was_started_from_is_part_of_a_run(document: Document, earlier: Path, tmp_path: Path) -> None:
+def test_the_report_records_the_initial_weights(document: Document, earlier: Path, tmp_path: Path) -> None:
     start = {"path": str(earlier), "parts": None}
     report = Run(parse(changed(document, training__init_from=start)), "x", tmp_path, RecordingCallback()).complete()
     assert len(report["provenance"]["init_from"]) == 64
 
 
-def test_a_folder_without_a_model(document: Document, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error(document: Document, tmp_path: Path) -> None:
     with pytest.raises(UserError) as refusal:
         starting(document, tmp_path)
     assert str(refusal.value).startswith(f"training.init_from.path: {tmp_path} ")
 
 
-def test_a_damaged_model(document: Document, earlier: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_an_error(document: Document, earlier: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 50)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"training\.init_from: .*config\.json is damaged"):
@@ -93,7 +93,7 @@ def test_a_damaged_model(document: Document, earlier: Path, tmp_path: Path) -> N
         ({"ctc": None}, r"ctc_head\.bias is not in this recipe's model"),
     ],
 )
-def test_parts_that_do_not_fit(document: Document, earlier: Path, changes: Document, problem: str) -> None:
+def test_parts_that_do_not_fit_are_an_error(document: Document, earlier: Path, changes: Document, problem: str) -> None:
     with pytest.raises(UserError, match=problem) as refusal:
         starting(document, earlier, **changes)
     message = str(refusal.value)
@@ -101,13 +101,13 @@ def test_parts_that_do_not_fit(document: Document, earlier: Path, changes: Docum
     assert "training.init_from.parts" in message
 
 
-def test_many_problems_are_cut_short(document: Document, earlier: Path) -> None:
+def test_a_long_list_of_problems_is_shortened(document: Document, earlier: Path) -> None:
     overrides = document["encoder"]["overrides"] | {"encoder_layers": 3}
     with pytest.raises(UserError, match=r"\n  … and \d+ more\n"):
         starting(document, earlier, encoder__overrides=overrides)
 
 
-def test_a_start_without_a_ctc_head(document: Document, data: Path, tmp_path: Path) -> None:
+def test_a_missing_ctc_head_is_an_error(document: Document, data: Path, tmp_path: Path) -> None:
     plain = {**changed(document, training__steps=1), "ctc": None}
     Run(parse(plain), "plain", tmp_path, RecordingCallback()).complete()
     with pytest.raises(UserError) as refusal:

@@ -1,4 +1,4 @@
-"""Killed twenty times while it streams from a hub, a run ends in the bits of one that nobody disturbed."""
+"""A run that streams from a hub and is killed twenty times has exactly the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that draws random numbers is switched on; a window of the order is smaller than the corpus."""
+    """Return a recipe that uses all random numbers, and whose shuffle window is smaller than the corpus."""
     settings: dict[str, Any] = {
         "data__train": {"loquacious": {"name": "loquacious", "config": "small"}},
         "data__evaluation": {},
@@ -80,7 +80,7 @@ def finish(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills(hub: Hub, recipe: Path, tmp_path: Path) -> None:
+def test_twenty_kills_do_not_change_the_weights(hub: Hub, recipe: Path, tmp_path: Path) -> None:
     whole, folder, rng = tmp_path / "whole" / "run", tmp_path / "killed" / "run", random.Random(0)
     whole.parent.mkdir()
     folder.parent.mkdir()
@@ -88,9 +88,9 @@ def test_twenty_kills(hub: Hub, recipe: Path, tmp_path: Path) -> None:
     reached = []
     for number in range(KILLS):
         process = start(hub, recipe, folder)
-        if number % 4 == 3:  # wherever it is by then: importing, indexing, training
+        if number % 4 == 3:  # at any time: importing, indexing or training
             until = time.monotonic() + rng.uniform(1, 15)
-            most = last_step(folder) + 7  # so that a fast machine is not done before the last kill
+            most = last_step(folder) + 7  # so that a fast machine does not finish before the last kill
             assert wait_until(process, lambda: time.monotonic() > until or last_step(folder) >= most)  # noqa: B023
         else:
             aim = min(STEPS - 5, last_step(folder) + rng.randint(1, 7))

@@ -1,4 +1,4 @@
-"""Training: it learns, accumulation changes nothing, and the seed decides."""
+"""Training reduces the loss, accumulation does not change it, and it is determined by the seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_audio.training.metrics import read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_tiny_model_learns_a_handful_of_clips_by_heart(data: Path, tmp_path: Path) -> None:
+def test_a_tiny_model_memorizes_a_few_clips(data: Path, tmp_path: Path) -> None:
     steps = {"training__steps": 120, "training__learning_rate": 5e-3, "training__warmup_steps": 5}
     settings = {"batching__max_clips": 8, "evaluation__normalizer": "lower", "generation__max_new_tokens": 20}
     callback = RecordingCallback()
@@ -45,22 +45,22 @@ def test_a_tiny_model_learns_a_handful_of_clips_by_heart(data: Path, tmp_path: P
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
 
 
-def test_the_first_losses_are_what_they_were(document: Document, tmp_path: Path) -> None:
+def test_the_first_losses_equal_the_golden_values(document: Document, tmp_path: Path) -> None:
     trained(document, tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     for key, golden in GOLDEN.items():
         assert rows[0][key] == pytest.approx(golden[0], abs=1e-4), key
-        # AdamW's first steps are nearly signs of gradients, so rounding shows.
+        # AdamW's first steps are close to the signs of the gradients, so rounding errors grow.
         assert [row[key] for row in rows] == pytest.approx(golden, rel=1e-2), key
     for row in rows:
         assert row["loss"] == pytest.approx(row["decoder_loss"] + 0.5 * row["ctc_loss"], abs=1e-9)
 
 
 GOLDEN = {"decoder_loss": [3.11630, 3.01945, 2.98326], "ctc_loss": [14.11594, 25.03313, 22.76215]}
-"""On a CPU in fp32. The CTC loss rises at first: the warmup is left out here."""
+"""Losses on a CPU in fp32. The CTC loss rises at first, because there is no warmup."""
 
 
-def test_bf16_trains_and_keeps_what_trains_in_fp32(document: Document, tmp_path: Path) -> None:
+def test_bf16_training_keeps_fp32_weights(document: Document, tmp_path: Path) -> None:
     steps = {"training__steps": 15, "training__learning_rate": 5e-3, "batching__max_clips": 8}
     trainer = make_trainer(changed(document, training__precision="bf16", **steps), tmp_path)
     trainer.run()
@@ -73,13 +73,13 @@ def test_bf16_trains_and_keeps_what_trains_in_fp32(document: Document, tmp_path:
     assert logged(tmp_path / "fp32", "loss") != curve
 
 
-def test_label_smoothing_is_part_of_the_loss(document: Document, tmp_path: Path) -> None:
+def test_label_smoothing_changes_the_loss(document: Document, tmp_path: Path) -> None:
     trained(changed(document, training__steps=1), tmp_path / "plain")
     trained(changed(document, training__steps=1, training__label_smoothing=0.2), tmp_path / "smooth")
     assert logged(tmp_path / "plain", "loss") != logged(tmp_path / "smooth", "loss")
 
 
-def test_two_batches_of_two_are_one_batch_of_four(document: Document, tmp_path: Path) -> None:
+def test_two_accumulated_batches_equal_one_larger_batch(document: Document, tmp_path: Path) -> None:
     one = {"training__steps": 1, "training__max_gradient_norm": 1e9}
     (tmp_path / "four").mkdir()
     write_clips(tmp_path / "four", 4)
@@ -99,14 +99,14 @@ def test_two_batches_of_two_are_one_batch_of_four(document: Document, tmp_path: 
     assert max(float((whole - halves).abs().max()) for whole, halves in gradients) < 1e-6 * max(1.0, largest)
 
 
-def test_gradients_are_scaled_down_to_their_greatest_norm(document: Document, tmp_path: Path) -> None:
+def test_gradients_are_clipped_to_the_maximum_norm(document: Document, tmp_path: Path) -> None:
     trained(changed(document, training__steps=1, training__max_gradient_norm=0.01), tmp_path)
     norm = torch.cat([gradient.flatten() for gradient in first_gradients(tmp_path)]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["gradient_norm"] > 0.1
 
 
-def test_frozen_parts_stay_and_adapters_learn(document: Document, tmp_path: Path) -> None:
+def test_frozen_weights_do_not_change_and_adapters_do(document: Document, tmp_path: Path) -> None:
     lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
     frozen = {"encoder__freeze": True, "decoder__freeze": True, "decoder__lora": lora}
     trainer = make_trainer(changed(document, **frozen), tmp_path)
@@ -121,7 +121,9 @@ def test_frozen_parts_stay_and_adapters_learn(document: Document, tmp_path: Path
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_evaluating_while_training_changes_nothing(document: Document, tmp_path: Path, precision: str) -> None:
+def test_evaluation_during_training_does_not_change_the_weights(
+    document: Document, tmp_path: Path, precision: str
+) -> None:
     dropout = {"encoder__dropout": 0.1, "decoder__dropout": 0.1, "generation__max_new_tokens": 10}
     plain = changed(document, **dropout, training__precision=precision)
     often = changed(plain, execution__evaluate_every=1, execution__evaluate_set="held_out")
@@ -139,7 +141,7 @@ def test_evaluating_while_training_changes_nothing(document: Document, tmp_path:
     assert [note for note in callback.notes if note.startswith("step 1: held_out WER ")]
 
 
-def test_loader_processes_change_nothing(document: Document, tmp_path: Path) -> None:
+def test_loader_processes_do_not_change_training(document: Document, tmp_path: Path) -> None:
     speed = {"augmentation__speed": [0.9, 1.0, 1.1], "augmentation__white_noise": {"snr_db": [10.0, 30.0]}}
     speed |= {"augmentation__silence": {}}
     write_clips(tmp_path / "sounds", 3)
@@ -152,7 +154,7 @@ def test_loader_processes_change_nothing(document: Document, tmp_path: Path) -> 
     assert logged(tmp_path / "alone", "loss") == logged(tmp_path / "helped", "loss")
 
 
-def test_the_seed_decides(document: Document, tmp_path: Path) -> None:
+def test_the_seed_determines_the_weights(document: Document, tmp_path: Path) -> None:
     first = trained(document, tmp_path / "first")
     assert not different(first, trained(document, tmp_path / "again"))
     assert different(first, trained(changed(document, training__seed=1), tmp_path / "other"))

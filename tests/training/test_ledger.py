@@ -1,4 +1,4 @@
-"""The ledger: sums that survive a restart, work as the plan counts it, and what a run reports of them."""
+"""The ledger: its sums, its FLOPs, and the report of a run's resource usage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WORK = Work((1e6, 2e6, 0.0), (10.0, 0.0, 100.0), 3, 12.5)
 
 
 def host(**changes: Any) -> Host:
-    """Of 1 GFLOPS and 50 W."""
+    """Return a machine with 1 GFLOPS and 50 W."""
     known = Host(CPU, 1, 1e9, "given", 50.0, "given", None, None)
     return dataclasses.replace(known, **changes)
 
@@ -79,7 +79,7 @@ def one_step() -> Callable[..., None]:
     return take
 
 
-def test_a_step(one_step: Callable[..., None]) -> None:
+def test_one_step_updates_all_sums(one_step: Callable[..., None]) -> None:
     clock, progress = Clock(), Progress()
     ledger = Ledger(progress, host(), WORK, clock)
     one_step(ledger, clock)
@@ -100,7 +100,7 @@ def test_a_step(one_step: Callable[..., None]) -> None:
     assert peak <= row["peak_memory_bytes"] <= peak_resident_bytes()
 
 
-def test_a_row_is_of_the_steps_since_the_last(one_step: Callable[..., None]) -> None:
+def test_a_row_covers_the_steps_since_the_last_row(one_step: Callable[..., None]) -> None:
     clock = Clock()
     ledger = Ledger(Progress(), host(), None, clock)
     one_step(ledger, clock)
@@ -111,11 +111,11 @@ def test_a_row_is_of_the_steps_since_the_last(one_step: Callable[..., None]) -> 
     assert row["utilization"] is None
 
 
-def test_sums_go_on_after_a_restart_and_the_time_between_is_not_in_them(one_step: Callable[..., None]) -> None:
+def test_sums_continue_after_a_restart_without_the_time_in_between(one_step: Callable[..., None]) -> None:
     clock, progress = Clock(), Progress()
     one_step(Ledger(progress, host(), WORK, clock), clock)
     saved = Progress(**json.loads(json.dumps(dataclasses.asdict(progress))))
-    one_step(Ledger(progress, host(), WORK, clock), clock)  # a kill takes this step back
+    one_step(Ledger(progress, host(), WORK, clock), clock)  # a kill undoes this step
     clock.now += 3600
     ledger = Ledger(saved, host(rated_watts=100.0), WORK, clock)
     one_step(ledger, clock)
@@ -124,7 +124,7 @@ def test_sums_go_on_after_a_restart_and_the_time_between_is_not_in_them(one_step
     assert ledger.row()["wall_s"] == 8.0
 
 
-def test_a_meter_goes_before_the_rated_power(one_step: Callable[..., None]) -> None:
+def test_a_meter_has_priority_over_the_rated_power(one_step: Callable[..., None]) -> None:
     clock, progress = Clock(), Progress(rated_j=100.0)
     readings = iter([1000.0, 1300.0])
     ledger = Ledger(progress, host(joules=lambda: next(readings)), None, clock)
@@ -137,7 +137,7 @@ def test_amounts_of_several_processes_add_up() -> None:
     assert Amounts(1.0, 2.0, 3, 4.0, 5.0) + Amounts(10.0, 20.0, 30, 40.0, 50.0) == Amounts(11.0, 22.0, 33, 44.0, 55.0)
 
 
-def test_what_comes_after_the_last_step_counts_too(one_step: Callable[..., None]) -> None:
+def test_overhead_after_the_last_step_is_counted(one_step: Callable[..., None]) -> None:
     clock, progress = Clock(), Progress()
     ledger = Ledger(progress, host(), WORK, clock)
     one_step(ledger, clock)
@@ -174,7 +174,7 @@ def test_meters_of_two_real_processes(document: Document, tmp_path: Path) -> Non
     assert in_world(2, work) == [5005.0, 5005.0], "four steps, and what came after them"
 
 
-def test_what_one_process_does_after_training_is_added() -> None:
+def test_overhead_after_training_is_added_to_the_totals() -> None:
     clock, readings = Clock(), iter([1000.0, 1300.0, 1350.0])
     overhead = Overhead(host(joules=lambda: next(readings)), clock)
     clock.now += 6.0
@@ -199,19 +199,19 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 @pytest.mark.parametrize(("seconds", "text_share"), [(0.9, 1.0), (2.3, 1.0), (6.0, 0.5), (7.7, 2.0), (10.0, 1.0)])
-def test_work_is_what_a_rehearsal_counts(recipe: Recipe, seconds: float, text_share: float) -> None:
+def test_flops_equal_those_of_a_dry_run(recipe: Recipe, seconds: float, text_share: float) -> None:
     exact = dry_run(recipe, Shape(1, seconds), "cpu", text_share)
     flops = sum(sum(counts.values()) for counts in exact.flops.values())
     assert work_of(recipe, "cpu").flops([seconds], [exact.num_tokens]) == pytest.approx(flops, rel=0.03)
 
 
-def test_work_is_the_plans(recipe: Recipe) -> None:
+def test_flops_equal_those_of_the_plan(recipe: Recipe) -> None:
     plan = plan_recipe(recipe, gpu="cpu", mean_clip_s=4.0)
     counted = work_of(recipe, "cpu").flops([4.0] * 10, [plan.mean.num_tokens] * 10)
     assert counted == pytest.approx(40 * plan.as_json()["flops_per_audio_s"]["total"], rel=0.03)
 
 
-def test_a_dry_run_of_a_model_serves_every_way_of_training(recipe: Recipe) -> None:
+def test_recipes_with_the_same_model_share_a_dry_run(recipe: Recipe) -> None:
     longer = recipe.model_copy(update={"training": TrainingConfig(steps=9, learning_rate=0.5, seed=3)})
     assert work_of(longer, "cpu") is work_of(recipe, "cpu")
     assert work_of(recipe.model_copy(update={"ctc": None}), "cpu") != work_of(recipe, "cpu")
@@ -235,7 +235,7 @@ def finished(document: Document, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_a_runs_report_and_metrics(finished: Path) -> None:
+def test_report_and_metrics_contain_the_resource_usage(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     ledger, rows = report["ledger"], read_metrics(finished / "metrics.jsonl")
     assert ledger["audio_hours_per_hour"] == report["training"]["audio_hours_per_hour"]
@@ -253,7 +253,7 @@ def test_a_runs_report_and_metrics(finished: Path) -> None:
     assert rows[-1]["energy_kwh"] < ledger["energy_kwh"]
 
 
-def test_a_runs_cost_is_of_all_that_it_did(finished: Path) -> None:
+def test_the_cost_includes_all_overhead(finished: Path) -> None:
     report, state = (json.loads((finished / name).read_text()) for name in ("report.json", "state.json"))
     last = checkpoint.latest(finished / "checkpoints")
     assert last is not None
@@ -261,16 +261,16 @@ def test_a_runs_cost_is_of_all_that_it_did(finished: Path) -> None:
     totals = state["training"]["totals"]
     assert totals["wall_s"] == steps["wall_s"]
     assert totals["beside_s"] > steps["beside_s"], "the last checkpoint"
-    asides = [state["export"]["took"], state["evaluation"]["held_out"]["took"]]
-    assert all(aside["beside_s"] > 0 for aside in asides)
-    occupied_s = totals["wall_s"] + totals["beside_s"] + sum(aside["beside_s"] for aside in asides)
+    overheads = [state["export"]["took"], state["evaluation"]["held_out"]["took"]]
+    assert all(each["beside_s"] > 0 for each in overheads)
+    occupied_s = totals["wall_s"] + totals["beside_s"] + sum(each["beside_s"] for each in overheads)
     assert 3600 * report["ledger"]["occupied_hours"] == pytest.approx(occupied_s)
-    joules = totals["rated_j"] + sum(aside["rated_j"] for aside in asides)
+    joules = totals["rated_j"] + sum(each["rated_j"] for each in overheads)
     assert 3.6e6 * report["ledger"]["energy_kwh"] == pytest.approx(joules)
     assert joules == pytest.approx(8.0 * occupied_s), "one CPU thread"
 
 
-def test_another_price_makes_another_report_and_nothing_else(document: Document, finished: Path) -> None:
+def test_another_price_changes_only_the_report(document: Document, finished: Path) -> None:
     before = (finished / "model" / "model.safetensors").stat().st_mtime_ns
     recipe = parse(changed(document, execution__price_per_hour=0.0, execution__grid_gco2_per_kwh=50.0))
     report = Run(recipe, "a *bold* name", finished, RecordingCallback()).complete()
@@ -280,7 +280,7 @@ def test_another_price_makes_another_report_and_nothing_else(document: Document,
     assert recipe.run_id() == parse(document).run_id()
 
 
-def test_the_models_card(document: Document, finished: Path) -> None:
+def test_the_model_card_contains_scores_and_costs(document: Document, finished: Path) -> None:
     report = Run(parse(document), "a *bold* name", finished, RecordingCallback()).complete()
     card = (finished / "model" / "README.md").read_text()
     assert card == model_card(report)
@@ -295,13 +295,13 @@ def test_the_models_card(document: Document, finished: Path) -> None:
     assert str(finished) not in card
 
 
-def test_a_card_that_was_lost_is_written_again(document: Document, finished: Path) -> None:
+def test_a_missing_model_card_is_written_again(document: Document, finished: Path) -> None:
     (finished / "model" / "README.md").unlink()
     Run(parse(document), "a *bold* name", finished, RecordingCallback()).complete()
     assert (finished / "model" / "README.md").exists()
 
 
-def test_a_card_names_the_models_that_it_began_from(document: Document, finished: Path) -> None:
+def test_the_model_card_lists_pretrained_models(document: Document, finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     report["recipe"]["encoder"] |= {"init": "pretrained", "pretrained": "facebook/hubert-xlarge-ls960-ft"}
     report["recipe"]["data"]["train"]["clips"] = {"name": "loquacious", "repo": "speechbrain/LoquaciousSet"}
@@ -312,7 +312,7 @@ def test_a_card_names_the_models_that_it_began_from(document: Document, finished
     assert "Not measured: the run evaluated no set." in card
 
 
-def test_without_a_rehearsal_a_run_says_so_and_goes_on(
+def test_a_run_continues_if_the_dry_run_fails(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Work:
@@ -325,12 +325,12 @@ def test_without_a_rehearsal_a_run_says_so_and_goes_on(
     assert (report["ledger"]["flops"], report["ledger"]["utilization"]) == (None, None)
 
 
-def test_a_trainers_sums_survive_its_checkpoints(document: Document, tmp_path: Path) -> None:
+def test_sums_are_saved_in_checkpoints(document: Document, tmp_path: Path) -> None:
     make_trainer(changed(document, training__steps=2), tmp_path / "run").run()
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None
     before = json.loads((saved / "progress.json").read_text())
     progress = make_trainer(changed(document, training__steps=4), tmp_path / "run").run()
     assert progress.wall_s > before["wall_s"] > before["waited_s"] > 0
-    assert progress.tokens == 2 * before["tokens"]  # both epochs hold the same clips
+    assert progress.tokens == 2 * before["tokens"]  # both epochs have the same clips
     assert progress.rated_j > before["rated_j"] > 0

@@ -1,6 +1,6 @@
-"""How the messages of training and its faults read; other tests check what they name.
+"""The wording of messages about training and its faults. Other tests check their values.
 
-To write ``messages.txt`` anew: ``REGENERATE=1 pytest tests/training/test_messages.py``.
+To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/training/test_messages.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schedule of the learning rate, and which weights decay."""
+"""The learning rate schedule and weight decay."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
     assert learning_rate(TrainingConfig(steps=10, learning_rate=0.3), 0) == 0.3
 
 
-def test_the_rate_of_each_step_is_logged(document: Document, tmp_path: Path) -> None:
+def test_the_learning_rate_of_each_step_is_logged(document: Document, tmp_path: Path) -> None:
     rates = {"training__schedule": "linear", "training__warmup_steps": 1, "training__learning_rate": 1e-3}
     trained(changed(document, **rates), tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
 
 
-def test_weights_decay_in_matrices_only(document: Document, tmp_path: Path) -> None:
+def test_only_matrices_have_weight_decay(document: Document, tmp_path: Path) -> None:
     trainer = make_trainer(changed(document, training__weight_decay=0.1), tmp_path)
     names = {id(tensor): name for name, tensor in trainer.bare_model.named_parameters()}
     optimizer = build_optimizer(trainer.bare_model, trainer.recipe)
@@ -63,7 +63,7 @@ def test_weights_decay_in_matrices_only(document: Document, tmp_path: Path) -> N
     assert sorted(decayed + kept) == sorted(trains)
 
 
-def test_a_part_has_its_own_rate_and_decay(document: Document, tmp_path: Path) -> None:
+def test_a_part_can_have_its_own_learning_rate_and_weight_decay(document: Document, tmp_path: Path) -> None:
     own = {"encoder__learning_rate": 1e-5, "decoder__weight_decay": 0.3, "training__weight_decay": 0.1}
     trainer = make_trainer(changed(document, **own), tmp_path)
     settings: dict[str, set[tuple[float, float]]] = {}
@@ -77,7 +77,7 @@ def test_a_part_has_its_own_rate_and_decay(document: Document, tmp_path: Path) -
     assert settings["projector"] == {(rate, 0.1), (rate, 0.0)}
 
 
-def test_a_parts_rate_follows_the_schedule(document: Document, tmp_path: Path) -> None:
+def test_a_parts_learning_rate_follows_the_schedule(document: Document, tmp_path: Path) -> None:
     trainer = make_trainer(changed(document, encoder__learning_rate=1e-5, training__schedule="linear"), tmp_path)
     trainer.run()
     last = {group["peak"]: group["lr"] for group in trainer.optimizer.param_groups}
@@ -85,7 +85,7 @@ def test_a_parts_rate_follows_the_schedule(document: Document, tmp_path: Path) -
     assert 0 < last[1e-5] < 1e-5
 
 
-def test_weight_decay_reaches_the_weights(document: Document, tmp_path: Path) -> None:
+def test_weight_decay_changes_the_weights(document: Document, tmp_path: Path) -> None:
     plain = trained(changed(document, training__steps=1), tmp_path / "plain")
     decayed = trained(changed(document, training__steps=1, training__weight_decay=0.5), tmp_path / "decayed")
     name = "projector.down.weight"

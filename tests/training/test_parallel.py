@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same batches, losses, gradients and weights, and they stop as one."""
+"""Several processes train like one: with the same batches, losses, gradients and weights. They stop together."""
 
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def document(data: Path) -> Document:
-    """Batches of five, three and two to a process, and one of four at the end of an epoch; two to a step."""
+    """Return a recipe whose batches of five clips are split into three and two. The last batch of an epoch has four.
+    Each step has two batches."""
     settings = {"training__steps": 6, "training__accumulation": 2, "batching__max_clips": 5, "execution__log_every": 1}
     return changed(tiny_recipe(data), ctc={"weight": 0.5}, alignment={"weight": 0.4}, data__evaluation={}, **settings)
 
 
 def complete(size: int, document: Document, folder: Path) -> list[Any]:
-    """A whole run by some processes; what each gives or raises."""
+    """Complete a run in several processes, and return the result or error of each."""
     return in_processes(size, lambda rank: Run(parse(document), "run", folder, RecordingCallback()).complete())
 
 
 def assert_printed_once(printed: Exception | None, silent: Exception | None) -> None:
-    """Both processes raise the same error, and one of them leaves the printing to the other."""
+    """Check that both processes raise the same error, and that only one of them prints it."""
     assert isinstance(printed, TinyAudioError)
     assert isinstance(silent, TinyAudioError)
     assert isinstance(printed, type(silent))
@@ -82,7 +83,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_losses_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str, steps: int) -> None:
+def test_losses_equal_those_of_one_process(document: Document, tmp_path: Path, parallel: str, steps: int) -> None:
     document = changed(document, training__steps=steps, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
     two = in_world(2, lambda world: train(document, tmp_path / "two", world, dtype=torch.float64))
@@ -106,8 +107,9 @@ def progress(folder: Path) -> checkpoint.Progress:
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
-def test_the_first_gradients_are_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
-    """Each process computes the start of the prompt once for its clips. With ``sdpa``, each clip has its own."""
+def test_the_first_gradients_equal_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
+    """With the recipe's decoder, each process computes the start of the prompt once for its clips. With ``sdpa``, it is
+    computed for each clip."""
     one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}
     document = changed(document, prompt={"user": "turn right now{audio}"}, **one_step, execution__parallel=parallel)
     train(changed(document, decoder__attention="sdpa"), tmp_path / "one")
@@ -119,8 +121,8 @@ def test_the_first_gradients_are_those_of_one_process(document: Document, tmp_pa
     assert max(float((ours - theirs).abs().max()) for ours, theirs in zip(one, two, strict=True)) < 1e-5 * largest
 
 
-def test_more_processes_than_clips(document: Document, tmp_path: Path) -> None:
-    """One of three never has any, and takes part."""
+def test_more_processes_than_clips_train_like_one(document: Document, tmp_path: Path) -> None:
+    """One of the three processes never has a clip."""
     document = changed(document, batching__max_clips=2, training__steps=3)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
     three = in_world(3, lambda world: train(document, tmp_path / "three", world, dtype=torch.float64))
@@ -128,7 +130,7 @@ def test_more_processes_than_clips(document: Document, tmp_path: Path) -> None:
     assert_close(three[0].weights, alone.weights, 1e-9)
 
 
-def test_gradients_meet_once_a_step(document: Document, tmp_path: Path) -> None:
+def test_gradients_are_reduced_once_per_step(document: Document, tmp_path: Path) -> None:
     counts: list[int] = []
 
     def count(bucket: Any) -> Any:
@@ -183,7 +185,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
-    """Under frozen weights, with layers computed twice, in bf16; the export is whole, too."""
+    """The weights are frozen, in bf16, with gradient checkpointing. The export is also complete."""
     for kind in ("encoder", "decoder"):
         lora = LORA | {"dora": kind == "decoder"}
         document[kind] |= {"freeze": True, "lora": lora, "gradient_checkpointing": True}
@@ -205,7 +207,9 @@ def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, paral
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
-def test_evaluation_while_training_and_after_it(document: Document, data: Path, tmp_path: Path, parallel: str) -> None:
+def test_evaluation_during_and_after_training_equals_that_of_one_process(
+    document: Document, data: Path, tmp_path: Path, parallel: str
+) -> None:
     (data / "few.jsonl").write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:5]))
     held_out = {"held_out": {"name": "manifest", "path": str(data / "few.jsonl")}}
     often = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "evaluation__num_bootstrap": 100}
@@ -225,7 +229,7 @@ def test_evaluation_while_training_and_after_it(document: Document, data: Path, 
 
 
 def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]:
-    """Signals one process in the middle of a step."""
+    """Send a signal to one process in the middle of a step."""
 
     def prepare(trainer: Trainer) -> None:
         passes: list[int] = []
@@ -241,8 +245,9 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
-def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: Path, parallel: str) -> None:
-    """Two processes, of which the second is signaled; then one alone; then three: all see the clips of one alone."""
+def test_a_run_continues_with_another_number_of_processes(document: Document, tmp_path: Path, parallel: str) -> None:
+    """The run starts with two processes, of which the second gets a signal. It continues with one, and then with three.
+    The clips are the same as in one process."""
     document = changed(document, execution__log_clips=True, training__steps=7, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
 
@@ -267,8 +272,10 @@ def test_one_world_goes_on_where_another_stopped(document: Document, tmp_path: P
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
-def test_steps_without_the_decoder(document: Document, tmp_path: Path, parallel: str) -> None:
-    """With adapters in the encoder and two batches a step; a signal stops another training within these steps."""
+def test_steps_without_the_decoder_equal_those_of_one_process(
+    document: Document, tmp_path: Path, parallel: str
+) -> None:
+    """The encoder has adapters, and a step has two batches. A signal stops another run within these steps."""
     document["encoder"] |= {"freeze": True, "lora": LORA}
     alignment = {"weight": 0.4, "alone_steps": 2}
     document = changed(document, alignment=alignment, training__steps=4, execution__parallel=parallel)
@@ -286,7 +293,7 @@ def test_steps_without_the_decoder(document: Document, tmp_path: Path, parallel:
     assert_close(train(document, tmp_path / "parts", dtype=torch.float64).weights, whole.weights, 0.0)
 
 
-def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path: Path) -> None:
+def test_dropout_depends_on_step_and_process_only(document: Document, tmp_path: Path) -> None:
     document = changed(document, encoder__dropout=0.2, decoder__dropout=0.2, training__steps=4)
     whole = in_world(2, lambda world: train(document, tmp_path / "whole", world))
 
@@ -305,7 +312,7 @@ def test_dropout_is_a_function_of_step_and_process(document: Document, tmp_path:
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
-def test_a_gradient_that_is_not_finite_in_one_process_is_skipped_in_all(
+def test_a_nonfinite_gradient_in_one_process_is_skipped_in_all(
     document: Document, tmp_path: Path, parallel: str
 ) -> None:
     def spoil(world: World) -> Callable[[Trainer], None]:
@@ -357,13 +364,13 @@ def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_pa
     assert isinstance(first.error, UserError)
     assert "of 18 training clips are unusable" in str(first.error)
     assert_printed_once(first.error, second.error)
-    assert first.weights  # of the last step before
+    assert first.weights  # weights of the last good step
 
 
 # --- who may take part
 
 
-def test_processes_with_other_clips_are_refused(document: Document, data: Path, tmp_path: Path) -> None:
+def test_processes_with_different_clips_are_rejected(document: Document, data: Path, tmp_path: Path) -> None:
     (data / "other.jsonl").write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:9]))
 
     def work(rank: int) -> Any:

@@ -1,4 +1,4 @@
-"""A run knows which checkpoints it began with: by commit on the hub, by content in a folder."""
+"""A run records its pretrained checkpoints: by commit on the hub, and by content in a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hubert(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a download leaves behind: the hub's cache with one repository, whose main branch is at COMMIT."""
+    """Create the hub's cache with one repository, whose main branch is at COMMIT."""
     repository = repository_in(tmp_path / "hub", REPOSITORY)
     hubert(repository / "snapshots" / COMMIT)
     use_cache(monkeypatch, tmp_path / "hub")
@@ -60,7 +60,7 @@ def test_random_weights_have_no_checkpoint() -> None:
     assert checkpoint_identity(tiny) is None
 
 
-def test_a_folder_is_known_by_its_weights(tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_its_weights(tmp_path: Path) -> None:
     parts = [
         recipe(tmp_path, str(hubert(tmp_path / name, seed))).encoder for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
@@ -68,7 +68,7 @@ def test_a_folder_is_known_by_its_weights(tmp_path: Path) -> None:
     assert first == second != third
 
 
-def test_other_weights_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+def test_other_weights_in_the_same_folder_are_rejected(tmp_path: Path) -> None:
     folder = hubert(tmp_path / "checkpoint")
     Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
@@ -77,7 +77,7 @@ def test_other_weights_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
 
 
-def test_an_edited_config_is_refused_and_a_moved_folder_is_not(tmp_path: Path) -> None:
+def test_an_edited_config_is_rejected_and_a_moved_folder_is_accepted(tmp_path: Path) -> None:
     folder = hubert(tmp_path / "checkpoint")
     Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
     moved = folder.rename(tmp_path / "moved")
@@ -93,7 +93,7 @@ def test_an_edited_config_is_refused_and_a_moved_folder_is_not(tmp_path: Path) -
         Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
 
 
-def test_a_branch_that_moves_on_does_not_move_a_run(tmp_path: Path, hub: Path) -> None:
+def test_a_run_keeps_its_commit_if_the_branch_changes(tmp_path: Path, hub: Path) -> None:
     run = tmp_path / "run"
     report = Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()
     assert report["provenance"]["encoder_checkpoint"] == COMMIT

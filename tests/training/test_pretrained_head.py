@@ -1,4 +1,4 @@
-"""A CTC head that comes with its encoder: what it spells, and that it puts out what it was trained to."""
+"""A CTC head from the encoder's checkpoint: its vocabulary and its logits."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LETTERS = "ETAOINHSRDLUMWCFGYPBVK'XJQZ"
 VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {
     letter: index for index, letter in enumerate(LETTERS, 5)
 }
-"""Of the released English checkpoints, in their order."""
+"""Vocabulary of the released English checkpoints, in their order."""
 FAMILIES = [entry.name for entry in ENCODERS.entries() if entry.config.ctc_head == "lm_head"]
 
 
 def checkpoint(folder: Path, name: str, vocabulary: dict[str, int] = VOCABULARY) -> Any:
-    """The original with a head, and its tokenizer's files as the released ones have them."""
+    """Write a checkpoint with a head and the tokenizer files of the released checkpoints."""
     model = original(name, vocab_size=max(vocabulary.values()) + 1)
     model.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -57,7 +57,7 @@ def pickled(folder: Path, model: Any) -> None:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
 
 
-def pickled_as_of_old(folder: Path, model: Any) -> None:
+def pickled_in_the_old_format(folder: Path, model: Any) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
@@ -74,7 +74,7 @@ def pickled_in_shards(folder: Path, model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_spells_in_lower_case(tmp_path: Path, name: str) -> None:
+def test_characters_are_lower_case(tmp_path: Path, name: str) -> None:
     model = checkpoint(tmp_path, name)
     head = PretrainedHead.read(encoder(tmp_path, name))
     assert "".join(head.vocabulary.characters) == " 'abcdefghijklmnopqrstuvwxyz"
@@ -83,8 +83,8 @@ def test_it_spells_in_lower_case(tmp_path: Path, name: str) -> None:
     assert torch.equal(head.bias, model.lm_head.bias[rows])
 
 
-@pytest.mark.parametrize("store", [sharded, pickled, pickled_as_of_old, pickled_in_shards])
-def test_however_the_weights_are_stored(tmp_path: Path, store: Callable[[Path, Any], None]) -> None:
+@pytest.mark.parametrize("store", [sharded, pickled, pickled_in_the_old_format, pickled_in_shards])
+def test_the_head_is_read_from_every_weight_format(tmp_path: Path, store: Callable[[Path, Any], None]) -> None:
     model = checkpoint(tmp_path, "hubert")
     wanted = PretrainedHead.read(encoder(tmp_path, "hubert"))
     store(tmp_path, model)
@@ -95,7 +95,7 @@ def test_however_the_weights_are_stored(tmp_path: Path, store: Callable[[Path, A
 
 
 def assembled(folder: Path, name: str) -> tuple[TinyAudioModel, PretrainedHead]:
-    """A model on the checkpoint's encoder with its head in place."""
+    """Return a model with the checkpoint's encoder and head."""
     head = PretrainedHead.read(encoder(folder, name))
     decoder = DECODERS.entry("smollm3").config.tiny()
     tokenizer = build_tokenizer(decoder, ["one two three"])
@@ -131,14 +131,14 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
             assert_equal(frames.ctc_logits[row, : len(wanted)], wanted)
 
 
-def test_what_it_spells_is_what_the_tokenizer_reads(tmp_path: Path) -> None:
-    """With all of the head's weight on a few letters, our greedy text is the checkpoint's own in lower case."""
+def test_greedy_text_equals_the_checkpoints(tmp_path: Path) -> None:
+    """The head's weight is concentrated on a few letters. Our greedy text is the checkpoint's in lower case."""
     from transformers import AutoTokenizer
 
     whole = checkpoint(tmp_path, "hubert")
     with torch.no_grad():
         whole.lm_head.weight.mul_(20)
-        whole.lm_head.bias[[1, 2, 3]] -= 1e4  # never a special symbol, which our head does not have
+        whole.lm_head.bias[[1, 2, 3]] -= 1e4  # never special symbols, which our head does not have
     whole.save_pretrained(tmp_path)
     model, head = assembled(tmp_path, "hubert")
     clip = torch.from_numpy(speech(1.0))
@@ -152,13 +152,13 @@ def test_what_it_spells_is_what_the_tokenizer_reads(tmp_path: Path) -> None:
     assert " ".join(text.split()) == " ".join(AutoTokenizer.from_pretrained(tmp_path).decode(ids).lower().split())
 
 
-def test_both_cases_are_kept_where_the_head_knows_both(tmp_path: Path) -> None:
+def test_case_is_kept_if_the_vocabulary_has_both_cases_of_a_letter(tmp_path: Path) -> None:
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "A": 5, "a": 6, "b": 7, "C": 8}
     checkpoint(tmp_path, "hubert", vocabulary)
     assert PretrainedHead.read(encoder(tmp_path, "hubert")).vocabulary.characters == (" ", "A", "C", "a", "b")
 
 
-def test_the_blank_need_not_come_first(tmp_path: Path) -> None:
+def test_the_blank_can_have_any_index(tmp_path: Path) -> None:
     vocabulary = {"|": 0, "a": 1, "b": 2, "<unk>": 3, "<pad>": 4, "<s>": 5, "</s>": 6}
     model = checkpoint(tmp_path, "wav2vec2", vocabulary)
     head = PretrainedHead.read(encoder(tmp_path, "wav2vec2"))
@@ -166,7 +166,7 @@ def test_the_blank_need_not_come_first(tmp_path: Path) -> None:
     assert torch.equal(head.weight, model.lm_head.weight[[4, 0, 1, 2]])
 
 
-def test_a_tokenizer_with_symbols_that_the_head_has_no_row_for(tmp_path: Path) -> None:
+def test_symbols_without_a_row_in_the_head_are_ignored(tmp_path: Path) -> None:
     """The released W2v-BERT recipes add ``<s>`` and ``</s>`` after the last label."""
     vocabulary = {"a": 1, "b": 2, "|": 0, "<unk>": 3, "<pad>": 4}
     checkpoint(tmp_path, "w2v-bert", vocabulary)
@@ -182,7 +182,7 @@ def refusal(config: EncoderConfig) -> str:
     return str(caught.value)
 
 
-def test_no_head(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_head_is_rejected(tmp_path: Path) -> None:
     bare("hubert", checkpoint(tmp_path, "hubert")).save_pretrained(tmp_path)
     assert refusal(encoder(tmp_path, "hubert")) == (
         f"ctc.init: {str(tmp_path)!r} has no CTC head (lm_head.weight, lm_head.bias); choose a checkpoint that was "
@@ -190,13 +190,13 @@ def test_no_head(tmp_path: Path) -> None:
     )
 
 
-def test_pre_training_leaves_no_head(tmp_path: Path) -> None:
+def test_a_pretraining_checkpoint_is_rejected(tmp_path: Path) -> None:
     checkpoint(tmp_path, "wav2vec2")
     original("wav2vec2", "Wav2Vec2ForPreTraining").save_pretrained(tmp_path)
     assert "has no CTC head (lm_head.weight, lm_head.bias)" in refusal(encoder(tmp_path, "wav2vec2"))
 
 
-def test_half_a_head(tmp_path: Path) -> None:
+def test_a_head_without_a_bias_is_rejected(tmp_path: Path) -> None:
     checkpoint(tmp_path, "hubert")
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.bias"]
@@ -204,7 +204,7 @@ def test_half_a_head(tmp_path: Path) -> None:
     assert "has no CTC head (lm_head.weight, lm_head.bias)" in refusal(encoder(tmp_path, "hubert"))
 
 
-def test_a_head_of_word_pieces(tmp_path: Path) -> None:
+def test_a_head_with_word_pieces_is_rejected(tmp_path: Path) -> None:
     checkpoint(tmp_path, "hubert", VOCABULARY | {"ING": len(VOCABULARY)})
     assert refusal(encoder(tmp_path, "hubert")) == (
         f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its labels are not all characters, such as 'ING'; "
@@ -212,15 +212,15 @@ def test_a_head_of_word_pieces(tmp_path: Path) -> None:
     )
 
 
-def test_a_head_without_a_blank(tmp_path: Path) -> None:
-    """The tokenizer then makes up an id for it, and the head has no row there."""
+def test_a_head_without_a_blank_is_rejected(tmp_path: Path) -> None:
+    """The tokenizer adds an id for the blank, but the head has no row for it."""
     checkpoint(tmp_path, "hubert", {"a": 0, "b": 1, "|": 2, "<unk>": 3})
     assert refusal(encoder(tmp_path, "hubert")) == (
         f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its tokenizer has no blank; set ctc.init: random"
     )
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     checkpoint(tmp_path, "hubert")
     for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / file).unlink()
@@ -229,6 +229,6 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     assert message.endswith("set ctc.init: random")
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_rejected(tmp_path: Path) -> None:
     missing = tmp_path / "nothing"
     assert refusal(encoder(missing, "hubert")).startswith(f"ctc.init: cannot read {str(missing)!r}: ")

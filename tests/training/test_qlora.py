@@ -1,4 +1,4 @@
-"""QLoRA: adapters on quantized weights, from training to every form of export."""
+"""QLoRA: adapters on quantized weights, from training to every kind of export."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
 
 
 def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
-    """The model as it was in training, from the last checkpoint."""
+    """Return the model as in training, from the last checkpoint."""
     document, folder = stage
     recipe = parse(document)
     model = assemble(recipe, gather(recipe), None)[0]
@@ -85,7 +85,7 @@ def num_quantized(model: TinyAudioModel) -> int:
     return len(list(quantized_layers(model)))
 
 
-def test_checkpoints_hold_no_frozen_weights(stage: tuple[Document, Path]) -> None:
+def test_checkpoints_contain_no_frozen_weights(stage: tuple[Document, Path]) -> None:
     model = trained(stage)
     assert num_quantized(model) == 14
     saved = load_file(stage[1] / "checkpoints" / "step-000000002" / "model.safetensors")
@@ -94,7 +94,7 @@ def test_checkpoints_hold_no_frozen_weights(stage: tuple[Document, Path]) -> Non
     assert parse(stage[0]).run_id() != parse(changed(stage[0], decoder__quantization=None)).run_id()
 
 
-def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_a_continued_run_has_the_same_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     run_in_two_parts(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(folder)
@@ -102,7 +102,7 @@ def test_stopped_and_continued(stage: tuple[Document, Path], tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_several_processes(stage: tuple[Document, Path], tmp_path: Path, parallel: str) -> None:
+def test_several_processes_can_train(stage: tuple[Document, Path], tmp_path: Path, parallel: str) -> None:
     document = changed(stage[0], execution__parallel=parallel)
     in_processes(2, lambda rank: Run(parse(document), "run", tmp_path / "two", RecordingCallback()).complete())
     assert logged(tmp_path / "two", "loss") == pytest.approx(logged(stage[1], "loss"), rel=1e-4)
@@ -111,7 +111,7 @@ def test_several_processes(stage: tuple[Document, Path], tmp_path: Path, paralle
 
 
 def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """Restored weights are those that the adapters were trained on, to the bit."""
+    """Restored weights are exactly those that the adapters were trained on."""
     _, folder = stage
     model = trained(stage)
     plain, tokenizer = load_model(folder)
@@ -137,13 +137,14 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     assert torch.equal(losses(TinyAudioModel.from_pretrained(tmp_path / "again"), tokenizer), losses(model, tokenizer))
 
 
-def test_without_the_package(
+def test_exports_without_bitsandbytes(
     stage: tuple[Document, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exports with all weights load everywhere. Those without base weights name what to install."""
+    """Exports with all weights load everywhere. For exports without base weights, an error names the missing
+    package."""
     _, folder = stage
     small = export(folder, tmp_path / "small", "--weights", "trained")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -156,8 +157,8 @@ def test_without_the_package(
     assert "pip install 'bitsandbytes>=" in capsys.readouterr().err
 
 
-def test_the_next_stage(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """Merged weights can be quantized again. They are not in a checkpoint, so an export has to hold them."""
+def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
+    """Merged weights can be quantized again. A checkpoint does not contain them, so the export must."""
     document, folder = stage
     merged = export(folder, tmp_path / "merged", "--merge-lora")
     two = changed(
@@ -181,7 +182,7 @@ def test_the_next_stage(stage: tuple[Document, Path], tmp_path: Path) -> None:
     assert outputs(load_model(small)[0], tokenizer) == outputs(load_model(tmp_path / "two")[0], tokenizer)
 
 
-def test_from_an_export_without_base_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_an_export_without_base_weights_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     small = export(folder, tmp_path / "small", "--weights", "trained")
     recipe = parse(changed(document, training__init_from={"path": str(small), "parts": None}))
@@ -190,13 +191,13 @@ def test_from_an_export_without_base_weights(stage: tuple[Document, Path], tmp_p
     wanted = trained(stage)
     for name, tensor in wanted.named_parameters():
         assert torch.equal(tensor, model.get_parameter(name)), name
-    # Weights that were restored and quantized again differ a little, because nf4 rounds the scales, too.
+    # Weights that were restored and quantized again differ slightly, because nf4 also rounds the scales.
     again, first = (one.get_submodule(f"{QUERIES}.base_layer").weight for one in (model, wanted))
     assert (again - first).norm() < 0.02 * first.norm()
 
 
 def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """As trained on a GPU: frozen weights are restored in bf16."""
+    """On a GPU, frozen weights are restored in bf16."""
     model, (_, tokenizer) = trained(stage), load_model(stage[1])
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -211,7 +212,7 @@ def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path
         assert torch.equal(ours.weight, wanted.weight)
 
 
-def test_a_base_that_changed(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_a_changed_base_checkpoint_is_rejected(stage: tuple[Document, Path], tmp_path: Path) -> None:
     _, folder = stage
     small = export(folder, tmp_path / "small", "--weights", "trained")
     shutil.copytree(folder.parent / "lm", tmp_path / "lm")

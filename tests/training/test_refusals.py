@@ -1,4 +1,4 @@
-"""Runs that are refused before training."""
+"""Runs that are rejected before training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def document(recipe: Path) -> Document:
     return document
 
 
-def test_a_folder_of_something_else_is_left_alone(
+def test_a_folder_with_other_files_is_rejected(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_a_folder_of_something_else_is_left_alone(
         ("data.evaluation.held_out.path=none.jsonl", "none.jsonl does not exist"),
     ],
 )
-def test_what_could_not_be_scored_is_refused_before_training(
+def test_unusable_evaluation_settings_are_rejected_before_training(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
     assert main(["run", str(recipe), override, "--output-dir", str(tmp_path / "run")]) == 2
@@ -66,7 +66,7 @@ def test_what_could_not_be_scored_is_refused_before_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_variable_that_was_left_behind_is_mentioned_once(
+def test_a_leftover_launcher_variable_is_mentioned_once(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -79,7 +79,7 @@ def test_a_variable_that_was_left_behind_is_mentioned_once(
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: str) -> None:
+def test_engines_of_accelerate_are_rejected(document: Document, tmp_path: Path, engine: str) -> None:
     def work(rank: int) -> Any:
         os.environ[f"ACCELERATE_USE_{engine}"] = "true"
         return Run(parse(document), "run", tmp_path / "run", RecordingCallback()).complete()
@@ -91,7 +91,7 @@ def test_another_engine_is_refused(document: Document, tmp_path: Path, engine: s
     assert "execution.parallel" in str(first)
 
 
-def test_more_processes_than_gpus_are_refused() -> None:
+def test_more_processes_than_gpus_are_rejected() -> None:
     def work(rank: int) -> Any:
         with joined(torch.device("cuda")):
             raise AssertionError("there is no GPU for it")
@@ -105,7 +105,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
 
 
 @pytest.mark.parametrize("command", ["sweep", "bench"])
-def test_what_works_alone_refuses_company(
+def test_commands_for_one_process_reject_a_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a run ends in the very bits of one that nobody disturbed."""
+"""A run that was killed at any time and started again has exactly the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 clips of two lengths, all that draws random numbers switched on."""
+    """Return a recipe with 24 clips of two lengths that uses all random numbers."""
     folder = tmp_path_factory.mktemp("resume")
     write_clips(folder, 24)
     write_clips(folder / "sounds", 4)
@@ -73,7 +73,7 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MEASURED = ("wall_s", "waited_s", "beside_s", "possible_flops", "measured_j", "rated_j", "peak_memory_bytes", "logged")
-"""Of the machine, which is never twice the same."""
+"""Values that differ between two runs on the same machine."""
 
 
 def assert_same_bits(folder: Path, undisturbed: Path) -> None:
@@ -100,12 +100,12 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
 # --- kills
 
 
-def test_killed_at_a_write_killed_at_a_step_and_terminated(
+def test_kills_at_a_write_and_at_a_step_do_not_change_the_weights(
     recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, rng = tmp_path / "run", random.Random(1)
 
-    for _ in range(4):  # a write takes milliseconds, and a kill may come too late for it
+    for _ in range(4):  # a write takes milliseconds, so a kill may come too late for it
         process = start(recipe, folder)
         assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.001)
         kill(process)
@@ -143,11 +143,13 @@ def test_killed_at_a_write_killed_at_a_step_and_terminated(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_at_any_moment(recipe: Path, undisturbed: Path, tmp_path: Path, seed: int) -> None:
+def test_kills_at_random_times_do_not_change_the_weights(
+    recipe: Path, undisturbed: Path, tmp_path: Path, seed: int
+) -> None:
     folder, rng, kills = tmp_path / "run", random.Random(seed), 0
     while True:
         process = start(recipe, folder, f"execution.num_workers={rng.choice([0, 2])}")
-        if rng.random() < 0.5:  # wherever it is by then: importing, training, exporting, scoring
+        if rng.random() < 0.5:  # at any time: importing, training, exporting or scoring
             delay_s = rng.uniform(3, 12)
             deadline = time.monotonic() + delay_s
             alive = wait_until(process, lambda until=deadline: time.monotonic() > until)  # type: ignore[misc]
@@ -165,11 +167,11 @@ def test_killed_at_any_moment(recipe: Path, undisturbed: Path, tmp_path: Path, s
 
 
 @pytest.mark.slow
-def test_killed_at_every_other_write(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_kills_at_every_other_write_do_not_change_the_weights(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder, torn = tmp_path / "run", 0
     while True:
         process = start(recipe, folder)
-        first = latest(folder / "checkpoints")  # also clears what the last kill left
+        first = latest(folder / "checkpoints")  # also removes the files that the last kill left
 
         def is_next(first: Path | None = first) -> bool:
             there = sorted((folder / "checkpoints").glob("step-*"))
@@ -186,7 +188,9 @@ def test_killed_at_every_other_write(recipe: Path, undisturbed: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_at_several_moments(recipe: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_at_several_times_do_not_change_the_weights(
+    recipe: Path, undisturbed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     folder, rng, stops = tmp_path / "run", random.Random(5), 0
     while True:
         process = start(recipe, folder, "execution.num_workers=2")
@@ -212,7 +216,7 @@ Snapshot = dict[str, tuple[int, bytes]]
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """Time of change and content of every file."""
+    """Return the modification time and content of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
@@ -223,14 +227,14 @@ def finished(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def again(recipe: Path, folder: Path, *overrides: str) -> tuple[int, set[str]]:
-    """Exit code, and the files that changed."""
+    """Run the command again. Return its exit code and the changed files."""
     before = snapshot(folder)
     code = main(["run", str(recipe), *overrides, "--output-dir", str(folder)])
     after = snapshot(folder)
     return code, {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_nothing_is_left_to_do(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_does_nothing(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(recipe, finished) == (0, set())
     out = capsys.readouterr().out
     assert "reading the training data" not in out
@@ -267,7 +271,7 @@ def test_another_file_under_the_same_name_is_scored(recipe: Path, finished: Path
     assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_utterances"] == 5
 
 
-def test_a_set_that_is_no_longer_wanted_leaves_the_report(recipe: Path, finished: Path) -> None:
+def test_a_removed_evaluation_set_is_removed_from_the_report(recipe: Path, finished: Path) -> None:
     none = ["data.evaluation={}", "execution.evaluate_every=null", "execution.evaluate_set=null"]
     code, changes = again(recipe, finished, *none)
     assert code == 0
@@ -275,7 +279,7 @@ def test_a_set_that_is_no_longer_wanted_leaves_the_report(recipe: Path, finished
     assert json.loads((finished / "report.json").read_text())["evaluation"] == {}
 
 
-def test_generation_settings_travel_with_the_model(recipe: Path, finished: Path) -> None:
+def test_generation_settings_redo_the_export(recipe: Path, finished: Path) -> None:
     weights = (finished / "model" / "model.safetensors").read_bytes()
     code, changes = again(recipe, finished, "generation.max_new_tokens=3")
     assert code == 0
@@ -286,17 +290,17 @@ def test_generation_settings_travel_with_the_model(recipe: Path, finished: Path)
     assert all(len(row["pred_text"]) <= 3 for row in rows)
 
 
-def test_a_report_that_was_not_written_is_written(recipe: Path, finished: Path) -> None:
+def test_a_missing_report_is_written(recipe: Path, finished: Path) -> None:
     (finished / "report.html").unlink()
     assert again(recipe, finished)[1] == {"report.html", "report.json", "model/README.md"}
     state = json.loads((finished / "state.json").read_text())
-    del state["report"]  # as a kill between scoring and reporting leaves it
+    del state["report"]  # as after a kill between scoring and reporting
     (finished / "state.json").write_text(json.dumps(state))
     assert again(recipe, finished)[1] == {"report.html", "report.json", "model/README.md", "state.json"}
 
 
 def test_a_report_plays_the_clips_of_older_hypotheses(recipe: Path, finished: Path) -> None:
-    """They name clips as the source does, not by their addresses."""
+    """Older hypotheses contain the source's names of clips instead of addresses."""
     players = (finished / "report.html").read_text().count("<audio")
     assert players
     path = finished / "evaluation" / "held_out.jsonl"
@@ -307,7 +311,7 @@ def test_a_report_plays_the_clips_of_older_hypotheses(recipe: Path, finished: Pa
     assert (finished / "report.html").read_text().count("<audio") == players
 
 
-def test_flops_are_counted_in_a_run_that_an_older_version_started(recipe: Path, finished: Path) -> None:
+def test_flops_are_counted_in_a_run_of_an_older_version(recipe: Path, finished: Path) -> None:
     path = finished / "state.json"
     state = json.loads(path.read_text())
     work = state["training"].pop("work")
@@ -317,21 +321,21 @@ def test_flops_are_counted_in_a_run_that_an_older_version_started(recipe: Path, 
     assert json.loads(path.read_text())["training"]["work"] == work
 
 
-def test_a_model_that_is_gone_is_made_again(recipe: Path, finished: Path) -> None:
+def test_a_missing_model_is_exported_again(recipe: Path, finished: Path) -> None:
     before = snapshot(finished)
     shutil.rmtree(finished / "model")
     code, _ = again(recipe, finished)
     assert code == 0
     after = snapshot(finished)
     contents = {name: content for name, (_, content) in after.items() if name.startswith(("model/", "checkpoints/"))}
-    card = contents.pop("model/README.md")  # tells what exporting twice took
+    card = contents.pop("model/README.md")  # contains the time of both exports
     assert b"# " in card
     assert {name: before[name][1] for name in contents} == contents
     assert "model/model.safetensors" in contents
     assert after["metrics.jsonl"][1] == before["metrics.jsonl"][1]
 
 
-def test_another_recipe_is_refused(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_recipe_is_rejected(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again(recipe, finished, "training.learning_rate=2e-3", "batching.max_clips=4") == (2, set())
     first, *differences, remedy = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {finished} ")
@@ -342,7 +346,7 @@ def test_another_recipe_is_refused(recipe: Path, finished: Path, capsys: pytest.
     assert "--output-dir" in remedy
 
 
-def test_other_sounds_are_refused_once_something_is_trained(
+def test_other_augmentation_sounds_are_rejected_after_training_began(
     recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_clips(recipe.parent / "louder", 5)
@@ -351,7 +355,7 @@ def test_other_sounds_are_refused_once_something_is_trained(
     assert f"{finished} was started with another set of sounds for augmentation" in capsys.readouterr().err
 
 
-def test_other_clips_are_refused_once_something_is_trained(
+def test_other_clips_are_rejected_after_training_began(
     recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (recipe.parent / "few.jsonl").write_text((recipe.parent / "manifest.jsonl").read_text().split("\n")[0] + "\n")
@@ -360,7 +364,7 @@ def test_other_clips_are_refused_once_something_is_trained(
     assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
 
 
-def test_data_may_be_mended_before_anything_is_trained(
+def test_data_can_be_repaired_before_training_begins(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = recipe.parent / "bad.jsonl"

@@ -1,4 +1,4 @@
-"""Commands of docs/scaling.md and examples/skypilot.yaml are ones that their programs take; launchers do launch."""
+"""Commands of docs/scaling.md and examples/skypilot.yaml are valid, and launchers can start them."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def commands() -> list[list[str]]:
 
 
 def on_a_node() -> list[str]:
-    """What a node of the SkyPilot task would start, by a shell that prints it."""
+    """Return the commands that a node of the SkyPilot task would start, printed by a shell."""
     script = TASK["run"].replace(".venv/bin/torchrun", "printf '%s\\n' torchrun")
     done = subprocess.run(["bash", "-euc", script], env=NODE | TASK["envs"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def ours(command: list[str]) -> list[str]:
-    """The part of a launcher's command that is ours, after its own parser took the rest."""
+    """Return our part of a launcher's command, after the launcher's own parser."""
     if command[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -75,7 +75,7 @@ def test_the_page_has_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [*LAUNCHED, on_a_node()], ids=" ".join)
-def test_a_command_is_taken(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import typer
 
     from tiny_audio.cli import app
@@ -90,7 +90,7 @@ def test_a_command_is_taken(command: list[str], monkeypatch: pytest.MonkeyPatch)
         load_recipe(given["recipe"], given["overrides"] or [])
 
 
-def test_the_task_asks_for_what_it_uses() -> None:
+def test_the_task_requests_the_resources_that_it_uses() -> None:
     command = on_a_node()
     assert command[command.index("--node-rank") + 1] == NODE["SKYPILOT_NODE_RANK"]
     assert command[command.index("--master-addr") + 1] == "10.0.0.1"
@@ -121,7 +121,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_a_launcher_launches(recipe: Path, tmp_path: Path, launcher: str) -> None:
+def test_launchers_start_a_run(recipe: Path, tmp_path: Path, launcher: str) -> None:
     programs = {
         "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())],
         "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
@@ -147,8 +147,9 @@ def test_a_launcher_launches(recipe: Path, tmp_path: Path, launcher: str) -> Non
 
 
 @pytest.mark.slow
-def test_each_process_exits_with_its_code(recipe: Path, tmp_path: Path) -> None:
-    """Started as torchrun would, since it keeps codes to itself: a signal to the second stops both."""
+def test_all_processes_exit_with_code_3_after_a_signal(recipe: Path, tmp_path: Path) -> None:
+    """A signal to the second process stops both. The test sets torchrun's variables itself, because torchrun hides exit
+    codes."""
     port, command = free_port(), [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), "training.steps=4000"]
     processes = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Stages: training that starts from exports of every kind, and exports of any checkpoint."""
+"""Training that starts from every kind of export, and exports of any checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
-    """A recipe, and the folder of its finished run, with a checkpoint of each step. Tests must not change it."""
+    """Return a recipe and the folder of its finished run, which has a checkpoint of each step. Tests must not change
+    it."""
     folder = tmp_path_factory.mktemp("stage")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -67,7 +68,7 @@ def is_adapter(name: str) -> bool:
 # --- starting from exports
 
 
-def test_a_start_from_trained_weights_alone(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_training_can_start_from_trained_weights_only(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     small = export(folder, tmp_path / "small", "--weights", "trained")
     whole = load_file(folder / "model" / "model.safetensors")
@@ -103,7 +104,7 @@ def test_new_adapters_on_a_fully_trained_decoder(stage: tuple[Document, Path], t
 
 
 def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """The checkpoint below is in half precision, in which the change of the adapters would be rounded away."""
+    """The base checkpoint is in half precision, which would round away the changes by the adapters."""
     document, folder = stage
     shutil.copytree(folder.parent / "lm", tmp_path / "half")
     path = tmp_path / "half" / "config.json"
@@ -114,7 +115,7 @@ def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], tmp_p
 
 
 @pytest.mark.parametrize("lora", [None, LORA | {"rank": 3}, LORA | {"alpha": 8.0}, LORA | {"targets": ["q_proj"]}])
-def test_other_adapters_are_one_message(stage: tuple[Document, Path], lora: Document | None) -> None:
+def test_different_adapters_give_one_message(stage: tuple[Document, Path], lora: Document | None) -> None:
     document, folder = stage
     with pytest.raises(UserError) as refusal:
         started(document, folder, decoder__lora=lora)
@@ -125,7 +126,7 @@ def test_other_adapters_are_one_message(stage: tuple[Document, Path], lora: Docu
     assert "is not in" not in message
 
 
-def test_a_base_that_changed_is_named(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_a_changed_base_checkpoint_is_named(stage: tuple[Document, Path], tmp_path: Path) -> None:
     _, folder = stage
     document = recipe_on(tmp_path)
     small = export(folder, tmp_path / "small", "--weights", "trained")
@@ -167,7 +168,7 @@ def test_every_step_can_be_exported(stage: tuple[Document, Path], tmp_path: Path
         ("checkpoints/step-000000009", [], "no such folder"),
     ],
 )
-def test_wrong_steps(
+def test_missing_steps_are_an_error(
     stage: tuple[Document, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -180,7 +181,9 @@ def test_wrong_steps(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stopped_run(stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_can_be_exported(
+    stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     document, finished = stage
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -200,7 +203,7 @@ def exported_bytes(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_an_edited_base_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_base_checkpoint_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = changed(recipe_on(tmp_path), training__steps=1)
     run(document, tmp_path / "run", RecordingCallback())
     config = json.loads((tmp_path / "lm" / "config.json").read_text())

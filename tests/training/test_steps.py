@@ -1,4 +1,4 @@
-"""Steps that are not finite, and what the log says of steps."""
+"""Steps with nonfinite values, and the log of steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny_audio.training.metrics import MetricsLog, read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_restart_takes_out_what_comes_again(tmp_path: Path) -> None:
+def test_a_restart_removes_log_lines_of_repeated_steps(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     for step in (1, 2, 3, 4):
         log.write("train", step, loss=float(step))
@@ -36,7 +36,7 @@ def test_a_restart_takes_out_what_comes_again(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
-def test_what_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
+def test_nonfinite_values_are_null_in_the_log(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
     log.write("train", 1, loss=math.nan, gradient_norm=math.inf, epoch=0, set="a", ctc_loss=None)
     log.close()
@@ -46,7 +46,7 @@ def test_what_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == row
 
 
-def test_a_learning_rate_beyond_reason_ends_the_run(document: Document, tmp_path: Path) -> None:
+def test_a_much_too_high_learning_rate_stops_the_run(document: Document, tmp_path: Path) -> None:
     steps = {"training__steps": 30, "training__learning_rate": 1e30, "training__max_skipped_steps": 3}
     trainer = make_trainer(changed(document, **steps, execution__checkpoint_every=1), tmp_path)
     with pytest.raises(RunFailed) as failure:
@@ -62,7 +62,7 @@ def test_a_learning_rate_beyond_reason_ends_the_run(document: Document, tmp_path
     assert rows[-1]["loss"] is None
 
 
-def test_a_run_without_a_good_step_fails(document: Document, tmp_path: Path) -> None:
+def test_a_run_in_which_all_steps_are_skipped_fails(document: Document, tmp_path: Path) -> None:
     trainer = make_trainer(changed(document, training__steps=3), tmp_path)
     trainer.bare_model.get_parameter("projector.down.weight").register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RunFailed, match=r"^none of the 3 steps "):

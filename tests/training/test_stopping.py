@@ -1,4 +1,4 @@
-"""A signal stops training wherever it is, and loses nothing; a second one says what it loses."""
+"""A signal stops training at any time without losing a step. After a second signal, a message names the lost steps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def send(*numbers: signal.Signals) -> Callable[[], None]:
 # --- one signal, two signals
 
 
-def test_a_signal_while_a_library_reads_a_file_is_not_an_error_in_the_file(tmp_path: Path) -> None:
+def test_a_signal_while_a_library_reads_a_file_is_not_a_file_error(tmp_path: Path) -> None:
     def load(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE_S)
@@ -63,13 +63,13 @@ def test_a_signal_while_a_library_reads_a_file_is_not_an_error_in_the_file(tmp_p
             load_tokenizer(str(tmp_path), None)
 
 
-def test_an_error_in_a_file_remains_one(tmp_path: Path) -> None:
+def test_an_error_in_a_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer"), StopSignal():
         load_tokenizer(str(tmp_path), None)
 
 
-def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None:
-    """As torchrun sends them: it passes on a Ctrl-C that all its processes got already."""
+def test_two_signals_at_once_count_as_one(document: Document, tmp_path: Path) -> None:
+    """On Ctrl-C, all processes get the signal, and torchrun sends it again."""
     run(document, tmp_path / "undisturbed")
     with pytest.raises(Stopped) as stopped:
         run(document, tmp_path / "run", ActingCallback(3, send(signal.SIGINT, signal.SIGTERM)))
@@ -79,13 +79,13 @@ def test_two_signals_at_once_are_one(document: Document, tmp_path: Path) -> None
     assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
 
 
-def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document, tmp_path: Path) -> None:
-    """Those before the stop included, and in every column that does not depend on the machine."""
+def test_a_log_line_covers_all_steps_since_the_last_line(document: Document, tmp_path: Path) -> None:
+    """This includes the steps before a stop, and holds for all columns that do not depend on the machine."""
     document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
     run(document, tmp_path / "undisturbed")
     folder, seen = tmp_path / "run", []
     trainer = make_trainer(document, folder)
-    # A stop that somebody asked for after the second step, which no line tells of.
+    # Request a stop after the second step, which has no log line.
     trainer.bare_model.projector.register_forward_hook(
         lambda *_: seen.append(1) if len(seen) < 1 else trainer.stop.ask()
     )
@@ -98,7 +98,7 @@ def test_a_line_of_the_log_is_of_all_steps_since_the_last_one(document: Document
         assert [row[name] for row in ours] == [row[name] for row in theirs], name
 
 
-def test_a_checkpoint_of_an_older_version_is_continued(document: Document, tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_older_version_can_be_continued(document: Document, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     make_trainer(changed(document, training__steps=3), folder).run()
     path = folder / "checkpoints" / "step-000000003"
@@ -127,7 +127,7 @@ class Clock:
         (100, [], "no step is saved; the same command starts from the beginning"),
     ],
 )
-def test_a_second_signal_says_what_it_loses(
+def test_the_message_after_a_second_signal_names_the_lost_steps(
     document: Document, tmp_path: Path, every: int, kept: list[int], loss: str
 ) -> None:
     clock = Clock()
@@ -147,13 +147,13 @@ def test_a_second_signal_says_what_it_loses(
     assert steps_kept(tmp_path / "run") == kept
 
 
-def test_before_training_a_signal_stops_at_once() -> None:
+def test_a_signal_before_training_stops_at_once() -> None:
     with StopSignal(), pytest.raises(Stopped) as stopped:
         send(signal.SIGTERM)()
     assert "SIGTERM" in str(stopped.value)
 
 
-def test_a_wait_is_broken_off() -> None:
+def test_a_signal_ends_a_wait() -> None:
     reached = []
 
     def wait(stop: StopSignal, meanwhile: Callable[[], None]) -> None:
@@ -163,7 +163,7 @@ def test_a_wait_is_broken_off() -> None:
 
     def work() -> None:
         with StopSignal() as stop, stop.deferred(lambda: "nothing"):
-            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait does not begin
+            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait does not start
                 with pytest.raises(StopAsked):
                     wait(stop, meanwhile)
 
@@ -177,7 +177,7 @@ def test_a_wait_is_broken_off() -> None:
 
 
 class Stalling:
-    """A hub that answers no more once a run has logged so many steps, and knows whether somebody waits for it."""
+    """A hub that stalls after a run has logged some steps. It records whether a client is waiting."""
 
     def __init__(self, log: Path, step: int) -> None:
         self.log, self.step = log, step
@@ -210,10 +210,10 @@ def until(process: Process, happened: Callable[[], bool]) -> None:
     ("num_workers", "step"),
     [pytest.param(0, 2, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 2)],
 )
-def test_a_stop_is_heard_while_a_hub_stalls(
+def test_a_signal_stops_a_run_while_the_hub_stalls(
     document: Document, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, step: int
 ) -> None:
-    """It takes the hub's clients nine minutes to give up."""
+    """The hub's clients would retry for nine minutes."""
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "data__target_text": "lower"}
     settings |= {"execution__num_workers": num_workers, "training__steps": 4000}
@@ -228,7 +228,7 @@ def test_a_stop_is_heard_while_a_hub_stalls(
         until(process, lambda: fault.waits > 0)
         steps = -1
         while steps < (steps := len(read_metrics(log))):
-            time.sleep(1.0)  # for what was fetched already
+            time.sleep(1.0)  # so that fetched clips are used
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE_S)
     finally:

@@ -1,4 +1,5 @@
-"""What training leaves out: logits without labels, graphs below what trains, activations that can be computed again."""
+"""Computations that training skips: logits without labels, graphs below the trainable weights, and activations that can
+be computed again."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ from tests.training.throughput_models import (
     LENGTHS,
     TEXTS,
     assemble,
-    plainly,
     score,
     tiny,
+    unfused,
     waveforms,
     with_fields,
 )
@@ -54,7 +55,7 @@ LORA = {"rank": 2, "alpha": 4.0}
 
 @contextmanager
 def saved_for_backward() -> Iterator[list[Tensor]]:
-    """What a graph keeps while inside."""
+    """Yield a list of the tensors that the graph saves inside the context."""
     kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def build_encoder(name: str, **fields: Any) -> Encoder:
 
 
 def adapted(registry: Any, name: str) -> dict[str, Any]:
-    """Adapters on the first of a family's linear layers that its transformer layers have."""
+    """Return adapters on the first kind of linear layer in the family's transformer layers."""
     names = registry.entry(name).config.linear_layers
     return LORA | {"targets": tuple(layer for layer in names if layer in ("q_proj", "linear_q", "to_q"))}
 
@@ -80,8 +81,8 @@ def adapted(registry: Any, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ENCODER_NAMES)
-def test_a_frozen_encoder_keeps_no_activation(name: str) -> None:
-    """In training mode, under SpecAugment, and with gradient checkpointing switched on by a plugin or not."""
+def test_a_frozen_encoder_saves_no_activations(name: str) -> None:
+    """This holds in training mode with SpecAugment, and with gradient checkpointing, which a plugin may switch on."""
     encoder = build_encoder(name, freeze=True)
     with saved_for_backward() as kept:
         masks = AugmentationConfig(spec_augment=SpecAugmentConfig()).of_features(range(len(LENGTHS)))
@@ -92,7 +93,7 @@ def test_a_frozen_encoder_keeps_no_activation(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 @pytest.mark.parametrize("layer", ["last", "weighted"])
-def test_a_front_end_below_adapters_keeps_no_activation(name: str, layer: str) -> None:
+def test_a_front_end_below_adapters_saves_no_activations(name: str, layer: str) -> None:
     lora = adapted(ENCODERS, name) if layer == "last" else None
     encoder = build_encoder(name, freeze=True, lora=lora, layer=layer)
     with saved_for_backward() as kept:
@@ -105,14 +106,14 @@ def test_a_front_end_below_adapters_keeps_no_activation(name: str, layer: str) -
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
-def test_a_front_end_trains_where_it_is_told_to(name: str) -> None:
+def test_a_front_end_can_be_trained(name: str) -> None:
     encoder = build_encoder(name, train_front_end=True)
     with saved_for_backward() as kept:
         assert encoder.features(waveforms(), LENGTHS).values.requires_grad
     assert kept
 
 
-def test_a_ctc_head_keeps_the_frames_and_nothing_below() -> None:
+def test_a_ctc_head_on_a_frozen_encoder_saves_only_the_frames() -> None:
     model, _ = assemble("smollm3", head=True)
     with saved_for_backward() as kept:
         frames = model.encode(waveforms(), LENGTHS)
@@ -122,7 +123,7 @@ def test_a_ctc_head_keeps_the_frames_and_nothing_below() -> None:
 
 
 @pytest.mark.parametrize(("decoder", "attention"), [*((name, "auto") for name in PLAIN_HEADS), ("gemma3", "varlen")])
-def test_logits_are_computed_for_labels_alone(decoder: str, attention: str) -> None:
+def test_logits_are_computed_only_at_labels(decoder: str, attention: str) -> None:
     model, tokenizer = assemble(decoder, attention=attention)
     rows: list[int] = []
     head: nn.Module = model.decoder.model.get_output_embeddings()  # type: ignore[union-attr,operator,assignment]
@@ -142,7 +143,7 @@ def test_the_optimizer_is_fused(tmp_path: Path) -> None:
 
 
 def peak_bytes(part: nn.Module, run: Any) -> int:
-    """Most bytes alive in a forward and a backward pass, counted by storage."""
+    """Return the peak bytes in a forward and a backward pass, counted by storage."""
     counted = DryRun()
     for tensor in part.parameters():
         counted.account(tensor, "weights")
@@ -153,7 +154,7 @@ def peak_bytes(part: nn.Module, run: Any) -> int:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("name", ENCODER_NAMES)
-def test_checkpoints_spare_an_encoders_memory(name: str, kind: str) -> None:
+def test_gradient_checkpointing_saves_memory_of_an_encoder(name: str, kind: str) -> None:
     depth = DEPTH_FIELDS.get(name, "num_hidden_layers")
     trains = {"freeze": False} if kind == "full" else {"freeze": True, "lora": adapted(ENCODERS, name)}
     overrides = {**tiny(ENCODERS, name).overrides, depth: 8}
@@ -168,7 +169,7 @@ def test_checkpoints_spare_an_encoders_memory(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "attention"), [("full", "auto"), ("lora", "varlen"), ("frozen", "auto")])
 @pytest.mark.parametrize("name", PLAIN_HEADS)
-def test_checkpoints_spare_a_decoders_memory(name: str, kind: str, attention: str) -> None:
+def test_gradient_checkpointing_saves_memory_of_a_decoder(name: str, kind: str, attention: str) -> None:
     trains: dict[str, Any] = {"freeze": kind != "full"}
     if kind == "lora":
         trains["lora"] = adapted(DECODERS, name)
@@ -202,7 +203,7 @@ def test_layers_are_compiled_in_place() -> None:
         assert score(model, tokenizer).decoder_loss.isfinite().all()
 
 
-def test_no_convolution_of_a_front_end_is_compiled() -> None:
+def test_convolutions_of_the_front_end_are_not_compiled() -> None:
     encoder = build_encoder("hubert")
     assert compile_layers(encoder, torch.device("cpu")) == 2
     assert not any(module._compiled_call_impl for module in encoder.model.feature_extractor.modules())  # type: ignore[union-attr]
@@ -221,8 +222,8 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("layer", ["last", "weighted"])
-def test_compiled_training_is_training(document: Document, tmp_path: Path, layer: str) -> None:
-    """Same losses, and a checkpoint and weights of the same names; evaluation in between runs as written."""
+def test_compiled_training_equals_training(document: Document, tmp_path: Path, layer: str) -> None:
+    """Losses and names of weights are the same. Evaluation during training is not compiled."""
     document = changed(document, encoder__layer=layer, training__steps=4, execution__evaluate_every=2)
     document = changed(document, execution__evaluate_set="held_out", data__evaluation=document["data"]["evaluation"])
     found = []
@@ -249,11 +250,11 @@ def test_compiled_training_is_training(document: Document, tmp_path: Path, layer
 
 
 @pytest.mark.parametrize(("decoder", "attention"), [*((name, "auto") for name in PLAIN_HEADS), ("qwen3", "varlen")])
-def test_a_head_of_its_own_gets_what_makes_the_logits(decoder: str, attention: str) -> None:
+def test_a_fused_loss_function_gets_hidden_states_and_head(decoder: str, attention: str) -> None:
     overrides = {**tiny(DECODERS, decoder).overrides}
     overrides.pop("final_logit_softcapping", None)
     gradients = []
-    for fused in (None, plainly):
+    for fused in (None, unfused):
         model, tokenizer = assemble(decoder, attention=attention, overrides=overrides)
         model.double()
         scores = score(model, tokenizer, label_smoothing=0.1, linear_cross_entropy=fused)
@@ -263,16 +264,16 @@ def test_a_head_of_its_own_gets_what_makes_the_logits(decoder: str, attention: s
         gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
-        # The plain path computes its loss in fp32.
+        # The path without the function computes its loss in fp32.
         assert torch.allclose(
             gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         ), name
 
 
-def test_logits_that_are_capped_are_not_fused() -> None:
+def test_capped_logits_cannot_be_fused() -> None:
     model, tokenizer = assemble("gemma3")
     with pytest.raises(UserError, match=r"^execution\.fused_cross_entropy: .*false"):
-        score(model, tokenizer, linear_cross_entropy=plainly)
+        score(model, tokenizer, linear_cross_entropy=unfused)
 
 
 def test_the_fused_loss_needs_a_gpu(document: Document, tmp_path: Path) -> None:
@@ -301,14 +302,16 @@ def test_the_fused_loss_needs_its_library() -> None:
         ),
     ],
 )
-def test_recipes_that_cannot_fuse(document: Document, write_recipe: Any, changes: list[str], message: str) -> None:
+def test_recipes_that_cannot_use_the_fused_loss_are_rejected(
+    document: Document, write_recipe: Any, changes: list[str], message: str
+) -> None:
     path = write_recipe(changed(document, execution__device="auto"))
     with pytest.raises(UserError, match=message):
         load_recipe(path, ["execution.fused_cross_entropy=true", *changes])
 
 
-# Triton's interpreter, which runs kernels without a GPU, turns arrays of one number into integers as NumPy 2.4 no
-# longer does.
+# Triton's interpreter runs kernels without a GPU. It converts arrays with one number to integers, which NumPy 2.4 no
+# longer allows.
 _CAN_INTERPRET = importlib.util.find_spec("liger_kernel") is not None and np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 

@@ -1,4 +1,4 @@
-"""Numbers of the log in TensorBoard and in Weights & Biases, which never ends a run."""
+"""Metrics in TensorBoard and in Weights & Biases. Errors of these services never stop a run."""
 
 from __future__ import annotations
 
@@ -82,30 +82,30 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_real_package_without_a_network(
+def test_the_real_package_works_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tiny_audio.training.trackers._TIMEOUT_S", 3.0)
-    importlib.import_module("wandb").teardown()  # it reads its variables once
+    importlib.import_module("wandb").teardown()  # it reads its variables only once
     notes: list[str] = []
     for start in (0, 2):
         log = MetricsLog(tmp_path, start, [WeightsAndBiases("speech", tmp_path, {"a": {"b": 1}}, notes.append)])
         log.write("train", start + 1, loss=0.5, set="x")
         log.close()
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert files  # one, if both starts are within a second
+    assert files  # one file if both starts are within a second
     assert all(file.stat().st_size for file in files)
     assert len(notes) == (2 if "WANDB_API_KEY" in environment else 0)
     assert all("cannot be used now" in note for note in notes)
 
 
-def test_tensorboard_hides_steps_that_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_hides_repeated_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.summary.writer import event_file_writer
 
-    # Files of one second are read in the order of their numbers as text: the tenth of a process before the ninth.
+    # TensorBoard sorts files of the same second by their numbers as text, so the tenth comes before the ninth.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for start in (0, 2):
         log = MetricsLog(tmp_path, start, [TensorBoard(tmp_path, start)])

@@ -1,4 +1,4 @@
-"""Tokens and labels of the transcripts: read in bulk, once in a run, and kept."""
+"""Tokens and characters of the transcripts: read efficiently, once per run, and stored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOKENIZER = {"kind": "bpe", "vocab_size": 60}
 
 @pytest.fixture
 def document(tmp_path: Path) -> Document:
-    """A tokenizer and a CTC head of the transcripts."""
+    """Return a recipe with a tokenizer and a CTC head that are learned from the transcripts."""
     write_clips(tmp_path, 8)
     settings = {
         "ctc": {"weight": 0.5},
@@ -54,7 +54,7 @@ def document(tmp_path: Path) -> Document:
 
 @pytest.fixture
 def mixed(tmp_path: Path, document: Document) -> ClipSet:
-    """A manifest, two shards of a table in row groups of 5, and a mix of both, of which a cap keeps a part."""
+    """Return a manifest, two shards of a table in row groups of 5, and a mix of both with a maximum number of clips."""
     for shard in range(2):
         rows = [loquacious_row(20 * shard + number, text=f"text {shard} {number}") for number in range(20)]
         rows[7]["text"] = ""
@@ -68,14 +68,14 @@ def mixed(tmp_path: Path, document: Document) -> ClipSet:
     return ClipSet.gather(sources, 0.7, 10.0, "lower")
 
 
-def test_texts_are_those_of_the_clips(mixed: ClipSet) -> None:
+def test_texts_equal_the_transcripts_of_the_clips(mixed: ClipSet) -> None:
     expected = [mixed.clips[number].utterance.text for number in range(len(mixed.clips))]
     assert len(expected) > 70
     assert len(set(expected)) > 25
     assert list(mixed.texts) == expected
 
 
-def test_a_table_is_read_by_its_column_alone(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_text_column_of_a_table_is_read(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = [
         (name, utterances) for name, _, utterances in mixed.clips.sets if isinstance(utterances, ColumnarUtterances)
     ]
@@ -98,7 +98,7 @@ def test_a_table_is_read_by_its_column_alone(mixed: ClipSet, monkeypatch: pytest
 # --- once
 
 
-def test_a_tokenizer_comes_back_as_it_was(document: Document, tmp_path: Path) -> None:
+def test_a_restored_tokenizer_equals_the_trained_one(document: Document, tmp_path: Path) -> None:
     decoder = parse(document).decoder
     trained = build_tokenizer(decoder, ["it's a dog", "stop now", "go on", "é <|end|>"])
     restored = restore_tokenizer(trained.backend_tokenizer.to_str())
@@ -113,7 +113,7 @@ def test_a_tokenizer_comes_back_as_it_was(document: Document, tmp_path: Path) ->
     assert restored.encode("a stop é <|end|> x") == trained.encode("a stop é <|end|> x")
 
 
-def test_what_is_kept_builds_what_is_learned(document: Document) -> None:
+def test_a_stored_vocabulary_builds_the_same_model(document: Document) -> None:
     recipe = parse(document)
     clips = gather(recipe)
     spelling = TranscriptVocabulary.learn(recipe, clips, None)
@@ -124,7 +124,7 @@ def test_what_is_kept_builds_what_is_learned(document: Document) -> None:
     assert all(torch.equal(*pair) for pair in zip(learned[0].parameters(), kept[0].parameters(), strict=True))
 
 
-def test_nothing_is_read_where_the_transcripts_decide_nothing(
+def test_transcripts_are_not_read_if_nothing_is_learned_from_them(
     document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = parse(document)
@@ -140,7 +140,7 @@ def _refused(_: ClipSet) -> Iterator[str]:
     raise AssertionError("transcripts were read")
 
 
-def test_a_run_that_goes_on_reads_no_transcript(
+def test_a_continued_run_does_not_read_the_transcripts(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, folder = parse(document), tmp_path / "run"
@@ -154,7 +154,7 @@ def test_a_run_that_goes_on_reads_no_transcript(
     assert (folder / "model" / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_of_several_processes_the_first_reads_them(document: Document, tmp_path: Path) -> None:
+def test_only_the_main_process_reads_the_transcripts(document: Document, tmp_path: Path) -> None:
     recipe, folder = parse(document), tmp_path / "run"
 
     def work(rank: int) -> bool:
@@ -165,7 +165,7 @@ def test_of_several_processes_the_first_reads_them(document: Document, tmp_path:
     assert in_processes(2, work) == [True, False]
 
 
-def test_texts_mended_before_the_first_step_are_learned_anew(document: Document, tmp_path: Path) -> None:
+def test_the_vocabulary_is_learned_again_if_texts_change_before_training(document: Document, tmp_path: Path) -> None:
     manifest, folder = tmp_path / "manifest.jsonl", tmp_path / "run"
     good = manifest.read_text()
     (tmp_path / "bad.wav").write_text("no audio")

@@ -1,4 +1,4 @@
-"""Clips that cannot be used: listed, counted, and too many stop the run."""
+"""Unusable clips are listed and counted. If there are too many, the run stops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Twelve good clips and one of each that cannot be used; some show only when they are decoded."""
+    """Write twelve good clips and one of each unusable kind. Some are found only when they are decoded."""
     manifest = write_clips(tmp_path, 12)
     write_odd_clips(tmp_path)
     with manifest.open("a") as file:
@@ -72,10 +72,10 @@ def test_too_many_unusable_clips_stop_the_run(mixed: Path, tmp_path: Path) -> No
     assert "\n  text_missing: 1, such as clips/clip000.wav:19: its transcript is empty; " in message
     listed = [drop.reason for drop in read_dropped(tmp_path / "run" / "dropped.jsonl")]
     assert len(listed) == 6
-    assert "too_long" in listed  # and not counted
+    assert "too_long" in listed  # listed but not counted
 
 
-def test_what_the_index_shows_stops_before_the_first_step(mixed: Path, tmp_path: Path) -> None:
+def test_too_many_unusable_clips_in_the_index_stop_before_the_first_step(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^1 of 19 training clips are unusable"):
         make_trainer(mixed_recipe(mixed, 0.04), tmp_path / "run").run()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -84,7 +84,7 @@ def test_what_the_index_shows_stops_before_the_first_step(mixed: Path, tmp_path:
 
 @pytest.mark.parametrize("texts", ["", "<noise>"])
 def test_clips_without_speech_can_be_trained_on(tmp_path: Path, texts: str) -> None:
-    """Here a batch may have no CTC label at all, and clips of which the target text leaves nothing are kept."""
+    """A batch may then have no CTC label. Clips whose target text is empty are kept."""
     rows = [json.loads(line) for line in write_clips(tmp_path, 8).read_text().splitlines()]
     lines = [json.dumps(row | ({"text": texts} if index else {})) for index, row in enumerate(rows)]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
@@ -102,7 +102,7 @@ def test_clips_without_speech_can_be_trained_on(tmp_path: Path, texts: str) -> N
     assert sum(row["skipped_steps"] for row in logged) == 0
 
 
-def test_after_a_start_over_only_what_is_dropped_now_is_listed(mixed: Path, tmp_path: Path) -> None:
+def test_a_new_start_clears_the_list_of_dropped_clips(mixed: Path, tmp_path: Path) -> None:
     trainer = make_trainer(mixed_recipe(mixed, 0.5, training__steps=1), tmp_path / "run")
     DroppedLog(tmp_path / "run" / "dropped.jsonl").add([Dropped("clips/gone", "empty", "an earlier attempt's")])
     trainer.run()
@@ -118,7 +118,8 @@ def test_each_dropped_clip_is_listed_once(tmp_path: Path) -> None:
 
 def test_the_message_names_an_example_of_each_reason() -> None:
     dropped = [Dropped("a", "empty", "0 bytes"), Dropped("b", "empty", "no samples"), Dropped("c", "channels", "99")]
-    dropped += [Dropped(f"d{number}", "too_long", "lasts 99 s") for number in range(100)]  # as the recipe wants it
+    # the recipe excludes these, so they do not count
+    dropped += [Dropped(f"d{number}", "too_long", "lasts 99 s") for number in range(100)]
     check_dropped(dropped, 6, 0.5)
     with pytest.raises(UserError) as refusal:
         check_dropped(dropped, 5, 0.5)
@@ -130,7 +131,7 @@ def test_the_message_names_an_example_of_each_reason() -> None:
     )
 
 
-def test_no_clip_at_all(tmp_path: Path) -> None:
+def test_a_run_without_usable_clips_is_rejected(tmp_path: Path) -> None:
     write_clips(tmp_path, 2)
     recipe = parse(changed(tiny_recipe(tmp_path), data__min_duration_s=5.0))
     with pytest.raises(UserError) as refusal:
@@ -144,7 +145,7 @@ def test_no_clip_at_all(tmp_path: Path) -> None:
 # --- clips over the ceiling
 
 
-def test_a_run_over_the_ceiling_goes_on_when_it_is_raised(tmp_path: Path) -> None:
+def test_a_run_continues_after_the_ceiling_is_raised(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     manifest = write_clips(folder, 12)
     with manifest.open("a") as file:
@@ -165,7 +166,7 @@ def test_a_run_over_the_ceiling_goes_on_when_it_is_raised(tmp_path: Path) -> Non
 
 
 def spoil(manifest: Path, numbers: range) -> dict[Path, bytes]:
-    """Damage the files of some clips; gives what they held."""
+    """Damage the files of some clips, and return their original contents."""
     files = [
         manifest.parent / json.loads(manifest.read_text().splitlines()[number])["audio_filepath"] for number in numbers
     ]
@@ -175,12 +176,12 @@ def spoil(manifest: Path, numbers: range) -> dict[Path, bytes]:
     return held
 
 
-def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) -> None:
+def test_a_run_continues_after_the_data_is_repaired(tmp_path: Path) -> None:
     folder, listed = tmp_path / "data", tmp_path / "run" / "dropped.jsonl"
     held = spoil(write_clips(folder, 12), range(3))
     document = changed(tiny_recipe(folder), data__evaluation={}, training__steps=14, batching__max_clips=1)
     document = changed(document, data__max_dropped_share=0.2, execution__log_every=1)
-    for _ in range(2):  # nothing is mended at the second start
+    for _ in range(2):  # nothing is repaired before the second start
         with pytest.raises(UserError, match=r"^3 of 12 training clips are unusable"):
             run(document, tmp_path / "run")
     (kept,) = steps_kept(tmp_path / "run")
@@ -196,8 +197,8 @@ def test_a_run_over_the_ceiling_goes_on_when_the_data_is_mended(tmp_path: Path) 
     assert rows[-1]["dropped_clips"] == 2
 
 
-def test_clips_outside_the_bounds_make_no_room_for_bad_ones(tmp_path: Path) -> None:
-    """The ceiling is a share of what the recipe asks for."""
+def test_clips_outside_the_duration_bounds_do_not_raise_the_ceiling(tmp_path: Path) -> None:
+    """The ceiling is a share of the clips within the bounds."""
     manifest = write_clips(tmp_path / "data", 10)
     spoil(manifest, range(5))
     with manifest.open("a") as file:
@@ -211,8 +212,10 @@ def test_clips_outside_the_bounds_make_no_room_for_bad_ones(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("seconds", "detail"), [(15.0, "15.00 s of audio; at most 10 s is allowed"), (0.01, "160 samp")]
 )
-def test_a_clip_whose_index_lies_about_its_length_counts(tmp_path: Path, seconds: float, detail: str) -> None:
-    """What was decoded is outside the bounds, and nobody chose to leave it out."""
+def test_a_clip_with_a_wrong_duration_in_the_index_counts_as_unusable(
+    tmp_path: Path, seconds: float, detail: str
+) -> None:
+    """The decoded duration is outside the bounds, but the duration in the index is not."""
     manifest = write_clips(tmp_path / "data", 6)
     path = tmp_path / "data" / "other.wav"
     soundfile.write(path, np.full(int(16_000 * seconds), 0.1), 16_000)
@@ -228,7 +231,7 @@ def test_a_clip_whose_index_lies_about_its_length_counts(tmp_path: Path, seconds
 # --- dropped.jsonl
 
 
-def test_a_torn_line_is_taken_out(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "dropped.jsonl"
     DroppedLog(path).add([Dropped("a", "empty", "first"), Dropped("b", "empty", "")])
     whole = path.read_bytes()
@@ -241,7 +244,7 @@ def test_a_torn_line_is_taken_out(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
-def test_nothing_is_rewritten(tmp_path: Path) -> None:
+def test_lines_are_appended_without_rewriting_the_file(tmp_path: Path) -> None:
     path = tmp_path / "dropped.jsonl"
     log = DroppedLog(path)
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""Tiny models with three clips, and a plain loss to compare fused ones with."""
+"""Tiny models with three clips, and an unfused loss for comparison."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def score(model: TinyAudioModel, tokenizer: Any, **settings: Any) -> Any:
     return model(waveforms(), LENGTHS, targets, labels, **settings)
 
 
-def plainly(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+def unfused(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     return F.cross_entropy(hidden @ weight.T, targets, reduction="none", label_smoothing=label_smoothing)
 
 
@@ -63,10 +63,10 @@ def compare_with_liger() -> None:
     """Check the losses and gradients of a whole model in fp32."""
     for smoothing in (0.0, 0.1):
         found = []
-        for fused in (plainly, by_liger):
+        for fused in (unfused, by_liger):
             model, tokenizer = assemble("smollm3")
             scores = score(model, tokenizer, label_smoothing=smoothing, linear_cross_entropy=fused)
-            # Different weights of the rows, so that each token's gradient is checked.
+            # Weight the rows differently, so that each token's gradient is checked.
             (scores.decoder_loss * torch.tensor([1.0, 3.0, 0.5])).sum().backward()
             found.append({name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None})
             found[-1]["loss"] = scores.decoder_loss.detach()
