@@ -18,12 +18,12 @@ from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 Output = Callable[..., tuple[int, str, str]]
-"""Run a command in this process: exit code, output, errors."""
+"""Runs a command in this process. Returns its exit code, standard output and standard error."""
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clips, and in it a finished ``run`` over them. Tests must not change it."""
+    """Return a folder of clips with a finished ``run`` on them. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Run a command in this process: exit code, output, errors."""
+    """Return a function that runs a command in this process; see :data:`Output`."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -50,7 +50,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Output:
 
 @pytest.fixture(scope="module")
 def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``model``, ``headless`` and ``audio``, in which are two clips and a long recording."""
+    """Return a folder with ``model``, ``headless`` and ``audio``, which has two clips and a long recording."""
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(), folder / "model")
     export_model(*assemble(ctc=False), folder / "headless")

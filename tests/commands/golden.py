@@ -1,4 +1,4 @@
-"""Texts of the command line that golden files keep; ``python -m tests.commands.golden`` writes the files again."""
+"""Texts of the command line in golden files. To regenerate them, run ``python -m tests.commands.golden``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COMMANDS = (
 
 
 def help_texts() -> str:
-    """``--help`` of every command, 100 columns wide."""
+    """Return ``--help`` of every command, 100 columns wide."""
     return "\n\n".join(_help(typer.main.get_command(app), "tiny-audio")) + "\n"
 
 
@@ -68,7 +68,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
 
 
 def mistakes() -> str:
-    """What wrong arguments print, and the exit code."""
+    """Return the messages and exit codes of wrong arguments."""
     return without_part_names("\n".join(f"$ tiny-audio {command}\n{_run(command)}" for command in COMMANDS))
 
 

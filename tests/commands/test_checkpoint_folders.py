@@ -1,4 +1,4 @@
-"""Every kind of checkpoint folder × doctor, run, export and reload, each with its right outcome."""
+"""Every kind of checkpoint folder is tested with doctor, run, export and loading."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_the_matrix_is_large_enough() -> None:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clips. Checkpoint folders are added when a test needs them."""
+    """Write a folder of clips. Checkpoint folders are added when a test needs them."""
     folder = tmp_path_factory.mktemp("folders")
     write_clips(folder, 4)
     return folder
 
 
 def recipe(case: Case, folders: Path, tmp_path: Path) -> Path:
-    """A recipe of two steps with the case's folder."""
+    """Write a recipe of two steps with the case's folder."""
     section = {"name": case.part, "pretrained": str(write_once(case, folders))}
     document = changed(
         tiny_recipe(folders),
@@ -74,7 +74,9 @@ def recipe(case: Case, folders: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("pauses_by_loudness")
 @pytest.mark.parametrize("case", cases(whole()))
-def test_a_folder_that_works(case: Case, folders: Path, tmp_path: Path, call: Output) -> None:
+def test_valid_folders_can_be_checked_trained_exported_and_loaded(
+    case: Case, folders: Path, tmp_path: Path, call: Output
+) -> None:
     path = recipe(case, folders, tmp_path)
     code, out, err = call("doctor", path)
     assert code == 0, out + err
@@ -89,7 +91,7 @@ def test_a_folder_that_works(case: Case, folders: Path, tmp_path: Path, call: Ou
         wanted: nn.Module = ENCODERS.build(part.encoder, EncoderContext())
     else:
         wanted = DECODERS.build(part.decoder, DecoderContext(None))
-    # The export needs nothing of the folder.
+    # The export does not need the folder.
     away = checkpoint.with_name("away")
     checkpoint.rename(away)
     try:
@@ -102,14 +104,14 @@ def test_a_folder_that_works(case: Case, folders: Path, tmp_path: Path, call: Ou
     assert found.keys() == wanted.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.state_dict().items())
     model, _ = load_model(tmp_path / "copy")
-    # Longer than the limits of some: it is transcribed in chunks.
+    # This recording is longer than the limits of some models, so it is transcribed in chunks.
     recording = torch.from_numpy(speech(9.0))
     (transcription,) = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe([recording])
     assert transcription.segments
 
 
 @pytest.mark.parametrize("case", cases(rejected()))
-def test_a_folder_that_is_rejected(case: Case, folders: Path, tmp_path: Path, call: Output) -> None:
+def test_invalid_folders_are_rejected(case: Case, folders: Path, tmp_path: Path, call: Output) -> None:
     path = recipe(case, folders, tmp_path)
     code, out, _ = call("doctor", path)
     assert code == 2

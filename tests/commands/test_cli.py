@@ -1,4 +1,4 @@
-"""The command line: usage errors, help, and the exit codes that scripts rely on."""
+"""The command line: wrong arguments, help and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiny_audio import commands
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_wrong_recipe_is_one_message_and_exit_code_2(
+def test_an_invalid_recipe_gives_one_message_and_exit_code_2(
     call: Output, document: Document, write_recipe: Callable[..., Path]
 ) -> None:
     path = write_recipe(changed(document, training__learning_rat=1e-3, data__max_duration_s=-1.0))
@@ -34,7 +34,7 @@ def test_a_wrong_recipe_is_one_message_and_exit_code_2(
     assert "'learning_rate'" in err
 
 
-def test_the_installed_command_is_this_one(call: Output) -> None:
+def test_the_installed_command_gives_the_same_output(call: Output) -> None:
     process = in_a_process("recipes", "no_such_recipe")
     assert (process.returncode, process.stdout, process.stderr) == call("recipes", "no_such_recipe")
     assert process.returncode == 2
@@ -42,7 +42,7 @@ def test_the_installed_command_is_this_one(call: Output) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "validate", "show", "doctor"])
-def test_a_recipe_that_is_not_there(call: Output, tmp_path: Path, command: str) -> None:
+def test_a_missing_recipe_is_an_error(call: Output, tmp_path: Path, command: str) -> None:
     code, _, err = call(command, tmp_path / "none.yaml")
     assert code == 2
     assert err.startswith("error: ")
@@ -50,7 +50,7 @@ def test_a_recipe_that_is_not_there(call: Output, tmp_path: Path, command: str) 
     assert err.count("\n") == 1
 
 
-def test_a_wrong_override(call: Output) -> None:
+def test_a_wrong_override_is_an_error(call: Output) -> None:
     code, out, err = call("validate", RECIPES / "quickstart.yaml", "training.step=5")
     assert (code, out) == (2, "")
     assert "training.step: unknown field; did you mean 'steps'?" in err
@@ -66,7 +66,7 @@ def test_a_wrong_override(call: Output) -> None:
         (["evaluate", "model"], "Missing option '--data'"),
     ],
 )
-def test_arguments_that_make_no_sense(call: Output, arguments: list[str], message: str) -> None:
+def test_invalid_arguments_are_rejected(call: Output, arguments: list[str], message: str) -> None:
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert message in err
@@ -85,12 +85,13 @@ def test_every_command_has_help(call: Output) -> None:
 
 
 @pytest.mark.parametrize(("path", "text"), [(golden.HELP, golden.help_texts), (golden.MISTAKES, golden.mistakes)])
-def test_texts_are_those_of_the_golden_file(path: Path, text: Callable[[], str]) -> None:
-    """All help texts, and what wrong arguments print. ``python -m tests.commands.golden`` writes the files again."""
+def test_texts_equal_the_golden_files(path: Path, text: Callable[[], str]) -> None:
+    """The files contain all help texts and messages about wrong arguments. ``python -m tests.commands.golden``
+    regenerates them."""
     assert text() == path.read_text(encoding="utf-8"), "run `make docs` and read the difference"
 
 
-def test_an_output_that_cannot_be_written(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_an_error(call: Output, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = call("run", trained / "recipe.yaml", "--output-dir", tmp_path / "file" / "run")
     assert code == 2

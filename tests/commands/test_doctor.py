@@ -23,7 +23,7 @@ WHAT = (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_doctor_looks_at_the_machine(call: Output) -> None:
+def test_doctor_checks_the_machine(call: Output) -> None:
     code, out, _ = call("doctor")
     assert code == 0
     found = [line.split(":")[0] for line in out.splitlines()]
@@ -64,7 +64,7 @@ def test_doctor_checks_that_weights_can_be_quantized(
     assert "✗ decoder: decoder.quantization: nf4 needs bitsandbytes" in out
 
 
-def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:
+def test_doctor_checks_a_recipes_data(call: Output, trained: Path) -> None:
     code, out, _ = call("doctor", trained / "recipe.yaml")
     assert code == 0
     assert "✓ encoder: whisper " in out
@@ -73,7 +73,7 @@ def test_doctor_looks_at_a_recipes_data(call: Output, trained: Path) -> None:
     assert "✓ clips/clip000.wav: 1.10 s, 55 frames: 'yes'\n" in out
 
 
-def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_doctor_shows_how_transcripts_are_normalized(call: Output, trained: Path, tmp_path: Path) -> None:
     texts = ["<noise> I'M HERE", "<MUSIC>", "YES", "NO [laughter] NO <noise>"]
     shutil.copy(trained / "clip000.wav", tmp_path)
     manifest = tmp_path / "manifest.jsonl"
@@ -95,7 +95,7 @@ def test_doctor_shows_what_becomes_of_transcripts(call: Output, trained: Path, t
     assert "data.target_text" in line
 
 
-def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_doctor_finds_problems(call: Output, trained: Path, tmp_path: Path) -> None:
     for name in ("nan.wav", "stereo.wav", "cut_off.flac"):
         shutil.copy(trained / name, tmp_path)
     rows = [("nan.wav", "yes"), ("stereo.wav", "far too much text for one second " * 3), ("cut_off.flac", "")]
@@ -114,7 +114,7 @@ def test_doctor_finds_what_is_wrong(call: Output, trained: Path, tmp_path: Path)
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of ``somebody/hubert``, with two files of weights, in the hub's cache."""
+    """Write a snapshot of ``somebody/hubert`` with two weight files to the hub's cache."""
     snapshot = repository_in(tmp_path / "hub", "somebody/hubert") / "snapshots" / COMMIT
     hubert(snapshot).save_pretrained(snapshot, max_shard_size="100KB")
     (snapshot / "model.safetensors").unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def test_doctor_checks_weights_in_the_hubs_cache(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_doctor_misses_the_gpu(call: Output, trained: Path) -> None:
+def test_doctor_reports_a_missing_gpu(call: Output, trained: Path) -> None:
     code, out, _ = call("doctor", trained / "recipe.yaml", "execution.device=cuda")
     assert code == 2
     assert "✗ execution.device: cuda" in out

@@ -1,4 +1,4 @@
-"""``run`` compares its model with the encoder's own recognizers."""
+"""``run`` compares its model with recognizers that use only the encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(folder: Path) -> Document:
-    """A recipe with a pretrained encoder, whose checkpoint is a recognizer, and a CTC head."""
+    """Return a recipe with a CTC head and a pretrained encoder whose checkpoint is a recognizer."""
     write_clips(folder, 6)
     encoder = {"name": "wav2vec2", "pretrained": str(save_ctc_model(folder / "tiny-wav2vec2"))}
     return changed(
@@ -58,11 +58,11 @@ def test_a_run_compares_its_model_with_the_encoder_alone(call: Output, tmp_path:
     assert [row["id"] for row in rows(files[0])] == [row["id"] for row in rows(files[1])][::2]
     code, out, _ = call("rescore", *files)
     assert code == 0
-    # The same command does nothing. Another number of clips changes only the comparison.
+    # The same command does nothing. A different number of clips changes only the comparison.
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert "comparing" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]
-    # A recognizer that cannot be loaded is a note.
+    # If a recognizer cannot be loaded, a note says so.
     (tmp_path / "tiny-wav2vec2" / "vocab.json").unlink()
     code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
     assert code == 0

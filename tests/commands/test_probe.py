@@ -1,4 +1,4 @@
-"""The largest batches that fit: found by training, held against the same process asked again."""
+"""The largest batches that fit: found by training, and checked by training again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse(document: Document, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """With a CTC head, SpecAugment, and more than one batch a step."""
+    """Return a recipe with a CTC head, SpecAugment and more than one batch per step."""
     document = tiny_recipe(tmp_path_factory.mktemp("probe"))
     extras = {"ctc": {"weight": 0.5}, "augmentation__spec_augment": {}, "training__accumulation": 3}
     return parse(document, data__max_duration_s=4.0, **extras)
@@ -43,7 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.mark.parametrize("guess", [-3, 1, 20, 37, 38, 60, 5000])
 @pytest.mark.parametrize("limit", [0, 1, 2, 37, 511, 512, 9999])
-def test_the_search_finds_the_edge(guess: int, limit: int) -> None:
+def test_the_search_finds_the_largest_number_of_clips(guess: int, limit: int) -> None:
     tried: list[int] = []
 
     def train(clips: int) -> Measured | None:
@@ -62,7 +62,7 @@ def bucket(duration_s: float, clips: int) -> Bucket:
     return Bucket(duration_s, clips, Measured(GIB, 0.5, 2), 2 * GIB)
 
 
-def test_the_budget_is_what_no_bucket_breaks() -> None:
+def test_the_budget_fits_every_bucket() -> None:
     probe = Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 5), bucket(10, 9), bucket(5, 30)))
     assert (probe.max_padded_s, probe.max_clips) == (90, 30)
     assert "batching: {max_padded_s: 90, max_clips: 30}" in probe_table(probe)
@@ -74,7 +74,7 @@ def test_the_budget_is_what_no_bucket_breaks() -> None:
     assert "8.00 GiB of a GPU, 10% of it left free" in probe_table(probe)
 
 
-def test_a_bucket_that_was_not_filled_sets_no_budget() -> None:
+def test_a_bucket_that_did_not_fill_memory_does_not_limit_the_budget() -> None:
     probe = Probe("a GPU", 8 * GIB, 0.1, (bucket(2, 400), bucket(1, MOST_CLIPS)))
     assert (probe.max_padded_s, probe.max_clips) == (800, MOST_CLIPS)
     assert f"{MOST_CLIPS}+" in probe_table(probe)
@@ -82,14 +82,14 @@ def test_a_bucket_that_was_not_filled_sets_no_budget() -> None:
 
 
 def parts_of(plan: EpochPlan, durations_s: np.ndarray, size: int) -> list[tuple[int, float]]:
-    """Clips and padded seconds of every process in every batch."""
+    """Return the number of clips and the padded seconds of every process in every batch."""
     parts = [batch[rank::size] for batch in plan for rank in range(size)]
     return [(len(part), len(part) * durations_s[part].max(initial=0.0)) for part in parts]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("pool_batches", [1, 50])
-def test_no_process_gets_more_than_was_found_to_fit_one(processes: int, pool_batches: int) -> None:
+def test_the_budget_of_several_processes_fits_each_process(processes: int, pool_batches: int) -> None:
     probe = Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 3), bucket(5, 13)), processes)
     assert (probe.budget_s, probe.max_clips) == (60, 13 * processes)
     durations_s = np.random.default_rng(0).lognormal(1.5, 0.6, 20_000).clip(0.5, 20.0)
@@ -105,7 +105,7 @@ def test_no_process_gets_more_than_was_found_to_fit_one(processes: int, pool_bat
         assert max(padded_s for _, padded_s in parts(60 * processes)) > 63, "so many times one's budget is too much"
 
 
-def test_a_budget_of_several_processes_says_so() -> None:
+def test_the_table_names_the_number_of_processes() -> None:
     buckets = (bucket(20, 5), bucket(10, 9), bucket(5, 30))
     probe = Probe("a GPU", 8 * GIB, 0.1, buckets, num_processes=8)
     assert "the recipe, for 8 processes together:\n  batching: {max_padded_s: 580, max_clips: 240}" in probe_table(
@@ -113,7 +113,7 @@ def test_a_budget_of_several_processes_says_so() -> None:
     )
     assert probe.as_json()["num_processes"] == 8
     assert "recipe:\n" in probe_table(Probe("a GPU", 8 * GIB, 0.1, buckets))
-    # Where not even the longest clip is within the budget, such a clip comes alone.
+    # If not even the longest clip fits the budget, it is in a batch of its own.
     assert Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 1), bucket(10, 1)), num_processes=8).max_padded_s == 10
 
 
@@ -126,7 +126,7 @@ def probed(recipe: Recipe) -> Probe:
 
 
 @pytest.mark.slow  # trains for half a minute to find the limits
-def test_what_is_found_fits_and_a_quarter_more_does_not(recipe: Recipe, probed: Probe) -> None:
+def test_the_result_fits_and_25_percent_more_does_not(recipe: Recipe, probed: Probe) -> None:
     allowed = 0.9 * MEMORY_GB * GIB
     assert [found.duration_s for found in probed.buckets] == [4.0, 2.0]
     with Process(recipe, MEMORY_GB, 0.1, True) as process:
@@ -142,7 +142,7 @@ def test_what_is_found_fits_and_a_quarter_more_does_not(recipe: Recipe, probed: 
 
 
 @pytest.mark.slow
-def test_predictions_stand_beside_measurements(probed: Probe) -> None:
+def test_predictions_are_close_to_measurements(probed: Probe) -> None:
     for found in probed.buckets:
         assert found.predicted_bytes == pytest.approx(found.measured.peak_bytes, rel=0.2)
     shown = probed.as_json()
@@ -152,7 +152,7 @@ def test_predictions_stand_beside_measurements(probed: Probe) -> None:
     assert json.loads(json.dumps(shown)) == shown
 
 
-# --- refusals
+# # --- errors
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_predictions_stand_beside_measurements(probed: Probe) -> None:
         ({"memory_gb": 1, "durations_s": [2.0]}, ["--durations", "data.max_duration_s, 4,"]),
     ],
 )
-def test_arguments_out_of_range(recipe: Recipe, arguments: dict[str, Any], values: list[str]) -> None:
+def test_arguments_out_of_range_are_rejected(recipe: Recipe, arguments: dict[str, Any], values: list[str]) -> None:
     with pytest.raises(UserError) as refusal:
         probe_recipe(recipe, **arguments)
     assert [value for value in values if value not in str(refusal.value)] == []
@@ -177,14 +177,15 @@ def test_arguments_out_of_range(recipe: Recipe, arguments: dict[str, Any], value
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measured process is a fork, which starts at once."""
+    """Fork the measured process, because it then starts at once."""
     start = SimpleNamespace(PIPE=subprocess.PIPE, Popen=lambda command, **options: fork(serve, stderr=None, **options))
     monkeypatch.setattr("tiny_audio.commands.probe._process.subprocess", start)
 
 
 @pytest.mark.usefixtures("forks")
-def test_what_the_kernel_ends_for_its_memory_does_not_fit(recipe: Recipe) -> None:
-    with Process(recipe, 1000.0, 0.1, True) as process:  # a fork has the memory of the tests, too
+def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
+    # a large limit, because a fork includes the memory of the tests
+    with Process(recipe, 1000.0, 0.1, True) as process:
         assert process._child is not None
         os.kill(process._child.pid, signal.SIGKILL)
         assert process.train(1, 2.0) is None
@@ -195,13 +196,15 @@ def test_what_the_kernel_ends_for_its_memory_does_not_fit(recipe: Recipe) -> Non
 
 
 @pytest.mark.usefixtures("forks")
-def test_where_nothing_fits(recipe: Recipe) -> None:
+def test_it_is_an_error_if_nothing_fits(recipe: Recipe) -> None:
     with pytest.raises(UserError, match=r"^probe: not even one clip of 4 s fits 0\.09 GiB; .*`tiny-audio plan`"):
         probe_recipe(recipe, memory_gb=0.1, random_weights=True)
 
 
 @pytest.mark.usefixtures("forks")
-def test_the_command(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_result(
+    document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(write_recipe(document))
     assert main(["probe", path, "--durations", "a,b", "--memory-gb", "1"]) == 2
     assert "error: --durations 'a,b' " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``recipes``: listed, printed, and copied for editing; and every command takes their names."""
+"""``recipes``: list, print and copy recipes. Every command accepts their names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_copy_overwrites_nothing(call: Output) -> None:
         (["laptop", "--json"], "--json"),
     ],
 )
-def test_what_cannot_be_listed_or_copied(call: Output, arguments: list[str], named: str) -> None:
+def test_invalid_arguments_are_rejected(call: Output, arguments: list[str], named: str) -> None:
     code, out, err = call("recipes", *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -72,7 +72,7 @@ def test_what_cannot_be_listed_or_copied(call: Output, arguments: list[str], nam
     [["validate"], ["plan", "--gpu", "a40"], ["show"], ["sweep", "training.seed=0,1", "--dry-run"]],
     ids=lambda arguments: arguments[0],
 )
-def test_commands_take_a_name(call: Output, arguments: list[str]) -> None:
+def test_commands_accept_a_recipe_name(call: Output, arguments: list[str]) -> None:
     command, *options = arguments
     code, out, err = call(command, "quickstart", *options)
     assert (code, err) == (0, "")
@@ -80,14 +80,14 @@ def test_commands_take_a_name(call: Output, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "doctor", "probe", "bench projectors"])
-def test_commands_that_take_longer_find_the_name_too(call: Output, command: str) -> None:
+def test_slow_commands_accept_a_recipe_name(call: Output, command: str) -> None:
     code, out, err = call(*command.split(), "quickstart", "training.step=1")
     assert (code, out) == (2, "")
     assert err.startswith("error: quickstart ")
     assert "training.step" in err
 
 
-def test_a_local_file_is_taken_and_it_is_said(call: Output) -> None:
+def test_a_local_file_has_priority_with_a_note(call: Output) -> None:
     call("recipes", "laptop", "--copy", ".")
     code, out, err = call("validate", "laptop")
     assert (code, out.startswith("laptop is valid")) == (0, True)

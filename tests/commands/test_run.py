@@ -1,4 +1,4 @@
-"""``run``: what it prints and writes, bad data, and refusals before training."""
+"""``run``: its output and files, bad data, and recipes that are rejected before training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = ("wav", "flac", "flac")
 """Formats of the first clips."""
 
 
-def test_a_run_says_what_it_does(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_run_reports_its_progress(call: Output, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, out, err = call("run", trained / "recipe.yaml", "training.steps=3", "--output-dir", folder)
     assert (code, err) == (0, "")
@@ -63,7 +63,7 @@ def test_the_scores_fit_a_terminal(call: Output, trained: Path) -> None:
     assert "  CTC head" in out
 
 
-def test_a_folder_of_ones_own_choice_is_not_needed(
+def test_the_output_folder_has_a_default(
     call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def test_a_folder_of_ones_own_choice_is_not_needed(
     assert (tmp_path / "runs" / f"recipe-{run_id}" / "model" / "config.json").is_file()
 
 
-def test_a_diverged_run_is_exit_code_1(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_diverging_run_has_exit_code_1(call: Output, trained: Path, tmp_path: Path) -> None:
     absurd = ["training.learning_rate=1e30", "training.max_skipped_steps=1", "training.warmup_steps=0"]
     code, _, err = call("run", trained / "recipe.yaml", *absurd, "--output-dir", tmp_path)
     assert code == 1
@@ -80,7 +80,7 @@ def test_a_diverged_run_is_exit_code_1(call: Output, trained: Path, tmp_path: Pa
 
 
 def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
-    """A twentieth of the clips of each kind that cannot be used, in training and in evaluation."""
+    """In training and in evaluation, 5 % of the clips are unusable, of each kind."""
     manifest = write_clips(tmp_path, 14)
     write_odd_clips(tmp_path)
     with manifest.open("a") as file:
@@ -98,7 +98,7 @@ def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
     code, _, err = call("run", path, "--output-dir", tmp_path / "run")
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
-    # By the manifest, each lasts a second.
+    # According to the manifest, each clip lasts one second.
     reasons = {**UNUSABLE, "one_sample.wav": "duration_differs", "manifest.jsonl:25": "audio_missing"}
     expected = {f"{split}/{name}": reason for split in ("clips", "held_out") for name, reason in reasons.items()}
     assert {row["id"]: row["reason"] for row in rows} == expected
@@ -109,7 +109,9 @@ def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
     assert report["evaluation"]["held_out"]["num_utterances"] == 14 + len(UNUSUAL)
 
 
-def test_a_world_without_a_launcher_is_refused(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_world_size_without_a_launcher_is_rejected(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     for name in places:
         monkeypatch.delenv(name, raising=False)
@@ -122,7 +124,7 @@ def test_a_world_without_a_launcher_is_refused(trained: Path, tmp_path: Path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gpu_that_is_not_there_is_missed_before_training(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_missing_gpu_is_an_error_before_training(call: Output, trained: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     code, _, errors = call("run", trained / "recipe.yaml", "execution.device=cuda", "--output-dir", tmp_path / "run")
@@ -131,7 +133,7 @@ def test_a_gpu_that_is_not_there_is_missed_before_training(call: Output, trained
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_manifest_that_was_mended_is_scored_again(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_changed_evaluation_manifest_is_scored_again(call: Output, trained: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "clips.jsonl"
     rows = [json.loads(line) for line in (trained / "manifest.jsonl").read_text().splitlines()]
     for row in rows:

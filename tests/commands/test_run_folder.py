@@ -1,4 +1,4 @@
-"""A run folder is held by one process, and its state survives."""
+"""A run folder is used by one process at a time, and its state can be saved and loaded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tiny_audio.recipe import Recipe
 
 
 def hold(recipe: Recipe, folder: Path) -> None:
-    """Open a run folder, start a process, print its number, and wait."""
-    held = ExitStack()  # the folder is free when this is
+    """Open a run folder, start a child process, print its id, and wait."""
+    held = ExitStack()  # closing it releases the folder
     open_folder(recipe, folder, held)
     child = os.fork()
     if child == 0:
@@ -32,7 +32,7 @@ def hold(recipe: Recipe, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_run_leaves_the_folder_free_though_its_workers_live(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_run_is_released_while_its_workers_live(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(tiny_recipe(tmp_path), strict=False)
     folder = tmp_path / "run"
     with fork(lambda: hold(recipe, folder)) as process:
@@ -44,14 +44,14 @@ def test_a_killed_run_leaves_the_folder_free_though_its_workers_live(tmp_path: P
             assert str(folder) in str(caught.value)
             process.kill()
             process.wait()
-            os.kill(child, 0)  # it lives
+            os.kill(child, 0)  # raises an error unless the process is alive
             with ExitStack() as held:
                 open_folder(recipe, folder, held)
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_the_state_survives_a_file(tmp_path: Path) -> None:
+def test_the_state_can_be_saved_and_loaded(tmp_path: Path) -> None:
     training = TrainingState(TrainingInputs("d", encoder="e"), Work((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 7, 8.0))
     evaluation = {"held_out": EvaluationState("i", "d", {"wer": 0.5, "groups": None}, {"beside_s": 1.0})}
     state = RunState({"seed": None}, "now", {"a/b": "c"}, training, None, evaluation)

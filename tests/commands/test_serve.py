@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @contextmanager
 def running(*arguments: object) -> Iterator[tuple[Process, str]]:
-    """A server in a process of its own, and its address."""
+    """Start a server in a new process. Yield the process and the server's address."""
     with begin("serve", *arguments, "--port", 0) as process:
         try:
             assert process.stdout is not None
@@ -49,7 +49,7 @@ def ask(address: str, clip: Path, key: str = "none") -> Any:
         return client.audio.transcriptions.create(file=clip, model="whisper-1")
 
 
-def test_it_serves_what_transcribe_gives_until_a_signal(
+def test_the_server_gives_the_texts_of_transcribe_until_a_signal(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = place / "audio" / "a.wav"
@@ -66,7 +66,7 @@ def test_it_serves_what_transcribe_gives_until_a_signal(
     assert "warning" not in err
 
 
-def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
+def test_a_second_ctrl_c_stops_the_server_at_once(place: Path) -> None:
     with running(place / "model", "--model-name", "mine") as (process, address):
         host, _, port = address.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -84,7 +84,7 @@ def test_ctrl_c_ends_it_and_a_second_one_at_once(place: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_it_warns_if_others_can_use_it(place: Path) -> None:
+def test_the_server_warns_if_other_machines_can_use_it(place: Path) -> None:
     with running(place / "model", "--host", "0.0.0.0") as (process, _):
         process.send_signal(signal.SIGTERM)
         code, _, err = finish(process)
@@ -93,7 +93,7 @@ def test_it_warns_if_others_can_use_it(place: Path) -> None:
     assert "0.0.0.0" in err
 
 
-def test_wrong_arguments(place: Path, tmp_path: Path, call: Output) -> None:
+def test_wrong_arguments_are_rejected(place: Path, tmp_path: Path, call: Output) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = call("serve", place / "model", "--port", taken.getsockname()[1])
     assert code == 2

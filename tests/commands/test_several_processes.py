@@ -1,4 +1,5 @@
-"""`transcribe` and `evaluate` in several processes: the same output as in one, and what remains after a failure."""
+"""`transcribe` and `evaluate` in several processes: the same output as in one process, and the state after a
+failure."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def run(*arguments: object) -> Ended:
 
 
 def together(size: int, *commands: list[object]) -> list[list[Ended]]:
-    """Run each command in ``size`` processes. For each command, return how each process ended."""
+    """Run each command in ``size`` processes. For each command, return the results of all processes."""
     ports = [free_port() for _ in commands]
 
     def work(rank: int) -> list[Ended]:
@@ -65,7 +66,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def scores_in(output: str) -> dict[str, Any]:
-    """The scores that `evaluate --json` printed, without times."""
+    """Return the scores that `evaluate --json` printed, without times."""
     (sets,) = json.loads(output).values()
     return {key: value for key, value in sets["manifest"].items() if key not in ("time_s", "rtfx", "load_s")}
 
@@ -74,7 +75,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.srt")}
 
 
-def test_two_processes_do_what_one_does(place: Path, audio: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_output_of_one(place: Path, audio: Path, tmp_path: Path) -> None:
     manifest = write_clips(tmp_path / "clips", 7)
     (tmp_path / "clips" / "clip001.flac").write_text("no audio")
     transcribe: list[object] = ["transcribe", place / "model", audio, "--no-filters"]
@@ -103,18 +104,18 @@ def test_two_processes_do_what_one_does(place: Path, audio: Path, tmp_path: Path
     assert scores_in(alone[1][1]) == scores_in(scored[1])
 
 
-def test_another_number_of_processes_continues(place: Path, audio: Path, tmp_path: Path) -> None:
+def test_transcription_continues_with_another_number_of_processes(place: Path, audio: Path, tmp_path: Path) -> None:
     (audio / "bad.wav").unlink()
     output: list[object] = ["--no-filters", "--format", "srt", "--output-dir", tmp_path / "out"]
     everything: list[object] = ["transcribe", place / "model", audio, *output]
     assert run("transcribe", place / "model", audio / "a.wav", *output)[0] == 0
     (once, silent), (again, _) = together(2, everything, everything)
-    # The folder names its recordings in another way than the file did, but the transcripts have the same names.
+    # The folder is given instead of the file, but the transcripts have the same names.
     assert once[:2] == (0, f"2 written to {tmp_path / 'out'}, 1 already there\n")
     assert silent == (0, "", "")
     assert again[:2] == (0, f"0 written to {tmp_path / 'out'}, 3 already there\n")
     assert run(*everything)[1] == again[1]
-    # Another model must not be mixed with it, whatever process wrote the transcripts.
+    # Another model is rejected, even if another process wrote the transcripts.
     other: list[object] = ["transcribe", place / "headless", audio, *output]
     assert run(*other)[0] == 2
     assert run(*other, "--overwrite")[0] == 0
@@ -127,7 +128,7 @@ def test_evaluation_continues_with_another_number_of_processes(place: Path, tmp_
     assert run(*command)[0] == 0
     (path,) = (tmp_path / "out").glob("*/manifest/hypotheses.jsonl")
     whole = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(whole[:2]) + whole[2][:9])  # as if it had been killed
+    path.write_text("".join(whole[:2]) + whole[2][:9])  # as if the process had been killed
     ((code, _, err), silent), *_ = together(2, command)
     assert (code, silent) == (0, (0, "", ""))
     assert "2 of 6 are done" in err
@@ -137,8 +138,10 @@ def test_evaluation_continues_with_another_number_of_processes(place: Path, tmp_
 
 
 @pytest.mark.parametrize("interrupted", [0, 1])
-def test_an_interruption_keeps_what_is_done(place: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int) -> None:
-    # Not a signal, because shells let background jobs ignore Ctrl-C.
+def test_an_interruption_keeps_finished_transcripts(
+    place: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
+) -> None:
+    # An exception instead of a signal, because shells let background jobs ignore Ctrl-C.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -155,7 +158,7 @@ def test_an_interruption_keeps_what_is_done(place: Path, monkeypatch: pytest.Mon
     ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
     codes = [first[0], second[0]]
     assert codes[interrupted] == 3
-    assert codes[1 - interrupted] == 1  # a launcher would have stopped it, too
+    assert codes[1 - interrupted] == 1  # a launcher would have stopped this process
     rows = json.loads(first[1])
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)
@@ -172,7 +175,7 @@ def test_an_interruption_keeps_what_is_done(place: Path, monkeypatch: pytest.Mon
         (["evaluate", "{place}/nothing", "--data", "x.jsonl"], ["{place}/nothing"]),
     ],
 )
-def test_an_error_of_all_is_printed_once(place: Path, arguments: list[str], names: list[str]) -> None:
+def test_an_error_in_all_processes_is_printed_once(place: Path, arguments: list[str], names: list[str]) -> None:
     ((first, second),) = together(2, [argument.format(place=place) for argument in arguments])
     assert first[:2] == (2, "")
     assert second == (2, "", "")
@@ -180,8 +183,8 @@ def test_an_error_of_all_is_printed_once(place: Path, arguments: list[str], name
     assert all(name.format(place=place) in first[2] for name in names)
 
 
-def test_a_failure_of_one_process_is_printed_by_it(place: Path, tmp_path: Path) -> None:
-    """The process with the other clips fails, and so do all."""
+def test_an_error_in_one_process_is_printed_by_this_process(place: Path, tmp_path: Path) -> None:
+    """One process has different clips. It reports an error, and all processes fail."""
     write_clips(tmp_path, 4)
 
     def work(rank: int) -> Ended:

@@ -1,4 +1,4 @@
-"""Evaluation clips that share something with training: left out of the score, or stated."""
+"""Evaluation clips that are shared with training: excluded from the score, or reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import write_clips
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_clips_are_left_out_or_stated(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_shared_clips_are_excluded_or_reported(call: Output, trained: Path, tmp_path: Path) -> None:
     known = [json.loads(line) for line in (trained / "manifest.jsonl").read_text().splitlines()][:3]
     new = [json.loads(line) for line in write_clips(tmp_path / "new", 2).read_text().splitlines()]
     for folder, rows in ((trained, known), (tmp_path / "new", new)):

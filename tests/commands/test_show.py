@@ -25,7 +25,7 @@ def test_list_as_json(call: Output) -> None:
     assert "whisper" in {part["name"] for part in registered["encoders"]}
 
 
-def test_list_of_one_kind(call: Output) -> None:
+def test_one_kind_of_parts_can_be_listed(call: Output) -> None:
     code, out, _ = call("list", "projectors")
     assert code == 0
     assert out.splitlines()[0] == "projectors"
@@ -39,7 +39,7 @@ def test_the_list_fits_a_terminal(call: Output) -> None:
     assert "…" not in out
 
 
-def test_list_of_an_unknown_kind(call: Output) -> None:
+def test_an_unknown_kind_is_an_error(call: Output) -> None:
     code, out, err = call("list", "projector")
     assert (code, out) == (2, "")
     assert err == (
@@ -48,7 +48,7 @@ def test_list_of_an_unknown_kind(call: Output) -> None:
     )
 
 
-def test_the_schema_is_json_and_knows_the_parts(call: Output) -> None:
+def test_the_schema_is_json_and_contains_all_parts(call: Output) -> None:
     code, out, _ = call("schema")
     assert code == 0
     schema = json.loads(out)
@@ -81,7 +81,7 @@ def test_show_as_json(call: Output, trained: Path) -> None:
 
 
 def test_show_counts_what_is_trained(call: Output, trained: Path) -> None:
-    """Up to the vocabularies, which come from transcripts that ``show`` does not read."""
+    """The vocabularies may differ, because they come from transcripts, which ``show`` does not read."""
     shown = json.loads(call("show", trained / "recipe.yaml", "--json")[1])["parameters"]
     report = json.loads((trained / "run" / "report.json").read_text())["parameters"]
     for part in ("encoder", "projector"):

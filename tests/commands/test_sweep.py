@@ -1,4 +1,4 @@
-"""A grid becomes ordinary runs, all checked before the first one starts, and one comparison of them."""
+"""A grid becomes runs, which are all validated before the first one starts, and a comparison of them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def recipe(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(recipe: Path) -> Path:
-    """The folder of a finished sweep over GRID."""
+    """Return the folder of a finished sweep over GRID."""
     folder = recipe.parent / "swept"
     assert main(["sweep", str(recipe), *GRID, "--output-dir", str(folder)]) == 0
     return folder
@@ -87,7 +87,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("", [""]),
     ],
 )
-def test_values(text: str, values: list[str]) -> None:
+def test_values_are_split_at_commas(text: str, values: list[str]) -> None:
     assert split_values(text) == values
 
 
@@ -105,7 +105,7 @@ def test_values(text: str, values: list[str]) -> None:
         ([f"training.seed={','.join(map(str, range(1001)))}"], ["1,001", "1,000"]),
     ],
 )
-def test_grids_that_are_not_valid(recipe: Path, overrides: list[str], values: list[str]) -> None:
+def test_invalid_grids_are_rejected(recipe: Path, overrides: list[str], values: list[str]) -> None:
     message = refusal(recipe, *overrides)
     assert [value for value in values if value not in message] == []
 
@@ -121,18 +121,18 @@ def test_every_combination_is_a_run(recipe: Path) -> None:
         assert run.folder == f"{run.name.replace('=', '-').replace(', ', '_')}_{expected.run_id()}"
 
 
-def test_seeds_vary_fastest_wherever_they_are_given(recipe: Path) -> None:
+def test_seeds_vary_fastest_in_any_position(recipe: Path) -> None:
     assert names(recipe, *reversed(GRID)) == names(recipe, *GRID)
     assert [run.variant for run in combinations(recipe, GRID[1:])] == ["all seeds"] * 2
 
 
 def test_overrides_keep_their_order(recipe: Path) -> None:
-    """``projector=swiglu`` replaces the section, and what is said of it after that holds."""
+    """``projector=swiglu`` replaces the section, and later overrides of the projector still apply."""
     found = combinations(recipe, ["projector=swiglu", "projector.stack=2,3", "projector.hidden_dim=16"])
     assert [(run.recipe.projector.stack, run.recipe.projector.hidden_dim) for run in found] == [(2, 16), (3, 16)]  # type: ignore[attr-defined]
 
 
-def test_names_are_short_as_long_as_they_are_clear(recipe: Path) -> None:
+def test_names_are_short_unless_they_are_ambiguous(recipe: Path) -> None:
     assert names(recipe, "encoder.dropout=0.0,0.1", "decoder.dropout=0.1", "training.steps=5,6")[0] == (
         "dropout=0.0, steps=5"
     )
@@ -141,21 +141,21 @@ def test_names_are_short_as_long_as_they_are_clear(recipe: Path) -> None:
     )
 
 
-def test_folders_differ_where_no_name_can_tell_them_apart(recipe: Path) -> None:
+def test_folders_differ_even_if_names_do_not(recipe: Path) -> None:
     found = combinations(recipe, ["augmentation.speed=[0.9,1.1],[1.0]"])
     assert found[0].name == "speed=[0.9,1.1]"
     assert found[0].folder.startswith("speed-0.9-1.1_")
-    # The same weights, decoded in two ways: run ids are equal.
+    # The weights are the same and only decoding differs, so the run ids are equal.
     found = combinations(recipe, ["generation={max_new_tokens: 3},{max_new_tokens: 4}"])
     assert found[0].recipe.run_id() == found[1].recipe.run_id()
     assert found[0].folder != found[1].folder
     assert all(set(run.folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") for run in found)
 
 
-# --- refused before anything starts
+# # --- rejected before a run starts
 
 
-def test_all_that_is_wrong_is_named_and_nothing_starts(
+def test_all_errors_are_named_and_no_run_starts(
     recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
@@ -173,7 +173,7 @@ def test_all_that_is_wrong_is_named_and_nothing_starts(
     assert not folder.exists()
 
 
-def test_fields_that_a_renamed_part_lacks(recipe: Path) -> None:
+def test_unknown_fields_of_a_renamed_part_are_explained(recipe: Path) -> None:
     message = refusal(recipe, "projector.name=swiglu,qformer")
     assert message.startswith("1 of 2 combinations is not valid; nothing was started:\nprojector.name=qformer:\n")
     assert "projector.qformer." in message
@@ -182,7 +182,7 @@ def test_fields_that_a_renamed_part_lacks(recipe: Path) -> None:
     )
 
 
-def test_what_could_not_be_compared(document: Document, write_recipe: Write) -> None:
+def test_runs_that_cannot_be_compared_are_rejected(document: Document, write_recipe: Write) -> None:
     path = write_recipe(document)
     assert refusal(path, "training.seed=1,01").startswith("seed=1 and seed=01 are the same recipe")
     assert refusal(path, "evaluation.normalizer=lower,basic").startswith("evaluation.normalizer must be the same")
@@ -191,8 +191,10 @@ def test_what_could_not_be_compared(document: Document, write_recipe: Write) -> 
 
 
 @pytest.mark.parametrize("command", [["run"], ["sweep", "projector=swiglu,conv"], ["bench", "projectors"]])
-def test_a_file_is_no_place_for_results(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before anything is trained or measured."""
+def test_a_file_as_output_folder_is_rejected(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is rejected before training or measuring."""
     name, *rest = command
     (tmp_path / "file").write_text("")
     at = [name, *rest[:1], "r.yaml"] if name == "bench" else [name, "r.yaml", *rest]
@@ -216,7 +218,7 @@ def test_a_dry_run_starts_nothing(
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["finished"] * 4
 
 
-def test_the_default_folder_follows_from_the_grid(recipe: Path) -> None:
+def test_the_default_folder_depends_on_the_grid(recipe: Path) -> None:
     folder = Sweep(recipe, GRID).folder
     assert folder == Sweep(recipe, GRID).folder
     assert folder.parent == Path("sweeps")
@@ -225,7 +227,7 @@ def test_the_default_folder_follows_from_the_grid(recipe: Path) -> None:
     assert folder == Sweep(recipe, [*GRID, "execution.log_every=1"]).folder
 
 
-def test_a_runs_own_folder_is_refused(recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folder_of_a_run_is_rejected(recipe: Path, swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = next(swept.glob("*/state.json")).parent
     assert main(["sweep", str(recipe), *GRID, "--output-dir", str(run)]) == 2
     error = capsys.readouterr().err
@@ -236,7 +238,7 @@ def test_a_runs_own_folder_is_refused(recipe: Path, swept: Path, capsys: pytest.
 # --- real sweeps
 
 
-def test_a_sweep(recipe: Path, swept: Path, tmp_path: Path) -> None:
+def test_a_sweep_gives_runs_and_a_comparison(recipe: Path, swept: Path, tmp_path: Path) -> None:
     record = read(swept / "sweep.json")
     assert record["recipe"] == str(recipe)
     assert record["grid"] == {"projector.stack": ["4", "2"], "training.seed": ["0", "1"]}
@@ -251,14 +253,14 @@ def test_a_sweep(recipe: Path, swept: Path, tmp_path: Path) -> None:
         seeds = [report["evaluation"]["held_out"]["wer"] for report in reports]
         assert rates["seeds"] == pytest.approx(seeds)
         assert rates["wer"] == pytest.approx(sum(seeds) / 2)
-    # What differs between the seeds of every variant alike says nothing about a variant.
+    # Fields that only differ between seeds are left out.
     assert [field["field"] for field in comparison["recipe"]] == ["projector.stack"]
     words = Page((swept / "comparison.html").read_text()).words
     assert "stack=4 (2 seeds)" in words
     assert "WER of each seed, %" in words
     assert "and allow for other seeds" in words
 
-    # A run of a sweep is the run that the same recipe gives by itself.
+    # A run of a sweep equals a single run with the same recipe.
     alone = ["run", str(recipe), "projector.stack=2", "training.seed=1", "--output-dir", str(tmp_path / "alone")]
     assert main(alone) == 0
     theirs = swept / record["runs"][3]["folder"]
@@ -266,12 +268,12 @@ def test_a_sweep(recipe: Path, swept: Path, tmp_path: Path) -> None:
         assert (tmp_path / "alone" / name).read_bytes() == (theirs / name).read_bytes()
 
 
-def test_what_is_finished_is_not_done_again(recipe: Path, swept: Path, tmp_path: Path) -> None:
+def test_finished_runs_are_not_repeated(recipe: Path, swept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "swept"
     shutil.copytree(swept, folder)
     weights = {path: path.stat().st_mtime_ns for path in folder.glob("*/model/model.safetensors")}
     assert len(weights) == 4
-    # A grid may change: the new runs join those that are there.
+    # If the grid changes, new runs are added to the finished ones.
     assert main(["sweep", str(recipe), "projector.stack=2,3", "training.seed=0,1", "--output-dir", str(folder)]) == 0
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert len(list(folder.glob("*/model/model.safetensors"))) == 6
@@ -280,7 +282,7 @@ def test_what_is_finished_is_not_done_again(recipe: Path, swept: Path, tmp_path:
     assert comparison["num_comparisons"] == 1
 
 
-def test_a_run_that_fails_is_recorded_and_the_others_go_on(
+def test_a_failed_run_is_recorded_and_the_others_continue(
     recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     diverging = ["training.max_skipped_steps=0", "training.max_gradient_norm=1e30", "training.steps=3"]
@@ -298,8 +300,10 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(
     Page((folder / "comparison.html").read_text())
 
 
-def test_mistakes_that_only_a_run_can_see(recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Clips are looked for when a run starts: the mistake is the user's, and exit 2 says so."""
+def test_errors_found_by_a_run_have_exit_code_2(
+    recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The clips are read only when a run starts."""
     gone = f"data.train.clips.path={tmp_path / 'none.jsonl'}"
     folder = tmp_path / "sweep"
     assert main(["sweep", str(recipe), GRID[1], gone, "--output-dir", str(folder)]) == 2
@@ -312,7 +316,7 @@ def test_mistakes_that_only_a_run_can_see(recipe: Path, capsys: pytest.CaptureFi
     assert not (folder / "comparison.html").exists()
 
 
-def test_clips_that_not_all_runs_have_are_left_out(recipe: Path, tmp_path: Path) -> None:
+def test_clips_that_are_not_in_all_runs_are_left_out(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     limits = ["encoder.overrides.max_source_positions=750,50", "data.max_duration_s=1.0"]  # 15 s, and 1 s
     assert main(["sweep", str(recipe), *limits, "--output-dir", str(folder)]) == 0
@@ -320,7 +324,7 @@ def test_clips_that_not_all_runs_have_are_left_out(recipe: Path, tmp_path: Path)
     assert (entry["num_utterances"], entry["left_out"]) == (4, 4)
 
 
-def test_stopped_by_a_signal_and_continued(recipe: Path, tmp_path: Path) -> None:
+def test_a_sweep_continues_after_a_signal(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     grid = ["training.seed=0,1", "training.steps=15", "execution.log_every=1"]
     process = begin("sweep", recipe, *grid, "--output-dir", folder)

@@ -1,4 +1,4 @@
-"""`tiny-audio transcribe`: formats, folders, standard input, what is done already, what cannot be read."""
+"""`tiny-audio transcribe`: formats, folders, standard input, finished transcripts and unreadable files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.usefixtures("pauses_by_loudness")
-def test_every_format_tells_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_has_the_same_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = place / "audio" / "deep" / "long.flac"
     (row,) = json.loads(call(capsys, place / "model", long, "--format", "json", "--words")[1])
     assert len(row["segments"]) == 20
@@ -62,7 +62,7 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
 def test_parts_without_text_are_reported(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 s, of which the filters pass the first second only; and 40 s of silence."""
+    """One recording has 40 s, of which the filters accept only the first second. The other is 40 s of silence."""
     hum = np.sin(np.arange(4 * SAMPLE_RATE))
     sounds = {
         "part": np.concatenate([hum[:SAMPLE_RATE], np.zeros(35 * SAMPLE_RATE), hum]),
@@ -86,12 +86,12 @@ def test_parts_without_text_are_reported(
         assert all(after[0] <= before[1] for before, after in pairwise(spans))
 
 
-def test_a_terminal_shows_texts_as_they_grow(
+def test_a_terminal_shows_partial_texts(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long, clip = place / "audio" / "deep" / "long.flac", place / "audio" / "a.wav"
     ours, theirs = pty.openpty()
-    size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns: no line is broken
+    size = struct.pack("HHHH", 40, 400, 0, 0)  # rows and columns, wide enough that no line is wrapped
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     monkeypatch.setenv("TERM", "xterm")
     for name in ("COLUMNS", "LINES"):
@@ -111,7 +111,7 @@ def test_a_terminal_shows_texts_as_they_grow(
     ]
     lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
     assert [(name, text) for name, _, text in lines] == rows
-    # What comes before the first of them grew to it, and was wiped off; nothing else was shown before.
+    # The first text grew in place, and its partial texts were erased. Nothing else was shown before it.
     name, clock, whole = lines[0]
     assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
     growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)
@@ -123,11 +123,11 @@ def test_a_terminal_shows_texts_as_they_grow(
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)
-    except OSError:  # the other end is closed, on Linux
+    except OSError:  # raised on Linux when the other end is closed
         return b""
 
 
-def test_a_folder_is_continued(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transcription_of_a_folder_continues(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audio = tmp_path / "audio"
     shutil.copytree(place / "audio", audio)
     (audio / "bad.wav").write_text("no audio")
@@ -144,12 +144,12 @@ def test_a_folder_is_continued(place: Path, tmp_path: Path, capsys: pytest.Captu
     code, out, err = call(capsys, *arguments)
     assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 already there\n", "")
     assert (tmp_path / "out" / "b.srt").stat().st_mtime_ns == written[tmp_path / "out" / "b.srt"]
-    os.utime(audio / "b.flac")  # changed since
+    os.utime(audio / "b.flac")  # the recording has changed
     assert call(capsys, *arguments)[1].startswith("1 written")
     assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
 
 
-def test_files_of_others_are_not_overwritten(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_are_not_overwritten(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(place / "audio" / "a.wav", tmp_path / "a.wav")
     (tmp_path / "a.txt").write_text("what a person wrote")
     arguments = (place / "model", tmp_path / "a.wav", "--output-dir", tmp_path)
@@ -171,9 +171,10 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     code, _, err = call(capsys, place / "headless", clip, *output)
     assert code == 2
     assert refused in err
-    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2  # with filters
+    # without --no-filters
+    assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2
     assert refused in capsys.readouterr().err
-    # Another format may be added, and new recordings.
+    # Another format or new recordings can be added.
     assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", ".tiny-audio.jsonl"}
@@ -181,7 +182,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_keeps_the_rows_that_are_done(
+def test_an_interruption_keeps_finished_rows(
     place: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopping(JsonArray):
@@ -206,7 +207,7 @@ def test_an_interruption_keeps_the_rows_that_are_done(
         (["--format", "srt"], ["3 recordings", "--output-dir"]),
     ],
 )
-def test_impossible_options(
+def test_invalid_options_are_rejected(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], names: list[str]
 ) -> None:
     code, out, err = call(capsys, place / "model", place / "audio", *arguments)
@@ -215,7 +216,9 @@ def test_impossible_options(
     assert all(name in err for name in names)
 
 
-def test_nothing_to_do(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_audio_and_repeated_inputs(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert f"{tmp_path} and its subfolders contain no audio file" in call(capsys, place / "model", tmp_path)[2]
     clip = place / "audio" / "a.wav"
     assert "- is given twice" in _twice(place, capsys)
@@ -229,13 +232,13 @@ def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
         return call(capsys, place / "model", "-", "-")[2]
 
 
-def test_words_need_a_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_need_a_ctc_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = place / "audio" / "a.wav"
     assert "CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
     assert call(capsys, place / "headless", clip, "--format", "srt")[0] == 0
 
 
-def test_without_ffmpeg_it_is_named(
+def test_a_missing_ffmpeg_is_named(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
@@ -246,7 +249,7 @@ def test_without_ffmpeg_it_is_named(
 
 
 def untagged_mp3(path: Path) -> Path:
-    """Five seconds, of which no frame says so."""
+    """Write an MP3 file of five seconds without a length tag."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)
     soundfile.write(file, noise, SAMPLE_RATE, format="MP3")
@@ -264,7 +267,7 @@ def test_an_mp3_without_a_length_tag_needs_no_ffmpeg(
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
-def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_m4a_is_decoded_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = tmp_path / "a.m4a"
     command = ["ffmpeg", "-v", "error", "-i", str(place / "audio" / "a.wav"), "-c:a", "aac", str(clip)]
     subprocess.run(command, check=True, capture_output=True)
@@ -279,7 +282,7 @@ def test_m4a_by_ffmpeg(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
-def test_blocks_are_the_whole(tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joined_blocks_equal_the_whole_recording(tmp_path: Path, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiny_audio.audio._decode._BLOCK_SAMPLES", 10_000)
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * rate + 13)
     soundfile.write(tmp_path / "x.wav", samples, rate)

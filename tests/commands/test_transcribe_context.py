@@ -23,12 +23,12 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def aware(place: Path) -> Path:
-    """A model that was trained with hotwords and a language, but not with previous text."""
+    """Return a model that was trained with hotwords and a language, but not with previous text."""
     export_model(*assemble(context=KNOWN), place / "aware")
     return place / "aware"
 
 
-def test_the_texts_are_those_of_the_transcriber(
+def test_texts_equal_those_of_the_transcriber(
     place: Path, aware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, names = place / "audio" / "a.wav", tmp_path / "names.txt"
@@ -42,7 +42,7 @@ def test_the_texts_are_those_of_the_transcriber(
     assert call(capsys, aware, clip)[1] != out
 
 
-def test_what_is_left_out_is_reported(
+def test_unused_contexts_are_reported(
     place: Path, aware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = tmp_path / "names.txt"
@@ -57,7 +57,7 @@ def test_what_is_left_out_is_reported(
     assert "previous text" in previous
 
 
-def test_other_hotwords_are_other_transcripts(
+def test_transcripts_are_not_continued_with_other_hotwords(
     place: Path, aware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, output, names = place / "audio" / "a.wav", ("--output-dir", tmp_path / "out"), tmp_path / "names.txt"
@@ -71,7 +71,9 @@ def test_other_hotwords_are_other_transcripts(
     assert "with other options" in err
 
 
-def test_unusable_contexts(place: Path, aware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_contexts_are_rejected(
+    place: Path, aware: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clip = place / "audio" / "a.wav"
     code, out, err = call(capsys, aware, clip, "--language", "fr")
     assert (code, out) == (2, "")
@@ -86,11 +88,11 @@ def test_unusable_contexts(place: Path, aware: Path, tmp_path: Path, capsys: pyt
     [
         (b" \n,\n", "no hotword"),
         (b"\xff\xff\xff\xff", "not text"),
-        (("ä" * 5_000_001).encode(), "bytes"),  # the limit is in the middle of a character
+        (("ä" * 5_000_001).encode(), "bytes"),  # the size limit is in the middle of a character
     ],
     ids=["empty", "binary", "large"],
 )
-def test_unusable_files(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_unusable_hotword_files_are_rejected(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem):

@@ -1,4 +1,4 @@
-"""``transcribe`` with a run's model: outputs, unreadable audio, and damaged model folders."""
+"""``transcribe`` with the model of a run: output, unreadable audio, and damaged model folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without_empty(err: str) -> str:
-    """The messages, without those about transcripts that are empty: the clips are tones."""
+    """Return the messages except those about empty transcripts, because the clips are tones."""
     return "".join(line for line in err.splitlines(keepends=True) if ": no text: " not in line)
 
 
@@ -32,10 +32,10 @@ def test_transcribe(call: Output, trained: Path) -> None:
 
 
 DAMAGED = ("nan.wav", "cut_off.flac", "forged.wav")
-"""Of UNUSABLE: training drops them; ``transcribe`` keeps what can be decoded."""
+"""Clips of UNUSABLE that training drops, but that ``transcribe`` can decode partly."""
 
 
-def test_transcribe_names_what_it_cannot_read_and_does_the_rest(
+def test_unreadable_files_are_named_and_the_others_transcribed(
     call: Output, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = [trained / name for name in (*UNUSABLE, *UNUSUAL, "clip000.wav", "nowhere.wav")]
@@ -76,7 +76,7 @@ def test_transcribe_as_json(call: Output, trained: Path) -> None:
     assert wide["duration"] == 1.0
 
 
-def test_a_clip_is_heard_the_same_whatever_it_comes_with(call: Output, trained: Path) -> None:
+def test_the_text_of_a_clip_does_not_depend_on_the_other_clips(call: Output, trained: Path) -> None:
     clips = [trained / f"clip00{number}.{'wav' if number % 3 == 0 else 'flac'}" for number in range(8)]
     together = json.loads(call("transcribe", trained / "run" / "model", *clips, "--json", "--no-filters")[1])
     for clip, row in zip(clips[:3], together, strict=False):
@@ -111,7 +111,7 @@ def damaged(trained: Path, folder: Path, what: str) -> Any:
         ("no weights", "the weights cannot be read"),
     ],
 )
-def test_model_folders_that_cannot_be_used(
+def test_unusable_model_folders_are_rejected(
     call: Output, trained: Path, tmp_path: Path, what: str, message: str
 ) -> None:
     folder = damaged(trained, tmp_path, what)
@@ -121,7 +121,7 @@ def test_model_folders_that_cannot_be_used(
     assert message in err
 
 
-def test_transcribe_in_a_process_of_its_own(trained: Path) -> None:
+def test_transcribe_in_a_new_process(trained: Path) -> None:
     arguments = ["transcribe", trained / "run" / "model", trained / "clip000.wav", trained / "text.wav"]
     code, out, err = finish(begin(*arguments))
     assert code == 2

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
-def test_a_name_that_is_no_text(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_name_can_have_invalid_bytes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / os.fsdecode(b"a\xff.wav")
     shutil.copy(place / "audio" / "a.wav", odd)
     shutil.copy(place / "audio" / "b.flac", tmp_path / "b.flac")
@@ -36,7 +36,7 @@ def test_a_name_that_is_no_text(place: Path, tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "out" / os.fsdecode(b"a\xff.json")).is_file()
 
 
-def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
+def test_files_with_the_same_name_need_different_output_files(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("x", "y"):
@@ -50,7 +50,7 @@ def test_two_files_of_one_name_need_no_file_of_their_own_on_standard_output(
     assert all(str(clip) in err for clip in clips)
 
 
-def test_recordings_of_one_name_keep_their_suffix(
+def test_recordings_that_differ_in_their_suffix_keep_it(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.flac", "a.wav"):
@@ -64,7 +64,9 @@ def test_recordings_of_one_name_keep_their_suffix(
     ]
 
 
-def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_input_can_be_transcribed(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = place / "audio" / "a.wav"
     text = call(capsys, place / "model", clip)[1].split("\t")[1]
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(clip.read_bytes())))
@@ -72,7 +74,7 @@ def test_standard_input(place: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 @pytest.mark.parametrize("name", ["two\nlines.wav", "a\ttab.wav", "carriage\rreturn.wav"])
-def test_a_name_with_a_break_stays_one_row(
+def test_a_name_with_a_line_break_or_tab_stays_in_one_row(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     shutil.copy(place / "audio" / "a.wav", tmp_path / name)
@@ -89,7 +91,7 @@ def test_a_name_with_a_break_stays_one_row(
 
 
 @pytest.mark.parametrize("stem", ["n" * 240, "é" * 120, "x" * 251])
-def test_a_name_that_is_as_long_as_allowed(
+def test_a_name_can_have_the_maximum_length(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stem: str
 ) -> None:
     shutil.copy(place / "audio" / "a.wav", tmp_path / f"{stem}.wav")
@@ -104,7 +106,7 @@ def test_a_name_that_is_as_long_as_allowed(
     assert len(written.name.encode()) <= 255
 
 
-def test_a_name_that_is_too_long_costs_one_file(
+def test_a_too_long_name_does_not_affect_other_files(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = call(capsys, place / "model", tmp_path / ("x" * 300), place / "audio" / "a.wav")
@@ -113,7 +115,7 @@ def test_a_name_that_is_too_long_costs_one_file(
 
 
 @pytest.mark.parametrize("name", ["transcribe", ".tiny-audio", "model"])
-def test_a_recording_named_like_a_file_of_ours(
+def test_a_recording_can_have_the_name_of_a_tiny_audio_file(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     shutil.copy(place / "audio" / "a.wav", tmp_path / f"{name}.wav")
@@ -123,7 +125,7 @@ def test_a_recording_named_like_a_file_of_ours(
     assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["text"]
 
 
-def test_a_recording_that_an_older_one_replaced(
+def test_a_recording_replaced_by_an_older_file_is_transcribed_again(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = tmp_path / "a.wav"
@@ -137,7 +139,9 @@ def test_a_recording_that_an_older_one_replaced(
     assert call(capsys, *arguments)[1].startswith("0 written")
 
 
-def test_an_output_error_costs_one_file(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_error_does_not_affect_other_files(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     audio = tmp_path / "audio"
     shutil.copytree(place / "audio", audio)
     (tmp_path / "out").mkdir()
@@ -154,7 +158,7 @@ def test_an_output_error_costs_one_file(place: Path, tmp_path: Path, capsys: pyt
     assert (tmp_path / "speech.txt").read_bytes() == (place / "audio" / "a.wav").read_bytes()
 
 
-def test_what_a_folder_leaves_out_is_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_files_in_a_folder_are_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.WAVE", "b.aifc", "c.rf64"):
         samples, rate = soundfile.read(place / "audio" / "a.wav")
         format_ = {"a.WAVE": "WAV", "b.aifc": "AIFF", "c.rf64": "RF64"}[name]
@@ -167,12 +171,12 @@ def test_what_a_folder_leaves_out_is_named(place: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="named pipes are files on Unix only")
-def test_pipes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipes_are_always_transcribed_again(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = place / "audio" / "a.wav"
     text = call(capsys, place / "model", clip)[1].split("\t")[1]
     os.mkfifo(tmp_path / "63")
     arguments = (place / "model", tmp_path / "63", "--output-dir", tmp_path / "out")
-    for _ in range(2):  # what was read once may be something else the next time
+    for _ in range(2):  # a pipe can have different content every time
         with ThreadPoolExecutor(1) as pool:
             pool.submit((tmp_path / "63").write_bytes, clip.read_bytes())
             assert call(capsys, *arguments)[1] == f"1 written to {tmp_path / 'out'}\n"
@@ -180,7 +184,7 @@ def test_pipes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_name_in_another_unicode_form(
+def test_file_names_match_in_any_unicode_form(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: Literal["NFC", "NFD"]
 ) -> None:
     other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"

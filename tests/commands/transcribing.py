@@ -1,4 +1,4 @@
-"""Call ``tiny-audio transcribe`` on a tiny model, whose texts are often truncated."""
+"""A call of ``tiny-audio transcribe`` without warnings about truncated texts."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     capsys.readouterr()
     code = main(["transcribe", *map(str, arguments), "--no-filters"])
     out, err = capsys.readouterr()
-    # The tiny model rarely writes an end token.
+    # Ignore truncated texts, because the tiny model rarely generates an end token.
     return code, out, "".join(line for line in err.splitlines(keepends=True) if CUT not in line)

@@ -1,4 +1,4 @@
-"""Audio files and tables that list them."""
+"""Audio files, and tables that list them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hub on this machine for tests of sources."""
+"""A local hub for tests of sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.support.parquet_shards import (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """As the corpus lies: three shards of 20 clips in row groups of 5, one for dev, and what nobody asks for."""
+    """Return the files of the corpus: three training shards of 20 clips in row groups of 5, one dev shard, and other
+    files."""
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(20 * n, 20, row_group=5) for n in range(3)}
     dev = {"dev/dev-00000-of-00001.parquet": loquacious_shard(CLIPS, 4)}
     return shards | dev | {"README.md": b"---\n---\n", "small.csv": b"ID,text\n", "large/README.md": b""}
@@ -33,7 +34,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A hub with LoquaciousSet on a good day; waits of the library are noted, not waited."""
+    """Return a hub with LoquaciousSet and without faults. The library's waits are recorded instead of waited."""
     server.repos = {NAME: Repo(dict(files), CARD)}
     server.forget_requests()
     server.fault = lambda number, path: None
@@ -44,7 +45,7 @@ def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were to be waited before another try."""
+    """Record the seconds of all waits before retries."""
     waited: list[float] = []
     monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waited.append)
     return waited
@@ -52,7 +53,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three files of LoquaciousSet's schema, in two folders, of 25, 25 and 1 clips."""
+    """Write three files with LoquaciousSet's schema to two folders, with 25, 25 and 1 clips."""
     folder = tmp_path_factory.mktemp("shards")
     for name, first, count in (("a/train-0.parquet", 0, 25), ("a/train-1.parquet", 25, 25), ("b/dev.parquet", 50, 1)):
         write_parquet(folder / name, [loquacious_row(number) for number in range(first, first + count)], LOQUACIOUS)

@@ -1,4 +1,4 @@
-"""A small copy of LoquaciousSet on a hub on this machine, and what its index and its audio must be."""
+"""A small copy of LoquaciousSet on a local hub, and checks of its index and audio."""
 
 from __future__ import annotations
 

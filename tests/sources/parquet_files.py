@@ -24,7 +24,7 @@ def build(path: Path | str, cache: Path, **fields: Any) -> Source:
 
 
 def simple(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """A row of the default columns."""
+    """Return a row with the default columns."""
     return {"audio": encoded_clip(number, 0.5), "text": "yes", "duration": 0.5} | changes
 
 
@@ -40,7 +40,7 @@ def without_durations(shards: Path, folder: Path) -> Path:
 
 
 def damage_column(path: Path, leaf: str) -> None:
-    """Zeros over all that is stored of a column."""
+    """Overwrite the stored data of a column with zeros."""
     content = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
     for group in range(metadata.num_row_groups):

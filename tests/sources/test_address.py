@@ -1,4 +1,4 @@
-"""Addresses of clips: their text form goes into hypotheses, and reads the same audio from there."""
+"""Addresses of clips. Hypotheses contain their text form, from which the same audio can be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CELLS = st.builds(ParquetCell, st.integers(0, 99), st.integers(0, 99), _NAMES)
 
 
 @given(st.builds(AudioAddress, _PATHS | _HUB_FILES, st.none() | _CELLS))
-def test_text_form_holds_everything(address: AudioAddress) -> None:
+def test_the_text_form_is_complete(address: AudioAddress) -> None:
     assert AudioAddress.parse(str(address), Path("/elsewhere")) == address
 
 
@@ -35,7 +35,7 @@ def test_text_forms_are_readable() -> None:
     assert str(hub) == "hf://datasets/owner/name@4c28e5/train/0.parquet#row_group=0&row=3&column=audio"
 
 
-def test_relative_paths_and_those_of_older_hypotheses() -> None:
+def test_relative_paths_and_paths_of_older_hypotheses_can_be_read() -> None:
     assert AudioAddress.parse("a.flac", Path("/data")) == AudioAddress(Path("/data/a.flac"))
     assert AudioAddress.parse("train.parquet:0:3", Path("/data")).file == Path("/data/train.parquet:0:3")
     with pytest.raises(UserError, match="empty"):
@@ -85,19 +85,19 @@ def test_every_source_gives_addresses_that_read_its_audio(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("text", ["none.flac", "none.parquet#row_group=0&row=0&column=audio", "x\0.flac", "x" * 5_000])
-def test_a_file_that_is_not_there(tmp_path: Path, text: str) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         AudioAddress.parse(text, tmp_path).read(tmp_path)
 
 
 @pytest.mark.parametrize("cell", [(9, 0, "audio"), (0, 9, "audio"), (0, 0, "sound"), (0, 0, "text")])
-def test_a_cell_that_does_not_exist(tmp_path: Path, cell: tuple[int, int, str]) -> None:
+def test_a_missing_cell_is_an_error(tmp_path: Path, cell: tuple[int, int, str]) -> None:
     path = write_parquet(tmp_path / "a.parquet", [{"audio": b"fLaC", "text": "yes"}])
     with pytest.raises(UserError):
         AudioAddress(path, ParquetCell(*cell)).read(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("repo", ["a/b/c", "none/at all", "a/none"])
-def test_a_dataset_that_does_not_exist(tmp_path: Path, hub: Hub, repo: str) -> None:
+def test_a_missing_dataset_is_an_error(tmp_path: Path, hub: Hub, repo: str) -> None:
     with pytest.raises(UserError, match=repo):
         AudioAddress(HubFile(repo, "main", "a.flac")).read(tmp_path)

@@ -1,4 +1,4 @@
-"""Bad clips and bad days of the hub cost themselves and time, and not one good clip."""
+"""Bad clips and failures of the hub do not lose any good clip."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Silent:
-    """Hears what a run says."""
+    """Ignores the output of a run."""
 
     def note(self, message: str) -> None: ...
 
@@ -40,16 +40,16 @@ class Silent:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Seeds of all clips that came to training, which are hashes of seed, epoch and id."""
+    """Return the seeds of all clips used in training. A seed is a hash of run seed, epoch and clip id."""
     seeds: list[int] = []
     get = PlannedBatches.__getitem__
 
-    def noted(self: PlannedBatches, k: int) -> Batch:
+    def recorded(self: PlannedBatches, k: int) -> Batch:
         batch = get(self, k)
         seeds.extend(batch.seeds)
         return batch
 
-    monkeypatch.setattr(PlannedBatches, "__getitem__", noted)
+    monkeypatch.setattr(PlannedBatches, "__getitem__", recorded)
     return seeds
 
 
@@ -75,9 +75,9 @@ KINDS = {
     "no_duration": "bad_duration",
     "special": "special_token",
 }
-"""What is wrong with a clip, and the reason that is told."""
+"""Kinds of bad clips, each with the reason in dropped.jsonl."""
 SHARDS, CLIPS = 4, 70
-"""Shards, and clips of each: 14 bad ones among 280 are 5 %."""
+"""Number of shards, and of clips per shard. 14 bad clips of 280 are 5 %."""
 
 
 def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
@@ -87,7 +87,7 @@ def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
 
 
 def spoiled(row: Row, kind: str) -> Row:
-    """A good row made bad in one way."""
+    """Return a row that is bad in one way."""
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) / 6)
     audio: dict[str, Any] = {
         "noise": {"bytes": b"this is no audio" * 60, "path": None},
@@ -114,7 +114,8 @@ def spoiled(row: Row, kind: str) -> Row:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Shards in LoquaciousSet's schema, of which 5 % are bad, spread over them; and the ids of the good clips."""
+    """Write shards with LoquaciousSet's schema, in which 5 % of the clips are bad. Return the folder and the ids of the
+    good clips."""
     folder, kinds = tmp_path_factory.mktemp("corpus"), list(KINDS)
     good = []
     for shard in range(SHARDS):
@@ -129,7 +130,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def latin_1(table: pa.Table) -> pa.Array:
-    """The texts, one of them with a byte that UTF-8 does not have, as parquet lets it pass."""
+    """Return the texts, one of which has an invalid UTF-8 byte. Parquet accepts it."""
     texts = [text.as_py().encode() for text in table.column("text")]
     ids = table.column("ID").to_pylist()
     texts = [b"CAF\xc9" if id_ == "latin-1" else text for id_, text in zip(ids, texts, strict=True)]
@@ -144,14 +145,14 @@ def recipe(document: Document, folder: Path, **settings: Any) -> Recipe:
     return Recipe.model_validate(changed(document, **(fields | settings)))
 
 
-def test_bad_clips_are_listed_with_their_reasons_and_good_ones_are_all_used(
+def test_bad_clips_are_listed_and_all_good_clips_are_used(
     document: Document, corpus: tuple[Path, list[str]], tmp_path: Path, used: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
     folder, good = corpus
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
-    steps = 36  # an epoch of batches of 8, and a little: 277 clips get past the index
+    steps = 36  # slightly more than an epoch with batches of 8, because the index has 277 clips
     Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", Silent()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))
@@ -175,7 +176,7 @@ def test_more_bad_clips_than_allowed_stop_the_run(
         Run(recipe(document, corpus[0], **settings), "bad", tmp_path / "run", Silent()).complete()
 
 
-# --- bad days
+# --- failures of the hub
 
 NAME = "speechbrain/LoquaciousSet"
 
@@ -192,13 +193,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were to be waited before another try; nothing here waits longer than a moment."""
+    """Record the seconds of all waits before retries. No wait takes long."""
     waits: list[float] = []
     monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waits.append)
     return waits
 
 
-def test_a_hub_that_fails_a_fifth_of_the_time_costs_time_and_no_clip(
+def test_a_hub_with_20_percent_failures_loses_no_clip(
     hub: Hub, document: Document, tmp_path: Path, used: list[int], waited: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Source ``common_voice``: the archive as Mozilla publishes it."""
+"""Source ``common_voice``: the archive published by Mozilla."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """As the archive unpacks: three clips in train.tsv, two of them with stated durations, and one in dev.tsv."""
+    """Write the unpacked archive: three clips in train.tsv, two of which have durations, and one clip in dev.tsv."""
     corpus = tmp_path / "cv-corpus" / "en"
     for number in range(4):
         write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)
@@ -46,7 +46,7 @@ def test_common_voice(corpus: Path, tmp_path: Path) -> None:
     assert build("common_voice", corpus, tmp_path / "cache").index() == index
 
 
-def test_common_voice_says_what_it_lacks(corpus: Path, tmp_path: Path) -> None:
+def test_bad_rows_and_clips_are_dropped(corpus: Path, tmp_path: Path) -> None:
     write_clip(corpus / "clips" / "common_voice_en_5.mp3").write_bytes(b"no audio")
     bad = [row(9), row(3, ""), row(5), "short\trow", row(2, "x").encode() + b"\xff"]
     write(corpus / "train.tsv", HEADER, row(0), *bad)
@@ -62,14 +62,14 @@ def test_common_voice_says_what_it_lacks(corpus: Path, tmp_path: Path) -> None:
     assert index.dropped[3].detail.startswith("train.tsv, line 6: 2 cells, ")
 
 
-def test_a_clip_that_comes_later_is_found(corpus: Path, tmp_path: Path) -> None:
+def test_a_clip_that_is_added_later_is_found(corpus: Path, tmp_path: Path) -> None:
     (corpus / "clips" / "common_voice_en_1.mp3").rename(tmp_path / "aside.mp3")
     assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 1
     (tmp_path / "aside.mp3").rename(corpus / "clips" / "common_voice_en_1.mp3")
     assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 0
 
 
-def test_a_clip_that_was_mended_is_found(corpus: Path, tmp_path: Path) -> None:
+def test_a_repaired_clip_is_found(corpus: Path, tmp_path: Path) -> None:
     whole = build("common_voice", corpus, tmp_path / "another").index()
     clip = corpus / "clips" / "common_voice_en_2.mp3"
     clip.rename(tmp_path / "aside.mp3")
@@ -82,26 +82,32 @@ def test_a_clip_that_was_mended_is_found(corpus: Path, tmp_path: Path) -> None:
     assert again.fingerprint == whole.fingerprint
 
 
-def test_an_older_release_without_durations(corpus: Path, tmp_path: Path) -> None:
+def test_a_release_without_durations_can_be_read(corpus: Path, tmp_path: Path) -> None:
     (corpus / "clip_durations.tsv").unlink()
     index = build("common_voice", corpus, tmp_path / "cache").index()
     assert [u.duration_s for u in index.utterances] == pytest.approx([1.0, 2.0, 3.0], abs=0.1)
 
 
-def test_what_is_no_common_voice(corpus: Path, tmp_path: Path) -> None:
-    def refused(message: str, path: Path = corpus, **fields: str) -> None:
+def test_other_folders_are_rejected(corpus: Path, tmp_path: Path) -> None:
+    def assert_rejected(message: str, path: Path = corpus, **fields: str) -> None:
         with pytest.raises(UserError, match=re.escape(message)):
             build("common_voice", path, tmp_path / "cache", **fields).index()
 
-    refused(f"there is no {tmp_path}/train.tsv; path must be the folder of one language, with clips and tr", tmp_path)
-    refused(f"there is no {corpus.parent}/train.tsv; path must be the folder of one language: {corpus}", corpus.parent)
-    refused("train.tsv, dev.tsv, test.tsv, validated.tsv; download it from Mozilla and unpack it", split="test")
+    assert_rejected(
+        f"there is no {tmp_path}/train.tsv; path must be the folder of one language, with clips and tr", tmp_path
+    )
+    assert_rejected(
+        f"there is no {corpus.parent}/train.tsv; path must be the folder of one language: {corpus}", corpus.parent
+    )
+    assert_rejected("train.tsv, dev.tsv, test.tsv, validated.tsv; download it from Mozilla and unpack it", split="test")
     write(corpus / "train.tsv", "path\tsentence", "a.mp3\tyes")
-    refused(f"{corpus}/train.tsv has no column client_id; its columns: path, sentence")
+    assert_rejected(f"{corpus}/train.tsv has no column client_id; its columns: path, sentence")
     write(corpus / "train.tsv", HEADER)
-    refused(f"no row of {corpus}/train.tsv can be used")
+    assert_rejected(f"no row of {corpus}/train.tsv can be used")
     write(corpus / "clip_durations.tsv", "clip\tlength", "a.mp3\t1")
     write(corpus / "train.tsv", HEADER, row(0))
-    refused("clip_durations.tsv has no columns clip and duration[ms]; its columns: clip, length; ")
+    assert_rejected("clip_durations.tsv has no columns clip and duration[ms]; its columns: clip, length; ")
     (corpus / "clips").rename(corpus / "mp3")
-    refused(f"the folder {corpus}/clips cannot be read: No such file or directory; path must be the folder of one")
+    assert_rejected(
+        f"the folder {corpus}/clips cannot be read: No such file or directory; path must be the folder of one"
+    )

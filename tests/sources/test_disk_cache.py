@@ -1,4 +1,4 @@
-"""Row groups on disk: whoever writes, and whoever is killed while writing, the bound holds and nothing is left over."""
+"""Row groups on disk: the cache stays within its limit and is cleaned up, also if writers are killed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def clips(size: int) -> pa.ChunkedArray:
 
 
 def held(folder: Path) -> int:
-    """Bytes of row groups in a folder, of those too that are being written, while no file is made or renamed."""
+    """Return the bytes of row groups in a folder, including incomplete ones. No file is created or renamed
+    meanwhile."""
     with FileLock(folder / ".lock", poll_interval=0.001):
         return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)
 
 
-def test_the_disk_cache_stays_below_its_bound(tmp_path: Path) -> None:
+def test_the_disk_cache_stays_below_its_limit(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 1_000_000)
     for number in range(40):
         cache.get(f"{number}", lambda: clips(100_000))
@@ -40,14 +41,14 @@ def test_the_disk_cache_stays_below_its_bound(tmp_path: Path) -> None:
     assert not names & {"1", "2", "3"}
 
 
-def test_several_small_files_are_counted_too(tmp_path: Path) -> None:
+def test_small_files_are_counted(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 100_000)
     for number in range(300):
         cache.get(f"{number}", lambda: clips(1_000))
     assert 50_000 < held(cache.folder) <= 100_000
 
 
-def test_a_file_cut_short_is_fetched_again(tmp_path: Path) -> None:
+def test_a_truncated_file_is_fetched_again(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 1_000_000)
     first = cache.get("a", lambda: clips(1_000)).clips
     path = cache.folder / "a.arrow"
@@ -58,7 +59,7 @@ def test_a_file_cut_short_is_fetched_again(tmp_path: Path) -> None:
     assert cache.get("a", lambda: fresh).clips.equals(fresh)
 
 
-def test_what_is_deleted_stays_readable_for_who_reads_it(tmp_path: Path) -> None:
+def test_a_deleted_row_group_stays_readable_in_a_process_that_has_opened_it(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 1_000_000)
     kept = clips(50_000)
     mapped = cache.get("a", lambda: kept)
@@ -67,13 +68,13 @@ def test_what_is_deleted_stays_readable_for_who_reads_it(tmp_path: Path) -> None
     assert mapped.clips.equals(kept)
 
 
-def test_a_cache_without_room(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cache cannot be written: .*; free some space, lower cache_gb, or set TINY_"):
         DiskCache(tmp_path / "cache", 1_000_000).get("a", lambda: clips(10))
 
 
-def test_what_is_larger_than_the_bound_is_kept_in_memory_and_drives_nothing_out(tmp_path: Path) -> None:
+def test_row_groups_above_the_limit_are_kept_in_memory_only(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 100_000)
     cache.get("small", lambda: clips(50_000))
     large = clips(200_000)
@@ -87,7 +88,7 @@ def test_what_is_larger_than_the_bound_is_kept_in_memory_and_drives_nothing_out(
 
 
 def child(folder: Path, work: Callable[[DiskCache], object]) -> Process:
-    """A process with a cache of this folder, which is ready and waits for :func:`go`."""
+    """Start a process with a cache in this folder. It waits for :func:`go`."""
 
     def run() -> None:
         cache = DiskCache(folder, 400_000)
@@ -107,7 +108,7 @@ def go(process: Process) -> None:
     process.stdin.flush()
 
 
-def test_the_bound_holds_over_many_processes(tmp_path: Path) -> None:
+def test_the_limit_holds_for_several_processes(tmp_path: Path) -> None:
     tmp_path = tmp_path / "cache"
     tmp_path.mkdir()
 
@@ -128,7 +129,7 @@ def test_the_bound_holds_over_many_processes(tmp_path: Path) -> None:
     assert peak <= 400_000
 
 
-def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+def test_incomplete_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     def killed(cache: DiskCache) -> None:
         pytest.MonkeyPatch().setattr(os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
         cache.get("a", lambda: clips(10_000))
@@ -145,7 +146,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if ".arrow" in path.name] == ["b.arrow"]
 
 
-def test_what_another_is_writing_counts_and_is_not_swept(tmp_path: Path) -> None:
+def test_files_that_another_process_is_writing_are_counted_and_kept(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 1_000_000)
     with cache._writer_lock("other"):
         (tmp_path / ".other.arrow.0123").write_bytes(bytes(700_000))

@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_files_and_what_is_said_in_them(place: Path) -> None:
+def test_files_are_read_with_their_transcripts(place: Path) -> None:
     write_clip(place / "a.wav", 0.5)
     write_clip(place / "deep" / "er" / "b.FLAC", 0.75)
     write_clip(place / "deep" / "c.mp3", 1.25)
@@ -109,7 +109,7 @@ def test_bad_rows_are_dropped_with_their_line(
 
 
 @pytest.mark.parametrize("cell", ["", "  "])
-def test_an_empty_text_is_a_clip_without_speech(place: Path, cell: str) -> None:
+def test_an_empty_text_means_a_clip_without_speech(place: Path, cell: str) -> None:
     for name in ("a.wav", "b.wav"):
         write_clip(place / name)
     write(place / "metadata.csv", "file_name,transcription", "a.wav,yes", f"b.wav,{cell}")
@@ -119,7 +119,7 @@ def test_an_empty_text_is_a_clip_without_speech(place: Path, cell: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_in_another_unicode_form_are_found(place: Path, form: Literal["NFC", "NFD"]) -> None:
+def test_file_names_match_in_any_unicode_form(place: Path, form: Literal["NFC", "NFD"]) -> None:
     other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"
     write_clip(place / unicodedata.normalize(other, "réunion.wav"))
     write(place / "metadata.csv", "file_name,transcription", unicodedata.normalize(form, "réunion.wav,oui"))
@@ -141,7 +141,7 @@ def test_names_in_another_unicode_form_are_found(place: Path, form: Literal["NFC
         ('{"file_name": ["a.wav"], "text": "yes"}', "audio_missing", "not ['a.wav']"),
     ],
 )
-def test_bad_json_lines(place: Path, line: str | bytes, reason: str, detail: str) -> None:
+def test_bad_json_lines_are_dropped(place: Path, line: str | bytes, reason: str, detail: str) -> None:
     write_clip(place / "a.wav")
     write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}', line)
     (drop,) = folder(place).index().dropped
@@ -149,7 +149,7 @@ def test_bad_json_lines(place: Path, line: str | bytes, reason: str, detail: str
     assert detail in drop.detail
 
 
-def test_files_without_a_row_are_said(place: Path) -> None:
+def test_files_without_a_row_are_listed_as_dropped(place: Path) -> None:
     for name in ("a.wav", "b.wav", "deep/c.ogg", ".hidden.wav", ".trash/d.wav"):
         write_clip(place / name)
     write(place / "notes.txt", "no audio")
@@ -160,7 +160,7 @@ def test_files_without_a_row_are_said(place: Path) -> None:
     assert index.dropped[0].detail == "b.wav: metadata.csv has no row with this file"
 
 
-def test_which_column_is_the_text(place: Path) -> None:
+def test_the_text_column_is_found_or_configured(place: Path) -> None:
     write_clip(place / "a.wav")
     table = place / "metadata.csv"
     write(table, "file_name,text,transcription", "a.wav,one,two")
@@ -178,37 +178,39 @@ def test_which_column_is_the_text(place: Path) -> None:
         folder(place, text_column="said").index()
 
 
-def test_what_is_no_such_folder(place: Path) -> None:
+def test_other_folders_are_rejected(place: Path) -> None:
     expected = "a folder needs a metadata.csv or metadata.jsonl with the columns file_name"
 
-    def refused(message: str, also: str = expected) -> None:
+    def assert_rejected(message: str, also: str = expected) -> None:
         with pytest.raises(UserError) as caught:
             folder(place).index()
         assert message in str(caught.value)
         assert also in str(caught.value)
 
-    refused(f"the folder {place} cannot be read: No such file or directory; ")
+    assert_rejected(f"the folder {place} cannot be read: No such file or directory; ")
     write_clip(place / "a.wav")
-    refused(f"there is no table in {place}; ")
+    assert_rejected(f"there is no table in {place}; ")
     write(place / "metadata.csv", "file,text", "a.wav,yes")
-    refused(f"{place}/metadata.csv has no column 'file_name': its columns: file, text; ")
+    assert_rejected(f"{place}/metadata.csv has no column 'file_name': its columns: file, text; ")
     write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}')
-    refused(f"{place} holds metadata.csv and metadata.jsonl; keep one of them", "")
+    assert_rejected(f"{place} holds metadata.csv and metadata.jsonl; keep one of them", "")
     (place / "metadata.jsonl").unlink()
     (place / "metadata.csv").write_bytes(b"")
-    refused(f"{place}/metadata.csv is empty; its first line must name its columns", "")
+    assert_rejected(f"{place}/metadata.csv is empty; its first line must name its columns", "")
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
-    refused("metadata.csv has two columns with the same name: file_name, text, text; ", "")
+    assert_rejected("metadata.csv has two columns with the same name: file_name, text, text; ", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
-    refused("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
+    assert_rejected("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")
-    refused(f"no row of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", "")
+    assert_rejected(
+        f"no row of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", ""
+    )
     (place / "metadata.csv").unlink()
     (place / "metadata.csv").mkdir()
-    refused(f"there is no table in {place}; ")
+    assert_rejected(f"there is no table in {place}; ")
 
 
-def test_the_fingerprint_is_that_of_the_data_not_of_its_place(place: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_data_but_not_on_its_location(place: Path, tmp_path: Path) -> None:
     def fingerprint(name: str, text: str = "yes", seconds: float = 1.0) -> str:
         write_clip(tmp_path / name / "a.wav", seconds)
         write(tmp_path / name / "metadata.csv", "file_name,text", f"a.wav,{text}")
@@ -255,7 +257,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch
         write_clip(place / name)
     write(place / "metadata.csv", "file_name,text", "a.wav,yes", "b.wav,no")
 
-    def while_one_is_away(folder: Path, *arguments: Any) -> dict[str, _durations.Header]:
+    def with_one_unreadable_file(folder: Path, *arguments: Any) -> dict[str, _durations.Header]:
         (place / "b.wav").rename(place.parent / "aside.wav")
         (place / "b.wav").symlink_to("b.wav")
         try:
@@ -264,7 +266,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch
             (place.parent / "aside.wav").replace(place / "b.wav")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tiny_audio.sources.folder.read_headers", while_one_is_away)
+        patch.setattr("tiny_audio.sources.folder.read_headers", with_one_unreadable_file)
         index = folder(place).index()
     assert [(drop.id, drop.reason) for drop in index.dropped] == [("b.wav", "unreadable")]
     assert [utterance.id for utterance in index.utterances] == ["a.wav"]
@@ -274,7 +276,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch
     assert folder(place).index() == again
 
 
-def test_a_cache_that_cannot_be_written(place: Path, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(place: Path, tmp_path: Path) -> None:
     write_clip(place / "a.wav")
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
     write(tmp_path / "cache" / "durations", "a file")
@@ -282,7 +284,7 @@ def test_a_cache_that_cannot_be_written(place: Path, tmp_path: Path) -> None:
         folder(place).index()
 
 
-def test_links_are_followed_and_circles_end(place: Path, tmp_path: Path) -> None:
+def test_links_are_followed_and_cycles_end(place: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "elsewhere" / "a.wav")
     place.mkdir()
     (place / "link").symlink_to(tmp_path / "elsewhere")
@@ -292,8 +294,8 @@ def test_links_are_followed_and_circles_end(place: Path, tmp_path: Path) -> None
     assert list(files_below(place, lambda name: True)) == ["link/a.wav"]
 
 
-def test_a_folder_is_listed_once_whatever_links_to_it(place: Path) -> None:
-    for number in range(9):  # the disk lists them in an order of its own
+def test_a_folder_with_several_links_is_listed_once(place: Path) -> None:
+    for number in range(9):  # several folders, because the file system may list them in any order
         write_clip(place / f"{number}" / "a.wav")
         (place / f"link-{number}").symlink_to(f"{number}")
     write_clip(place / "a.wav")

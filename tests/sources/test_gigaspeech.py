@@ -1,4 +1,4 @@
-"""Source ``gigaspeech``, against a hub on this machine."""
+"""Source ``gigaspeech``, read from a local hub."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_rows_are_segments(hub: Hub, tmp_path: Path) -> None:
     assert written(first.text) == "Well, stop now."
 
 
-def test_dev_and_test_are_configs_of_their_own(hub: Hub, tmp_path: Path) -> None:
+def test_dev_and_test_are_separate_configs(hub: Hub, tmp_path: Path) -> None:
     for split, first in (("dev", 10), ("test", 20)):
         index = build(tmp_path, split=split).index()
         assert index.utterances[0].id.endswith(f"S{first:07d}")
 
 
-def test_segments_without_speech_and_without_end_are_left_out(hub: Hub, tmp_path: Path) -> None:
+def test_segments_without_speech_or_without_an_end_are_dropped(hub: Hub, tmp_path: Path) -> None:
     rows = [gigaspeech_row(number) for number in range(8)]
     for row, text in zip(rows, ("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>", "<NOISE> YES"), strict=False):
         row["text"] = text
@@ -81,7 +81,7 @@ def test_segments_without_speech_and_without_end_are_left_out(hub: Hub, tmp_path
     assert details[5].endswith("not nan")
 
 
-def test_segments_without_speech_are_trained_on(hub: Hub, tmp_path: Path) -> None:
+def test_segments_without_speech_can_be_kept_for_training(hub: Hub, tmp_path: Path) -> None:
     rows = [gigaspeech_row(number) for number in range(6)]
     for row, text in zip(rows, ("<SIL>", "YES", " <MUSIC> ", "<NOISE> YES", None), strict=False):
         row["text"] = text
@@ -99,7 +99,7 @@ def test_segments_without_speech_are_trained_on(hub: Hub, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_recipe_decides_for_training_only(
+def test_keep_empty_applies_to_training_only(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
@@ -123,7 +123,7 @@ def test_without_a_token_the_message_names_the_terms(hub: Hub, tmp_path: Path, m
         build(tmp_path).index()
 
 
-def test_a_repository_without_parquet_has_a_copy_that_the_hub_converted(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_without_parquet_is_read_from_the_hubs_conversion(hub: Hub, tmp_path: Path) -> None:
     converted = Repo({"xs/train/0000.parquet": shard(0, 2), "dev/validation/0000.parquet": shard(10, 2)})
     hub.repos[NAME] = Repo({"gigaspeech.py": b"a script"}, converted=converted)
     with pytest.raises(UserError, match="try revision: refs/convert/parquet"):
@@ -133,7 +133,7 @@ def test_a_repository_without_parquet_has_a_copy_that_the_hub_converted(hub: Hub
         assert len(index.utterances) == 2
 
 
-def test_a_table_without_the_columns(hub: Hub, tmp_path: Path) -> None:
+def test_missing_columns_are_an_error(hub: Hub, tmp_path: Path) -> None:
     rows = [gigaspeech_row(0)]
     hub.repos[NAME].files["xs/train-00000-of-00001.parquet"] = parquet_bytes(rows, GIGASPEECH.remove(4))
     with pytest.raises(UserError, match=r"has no column 'begin_time' \(begin\); its columns: segment_id"):

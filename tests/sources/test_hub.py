@@ -1,4 +1,4 @@
-"""Source ``hub`` and its presets: rows, audio and pins, against a hub on this machine."""
+"""Source ``hub`` and its presets: rows, audio and pinned commits, read from a local hub."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tiny_audio.sources.hub import HubConfig
 from tiny_audio.sources.loquacious import LoquaciousConfig
 
 
-def test_the_index_is_the_rows_and_audio_is_the_audio(hub: Hub, tmp_path: Path) -> None:
+def test_index_and_audio_equal_the_corpus(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path)
     index = source.index()
     assert_rows(index)
@@ -44,7 +44,7 @@ def test_the_index_is_the_rows_and_audio_is_the_audio(hub: Hub, tmp_path: Path) 
 
 def test_indexing_fetches_no_audio(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     build(tmp_path).index()
-    footer = 64 * 1024  # what Arrow reads from the end of a file before it knows more
+    footer = 64 * 1024  # number of bytes that Arrow first reads from the end of a file
     places = [request for request in hub.requests if request.is_place]
     for request in places:
         path = request.path.removeprefix(f"/places/{NAME}/").split("?")[0]
@@ -60,7 +60,7 @@ def test_indexing_fetches_no_audio(hub: Hub, files: dict[str, bytes], tmp_path: 
     assert len(resolved) == len(set(resolved)) == 3, "each file is resolved once"
 
 
-def test_a_row_group_is_fetched_once_and_alone(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_only_the_needed_row_group_is_fetched_and_only_once(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     source = build(tmp_path)
     utterances = source.index().utterances
     before = hub.bytes_sent()
@@ -73,7 +73,7 @@ def test_a_row_group_is_fetched_once_and_alone(hub: Hub, files: dict[str, bytes]
     assert len(hub.requests) == count + 1, "the file's end is remembered"
 
 
-def test_the_second_start_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = build(tmp_path)
     index = source.index()
     assert_audio(source, index)
@@ -87,7 +87,7 @@ def test_the_second_start_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch
     assert len(hub.requests) == count
 
 
-def test_a_branch_stays_where_it_was(hub: Hub, tmp_path: Path) -> None:
+def test_the_commit_of_a_branch_is_pinned_in_the_cache(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path)
     index = source.index()
     old = hub.repos[NAME].commit
@@ -104,8 +104,8 @@ def test_a_branch_stays_where_it_was(hub: Hub, tmp_path: Path) -> None:
     assert newer.fingerprint != index.fingerprint
 
 
-def test_who_knows_the_commit_sees_it_after_the_branch_has_moved(hub: Hub, tmp_path: Path) -> None:
-    """As a run does whose machine lost its cache: what it began with is in its own folder."""
+def test_a_known_commit_is_read_after_the_branch_has_changed(hub: Hub, tmp_path: Path) -> None:
+    """A run whose cache was lost does this, because its folder contains the commit."""
     config, commits = LoquaciousConfig(config="small"), dict[str, str]()
     index = SOURCES.build(config, SourceContext(tmp_path / "1", commits)).index()
     old = hub.repos[NAME]
@@ -128,18 +128,18 @@ def test_who_knows_the_commit_sees_it_after_the_branch_has_moved(hub: Hub, tmp_p
     assert len(hub.requests) == count
 
 
-def test_a_commit_is_its_own_pin(hub: Hub, tmp_path: Path) -> None:
+def test_a_commit_can_be_given_as_revision(hub: Hub, tmp_path: Path) -> None:
     commit = hub.repos[NAME].commit
     pinned = build(tmp_path / "1", revision=commit).index()
     assert pinned == build(tmp_path / "2").index()
-    hub.repos[NAME].card["license"] = "cc-by-4.0"  # another commit of the same files
+    hub.repos[NAME].card["license"] = "cc-by-4.0"  # another commit with the same files
     try:
         assert build(tmp_path / "3").index().fingerprint != pinned.fingerprint
     finally:
         del hub.repos[NAME].card["license"]
 
 
-def test_some_shards_are_spread_over_all(hub: Hub, tmp_path: Path) -> None:
+def test_selected_shards_are_spread_evenly(hub: Hub, tmp_path: Path) -> None:
     shards = {f"data/train-{n:05d}-of-00010.parquet": parquet_bytes([loquacious_row(n)], LOQUACIOUS) for n in range(10)}
     hub.repos["an/other"] = Repo(shards)
     for count, numbers in ((1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, range(10)), (11, range(10))):
@@ -149,7 +149,7 @@ def test_some_shards_are_spread_over_all(hub: Hub, tmp_path: Path) -> None:
         assert_audio(source, index)
 
 
-def test_a_corpus_without_durations(hub: Hub, tmp_path: Path) -> None:
+def test_a_corpus_without_durations_can_be_read(hub: Hub, tmp_path: Path) -> None:
     rows = [librispeech_row(number) for number in range(12)]
     rows[3]["audio"] = {"bytes": b"no audio" * 40, "path": "x.flac"}
     splits = [{"split": "test.clean", "path": "all/test.clean-*"}]
@@ -167,7 +167,7 @@ def test_a_corpus_without_durations(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.requests) == count, "what was fetched for the durations is kept"
 
 
-def test_without_configs_files_are_known_by_their_names(hub: Hub, tmp_path: Path) -> None:
+def test_without_configs_splits_are_found_by_file_names(hub: Hub, tmp_path: Path) -> None:
     rows = [{"audio": encoded_clip(n, 0.5), "text": "yes", "duration": 0.5} for n in range(2)]
     hub.repos["a/b"] = Repo({"test/x.parquet": parquet_bytes(rows), "train/y.parquet": parquet_bytes(rows[:1])})
     config = HubConfig(repo="a/b", split="test")
@@ -177,7 +177,7 @@ def test_without_configs_files_are_known_by_their_names(hub: Hub, tmp_path: Path
     assert len(SOURCES.build(named, SourceContext(tmp_path)).index().utterances) == 1
 
 
-def test_a_config_with_a_folder(hub: Hub, tmp_path: Path) -> None:
+def test_a_config_can_name_a_folder(hub: Hub, tmp_path: Path) -> None:
     rows = [{"audio": encoded_clip(n, 0.5), "text": "yes", "duration": 0.5} for n in range(2)]
     configs = [{"config_name": "en", "data_dir": "en", "default": True}, {"config_name": "de", "data_dir": "de"}]
     shards = {"en/train.parquet": parquet_bytes(rows), "de/train.parquet": parquet_bytes(rows[:1])}
@@ -187,7 +187,7 @@ def test_a_config_with_a_folder(hub: Hub, tmp_path: Path) -> None:
         assert len(source.index().utterances) == count
 
 
-def test_in_a_process_of_its_own_through_the_environment(hub: Hub, tmp_path: Path) -> None:
+def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path) -> None:
     build(tmp_path / "cache", split="dev").index()
     code = (
         "import sys, json\n"
@@ -212,7 +212,7 @@ def test_in_a_process_of_its_own_through_the_environment(hub: Hub, tmp_path: Pat
 
 
 class Silent:
-    """Hears what a run says."""
+    """Ignores the output of a run."""
 
     def note(self, message: str) -> None: ...
 
@@ -220,7 +220,7 @@ class Silent:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_training_on_a_hub_that_fails_now_and_then(
+def test_training_on_a_hub_with_occasional_failures(
     hub: Hub, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
@@ -238,7 +238,7 @@ def test_training_on_a_hub_that_fails_now_and_then(
     fetched = {request.range for request in hub.requests if request.is_place and request.status == 206}
     assert len(fetched) > 12
 
-    # The cache is gone and the branch has moved on: the same command still ends where it did.
+    # The cache is deleted and the branch has changed. The same command still gives the same weights.
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     old = hub.repos[NAME]
     hub.repos[NAME] = Repo(
@@ -251,14 +251,14 @@ def test_training_on_a_hub_that_fails_now_and_then(
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 
-def test_texts_come_as_the_corpus_has_them(hub: Hub, tmp_path: Path) -> None:
+def test_texts_are_unchanged_unless_normalized(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path, split="dev")
     as_is = list(ClipSet.gather({"dev": source}, 0.1, 30).texts)
     assert as_is == ["STOP NOW", "TURN RIGHT", "IT'S LEFT", "YES"]
     assert list(ClipSet.gather({"dev": source}, 0.1, 30, "lower").texts) == [text.lower() for text in as_is]
 
 
-def test_pins_tell_requests_apart(hub: Hub, tmp_path: Path) -> None:
+def test_each_split_has_its_own_pinned_commit(hub: Hub, tmp_path: Path) -> None:
     build(tmp_path).index()
     build(tmp_path, split="dev").index()
     pins = sorted((tmp_path / "hub" / "speechbrain--LoquaciousSet").glob("*.json"))

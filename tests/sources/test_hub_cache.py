@@ -1,4 +1,5 @@
-"""What the source ``hub`` keeps on disk: indices, written by one of several processes, and row groups within bounds."""
+"""Files that the source ``hub`` keeps on disk: indices, written by one of several processes, and a limited cache of row
+groups."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.support.processes import fork
 from tiny_audio.sources import _row_groups
 
 
-def test_two_processes_that_index_the_same_split_do_it_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_split_is_indexed_once_by_two_processes(hub: Hub, tmp_path: Path) -> None:
     index = build(tmp_path / "another").index()
     alone = sorted(str(request.range) for request in hub.requests if request.is_place)
     hub.requests.clear()
@@ -45,7 +46,7 @@ def test_two_processes_that_index_the_same_split_do_it_once(hub: Hub, tmp_path: 
     assert sorted(str(request.range) for request in hub.requests if request.is_place) == alone
 
 
-def test_what_killed_indexing_left_is_swept(hub: Hub, tmp_path: Path) -> None:
+def test_files_of_killed_indexing_are_removed(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "speechbrain--LoquaciousSet"
     for name in ("dead.0123.tmp", "live.0123.tmp", "old.shards", "live.shards", "recent.shards"):
         (folder / name).mkdir(parents=True)
@@ -61,7 +62,7 @@ def test_what_killed_indexing_left_is_swept(hub: Hub, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")} == {"recent.shards"}
 
 
-def test_a_small_cache_costs_fetches_and_no_clip(hub: Hub, tmp_path: Path) -> None:
+def test_a_small_cache_returns_all_clips(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path, cache_gb=0.0004)
     index = source.index()
     for _ in range(2):
@@ -75,7 +76,7 @@ def cached(cache: Path) -> set[Path]:
     return set((cache / "hub" / "row_groups").rglob("*.arrow"))
 
 
-def test_each_split_has_a_bound_of_its_own(hub: Hub, tmp_path: Path) -> None:
+def test_each_split_has_its_own_limit(hub: Hub, tmp_path: Path) -> None:
     large = build(tmp_path)
     index = large.index()
     assert_audio(large, index)
@@ -92,15 +93,16 @@ def test_each_split_has_a_bound_of_its_own(hub: Hub, tmp_path: Path) -> None:
     assert cached(tmp_path) > kept
 
 
-def test_what_has_no_room_on_disk_is_kept_in_memory_up_to_a_bound(
+def test_row_groups_above_the_disk_limit_are_kept_in_memory_up_to_a_limit(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = build(tmp_path, cache_gb=1e-9)
     utterances = source.index().utterances
     size = sum(len(loquacious_row(number)["wav"]["bytes"]) for number in range(15))
-    monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))  # two of three
+    # room for two of three
+    monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))
     fetched = []
-    for number in (0, 5, 0, 5, 10, 5, 0):  # the first clips of three row groups
+    for number in (0, 5, 0, 5, 10, 5, 0):  # the first clip of each of the three row groups
         before = len(hub.requests)
         source.encoded(utterances[number])
         fetched.append(len(hub.requests) > before)

@@ -1,4 +1,4 @@
-"""A hub that fails now and then, and one that refuses: retries, and messages that say what to do."""
+"""Hubs that fail sometimes or reject requests: retries, and messages that say what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.sources.hub import HubConfig
 
 
-def test_a_fifth_of_all_answers_fail(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
+def test_requests_are_retried_if_a_fifth_fails(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
     kinds: tuple[Fault, ...] = ("limit", "error", "cut")
     rng = random.Random(1)
     faults = [rng.choice(kinds) if rng.random() < 0.2 else None for _ in range(5_000)]
@@ -40,7 +40,9 @@ def test_a_fifth_of_all_answers_fail(hub: Hub, tmp_path: Path, waits: list[float
     assert len(waits) >= 5
 
 
-def test_a_limit_is_waited_for(hub: Hub, tmp_path: Path, waits: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_library_waits_until_a_rate_limit_resets(
+    hub: Hub, tmp_path: Path, waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     source = build(tmp_path)
     first = source.index().utterances[0]
     hub.reset_s = 77
@@ -56,7 +58,7 @@ def test_a_limit_is_waited_for(hub: Hub, tmp_path: Path, waits: list[float], cap
     assert waits[:2] == pytest.approx([78.5, 78.5], abs=0.5), "the first question of all too"
 
 
-def test_a_signature_that_expires(hub: Hub, tmp_path: Path) -> None:
+def test_an_expired_signature_is_renewed(hub: Hub, tmp_path: Path) -> None:
     source = build(tmp_path)
     utterances = source.index().utterances
     source.encoded(utterances[0])
@@ -65,7 +67,7 @@ def test_a_signature_that_expires(hub: Hub, tmp_path: Path) -> None:
     assert 403 in [request.status for request in hub.requests]
 
 
-def test_an_interrupted_index_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_indexing_continues(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiny_audio.sources._hub.source._THREADS", 1)
     whole = hub.repos[NAME].files
     broken = "small/train-00002-of-00003.parquet"
@@ -86,7 +88,7 @@ def test_an_interrupted_index_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.rglob("*.shards"))
 
 
-def test_a_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_to_the_hub_only(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.repos[NAME].gated = True
     source = build(tmp_path)
@@ -96,13 +98,13 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(hub: Hub, tmp_path: Path, monk
     assert tokens == {False: "Bearer hf_secret", True: None}
 
 
-def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_hub(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"http://127.0.0.1:9 cannot be reached \(.*refused.*\); "):
         build(tmp_path).index()
 
 
-def test_offline_by_wish(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named_in_the_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import close_session
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -114,7 +116,7 @@ def test_offline_by_wish(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         close_session()
 
 
-def test_a_hub_that_stays_down(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
+def test_a_hub_that_does_not_recover_is_an_error(hub: Hub, tmp_path: Path, waits: list[float]) -> None:
     hub.fault = lambda number, path: "error"
     with pytest.raises(UserError, match=f"the hub answers HTTP 500 for {NAME} after 8 retries; .* http:"):
         build(tmp_path).index()
@@ -147,12 +149,12 @@ def test_a_hub_that_stays_down(hub: Hub, tmp_path: Path, waits: list[float]) -> 
         ),
     ],
 )
-def test_what_is_not_there(hub: Hub, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_missing_names_are_an_error(hub: Hub, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         build_any(tmp_path, **fields).index()
 
 
-def test_no_configs_and_no_data(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_without_data_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"README.md": b""})
     with pytest.raises(UserError, match=r"a/b has no configs, .*'small'; leave it out"):
         build_any(tmp_path, "a/b", config="small").index()
@@ -160,7 +162,7 @@ def test_no_configs_and_no_data(hub: Hub, tmp_path: Path) -> None:
         build_any(tmp_path, "a/b").index()
 
 
-def test_gated(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_needs_accepted_terms(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos[NAME].gated = True
     terms = f"{NAME} is gated: accept its terms at {hub.endpoint}/datasets/{NAME}"
     with pytest.raises(UserError, match=f"^{terms}, then log in with `hf auth login`, or set HF_TOKEN$"):
@@ -193,7 +195,7 @@ def test_refusals_with_a_token(
         build(tmp_path).index()
 
 
-def test_a_proxy_without_ranges(hub: Hub, tmp_path: Path) -> None:
+def test_a_proxy_without_byte_ranges_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.knows_ranges = False
     with pytest.raises(
         UserError, match=r"the hub sent [\d,]+ bytes of small/.* instead of the requested 65,536; a proxy"
@@ -201,7 +203,7 @@ def test_a_proxy_without_ranges(hub: Hub, tmp_path: Path) -> None:
         build(tmp_path).index()
 
 
-def test_a_file_that_is_gone(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_file_is_an_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = build(tmp_path)
     first = source.index().utterances[0]
     commit = hub.repos[NAME].commit
@@ -211,7 +213,7 @@ def test_a_file_that_is_gone(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
         source.encoded(first)
 
 
-def test_the_copy_that_the_hub_converted(hub: Hub, tmp_path: Path) -> None:
+def test_the_hubs_parquet_conversion_can_be_read(hub: Hub, tmp_path: Path) -> None:
     one, two = loquacious_shard(0, 3), loquacious_shard(3, 3)
     files = {"all/train.clean/0000.parquet": one, "all/train.clean/0001.parquet": two, "all/test/0000.parquet": one}
     hub.repos["a/b"] = Repo({"b.py": b"a script"}, converted=Repo(files))
@@ -241,7 +243,7 @@ def test_the_copy_that_the_hub_converted(hub: Hub, tmp_path: Path) -> None:
         build_any(tmp_path, "a/b", split="dev", **branch).index()
 
 
-def test_a_bad_clip_is_said_and_dropped(hub: Hub, tmp_path: Path) -> None:
+def test_a_bad_clip_is_dropped_with_its_reason(hub: Hub, tmp_path: Path) -> None:
     rows = [loquacious_row(0), loquacious_row(1, wav=None), loquacious_row(2, text=None)]
     hub.repos["a/b"] = Repo({"train.parquet": parquet_bytes(rows, LOQUACIOUS)})
     source = build_any(tmp_path, "a/b")
@@ -252,13 +254,13 @@ def test_a_bad_clip_is_said_and_dropped(hub: Hub, tmp_path: Path) -> None:
     assert caught.value.reason == "audio_missing"
 
 
-def test_no_usable_row(hub: Hub, tmp_path: Path) -> None:
+def test_a_split_without_usable_rows_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"train.parquet": parquet_bytes([loquacious_row(2, text=None)], LOQUACIOUS)})
     with pytest.raises(UserError, match=r"no row of the split 'train' of a/b can be used; the first of 1: train.parq"):
         build_any(tmp_path, "a/b").index()
 
 
-def test_damaged_pins_and_unwritable_caches(hub: Hub, tmp_path: Path) -> None:
+def test_damaged_pins_and_unwritable_caches_are_named(hub: Hub, tmp_path: Path) -> None:
     build(tmp_path).index()
     (pin,) = (tmp_path / "hub" / "speechbrain--LoquaciousSet").glob("*.json")
     pin.write_text("{")
@@ -271,7 +273,7 @@ def test_damaged_pins_and_unwritable_caches(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(5_000)])
-def test_a_part_of_an_index_that_is_damaged_is_made_anew(hub: Hub, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_part_of_an_index_is_written_again(hub: Hub, tmp_path: Path, content: bytes) -> None:
     index = build(tmp_path).index()
     (folder,) = (path for path in (tmp_path / "hub" / "speechbrain--LoquaciousSet").iterdir() if path.is_dir())
     shutil.rmtree(folder)
@@ -282,7 +284,7 @@ def test_a_part_of_an_index_that_is_damaged_is_made_anew(hub: Hub, tmp_path: Pat
     assert build(tmp_path).index() == index
 
 
-def test_a_part_of_an_index_is_on_the_disk_before_it_has_its_name(
+def test_a_part_of_an_index_is_synced_before_it_is_renamed(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []

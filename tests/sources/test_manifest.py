@@ -1,4 +1,4 @@
-"""Source ``manifest``: files of JSON lines that people write."""
+"""Source ``manifest``: JSON lines files written by users."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_clip(path: Path, seconds: float = 1.0) -> None:
 
 
 def write_manifest(folder: Path, *rows: object) -> Path:
-    """Rows that are no strings become JSON."""
+    """Write a manifest. Rows that are not strings are converted to JSON."""
     path = folder / "manifest.jsonl"
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def test_a_manifest_is_read_without_decoding(tmp_path: Path) -> None:
     assert index.dropped == ()
 
 
-def test_a_source_of_files_goes_into_loader_processes(tmp_path: Path) -> None:
+def test_the_source_can_be_pickled_for_loader_processes(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.flac")
     source = build(ManifestConfig(path=str(write_manifest(tmp_path, row()))), tmp_path)
     (utterance,) = source.index().utterances
@@ -86,7 +86,7 @@ def test_a_missing_duration_is_read_from_the_header(tmp_path: Path) -> None:
     assert index.dropped[0].reason == "undecodable"
 
 
-def test_an_empty_text_is_a_clip_without_speech(tmp_path: Path) -> None:
+def test_an_empty_text_means_a_clip_without_speech(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.flac")
     index = indexed(tmp_path, row(text=""), row(text="no"), row(text=" \t"))
     assert [one.text for one in index.utterances] == ["", "no", ""]
@@ -95,7 +95,7 @@ def test_an_empty_text_is_a_clip_without_speech(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_in_another_unicode_form_are_found(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
+def test_file_names_match_in_any_unicode_form(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
     other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"
     folder = tmp_path / unicodedata.normalize(form, "Français")
     folder.mkdir()
@@ -155,7 +155,7 @@ def test_bad_rows_are_dropped_with_their_line(tmp_path: Path, bad: object, reaso
     assert len(dropped.detail) < 400
 
 
-def test_bytes_that_are_no_text_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_invalid_bytes_are_dropped_and_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.flac")
     path = tmp_path / "manifest.jsonl"
     good = json.dumps(row()).encode()
@@ -173,7 +173,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
     assert [utterance.id for utterance in index.utterances] == ["a.flac:3", "a.flac", "a.flac:3'", "a.flac:4"]
 
 
-def test_the_fingerprint_is_that_of_the_data_not_of_its_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_data_but_not_on_its_location(tmp_path: Path) -> None:
     def fingerprint(place: str, *rows: object) -> str:
         write_clip(tmp_path / place / "a.flac")
         write_clip(tmp_path / place / "b.flac")
@@ -194,7 +194,7 @@ def test_the_fingerprint_is_that_of_the_data_not_of_its_place(tmp_path: Path) ->
     assert len(others) == 4
 
 
-def test_columns_may_have_other_names(tmp_path: Path) -> None:
+def test_column_names_can_be_configured(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.flac")
     index = indexed(
         tmp_path,
@@ -221,30 +221,30 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (utterance.id, utterance.audio_file()) == ("~/a.flac", tmp_path / "a.flac")
 
 
-def test_what_is_no_manifest_at_all(tmp_path: Path) -> None:
-    def refused(path: Path, *words: str) -> None:
+def test_files_that_are_not_manifests_are_rejected(tmp_path: Path) -> None:
+    def assert_rejected(path: Path, *words: str) -> None:
         with pytest.raises(UserError) as caught:
             build(ManifestConfig(path=str(path)), tmp_path).index()
         for word in (*words, str(path), 'expected one JSON object per line, such as {"audio_filepath": "a.flac"'):
             assert word in str(caught.value)
         assert len(str(caught.value)) < 1_000
 
-    refused(tmp_path / "none.jsonl", "does not exist")
-    refused(tmp_path, "is a folder")
-    refused(Path("/dev/zero"), "is not a regular file")
+    assert_rejected(tmp_path / "none.jsonl", "does not exist")
+    assert_rejected(tmp_path, "is a folder")
+    assert_rejected(Path("/dev/zero"), "is not a regular file")
     path = tmp_path / "m.jsonl"
     path.write_text("")
-    refused(path, "is empty")
+    assert_rejected(path, "is empty")
     path.write_text(" \n\n")
-    refused(path, "is empty")
+    assert_rejected(path, "is empty")
     path.write_bytes(np.random.default_rng(0).bytes(200_000))
-    refused(path, "is not a manifest: none of its first 100 lines is a JSON object")
+    assert_rejected(path, "is not a manifest: none of its first 100 lines is a JSON object")
     path.write_bytes(bytes(30_000_000))
-    refused(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 characters or more")
+    assert_rejected(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 characters or more")
     path.write_text("audio,text\na.flac,yes\n")
-    refused(path, "no row of the manifest", "(2 read); the first: not_json", "line 1")
+    assert_rejected(path, "no row of the manifest", "(2 read); the first: not_json", "line 1")
     path.write_text(json.dumps(row()) + "\n")
-    refused(path, "the first: audio_missing", "there is no file")
+    assert_rejected(path, "the first: audio_missing", "there is no file")
 
 
 @pytest.mark.skipif(not AN4.exists(), reason="no shared recordings")

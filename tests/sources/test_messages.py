@@ -1,6 +1,6 @@
-"""How errors about data read. Other tests check their kind, their location and the values they name.
+"""The wording of errors about data. Other tests check their kind, location and values.
 
-After a change of wording, write the golden file again and read the difference:
+After a change of wording, regenerate the golden file and read the difference:
 
     REGENERATE=1 pytest tests/sources/test_messages.py
 """
@@ -27,7 +27,7 @@ CLIP = {"audio": encoded_clip(0, 0.5), "text": "yes", "duration": 0.5}
 
 
 def lines(folder: Path, hub: Hub) -> Iterator[str]:
-    """Each message under a title."""
+    """Yield each message with a title."""
 
     def build(name: str, **fields: Any) -> Any:
         return SOURCES.build(SOURCES.parse({"name": name, **fields}), SourceContext(folder / "cache"))

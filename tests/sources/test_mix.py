@@ -1,4 +1,4 @@
-"""Source ``mix``: several sources as one."""
+"""Source ``mix``: several sources combined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tiny_audio.sources.mix import Mixed, MixSource
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 clips of a manifest, and 40 of a parquet file in row groups of 5, of which one has no text."""
+    """Write a manifest with 8 clips, and a Parquet file with 40 clips in row groups of 5. One clip has no text."""
     folder = tmp_path_factory.mktemp("mix")
     write_clips(folder, 8)
     rows = [loquacious_row(number) for number in range(40)]
@@ -47,7 +47,7 @@ def ids(index: Index) -> list[str]:
     return [utterance.id for utterance in index.utterances]
 
 
-def test_clips_of_all_sources_each_read_by_its_own(folder: Path, tmp_path: Path) -> None:
+def test_clips_are_read_by_their_own_source(folder: Path, tmp_path: Path) -> None:
     source = build(folder, tmp_path, wild={"weight": 0.5})
     index = source.index()
     assert len(index.utterances) == 8 + 39
@@ -83,7 +83,7 @@ def test_caps_keep_a_fixed_random_part(folder: Path, tmp_path: Path) -> None:
     assert len(ids(build(folder, tmp_path, read={"max_clips": 100}).index())) == 47
 
 
-def test_hours_are_kept_to(folder: Path, tmp_path: Path) -> None:
+def test_max_hours_is_respected(folder: Path, tmp_path: Path) -> None:
     all_s = build(folder, tmp_path).index().durations_s
     assert all_s is not None
     index = build(folder, tmp_path, read={"max_hours": 3.0 / 3600}).index()
@@ -96,14 +96,14 @@ def test_hours_are_kept_to(folder: Path, tmp_path: Path) -> None:
     assert len(ids(both)) == 40
 
 
-def test_a_cap_that_nothing_fits(folder: Path, tmp_path: Path) -> None:
+def test_a_cap_below_the_first_clip_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^max_hours 0.0001 of 'read' is shorter than its first clip \(\d\.\d s\); "):
         build(folder, tmp_path, read={"max_hours": 0.0001}).index()
 
 
 @dataclass(frozen=True)
 class Table(Source):
-    """A made-up table, of which no row is an object before somebody looks at it."""
+    """A table that creates utterances only when they are used."""
 
     rows: int
     row_group: int | None
@@ -119,7 +119,7 @@ class Table(Source):
 
 
 class Rows(Sequence[Utterance]):
-    """Counts the objects it makes."""
+    """Counts the utterances that it creates."""
 
     made = 0
 
@@ -141,7 +141,7 @@ def mix_of(*mixed: tuple[str, Source, float, float | None, int | None], seed: in
     return MixSource(tuple(Mixed(*each) for each in mixed), seed)
 
 
-def test_millions_of_rows_stay_a_table() -> None:
+def test_indexing_millions_of_rows_creates_no_utterances() -> None:
     Rows.made = 0
     started = time.process_time()
     source = mix_of(("a", Table(2_000_000, 1000), 1.0, None, None), ("b", Table(1_000_000, 100), 3.0, None, 500_000))
@@ -154,7 +154,7 @@ def test_millions_of_rows_stay_a_table() -> None:
     assert last.metadata == {"source": "podcast"}, "a column of its own stays"
 
 
-def test_caps_draw_whole_row_groups() -> None:
+def test_caps_select_whole_row_groups() -> None:
     index = mix_of(("a", Table(10_000, 100), 1.0, None, 1_050), ("b", Table(50, None), 1.0, None, None)).index()
     assert index.groups is not None
     in_a, counts = np.unique(index.groups[:1_050], return_counts=True)
@@ -163,13 +163,13 @@ def test_caps_draw_whole_row_groups() -> None:
     assert not set(in_a.tolist()) & set(index.groups[1_050:].tolist())
 
 
-def test_a_part_of_a_source_has_a_part_of_its_dropped() -> None:
+def test_a_cap_also_applies_to_dropped_clips() -> None:
     index = mix_of(("a", Table(10_000, None, 1_000), 1.0, None, 1_000)).index()
     assert 50 < len(index.dropped) < 160
     assert index.dropped == mix_of(("a", Table(10_000, None, 1_000), 1.0, None, 1_000)).index().dropped
 
 
-def test_mixes_mix_and_weights_multiply() -> None:
+def test_nested_mixes_multiply_their_weights() -> None:
     inner = mix_of(("x", Table(4, None), 2.0, None, None), ("y", Table(2, None), 1.0, None, None))
     source = mix_of(("a", inner, 3.0, None, None), ("b", Table(1, None), 0.25, None, None))
     index = source.index()
@@ -179,7 +179,7 @@ def test_mixes_mix_and_weights_multiply() -> None:
     assert source.encoded(index.utterances[5]) == b"clip 1"
 
 
-def test_the_fingerprint_is_that_of_what_is_trained_on() -> None:
+def test_the_fingerprint_depends_on_names_weights_and_selected_clips() -> None:
     table = Table(10, None)
     same = [mix_of(("a", table, 1.0, None, None)).index().fingerprint for _ in range(2)]
     others = [
@@ -192,7 +192,7 @@ def test_the_fingerprint_is_that_of_what_is_trained_on() -> None:
     assert len({same[0], same[1], *(other.index().fingerprint for other in others)}) == 6
 
 
-def test_a_mix_in_a_recipe(document: Document, folder: Path, write_recipe: Callable[..., Path]) -> None:
+def test_a_recipe_can_use_a_mix(document: Document, folder: Path, write_recipe: Callable[..., Path]) -> None:
     mix = {"name": "mix", "sources": sections(folder, wild={"weight": 2})}
     recipe = Recipe.model_validate_json(
         Recipe.model_validate(changed(document, data__train={"all": mix})).model_dump_json()
@@ -220,7 +220,7 @@ def test_a_mix_in_a_recipe(document: Document, folder: Path, write_recipe: Calla
         ),
     ],
 )
-def test_mistakes_in_a_mix(
+def test_invalid_mixes_are_rejected(
     document: Document, write_recipe: Callable[..., Path], sources: dict[str, Any], message: str
 ) -> None:
     document = changed(document, data__train={"all": {"name": "mix", "sources": sources}})
@@ -228,7 +228,7 @@ def test_mistakes_in_a_mix(
         load_recipe(write_recipe(document))
 
 
-def test_a_mix_of_files_has_nothing_to_fetch_together(folder: Path, tmp_path: Path) -> None:
+def test_a_mix_of_files_has_no_row_groups(folder: Path, tmp_path: Path) -> None:
     one = {"source": {"name": "manifest", "path": str(folder / "manifest.jsonl")}}
     mix = SOURCES.build(SOURCES.parse({"name": "mix", "sources": {"a": one, "b": one}}), SourceContext(tmp_path))
     assert mix.index().groups is None

@@ -1,4 +1,4 @@
-"""Source ``parquet``: rows become utterances without reading audio, and audio is read by row group."""
+"""Source ``parquet``: it indexes rows without reading audio, and reads audio by row group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tiny_audio.sources.parquet import ParquetConfig
 SPEECH = SHARED / "speech" / "librispeech-sample" / "all.jsonl"
 
 
-def test_the_index_is_the_rows(shards: Path, tmp_path: Path) -> None:
+def test_the_index_equals_the_rows(shards: Path, tmp_path: Path) -> None:
     source = build(shards, tmp_path)
     index = source.index()
     assert index.dropped == ()
@@ -57,7 +57,7 @@ def test_the_index_is_the_rows(shards: Path, tmp_path: Path) -> None:
     assert str(index.utterances[36].audio) == f"{shards}/a/train-1.parquet#row_group=1&row=1&column=wav"
 
 
-def test_columns_tell_durations_and_row_groups(shards: Path, tmp_path: Path) -> None:
+def test_the_index_has_durations_and_row_groups(shards: Path, tmp_path: Path) -> None:
     index = build(shards, tmp_path).index()
     assert index.durations_s is not None
     assert index.durations_s.tolist() == [utterance.duration_s for utterance in index.utterances]
@@ -70,16 +70,16 @@ def test_columns_tell_durations_and_row_groups(shards: Path, tmp_path: Path) -> 
     assert len(set(zip(places, index.groups.tolist(), strict=True))) == len(set(places)) == len(set(index.groups))
 
 
-def test_an_utterance_is_made_when_it_is_asked_for(shards: Path, tmp_path: Path) -> None:
+def test_utterances_are_created_when_they_are_used(shards: Path, tmp_path: Path) -> None:
     utterances = build(shards, tmp_path).index().utterances
-    assert len(pickle.dumps(utterances)) < 3_000  # where they are, not what they are
+    assert len(pickle.dumps(utterances)) < 3_000  # only their location, not their content
     assert pickle.loads(pickle.dumps(utterances)) == utterances
     assert utterances[5:50:20] == tuple(utterances[number] for number in (5, 25, 45))
     assert utterances[-1] == utterances[len(utterances) - 1]
 
 
 @pytest.mark.skipif(not SPEECH.exists(), reason="needs the recorded speech")
-def test_shards_that_the_datasets_library_wrote_of_real_speech(tmp_path: Path) -> None:
+def test_shards_of_real_speech_from_the_datasets_library_can_be_read(tmp_path: Path) -> None:
     import datasets
 
     manifest = [json.loads(line) for line in SPEECH.read_text().splitlines()]
@@ -125,7 +125,7 @@ def test_the_second_index_comes_from_the_cache(shards: Path, tmp_path: Path) -> 
         build(path, tmp_path / "another cache").index()
 
 
-def test_a_moved_folder_is_the_same_data(shards: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_has_the_same_fingerprint(shards: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(shards, tmp_path / "moved")
@@ -135,7 +135,7 @@ def test_a_moved_folder_is_the_same_data(shards: Path, tmp_path: Path) -> None:
     assert build(tmp_path / "moved", tmp_path / "cache 2").index().fingerprint != first.fingerprint
 
 
-def test_other_audio_is_other_data(tmp_path: Path) -> None:
+def test_other_audio_has_another_fingerprint(tmp_path: Path) -> None:
     one = indexed(tmp_path / "1", [simple(0)])
     same = indexed(tmp_path / "2", [simple(0)])
     other = indexed(tmp_path / "3", [simple(0, audio=encoded_clip(0, 0.5, "FLAC"))])
@@ -153,26 +153,28 @@ def test_other_audio_is_other_data(tmp_path: Path) -> None:
         ("a/train-*", 50, "train-0.parquet/0"),
     ],
 )
-def test_files_folders_and_patterns(shards: Path, tmp_path: Path, pattern: str, count: int, first: str) -> None:
+def test_paths_can_be_files_folders_or_patterns(
+    shards: Path, tmp_path: Path, pattern: str, count: int, first: str
+) -> None:
     source = build(shards / pattern, tmp_path, id_column=None)
     utterances = source.index().utterances
     assert (len(utterances), utterances[0].id) == (count, first)
     assert soundfile.info(io.BytesIO(source.encoded(utterances[-1]))).samplerate == SAMPLE_RATE
 
 
-def test_a_folder_with_brackets_in_its_name(tmp_path: Path) -> None:
+def test_a_folder_name_can_have_brackets(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "clips [2024]" / "x.parquet", [simple()])
     assert len(SOURCES.build(ParquetConfig(path=str(path.parent)), SourceContext(tmp_path)).index().utterances) == 1
     assert len(SOURCES.build(ParquetConfig(path=str(path)), SourceContext(tmp_path)).index().utterances) == 1
 
 
-def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_parquet(tmp_path / "x.parquet", [simple()])
     assert len(SOURCES.build(ParquetConfig(path="~/x.parquet"), SourceContext(tmp_path)).index().utterances) == 1
 
 
-def test_durations_from_headers(shards: Path, tmp_path: Path) -> None:
+def test_missing_durations_are_read_from_headers(shards: Path, tmp_path: Path) -> None:
     stated = build(shards / "a" / "train-0.parquet", tmp_path).index()
     measured = build(without_durations(shards, tmp_path), tmp_path).index()
     for one, other in zip(measured.utterances, stated.utterances, strict=True):
@@ -180,7 +182,7 @@ def test_durations_from_headers(shards: Path, tmp_path: Path) -> None:
         assert (one.id, one.text, one.metadata) == (other.id, other.text, other.metadata)
 
 
-def test_kinds_of_columns(tmp_path: Path) -> None:
+def test_columns_can_have_various_types(tmp_path: Path) -> None:
     table = pa.table(
         {
             "audio": pa.array([encoded_clip(0, 0.5)], pa.large_binary()),
@@ -200,7 +202,7 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
     assert utterance.metadata == {"speaker": "ann", "age": "31", "native": "true"}
 
 
-def test_files_may_differ_in_what_is_metadata(tmp_path: Path) -> None:
+def test_files_can_have_different_metadata_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "1.parquet", [simple(age=3)])
     write_parquet(tmp_path / "2.parquet", [simple(), simple(1)])
     write_parquet(tmp_path / "3.parquet", [simple(hat="red")])
@@ -208,7 +210,7 @@ def test_files_may_differ_in_what_is_metadata(tmp_path: Path) -> None:
     assert [dict(utterance.metadata) for utterance in utterances] == [{"age": "3"}, {}, {}, {}]
 
 
-def test_ids_that_come_again(tmp_path: Path) -> None:
+def test_repeated_ids_are_made_unique(tmp_path: Path) -> None:
     write_parquet(tmp_path / "1.parquet", [simple(n, name="same") for n in range(2)] + [simple(2, name="own")])
     write_parquet(tmp_path / "2.parquet", [simple(3, name="same")])
     config = ParquetConfig(path=str(tmp_path), id_column="name")
@@ -218,7 +220,7 @@ def test_ids_that_come_again(tmp_path: Path) -> None:
     assert source.encoded(source.index().utterances[3]) == encoded_clip(3, 0.5)
 
 
-def test_row_groups_are_kept_within_bounds() -> None:
+def test_row_groups_in_memory_are_limited() -> None:
     reads: list[int] = []
 
     class Cache(DiskCache):
@@ -256,7 +258,7 @@ def test_clips_of_one_row_group_are_read_together(
     assert groups == [0, 1, 2]
 
 
-def test_a_source_travels_small(shards: Path, tmp_path: Path) -> None:
+def test_a_pickled_source_is_small(shards: Path, tmp_path: Path) -> None:
     source = build(shards, tmp_path)
     utterance = source.index().utterances[7]
     source.encoded(utterance)
@@ -281,7 +283,7 @@ def test_listing_and_validating_load_no_library() -> None:
 
 
 class Silent:
-    """Hears what a run says."""
+    """Ignores the output of a run."""
 
     def note(self, message: str) -> None: ...
 
@@ -311,7 +313,7 @@ def test_training_on_parquet(shards: Path, tmp_path: Path, document: Document, m
     assert "data:audio/wav;base64," in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_columns_by_name() -> None:
+def test_column_names_can_be_configured() -> None:
     config = ParquetConfig(path="x", **COLUMNS, metadata_columns=["sex"])
     assert Columns.of(config) == Columns("wav", "text", None, "ID", "spk_id", ("sex",))
     assert ParquetConfig.model_validate_json(config.model_dump_json()) == config

@@ -1,4 +1,4 @@
-"""Parquet files with bad rows, without the columns, damaged, or changed after they were indexed."""
+"""Parquet files that have bad rows, lack columns, are damaged, or were changed after indexing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tiny_audio.sources.parquet import ParquetConfig
 
 
 def bad_utf8(good: str) -> pa.Array:
-    """Two texts, of which the second is not UTF-8, as parquet files may hold them."""
+    """Return two texts, the second of which is not UTF-8. Parquet files can contain such texts."""
     bytes_ = pa.array([good.encode(), b"\xff\xfe"], pa.binary())
     return pa.Array.from_buffers(pa.string(), 2, bytes_.buffers())
 
@@ -45,7 +45,9 @@ def bad_utf8(good: str) -> pa.Array:
         ({"name": ""}, "id_missing", "'name' must be a name, not ''"),
     ],
 )
-def test_a_bad_row_is_dropped_and_said(tmp_path: Path, changes: dict[str, Any], reason: str, detail: str) -> None:
+def test_a_bad_row_is_dropped_with_its_reason(
+    tmp_path: Path, changes: dict[str, Any], reason: str, detail: str
+) -> None:
     schema = pa.schema({"audio": AUDIO, "text": pa.string(), "duration": pa.float64(), "name": pa.string()})
     rows = [simple(audio={"bytes": b"", "path": None}, name=str(number)) for number in range(12)]
     rows[11] |= changes
@@ -66,7 +68,7 @@ def test_a_bad_row_is_dropped_and_said(tmp_path: Path, changes: dict[str, Any], 
         ({"bytes": b"no audio" * 50, "path": None}, "undecodable", "not an audio file that can be decoded"),
     ],
 )
-def test_bad_audio(tmp_path: Path, audio: Any, reason: str, detail: str) -> None:
+def test_bad_audio_is_an_error_with_its_reason(tmp_path: Path, audio: Any, reason: str, detail: str) -> None:
     schema = pa.schema({"audio": AUDIO, "text": pa.string(), "duration": pa.float64()})
     rows = [simple(audio={"bytes": encoded_clip(0, 0.5), "path": None}), simple(audio=audio)]
     measured = indexed(tmp_path, rows, schema.remove(2))
@@ -82,7 +84,7 @@ def test_bad_audio(tmp_path: Path, audio: Any, reason: str, detail: str) -> None
     assert caught.value.reason == reason
 
 
-def test_a_damaged_row_group_costs_its_clips(shards: Path, tmp_path: Path) -> None:
+def test_clips_in_a_damaged_row_group_are_unusable(shards: Path, tmp_path: Path) -> None:
     path = without_durations(shards, tmp_path)
     damage_column(path, "wav.bytes")
     said = (
@@ -92,7 +94,7 @@ def test_a_damaged_row_group_costs_its_clips(shards: Path, tmp_path: Path) -> No
         build(path, tmp_path / "cache").index()
 
 
-def test_texts_that_are_no_unicode(tmp_path: Path) -> None:
+def test_texts_that_are_not_utf8_are_dropped(tmp_path: Path) -> None:
     clips = pa.array([encoded_clip(0, 0.5)] * 2)
     table = pa.table({"audio": clips, "text": bad_utf8("yes"), "duration": [0.5, 0.5], "accent": bad_utf8("us")})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -138,7 +140,7 @@ COLUMNS_THERE = (
         ),
     ],
 )
-def test_columns_that_are_not_there(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_missing_columns_are_an_error(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         indexed(tmp_path, [simple(age=3, words=["a"])], **fields)
 
@@ -159,20 +161,20 @@ def test_columns_must_differ() -> None:
         ("*.parquet", "no file matches {}; path must be"),
     ],
 )
-def test_nothing_there(tmp_path: Path, path: str, message: str) -> None:
+def test_missing_files_are_an_error(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=re.escape(message.format(tmp_path / path))):
         build(tmp_path / path, tmp_path / "cache").index()
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all" * 100, parquet_bytes([simple()])[:-100]])
-def test_no_parquet(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.parquet").write_bytes(content)
     with pytest.raises(UserError, match=r"x.parquet is not a complete parquet file"):
         build(tmp_path, tmp_path / "cache").index()
 
 
-def test_a_damaged_footer(tmp_path: Path) -> None:
+def test_a_damaged_footer_is_an_error(tmp_path: Path) -> None:
     content = bytearray(parquet_bytes([simple()]))
     content[-400:-8] = bytes(392)
     (tmp_path / "x.parquet").write_bytes(content)
@@ -180,12 +182,12 @@ def test_a_damaged_footer(tmp_path: Path) -> None:
         build(tmp_path, tmp_path / "cache").index()
 
 
-def test_a_table_without_rows(tmp_path: Path) -> None:
+def test_a_table_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no row of .*clips.parquet can be used$"):
         indexed(tmp_path, [], pa.schema({"audio": AUDIO, "text": pa.string(), "duration": pa.float64()}))
 
 
-def test_files_that_change_after_they_were_indexed(tmp_path: Path) -> None:
+def test_files_that_change_after_indexing_are_an_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [simple(number) for number in range(3)])
     source = SOURCES.build(ParquetConfig(path=str(path)), SourceContext(tmp_path / "cache"))
     last = source.index().utterances[-1]
@@ -202,7 +204,7 @@ def test_files_that_change_after_they_were_indexed(tmp_path: Path) -> None:
         source.encoded(last)
 
 
-def test_a_damaged_cache(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     indexed(tmp_path, [simple()])
     (rows,) = (tmp_path / "cache").rglob("rows.arrow")
     rows.write_bytes(rows.read_bytes()[:50])
@@ -210,7 +212,7 @@ def test_a_damaged_cache(tmp_path: Path) -> None:
         indexed(tmp_path, [simple()])
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"the cache folder .*/cache/parquet cannot be written: "):
         indexed(tmp_path, [simple()])

@@ -46,7 +46,7 @@ def make(path: Path, cache: Path, **fields: Any) -> Index:
         codecs.BOM_UTF8 + TEXT.encode(),
         TEXT.encode("utf-16"),
         TEXT.encode("utf-16-le"),
-        TEXT.replace("é", "e\u0301").encode(),  # decomposed, as on macOS
+        TEXT.replace("é", "e\u0301").encode(),  # decomposed accents, as on macOS
     ],
 )
 def test_lines_become_sentences(tmp_path: Path, content: bytes) -> None:
@@ -68,7 +68,9 @@ def test_lines_become_sentences(tmp_path: Path, content: bytes) -> None:
         ("", ["no sentence"]),
     ],
 )
-def test_what_cannot_be_spoken_is_an_error_with_its_lines(tmp_path: Path, text: str | bytes, named: list[str]) -> None:
+def test_sentences_that_cannot_be_spoken_are_an_error_with_line_numbers(
+    tmp_path: Path, text: str | bytes, named: list[str]
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(UserError) as caught:
         read_sentences(path)
@@ -77,13 +79,13 @@ def test_what_cannot_be_spoken_is_an_error_with_its_lines(tmp_path: Path, text: 
     assert "line 6" not in str(caught.value)
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_an_error(tmp_path: Path) -> None:
     for path, found in ((tmp_path / "none.txt", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(UserError, match=found):
             read_sentences(path)
 
 
-def test_too_many_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_sentences_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiny_audio.sources._synthetic.sentence_file.MAX_SENTENCES", 2)
     with pytest.raises(UserError, match="more than 2 different sentences"):
         read_sentences(written(tmp_path, TEXT))
@@ -92,14 +94,14 @@ def test_too_many_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- text for espeak-ng and the split
 
 
-def test_what_is_spoken() -> None:
+def test_upper_case_and_letters_are_rewritten_for_espeak() -> None:
     assert spoken("The BBC is on, US") == "The BBC is on, US"
-    assert spoken("TELL US") == "tell us"  # espeak-ng would spell US
+    assert spoken("TELL US") == "tell us"  # espeak-ng would read US as letters
     assert spoken("a dog") == "a dog"
     assert spoken("spell c a t for a dog") == "spell c [['eI]] t for a dog"
 
 
-def test_a_tenth_is_held_out_whatever_the_spelling() -> None:
+def test_a_tenth_is_held_out_regardless_of_spelling() -> None:
     sentences = [f"sentence number {number}" for number in range(3_000)]
     assert 0.08 < sum(map(is_held_out, sentences)) / len(sentences) < 0.12
     one = next(filter(is_held_out, sentences))
@@ -132,7 +134,7 @@ def test_sentences_are_spoken(tmp_path: Path) -> None:
         assert np.abs(audio).max() > 0.05
 
 
-def test_the_content_decides_and_the_path_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_depends_on_the_content_but_not_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, TEXT)
     first = make(path, tmp_path / "cache")
     moved = path.rename(tmp_path / "moved.txt")
@@ -147,7 +149,7 @@ def test_the_content_decides_and_the_path_does_not(tmp_path: Path, monkeypatch: 
     assert make(moved, tmp_path / "cache").fingerprint != first.fingerprint
 
 
-def test_a_side_without_sentences(tmp_path: Path) -> None:
+def test_a_side_of_the_split_without_sentences_is_an_error(tmp_path: Path) -> None:
     words = [f"word {number}" for number in range(60)]
     sides = {
         side: [word for word in words if is_held_out(word) == (side == "held_out")] for side in ("held_out", "train")
@@ -160,7 +162,7 @@ def test_a_side_without_sentences(tmp_path: Path) -> None:
         make(written(tmp_path, "\n".join(sides["held_out"][:2])), tmp_path / "cache", sentences="train")
 
 
-def test_grammars_next_to_a_file_are_refused() -> None:
+def test_grammars_and_a_file_cannot_be_combined() -> None:
     with pytest.raises(ValidationError, match="sentences_file replaces the grammars"):
         SyntheticConfig(sentences_file="a.txt", grammars=("digits",))
     config = SyntheticConfig(sentences_file="a.txt")

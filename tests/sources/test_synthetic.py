@@ -1,4 +1,4 @@
-"""Source ``synthetic``: speech made by espeak-ng."""
+"""Source ``synthetic``: speech synthesized by espeak-ng."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build(config: SyntheticConfig, folder: Path) -> Source:
 # --- synthetic: config --------------------------------------------------------------------------------------------
 
 
-def test_a_synthetic_config_as_yaml_gives_it() -> None:
+def test_a_config_can_be_read_from_yaml_values() -> None:
     config = SyntheticConfig.model_validate(
         {
             "name": "synthetic",
@@ -78,7 +78,7 @@ def test_a_synthetic_config_as_yaml_gives_it() -> None:
         ({"seed": -1}, "greater than or equal to 0"),
     ],
 )
-def test_a_synthetic_config_that_cannot_be(fields: dict[str, object], message: str) -> None:
+def test_invalid_configs_are_rejected(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         SyntheticConfig.model_validate(fields)
 
@@ -102,7 +102,7 @@ def variant_files() -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def test_every_variant_is_on_one_side_or_on_none() -> None:
+def test_every_variant_is_on_at_most_one_side() -> None:
     voices = TRAINING_VOICES + HELD_OUT_VOICES + UNNATURAL_VOICES
     assert len(voices) == len(set(voices))
     assert set(voices) == set(variant_files())
@@ -110,8 +110,8 @@ def test_every_variant_is_on_one_side_or_on_none() -> None:
     assert len(HELD_OUT_VOICES) >= 12
 
 
-def test_no_held_out_voice_is_a_training_voice_in_disguise() -> None:
-    # Where the formants lie makes the voice; pitch, echo, roughness and the like do not.
+def test_no_held_out_voice_has_the_formants_of_a_training_voice() -> None:
+    # Formants define the voice. Pitch, echo and roughness do not.
     def formants(name: str) -> tuple[tuple[str, ...], ...]:
         lines = variant_files()[name].read_text(errors="replace").splitlines()
         words = [line.split("//")[0].split() for line in lines]
@@ -132,16 +132,16 @@ def test_sentences(name: str) -> None:
     assert max(map(len, texts)) < 90
 
 
-def test_grammars_are_those_of_the_config() -> None:
+def test_all_grammars_are_used_by_default() -> None:
     assert SyntheticConfig().grammars == tuple(GRAMMARS)
 
 
-def test_no_word_that_is_said_alone_is_kept_from_training() -> None:
+def test_single_words_are_never_held_out() -> None:
     alone = [*_CONTROL_WORDS, *_UNITS, "oh", *"abcdefghijklmnopqrstuvwxyz"]
     assert not any(map(is_held_out, alone))
 
 
-def test_a_spelled_a_is_a_letter_and_no_article() -> None:
+def test_a_spelled_a_is_read_as_a_letter() -> None:
     assert spoken("A B A set a timer") == "[['eI]] b [['eI]] set a timer"
     assert written("A B A set a timer") == "a b a set a timer"
     assert spoken("rubout X two") == "rub out x two"
@@ -154,7 +154,7 @@ NUM_UTTERANCES = 24
 
 
 def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
-    """The index of sentences of either side, because each process takes two seconds to compute the split."""
+    """Return an index of sentences from both sides. The split would take each process two seconds."""
     fields = {"num_utterances": NUM_UTTERANCES, "sentences": "all"} | fields
     return SyntheticSource(SyntheticConfig(**fields), folder, num_workers).index()
 
@@ -193,12 +193,16 @@ def test_synthetic_speech(synthetic: tuple[Path, Index]) -> None:
     assert index.utterances[23].audio_file().name == "0000023.flac"
 
 
-def test_the_second_time_nothing_is_made(synthetic: tuple[Path, Index], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_speech_is_not_synthesized_again(
+    synthetic: tuple[Path, Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     assert make(synthetic[0]) == synthetic[1]
 
 
-def test_neither_the_workers_nor_the_count_change_a_sample(synthetic: tuple[Path, Index], tmp_path: Path) -> None:
+def test_samples_do_not_depend_on_the_number_of_workers_or_utterances(
+    synthetic: tuple[Path, Index], tmp_path: Path
+) -> None:
     alone = make(tmp_path / "one", num_workers=1)
     fewer = make(tmp_path / "fewer", num_workers=3, num_utterances=14)
     assert alone.fingerprint == synthetic[1].fingerprint
@@ -211,11 +215,12 @@ def test_neither_the_workers_nor_the_count_change_a_sample(synthetic: tuple[Path
     )
 
 
-def test_espeak_says_the_same_in_any_order() -> None:
+def test_speech_does_not_depend_on_the_order_of_sentences() -> None:
     deliveries = [
         Delivery(f"{ACCENTS[accent]}+{voice}", 170, 50, 50, 0)
         for accent in ("en-us", "en-gb-scotland")
-        for voice in ("f2", "Alicia", "klatt3", "m1", "sandro", "Marco", "victor")  # with breath, echo, noise, flutter
+        # voices with breath, echo, noise or flutter
+        for voice in ("f2", "Alicia", "klatt3", "m1", "sandro", "Marco", "victor")
     ]
 
     def say(delivery: Delivery) -> bytes:
@@ -241,7 +246,7 @@ def test_every_accent_and_every_voice_speaks() -> None:
     assert len(set(said.values())) == len(said)
 
 
-def test_held_out_voices_say_held_out_sentences(tmp_path: Path) -> None:
+def test_held_out_speech_has_held_out_voices_and_sentences(tmp_path: Path) -> None:
     index = make(tmp_path, voices="held_out", sentences="held_out", num_utterances=8, noise_snr_db=(0.0, 5.0))
     training = make(tmp_path, sentences="train", num_utterances=8)
     assert not any(is_held_out(utterance.text) for utterance in training.utterances)
@@ -249,12 +254,13 @@ def test_held_out_voices_say_held_out_sentences(tmp_path: Path) -> None:
     assert all(is_held_out(utterance.text) for utterance in index.utterances)
 
 
-def test_noise_is_as_loud_as_asked(tmp_path: Path) -> None:
+def test_noise_has_the_requested_level(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"num_utterances": 4, "peak_dbfs": (-6.0, -6.0)}
     clean = samples(make(tmp_path, **fields))
     noisy = samples(make(tmp_path, noise_snr_db=(10.0, 10.0), **fields))
     for speech, both in zip(clean, noisy, strict=True):
-        # The peak is set after the mix, so the speech in it comes at another level: fit it.
+        # The peak is set after mixing, which changes the level of the speech. Estimate this level by a least-squares
+        # fit.
         level = np.dot(speech.astype(float), both) / np.dot(speech.astype(float), speech)
         noise = both - level * speech
         snr = 10 * np.log10(np.mean((level * speech.astype(float)) ** 2) / np.mean(noise**2))
@@ -270,12 +276,12 @@ def test_the_main_process_never_loads_espeak(tmp_path: Path) -> None:
         "maps = Path('/proc/self/maps')\n"
         "assert not maps.exists() or 'espeak' not in maps.read_text()\n"
         "print('espeakng_loader' in sys.modules, 'torchaudio' in sys.modules, 'soundfile' in sys.modules)\n"
-    )  # no guarded __main__, on purpose
+    )  # deliberately without a guarded __main__
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("False False False\n", "")
 
 
-def test_a_killed_run_leaves_no_cache_that_is_taken_as_whole(tmp_path: Path) -> None:
+def test_an_incomplete_cache_of_a_killed_run_is_not_used(tmp_path: Path) -> None:
     source = SyntheticSource(SyntheticConfig(num_utterances=2_000, sentences="all"), tmp_path, 2)
     run = fork(lambda: source.index() and None, stdout=None, stderr=None)
     deadline = time.monotonic() + 60
@@ -297,16 +303,16 @@ def test_a_killed_run_leaves_no_cache_that_is_taken_as_whole(tmp_path: Path) -> 
     assert not unfinished.exists(), "old leftovers are removed"
 
 
-def test_two_processes_at_once(
+def test_two_processes_can_synthesize_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real_rename = Path.rename
 
-    def beaten(self: Path, target: Path) -> Path:
-        shutil.copytree(self, target)  # the other process, in the last moment
+    def rename_after_another_process(self: Path, target: Path) -> Path:
+        shutil.copytree(self, target)  # another process finishes just before
         return real_rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", beaten)
+    monkeypatch.setattr(Path, "rename", rename_after_another_process)
     with caplog.at_level(logging.INFO):
         index = make(tmp_path, num_utterances=3)
     assert len(index.utterances) == 3
@@ -315,20 +321,20 @@ def test_two_processes_at_once(
     assert len(list((tmp_path / "synthetic").iterdir())) == 1
 
 
-def test_a_cache_that_lost_files_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_cache_is_named(tmp_path: Path) -> None:
     index = make(tmp_path, num_utterances=3)
     index.utterances[1].audio_file().unlink()
     with pytest.raises(UserError, match=r"the cache .* is damaged: .*2 of 3 utterances; delete the folder"):
         make(tmp_path, num_utterances=3)
 
 
-def test_a_cache_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"the cache folder .*/cache/synthetic cannot be written: "):
         build(SyntheticConfig.tiny(), tmp_path).index()
 
 
-def test_a_worker_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_worker_reports_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiny_audio.sources.synthetic._WORKER", "tiny_audio.no_such_module")
     with pytest.raises(RuntimeError, match=r"espeak-ng synthesis ended with status 1:\n.*no_such_module"):
         make(tmp_path, num_utterances=3)

@@ -1,4 +1,5 @@
-"""The split of synthetic sentences: only whole sentences are new on the held-out side, no word and no short phrase."""
+"""The split of synthetic sentences: whole sentences are new on the held-out side, but words and short phrases are
+not."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tiny_audio.sources.synthetic import SyntheticConfig
 
 
 def texts(config: SyntheticConfig) -> list[str]:
-    """The labels of a source, without its audio."""
+    """Return the transcripts of a source, without synthesizing audio."""
     job = worker.Job(
         folder="",
         num_utterances=config.num_utterances,
@@ -52,7 +53,7 @@ def test_only_whole_sentences_are_new(name: str) -> None:
         assert len(held_out) == config.num_utterances > 0
         assert not set(held_out) & set(training)
         assert {phrase for text in held_out for phrase in phrases(text)} <= known.keys()
-        # No sentence and no word decides the rate of a set: the split once held "at work" almost entirely out.
+        # No single sentence or word may dominate a set. Once, "at work" occurred almost only on the held-out side.
         assert Counter(held_out).most_common(1)[0][1] <= 0.02 * len(held_out)
         words = Counter(word for text in held_out for word in set(text.split()))
         for word, count in words.items():

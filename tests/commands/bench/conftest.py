@@ -1,4 +1,4 @@
-"""An encoder that is trained on a few clips, and a recipe that freezes it."""
+"""An encoder trained on a few clips, and a recipe that freezes it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tiny_audio.cli import main
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clips, an encoder trained on them, and ``recipe.yaml``, which freezes it; nothing may change them."""
+    """Return a folder with clips, an encoder trained on them, and ``recipe.yaml``, which freezes it. Tests must not
+    change it."""
     folder = tmp_path_factory.mktemp("bench")
     write_clips(folder, 24)
     document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=12, batching__max_clips=8)
     document["training"] |= {"learning_rate": 5e-3, "steps": 30}
     (folder / "encoder.yaml").write_text(json.dumps(document))
-    # On one thread: two are no faster on models this small.
+    # One thread, because two are no faster on such small models.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["run", str(folder / "encoder.yaml"), "--output-dir", str(folder / "run")]) == 0
@@ -35,5 +36,5 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features are kept beside the clips."""
+    """Keep features in the folder of the clips."""
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(home / "cache"))

@@ -1,4 +1,4 @@
-"""Frames of the encoder, computed once for all variants; training on them."""
+"""Frames of the encoder, computed once for all variants, and training on them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def built(home: Path, *overrides: str) -> tuple[Any, ClipSet, Any, Any]:
     return recipe, clips, model, target_encoder
 
 
-def test_features_are_the_encoder_s_own_frames(home: Path, tmp_path: Path) -> None:
+def test_features_equal_the_encoders_frames(home: Path, tmp_path: Path) -> None:
     recipe, clips, model, _ = built(home)
     notes: list[str] = []
     features = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
@@ -76,7 +76,7 @@ def test_features_are_computed_once_for_each_encoder_and_set(home: Path, tmp_pat
     assert not torch.equal(first.values, other.values)
 
 
-def test_what_cannot_be_read_is_left_out_of_the_features(home: Path, tmp_path: Path) -> None:
+def test_unreadable_clips_have_no_features(home: Path, tmp_path: Path) -> None:
     recipe, clips, model, _ = built(home)
     copied = tmp_path / "clips"
     shutil.copytree(home, copied, ignore=shutil.ignore_patterns("run", "cache"))
@@ -113,15 +113,15 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         (["training.init_from.parts=[encoder]"], "the CTC head has random weights and is frozen"),
     ],
 )
-def test_features_that_would_be_wrong_are_refused(home: Path, overrides: list[str], message: str) -> None:
+def test_recipes_whose_frames_change_are_rejected(home: Path, overrides: list[str], message: str) -> None:
     recipe = load_recipe(home / "recipe.yaml", overrides)
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         check_cacheable(recipe)
     assert "add --no-feature-cache to run the encoder at every step" in str(refused.value)
 
 
-def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> None:
-    """The decoder's losses, since a CTC head that trains has no part in them."""
+def test_training_on_cached_frames_equals_training_on_audio(home: Path, tmp_path: Path) -> None:
+    """Only the decoder's losses are compared, because a trainable CTC head does not affect them."""
     curves = []
     for cached in (True, False):
         recipe, clips, model, target_encoder = built(home, "execution.log_every=1", "training.steps=6")
@@ -135,7 +135,7 @@ def test_cached_frames_train_as_encoded_ones_do(home: Path, tmp_path: Path) -> N
         trained = train(model, recipe, epoch_batches, Budget(steps=6))
         assert trained.steps == 6
         curves.append([loss for _, loss in trained.curve])
-    # Gradients are clipped together with those of the head, where it trains, so later steps drift apart.
+    # Gradients are clipped together with those of a trainable head, so later steps differ.
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
     assert curves[0][-1] < curves[0][0]
@@ -152,7 +152,7 @@ def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_pat
     assert sum(map(len, orders[0])) == 24
 
 
-def test_a_budget_of_seconds_is_kept(home: Path, tmp_path: Path) -> None:
+def test_a_budget_in_seconds_is_respected(home: Path, tmp_path: Path) -> None:
     recipe, clips, model, target_encoder = built(home, "training.steps=1000")
     inputs = CachedClips(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
     trained = train(

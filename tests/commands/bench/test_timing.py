@@ -1,4 +1,4 @@
-"""What the benchmark times, and the options that it refuses."""
+"""Measurements of the benchmark, and options that it rejects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny_audio.recipe import load_recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_peak_memory_is_what_is_held_at_once() -> None:
+def test_peak_memory_is_the_maximum_allocated_at_once() -> None:
     def step() -> None:
         first = torch.empty(1 << 20)  # 4 MiB
         second = torch.empty(1 << 18)
@@ -55,15 +55,16 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     assert forward["rounds"] >= 3
     assert 0 < forward["min_s"] <= forward["median_s"]
     assert both["median_s"] > 0
-    # 13 stacks of each of two clips: gate and up from 4 · 32 to 64 channels, down to 48.
+    # Each of the two clips has 13 stacks: gate and up map 4 · 32 to 64 channels, and down maps to 48.
     products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
     assert forward["flops"] == 2 * products
-    # Backward: the gradients of weights and of inputs, which the norm below the first layers wants too.
+    # The backward pass computes gradients of weights and inputs, also for the first layers, because a norm precedes
+    # them.
     assert both["flops"] == 3 * forward["flops"]
     assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
     assert forward["embeddings_per_s"] == 13
     assert both["peak_bytes"] > 4 * forward["parameters"] > 0
-    # Attention counts too: products of queries with keys and of weights with values, 10 by 10 for each of two clips.
+    # Attention is included: products of queries and keys, and of weights and values, 10 by 10 for each of two clips.
     linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
     assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
     assert measured["shape"]["in_dim"] == 32
@@ -81,17 +82,17 @@ def test_the_shape_comes_from_the_recipe(document: Document, write_recipe: Calla
 
 
 @pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
-def test_a_projector_that_no_memory_holds_is_refused(field: str) -> None:
+def test_a_projector_that_does_not_fit_memory_is_rejected(field: str) -> None:
     with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
         time_projectors(read_variants(f"swiglu:{field}").compared, ProjectorShape(), Effort(max_time_s=0.0))
 
 
-def test_a_length_that_is_too_short_is_refused() -> None:
+def test_a_too_short_length_is_rejected() -> None:
     with pytest.raises(UserError, match=re.escape("--durations: 0.1 s are 5 frames, but swiglu stack=9 needs 9")):
         time_projectors(read_variants("swiglu:stack=9").compared, ProjectorShape(), Effort(durations_s=(0.1,)), "cpu")
 
 
-def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pytest_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name))
     with pytest.raises(UserError, match=re.escape("bench needs pytest_benchmark; pip install 'tiny-audio[bench]'")):
@@ -119,6 +120,6 @@ def test_without_pytest_benchmark_it_says_what_to_install(monkeypatch: pytest.Mo
         (Options(), True, "--train needs a recipe, such as bench_projectors"),
     ],
 )
-def test_messages_about_options(options: Options, train: bool, message: str) -> None:
+def test_invalid_options_are_rejected(options: Options, train: bool, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         benchmark_projectors(None, [], options, train, None)

@@ -1,4 +1,4 @@
-"""A trained benchmark: results, page, and the same command again."""
+"""A benchmark with training: results, page, and repeated commands."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def plan(home: Path, **changes: Any) -> Plan:
 
 @pytest.fixture(scope="module")
 def finished(home: Path, one_thread: None) -> Path:
-    """A whole benchmark, controls included."""
+    """Return the folder of a finished benchmark with controls."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_AUDIO_CACHE", str(home / "cache"))
         TrainedBenchmark(plan(home, controls=True), home / "bench", lambda note: None).complete()
     return home / "bench"
 
 
-def test_results_hold_every_variant_seed_and_comparison(finished: Path) -> None:
+def test_results_contain_every_variant_seed_and_comparison(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
-    assert results["baseline"] == "swiglu"  # the recipe's own
+    assert results["baseline"] == "swiglu"  # the recipe's projector
     assert results["budget"] == {"steps": 6, "seconds": None}
     labels = ["swiglu", "conv", "compressed", "swiglu, other seeds", "degraded"]
     assert [variant["label"] for variant in results["variants"]] == labels
@@ -77,9 +77,7 @@ def test_results_hold_every_variant_seed_and_comparison(finished: Path) -> None:
     assert "control holds: the verdict on swiglu, other seeds should be 'no difference shown'" in table
 
 
-def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
-    home: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_finished_units_are_not_trained_again(home: Path, finished: Path, tmp_path: Path) -> None:
     finished = Path(shutil.copytree(finished, tmp_path / "bench"))
     notes: list[str] = []
     before = {path: path.stat().st_mtime_ns for path in (finished / "units").rglob("*")}
@@ -91,13 +89,13 @@ def test_the_same_command_trains_nothing_twice_and_another_seed_adds(
     assert again["variants"] == results["variants"]
     assert again["comparisons"] == results["comparisons"]
     notes.clear()
-    # Seed 2 of the baseline was trained as a control, which is the same unit.
+    # Seed 2 of the baseline was already trained as a control.
     TrainedBenchmark(plan(home, seeds=(0, 2)), finished, notes.append).complete()
     assert notes[1] == "4 of 6 units are done already"
     assert [note.split(":")[0] for note in notes[2:]] == ["[1/2] conv, seed 2", "[2/2] compressed, seed 2"]
 
 
-def test_the_page_stands_alone(finished: Path) -> None:
+def test_the_page_uses_no_other_files(finished: Path) -> None:
     html = (finished / "results.html").read_text()
     page = Page(html)
     for label in (
@@ -117,7 +115,7 @@ def test_the_page_stands_alone(finished: Path) -> None:
     assert "https:" not in html
 
 
-def test_the_page_escapes_what_it_is_given(finished: Path) -> None:
+def test_the_page_escapes_names(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     text = json.dumps(results).replace('"conv"', json.dumps(EVIL))
     page = Page(render_benchmark(json.loads(text)))
@@ -175,12 +173,12 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
         ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
     ],
 )
-def test_messages_about_a_plan(home: Path, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_plans_are_rejected(home: Path, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         TrainedBenchmark(plan(home, **changes), tmp_path, lambda note: None)
 
 
-def test_the_bounds_of_evaluation_clips_are_part_of_a_unit(home: Path, tmp_path: Path) -> None:
+def test_units_depend_on_the_maximum_duration_of_evaluation_clips(home: Path, tmp_path: Path) -> None:
     bench = TrainedBenchmark(plan(home), tmp_path, lambda note: None)
     assert bench._inputs["max_duration_s"] == {"held_out": ContextLimits(bench.recipe).longest_evaluation_s}
 
@@ -195,7 +193,7 @@ def test_results_with_and_without_the_decoder_are_kept_apart(home: Path, tmp_pat
     assert with_it._inputs != without_it._inputs
 
 
-def test_clips_that_are_also_training_clips_can_be_left_out(home: Path, tmp_path: Path) -> None:
+def test_evaluation_clips_that_are_also_training_clips_can_be_excluded(home: Path, tmp_path: Path) -> None:
     bench = TrainedBenchmark(plan(home, overrides=("evaluation.exclude_shared=[clip]",)), tmp_path, lambda note: None)
     with pytest.raises(UserError, match=r"^data\.evaluation\.held_out: .*exclude_shared .*all 24 clips"):
         bench.complete()
@@ -227,12 +225,12 @@ def test_the_command_prints_json(
 
 
 @pytest.mark.slow
-def test_a_degraded_projector_is_called_worse_and_the_same_one_is_not(home: Path, tmp_path: Path) -> None:
-    """With an encoder that has learned to tell the clips apart."""
+def test_controls_hold_with_a_trained_encoder(home: Path, tmp_path: Path) -> None:
+    """The encoder is trained until it can distinguish the clips."""
     encoder = tmp_path / "run"
     command = ["run", str(home / "encoder.yaml"), "training.steps=150", "--output-dir", str(encoder)]
     assert main(command) == 0
-    # Three speakers can never show a difference, so every clip gets a speaker of its own.
+    # With three speakers, a difference can never be shown, so every clip gets its own speaker.
     rows = [json.loads(line) for line in (home / "manifest.jsonl").read_text().splitlines()]
     speakers = home / "speakers.jsonl"
     speakers.write_text("".join(json.dumps(row | {"speaker": row["audio_filepath"]}) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Variants of a benchmark, from text and from files."""
+"""Variants of a benchmark, from options and from files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_projector_is_a_variant_by_default() -> None:
     assert [variant.label for variant in read_variants(None).compared] == PROJECTORS.names()
 
 
-def test_variants_from_text() -> None:
+def test_variants_are_read_from_text() -> None:
     found = read_variants("swiglu, conv:hidden_dim=16, wide=swiglu:stack=4+hidden_dim=512").compared
     assert [(variant.label, dict(variant.section)) for variant in found] == [
         ("swiglu", {"name": "swiglu"}),
@@ -31,7 +31,7 @@ def test_variants_from_text() -> None:
     ]
 
 
-def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None:
+def test_shipped_variants_cover_all_projectors_at_equal_size_and_rate() -> None:
     from tiny_audio.projectors import ProjectorContext
 
     variants = read_variants(str(ROOT / "recipes" / "variants" / "projectors.yaml"))
@@ -56,7 +56,7 @@ def test_the_shipped_variants_are_all_there_are_at_equal_size_and_rate() -> None
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )
-def test_messages_about_variants(text: str, message: str) -> None:
+def test_invalid_variants_are_rejected(text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         read_variants(text)
 
@@ -72,7 +72,7 @@ def test_messages_about_variants(text: str, message: str) -> None:
         ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' is given twice"),
     ],
 )
-def test_messages_about_a_file_of_variants(content: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_files_of_variants_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "variants.yaml"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=re.escape(message)):

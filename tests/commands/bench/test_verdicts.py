@@ -1,4 +1,4 @@
-"""What a trained benchmark dares to call different."""
+"""Verdicts of a benchmark with training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def outcome(label: str, error_rates: list[float], control: Any = None, seed: int = 0) -> Outcome:
-    """Hypotheses of 300 utterances of 5 words, with about so many of the words wrong under each seed."""
+    """Return hypotheses of 300 utterances with 5 words. For each seed, about this share of the words is wrong."""
     rng = torch.Generator().manual_seed(seed)
     words = ["one", "two", "three", "four", "five"]
     hypotheses = []
@@ -38,25 +38,25 @@ def verdicts(*outcomes: Outcome) -> dict[str, str]:
     return {label: entry.verdict for (label, _), entry in found.differences.items()}
 
 
-def test_a_clear_difference_is_called_by_its_sign() -> None:
+def test_a_clear_difference_is_better_or_worse() -> None:
     base = outcome("base", [0.2, 0.21, 0.2], seed=1)
     found = verdicts(base, outcome("bad", [0.5, 0.52, 0.49], seed=2), outcome("good", [0.02, 0.03, 0.02], seed=3))
     assert found == {"bad": "worse", "good": "better"}
 
 
-def test_a_difference_of_the_means_that_seeds_explain_is_a_tie() -> None:
-    """Utterances alone would call it different: 3000 words, 10 points apart; but the seeds are 30 points apart."""
+def test_a_difference_smaller_than_between_seeds_is_not_shown() -> None:
+    """The means of 3,000 words differ by 10 points, but seeds differ by 30 points."""
     base = outcome("base", [0.2, 0.35, 0.5], seed=1)
     assert verdicts(base, outcome("other", [0.3, 0.45, 0.6], seed=2)) == {"other": "no difference shown"}
 
 
-def test_the_same_variant_under_other_seeds_is_a_tie() -> None:
+def test_the_same_variant_with_other_seeds_shows_no_difference() -> None:
     rates = [[0.20, 0.23, 0.26], [0.27, 0.22, 0.24], [0.21, 0.25, 0.22]]
     outcomes = [outcome(f"v{number}", rate, seed=number) for number, rate in enumerate(rates)]
     assert set(verdicts(*outcomes).values()) == {"no difference shown"}
 
 
-def test_controls_are_a_family_of_their_own_and_say_whether_they_hold() -> None:
+def test_controls_are_corrected_separately_and_show_whether_they_hold() -> None:
     base = outcome("base", [0.2, 0.22, 0.21], seed=1)
     others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
     again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
