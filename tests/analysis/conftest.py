@@ -17,7 +17,7 @@ from tiny_audio.cli import main
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two finished runs of two recipes, ``small`` and ``large``; nothing may change it."""
+    """Return a folder with two finished runs of two recipes, ``small`` and ``large``. Tests must not change it."""
     folder = tmp_path_factory.mktemp("compare")
     write_clips(folder, COUNT)
     settings: dict[str, Any] = {
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(json.dumps(changed(tiny_recipe(folder), **settings)))
     for name, stack in (("small", 4), ("large", 2)):
         command = ["run", str(folder / "recipe.yaml"), f"projector.stack={stack}"]
-        # On one thread: two are no faster on models this small.
+        # One thread, because two are no faster on such small models.
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         assert main([*command, "--output-dir", str(folder / name)]) == 0
@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def variant(made: Path, tmp_path: Path) -> MakeVariant:
-    """Copies ``small`` with other hypotheses, and other facts in its report."""
+    """Return a function that copies ``small`` with other hypotheses and other values in its report."""
 
     def make(name: str, edit: Edit = lambda row: None, **report: Any) -> Path:
         folder = tmp_path / name
@@ -51,8 +51,9 @@ def variant(made: Path, tmp_path: Path) -> MakeVariant:
         lines = (made / "small" / "evaluation" / "held_out.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         for row in rows:
-            row["metadata"] = {"reader": row["metadata"]["speaker"]}  # the column `speaker` is grouped by default
-            row["pred_text"] = row["text"]  # right in every word, unless it is edited
+            # not `speaker`, because that column is grouped by default
+            row["metadata"] = {"reader": row["metadata"]["speaker"]}
+            row["pred_text"] = row["text"]  # all words are correct unless `edit` changes them
             edit(row)
         kept = [row for row in rows if not row.get("gone")]
         (folder / "evaluation" / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))

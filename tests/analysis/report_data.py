@@ -1,4 +1,4 @@
-"""A run to report on: its metrics, hypotheses and report."""
+"""Data for a report page: metrics, hypotheses and a report."""
 
 from __future__ import annotations
 

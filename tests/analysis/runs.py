@@ -1,4 +1,4 @@
-"""Edits of the hypotheses of finished runs, and what a comparison says of them."""
+"""Edits of the hypotheses of finished runs, and checks of comparisons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def number_of(row: Row) -> int:
 
 
 def wrong(every: int) -> Edit:
-    """A wrong last word in every so many utterances."""
+    """Return an edit that makes the last word wrong in one of ``every`` utterances."""
 
     def edit(row: Row) -> None:
         if number_of(row) % every == 0:
@@ -41,8 +41,8 @@ def only(comparison: Comparison) -> dict[str, Any]:
     return dict(comparison.to_json()["sets"]["held_out"])
 
 
-def refused(folders: list[Path], *names: str, **options: Any) -> None:
-    """The folders cannot be compared, and the message names all of these, in this order."""
+def assert_rejected(folders: list[Path], *names: str, **options: Any) -> None:
+    """Check that the folders cannot be compared, and that the message contains these names in this order."""
     with pytest.raises(UserError) as caught:
         compare_folders(folders, **options)
     assert_names(caught.value, *names)

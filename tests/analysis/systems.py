@@ -1,4 +1,4 @@
-"""Made-up systems: their hypotheses as rows, as a finished run's folder, and as targets of ``evaluate``."""
+"""Artificial systems: their hypotheses as rows, as folders of finished runs, and as targets of ``evaluate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SET = "held_out"
 
 
 def make_rows(error_rate: float, size: int = 120, num_speakers: int = 12) -> list[Row]:
-    """Hypotheses with about this share of wrong words."""
+    """Return hypotheses in which about this share of words is wrong."""
     rng = random.Random(int(1000 * error_rate))
     return [
         {
@@ -40,7 +40,7 @@ def make_rows(error_rate: float, size: int = 120, num_speakers: int = 12) -> lis
 
 
 def write_run(folder: Path, rows: Sequence[Row], group_by: str | None, normalizer: str = "lower") -> Path:
-    """The folder of a finished run, as far as a comparison reads it."""
+    """Write the files of a finished run that a comparison reads."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "state.json").write_text("{}")
     report = {
@@ -58,34 +58,34 @@ def write_run(folder: Path, rows: Sequence[Row], group_by: str | None, normalize
 
 
 class MadeTarget(Target):
-    """Answers with the hypotheses that it is given."""
+    """Returns the given hypotheses."""
 
     def __init__(self, label: str, rows: Sequence[Row]) -> None:
         self.label, self.identity = label, {"made": label}
         self._texts = {row["id"]: row["pred_text"] for row in rows}
 
     def check(self) -> None:
-        """Nothing is missing."""
+        """Check nothing."""
 
     def load(self) -> None:
-        """There is nothing to load."""
+        """Load nothing."""
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
-        """One answer for each clip."""
+        """Yield the hypothesis of each clip."""
         for clip in clips:
             yield Outcome(clip, Transcript(self._texts[clip.id], None, False), 0.1, None)
 
     def price(self) -> Price | None:
-        """None."""
+        """Return None."""
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Release nothing."""
 
 
 def data_set(rows: Sequence[Row]) -> DataSet:
-    """The clips of the rows."""
-    source: Any = None  # nobody reads their audio
+    """Return the clips of the rows."""
+    source: Any = None  # their audio is never read
     clips = (
         Clip(source, Utterance(row["id"], row["duration"], row["text"], None, row["metadata"]), row["id"])
         for row in rows

@@ -1,4 +1,4 @@
-"""Bits from audio: scores, warnings, and where they are shown."""
+"""Bits from audio: scores, warnings and display."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clip(bits: float, tokens: int = 4) -> ClipLosses:
     return ClipLosses(tokens, loss=2.0, other_loss=2.0 + bits * LN2)
 
 
-def test_scores_by_hand() -> None:
+def test_scores_equal_values_computed_by_hand() -> None:
     scores = score_bits([clip(8.0, 2), clip(1.0, 7)])
     assert scores["bits_from_audio"] == pytest.approx(1.0)
     assert scores["bits_from_audio_interval"] == pytest.approx([1 / 7, 4.0])
@@ -43,7 +43,7 @@ def test_groups_widen_the_interval() -> None:
 @pytest.mark.parametrize(
     ("interval", "expected"), [([0.51, 3.0], False), ([0.49, 3.0], True), ([-0.4, -0.1], True), (None, False)]
 )
-def test_too_few_bits_are_a_warning(interval: list[float] | None, expected: bool) -> None:
+def test_too_few_bits_give_a_warning(interval: list[float] | None, expected: bool) -> None:
     scores: dict[str, Any] = {} if interval is None else {"bits_from_audio": 0.6, "bits_from_audio_interval": interval}
     assert ignores_audio(scores) is expected
     found = list(warnings_of(scores))
@@ -51,7 +51,7 @@ def test_too_few_bits_are_a_warning(interval: list[float] | None, expected: bool
     assert not expected or f"{interval[0]:.2f} to {interval[1]:.2f}" in found[0]  # type: ignore[index]
 
 
-def test_the_line_of_an_evaluation_while_training() -> None:
+def test_log_lines_of_evaluations_contain_the_bits() -> None:
     assert progress_text({}) == progress_text({"bits_from_audio": None}) == ""
     few, many = (progress_text({"bits_from_audio": bits}) for bits in (0.01, 2.345))
     assert tuple(float(text.removeprefix(", ").split()[0]) for text in (few, many)) == (0.01, 2.35)

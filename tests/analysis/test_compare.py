@@ -1,4 +1,4 @@
-"""Two finished runs side by side: told apart, or not."""
+"""Comparisons of finished runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_audio.cli import main
 # --- real runs
 
 
-def test_two_real_runs(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_two_real_runs_can_be_compared(made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["compare", str(made / "small"), str(made / "large")]
     capsys.readouterr()
     assert main([*command, "--json"]) == 0
@@ -65,10 +65,10 @@ def test_comparing_needs_no_model_and_no_torch(made: Path) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-# --- what is said
+# # --- verdicts
 
 
-def test_a_run_against_itself_is_not_called_different(made: Path) -> None:
+def test_a_run_does_not_differ_from_itself(made: Path) -> None:
     comparison = compare_folders([made / "small", made / "small"])
     assert [variant.name for variant in comparison.variants] == ["small", "small (2)"]
     (difference,) = only(comparison)["differences"]
@@ -81,7 +81,7 @@ def test_a_run_against_itself_is_not_called_different(made: Path) -> None:
     assert "The recipes are the same." in Page(render_comparison(comparison, no_audio)).words
 
 
-def test_a_degraded_run_is_called_worse_and_a_mended_one_better(variant: MakeVariant) -> None:
+def test_a_degraded_run_is_worse_and_a_corrected_run_is_better(variant: MakeVariant) -> None:
     good, degraded = variant("good"), variant("degraded", wrong(every=2))
     (difference,) = only(compare_folders([good, degraded]))["differences"]
     assert difference["verdict"] == "worse"
@@ -92,8 +92,8 @@ def test_a_degraded_run_is_called_worse_and_a_mended_one_better(variant: MakeVar
     assert difference["difference"] == pytest.approx(-(COUNT // 2) / 72)
 
 
-def test_what_chance_explains_is_not_called_different(variant: MakeVariant) -> None:
-    """Four sentences that differ, all in favor of one: p is 0.125."""
+def test_a_difference_that_chance_explains_is_not_shown(variant: MakeVariant) -> None:
+    """Four sentences differ, all in favor of the same run, so p is 0.125."""
     folders = [variant("good"), variant("slightly_worse", wrong(every=12))]
     (difference,) = only(compare_folders(folders))["differences"]
     assert difference["difference"] > 0
@@ -101,7 +101,7 @@ def test_what_chance_explains_is_not_called_different(variant: MakeVariant) -> N
     assert difference["verdict"] == "no difference shown"
 
 
-def test_the_more_is_compared_the_more_it_takes(variant: MakeVariant) -> None:
+def test_p_values_are_corrected_for_the_number_of_comparisons(variant: MakeVariant) -> None:
     good, other = variant("good"), variant("other", wrong(every=7))
     (alone,) = only(compare_folders([good, other]))["differences"]
     assert (alone["p_adjusted"], alone["verdict"]) == (alone["p_value"], "worse")
@@ -115,12 +115,12 @@ def test_the_more_is_compared_the_more_it_takes(variant: MakeVariant) -> None:
     assert "for 4 comparisons" in comparison_table(comparison)
 
 
-def test_speakers_are_resampled_whole_where_the_runs_were_scored_so(variant: MakeVariant) -> None:
+def test_speakers_are_resampled_if_the_runs_were_scored_by_speaker(variant: MakeVariant) -> None:
     scored_so = {"recipe__evaluation__group_by": "reader"}
     folders = [variant("good", **scored_so), variant("bad", wrong(every=2), **scored_so)]
     entry = only(compare_folders(folders))
     assert (entry["group_by"], entry["num_groups"]) == ("reader", 3)
-    # Three speakers, all in favor of one: a coin shows one face three times in a row, either, once in 4 times.
+    # All three speakers favor the same run. Three tosses of a coin agree with probability 1/4.
     assert entry["differences"][0]["p_value"] == pytest.approx(0.25, abs=0.02)
     assert entry["differences"][0]["verdict"] == "no difference shown"
     assert "3 groups by reader are resampled" in comparison_table(compare_folders(folders))
@@ -130,11 +130,11 @@ def test_speakers_are_resampled_whole_where_the_runs_were_scored_so(variant: Mak
     assert only(compare_folders(plain, group_by="reader"))["num_groups"] == 3
 
 
-def test_slices(variant: MakeVariant) -> None:
+def test_slices_cover_the_set_and_show_differences(variant: MakeVariant) -> None:
     def edit(row: Row) -> None:
         row["metadata"]["room"] = None if number_of(row) % 6 == 0 else "hall" if number_of(row) % 2 else "car"
-        row["metadata"]["clip"] = row["id"]  # as many values as clips: no slice
-        row["metadata"]["language"] = "en"  # the same everywhere: no slice
+        row["metadata"]["clip"] = row["id"]  # one value per clip: not a slice
+        row["metadata"]["language"] = "en"  # the same in all clips: not a slice
 
     def worse_in_the_car(row: Row) -> None:
         edit(row)
@@ -155,7 +155,7 @@ def test_slices(variant: MakeVariant) -> None:
     assert parts["room", "car"]["intervals"]["bad"][0] > 0
 
 
-def test_sentences_that_changed(variant: MakeVariant) -> None:
+def test_changed_sentences_are_listed(variant: MakeVariant) -> None:
     def before(row: Row) -> None:
         if number_of(row) == 3:  # "go on"
             row["pred_text"] = "go <b>banana</b> on"
@@ -185,7 +185,7 @@ def test_sentences_that_changed(variant: MakeVariant) -> None:
     assert "reference before after" in page.words
 
 
-def test_the_longest_lists_are_cut(variant: MakeVariant) -> None:
+def test_long_lists_are_shortened(variant: MakeVariant) -> None:
     comparison = compare_folders([variant("good"), variant("bad", wrong(every=1))])
     (found,) = only(comparison)["changed"]
     assert found["num_worsened"] == COUNT
@@ -194,7 +194,7 @@ def test_the_longest_lists_are_cut(variant: MakeVariant) -> None:
     assert len(Page(render_comparison(comparison, no_audio)).all("article")) == 10
 
 
-def test_without_a_ctc_head(variant: MakeVariant) -> None:
+def test_runs_without_a_ctc_head_can_be_compared(variant: MakeVariant) -> None:
     def headless(row: Row) -> None:
         row["ctc_text"] = None
 
@@ -208,7 +208,7 @@ def test_without_a_ctc_head(variant: MakeVariant) -> None:
     assert "CTC head" not in Page(render_comparison(neither, no_audio)).words
 
 
-def test_names_tell_the_runs_apart(variant: MakeVariant) -> None:
+def test_names_of_runs_are_unique(variant: MakeVariant) -> None:
     folders = [variant("a/run"), variant("b/run"), variant("c/other")]
     names = [variant.name for variant in compare_folders(folders).variants]
     assert names == ["a/run", "b/run", "c/other"]

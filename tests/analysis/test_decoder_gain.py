@@ -1,4 +1,4 @@
-"""What the decoder adds: one comparison with every system that the encoder has alone, shown in the same way."""
+"""The gain of the decoder: comparisons with recognizers that use only the encoder, and their display."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def system(name: str, rows: list[dict[str, Any]], *speeds: Speed | None) -> Enco
 
 @pytest.fixture(scope="module")
 def entries() -> list[dict[str, Any]]:
-    """A bad system and one that equals the model, as in ``report.json``."""
+    """Return two entries of ``report.json``: a bad system, and one that equals the model."""
     systems = [system("CTC head", OWN, *SPEEDS), system("whisper-tiny.en", make_rows(0.1)[:80])]
     gains = decoder_gains(systems, {SET: make_rows(0.1)}, None)
     found: list[dict[str, Any]] = json.loads(json.dumps([gain.to_json() for gain in gains]))
     return found
 
 
-def test_the_verdict_is_that_of_rescore(entries: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_verdicts_equal_those_of_rescore(entries: list[dict[str, Any]], tmp_path: Path) -> None:
     for name, rows in (("own", OWN), (MODEL, make_rows(0.1))):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     paths = [tmp_path / "own.jsonl", tmp_path / f"{MODEL}.jsonl"]

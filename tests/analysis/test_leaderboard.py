@@ -1,4 +1,4 @@
-"""Scores under the rules of the Open ASR Leaderboard against what its own scorer made of the same texts."""
+"""Scores with the rules of the Open ASR Leaderboard, compared with its own scorer on the same texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_sets_equal_the_leaderboards(name):
     assert found.normalizer_version.startswith("open_asr_leaderboard d1e99b2, ")
 
 
-def test_recordings_in_chunks_are_scored_whole(tmp_path):
+def test_chunks_are_joined_to_recordings_before_scoring(tmp_path):
     rows = [
         {"audio_filepath": f"{index}.wav", "duration": 2.0, "time": 0.5, **row}
         for index, row in enumerate(CONTENT["sets"]["chunked"])
@@ -86,7 +86,7 @@ def test_compounds(reference, hypothesis, edits):
     ("reference", "hypothesis", "edits", "words"),
     [
         ("der bahn hof ist zu", "der bahnhof ist zu", "CCCCC", 4),
-        ("ab cd e", "a bcd e", "CCC", 2),  # the boundary differs, the characters do not
+        ("ab cd e", "a bcd e", "CCC", 2),  # only the word boundary differs
         ("ab cd e", "a bcx e", "SSC", 3),
         ("ja", "nein doch", "SI", 1),
     ],
@@ -128,7 +128,7 @@ def test_rules_of_other_languages(language, text, expected):
     assert found if expected is None else found == expected
 
 
-def test_the_rule_of_april_2025_has_a_name_of_its_own():
+def test_the_rule_of_april_2025_has_its_own_name():
     former = normalizer("open_asr_leaderboard_2025_04")
     assert (former.name, former.cost) == ("open_asr_leaderboard_2025_04", "unit")
     assert former.version.startswith("open_asr_leaderboard 0c261bf, ")
@@ -136,7 +136,7 @@ def test_the_rule_of_april_2025_has_a_name_of_its_own():
 
 
 @pytest.mark.parametrize("cost", ["compounds", "joined"])
-def test_the_package_that_is_missing_is_named(cost, monkeypatch):
+def test_a_missing_package_is_named(cost, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -163,14 +163,14 @@ def chunk(parent: str, index: int, **changes: Any) -> dict[str, Any]:
         ([chunk("a", 0, chunk_index="x")], "should be a whole number"),
     ],
 )
-def test_chunks_that_cannot_be_joined(tmp_path, rows, message):
+def test_chunks_that_cannot_be_joined_are_rejected(tmp_path, rows, message):
     path = tmp_path / "chunks.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=message):
         read_targets([path])
 
 
-def test_chunks_are_joined_in_order_and_fail_together(tmp_path):
+def test_chunks_are_joined_in_order_and_fail_as_one_recording(tmp_path):
     path = tmp_path / "chunks.jsonl"
     failed = {"error": "too long", "pred_text": None}
     rows = [chunk("b", 1), chunk("a", 0, **failed), chunk("b", 0, time=0.5), chunk("a", 1), chunk("b", 2, pred_text="")]
@@ -187,7 +187,7 @@ def test_chunks_are_joined_in_order_and_fail_together(tmp_path):
     }
 
 
-def test_rows_that_are_not_all_chunks_stay(tmp_path):
+def test_rows_are_not_joined_if_some_are_not_chunks(tmp_path):
     path = tmp_path / "mixed.jsonl"
     rows = [chunk("a", 0), {"audio_filepath": "b.wav", "duration": 1.0, "text": "b", "pred_text": "b"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

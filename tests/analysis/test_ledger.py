@@ -1,4 +1,4 @@
-"""Resource usage in words: each figure says how it is known."""
+"""Tables of resource usage: values and how they were obtained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def in_words(**changes: Any) -> dict[str, tuple[str, str]]:
     return {what: (value, how) for what, value, how in ledger_rows({**LEDGER, **changes})}
 
 
-def test_every_figure_says_how_it_is_known() -> None:
+def test_every_value_says_how_it_was_obtained() -> None:
     assert in_words() == {
         "throughput": ("1,100.0 hours of audio/h", "of training steps"),
         "text": ("3,300.5 tokens/s", "18,000,000 target tokens"),
@@ -71,15 +71,13 @@ def test_every_figure_says_how_it_is_known() -> None:
         ({"co2_kg": 8.9e-6}, "CO2", ("8.9 mg", "445 g/kWh")),
     ],
 )
-def test_what_is_not_known_or_not_measured_says_so(
-    changes: dict[str, Any], what: str, expected: tuple[str, str]
-) -> None:
+def test_unknown_and_estimated_values_are_marked(changes: dict[str, Any], what: str, expected: tuple[str, str]) -> None:
     value, how = in_words(**changes)[what]
     assert value == expected[0]
     assert how.startswith(expected[1])
 
 
-def test_prices_are_put_to_the_sums() -> None:
+def test_cost_and_energy_are_computed_from_the_sums() -> None:
     progress = Progress(wall_s=3000, beside_s=600, waited_s=30, audio_s=7200, padded_s=8000, rated_j=7.2e6)
     host = Host(torch.device("cpu"), 1, 1e9, "given", 50.0, "given", 0.5, None)
     totals = Ledger(progress, host, None).totals()

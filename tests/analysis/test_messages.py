@@ -1,6 +1,6 @@
-"""How messages about scoring and comparing read; other tests check what they name.
+"""The wording of messages about scoring and comparing. Other tests check their values.
 
-To write ``messages.txt`` anew: ``REGENERATE=1 pytest tests/analysis/test_messages.py``.
+To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/analysis/test_messages.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def edited(edit: Callable[[int, Row], None]) -> list[Row]:
 
 
 def refusals(folder: Path) -> Iterator[Callable[[], object]]:
-    """Calls that fail, the families one after the other."""
+    """Yield calls that fail, grouped by the kind of error."""
     yield lambda: score([], [], LOWER)
     yield lambda: score(["a"], ["a", "b"], LOWER)
     yield lambda: score(["a"], ["a"], LOWER, num_bootstrap=10)
@@ -87,7 +87,7 @@ def refusals(folder: Path) -> Iterator[Callable[[], object]]:
     yield lambda: compare_folders([base, other])
 
 
-def test_how_messages_read(tmp_path: Path) -> None:
+def test_messages(tmp_path: Path) -> None:
     lines = ["# Refusals", ""]
     for call in refusals(tmp_path):
         with pytest.raises(UserError) as caught:
@@ -102,7 +102,7 @@ def test_how_messages_read(tmp_path: Path) -> None:
 
 
 def shown(folder: Path) -> list[Path]:
-    """Two runs with few speakers."""
+    """Return two runs with few speakers."""
     rates = {"small": 0.3, "large": 0.05}
     folders = [folder / "shown" / name for name in rates]
     for each, rate in zip(folders, rates.values(), strict=True):

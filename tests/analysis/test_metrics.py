@@ -1,4 +1,4 @@
-"""Metrics are one table: an entry of it is in the terminal, in JSON, on the pages and in the model card."""
+"""The table of metrics: each entry is shown in the terminal, in JSON, on HTML pages and in the model card."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_metric_is_shown_everywhere(metric: Metric, monkeypatch: pytest.Monkey
     assert metric.label in card
 
 
-def test_words_inserted_per_hour_without_speech(tmp_path: Path) -> None:
+def test_insertions_per_hour_are_scored_without_speech(tmp_path: Path) -> None:
     references, hypotheses = ["yes", "", " ", ""], ["yes no", "go on", "", "left"]
     rate = partial(score_set, references, hypotheses, normalizer("lower"))
     scores = rate(durations_s=[9.0, 10.0, 20.0, 6.0])
@@ -80,7 +80,7 @@ def test_words_inserted_per_hour_without_speech(tmp_path: Path) -> None:
     assert "ins/h no speech" in rescore_table(rescored)
 
 
-def test_the_table_is_sound() -> None:
+def test_keys_are_unique_and_values_can_be_formatted() -> None:
     keys = [metric.key for metric in metrics.METRICS]
     assert len(set(keys)) == len(keys) >= 8
     for metric in metrics.METRICS:
@@ -88,12 +88,12 @@ def test_the_table_is_sound() -> None:
         assert metric.text(0)
 
 
-def test_utterances_without_error_by_hand() -> None:
+def test_the_rate_of_utterances_without_errors_is_correct() -> None:
     found = score(["a b", "c", "", "d"], ["a b", "x", "", "d d"], normalizer("lower"))
     assert found.model_dump()["error_free_rate"] == 2 / 4
 
 
-def test_means_and_totals_over_seeds() -> None:
+def test_seeds_are_averaged_and_counts_can_be_summed() -> None:
     seeds = [{"wer": 0.1, "deletions": 3}, {"wer": 0.2, "deletions": 4}]
     assert mean_over_seeds(seeds) == {"wer": pytest.approx(0.15), "deletions": 3.5}
     assert mean_over_seeds(seeds, total_counts=True) == {"wer": pytest.approx(0.15), "deletions": 7}

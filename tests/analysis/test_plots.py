@@ -1,4 +1,4 @@
-"""Plots of comparisons: what is written in them can be told apart."""
+"""Plots of comparisons: labels are distinguishable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def texts(markup: str) -> list[str]:
 
 
 def test_long_names_keep_both_ends() -> None:
-    """A sweep's variants begin alike, or end alike."""
+    """The variants of a sweep may have the same start or the same end."""
     start, end = "projector=swiglu,encoder.lora.rank=8", "training.learning_rate=0.0003"
     rows = [IntervalRow(name, 0.1, (0.0, 0.2)) for name in (f"{start},{end}", f"conv,{end}", f"{start},x=1")]
     names = [text for text in texts(interval_plot("WER", rows, "")) if "…" in text]
@@ -29,14 +29,14 @@ def test_long_names_keep_both_ends() -> None:
     assert names[0].endswith("_rate=0.0003")
 
 
-def test_ticks_that_read_the_same_are_written_once() -> None:
+def test_equal_tick_labels_are_written_once() -> None:
     points = [Point(name, seconds, 0.1, (0.05, 0.2)) for name, seconds in (("a", 0.21), ("b", 0.22), ("c", 0.24))]
     shown = [text for text in texts(scatter_plot("WER and time", "Time", points, duration)) if text.endswith(" s")]
     assert shown == ["0.2 s"]
 
 
-def test_every_curve_has_a_name_beside_it() -> None:
-    """A chart of one would have no key."""
+def test_every_curve_has_a_name() -> None:
+    """A chart with one curve would not have a key."""
     for number in (2, 4, 5, 9, 13):
         variants = [{"label": f"v{place}", "curves": [[(0, 1.0), (1, 0.5)]]} for place in range(number)]
         (charts,) = _curves(variants)
@@ -46,7 +46,7 @@ def test_every_curve_has_a_name_beside_it() -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.floats(60, 500), st.floats(15, 285)), min_size=1, max_size=16))
-def test_names_in_a_plot_do_not_lie_over_each_other(places: list[tuple[float, float]]) -> None:
+def test_names_in_a_plot_do_not_overlap(places: list[tuple[float, float]]) -> None:
     heights = name_heights(places, 12.0, 290.0)
     assert all(12 <= height <= 290 for height in heights)
     for (first_x, first), (second_x, second) in combinations(zip([x for x, _ in places], heights, strict=True), 2):

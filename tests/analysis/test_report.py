@@ -1,4 +1,4 @@
-"""The report is well-formed, needs nothing from outside, lets nothing in, and stands gaps."""
+"""The report page is well-formed, uses no other files, escapes texts, and works if data is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def html():
     return render_report(REPORT, METRICS, {"dev": ROWS}, flac)
 
 
-def test_everything_is_there(html):
+def test_the_page_has_all_sections(html):
     page = Page(html)
     titles = "Curves Scores Confusions Utterances Parts-and-parameters Training Ledger Dropped-clips Provenance Recipe"
     assert [section["id"] for section in page.all("section")] == titles.lower().split()
@@ -49,7 +49,7 @@ def test_everything_is_there(html):
     assert page.words.count(wer) >= 3
 
 
-def test_curves(html):
+def test_the_page_has_all_curves(html):
     page = Page(html)
     titles = re.findall(r"<figcaption>([^<]+)<", html)
     assert titles == [
@@ -63,14 +63,14 @@ def test_curves(html):
         "Share of peak speed",
         "Share of time waiting for data",
     ]
-    assert len(page.all("polyline")) == 10  # three losses, seven single curves
+    assert len(page.all("polyline")) == 10  # three losses and seven single curves
     assert all(len(curve["points"].split()) <= 300 for curve in page.all("polyline"))
     assert "step 1,000 dev: 10 %" in page.words
     assert all(svg.get("role") == "img" or svg["viewbox"] == "0 0 26 10" for svg in page.all("svg"))
     assert not any("nan" in curve["points"] for curve in page.all("polyline"))
 
 
-def test_nothing_comes_from_outside(html):
+def test_the_page_uses_no_other_files(html):
     page = Page(html)
     assert not {"script", "link", "iframe", "img", "object", "embed"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
@@ -104,13 +104,13 @@ def test_everything_is_escaped():
     assert page.words.count("<script>alert(") > 20
 
 
-def test_utterances(html):
+def test_worst_and_other_utterances_are_shown(html):
     page = Page(html)
-    assert len(page.all("article")) == 13  # ten of the worst, three others
-    assert len(page.all("audio")) == 8  # with five of the worst and all of the others
+    assert len(page.all("article")) == 13  # the ten worst and three others
+    assert len(page.all("audio")) == 8  # with five of the worst and all others
     assert page.words.index("utterance-000") > page.words.index("The worst")
     assert "truncated looping" in page.words
-    assert "more" in page.words  # the endless one is cut
+    assert "more" in page.words  # the very long text is shortened
     for kind, title in (("sub", " instead of "), ("del", "deleted: "), ("ins", "inserted: ")):
         assert any(title in (span.get("title") or "") for span in page.classes(kind))
     assert html == render_report(REPORT, METRICS, {"dev": ROWS}, flac)
@@ -130,14 +130,14 @@ def test_utterances(html):
         (None, "no audio available"),
     ],
 )
-def test_audio(data, expected):
+def test_audio_is_embedded_with_its_type(data, expected):
     html = render_report(REPORT, [], {"dev": ROWS}, lambda row: data)
     Page(html)
     assert html.count(expected) == 8
 
 
 @pytest.mark.parametrize("missing", [*REPORT, "metrics", "hypotheses", "all"])
-def test_gaps(missing):
+def test_a_page_can_be_made_from_incomplete_data(missing):
     report = {} if missing == "all" else {key: value for key, value in REPORT.items() if key != missing}
     metrics = [] if missing in ("metrics", "all") else METRICS
     hypotheses = {} if missing in ("hypotheses", "all") else {"dev": ROWS}
@@ -147,7 +147,7 @@ def test_gaps(missing):
     assert ("section" in {tag for tag, _ in page.elements}) is (missing != "all")
 
 
-def test_without_a_ctc_head():
+def test_a_page_can_be_made_without_a_ctc_head():
     report = {**REPORT, "evaluation": {"dev": score_set(["a b"], ["a c"], normalizer("lower"))}}
     metrics = [{**row, "ctc_loss": None} for row in METRICS]
     rows = [{"id": "1", "text": "a b", "pred_text": "a c"}]
@@ -156,7 +156,7 @@ def test_without_a_ctc_head():
     assert len(Page(html).all("polyline")) == 8
 
 
-def test_a_perfect_set_and_nothing_dropped():
+def test_a_set_without_errors_and_without_dropped_clips():
     rows = [{"id": "1", "text": "a b", "pred_text": "a b"}]
     report = {"evaluation": {"dev": score_set(["a b"], ["a b"], normalizer("lower"))}, "dropped": {}}
     words = Page(render_report(report, METRICS[:1], {"dev": rows, "empty": []}, no_audio)).words
@@ -164,7 +164,7 @@ def test_a_perfect_set_and_nothing_dropped():
     assert "Dropped clips None." in words
 
 
-def test_strange_metrics_are_left_out():
+def test_invalid_metrics_are_left_out():
     metrics = [
         {"kind": "heartbeat", "step": 1},
         {"kind": "train", "step": None, "loss": 1.0},
@@ -174,7 +174,7 @@ def test_strange_metrics_are_left_out():
     assert Page(render_report({}, metrics, {}, no_audio)).all("polyline") == []
 
 
-def test_a_step_that_comes_twice_counts_as_it_came_last():
+def test_the_last_value_of_a_repeated_step_is_used():
     metrics = [{"kind": "train", "step": step, "loss": loss} for step, loss in ((1, 4.0), (2, 9.0), (2, 2.0))]
     html = render_report({}, metrics, {}, no_audio)
     assert "loss from 4 to 2" in html
@@ -194,7 +194,7 @@ def test_any_curve_has_finite_coordinates(values):
         assert all(math.isfinite(float(x)) for x in re.split("[ ,]", curve["points"]))
 
 
-def test_unknown_normalizer_is_refused():
+def test_an_unknown_normalizer_is_rejected():
     report = {"evaluation": {"dev": {"normalizer": "x"}}}
     with pytest.raises(UserError, match="unknown normalizer 'x'; allowed: none, lower, basic, whisper_english"):
         render_report(report, [], {"dev": ROWS}, no_audio)

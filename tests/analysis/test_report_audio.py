@@ -1,4 +1,4 @@
-"""Which clips a report page embeds."""
+"""Selection of the clips that a report page embeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.parquet_shards import write_parquet
 from tiny_audio.analysis.report.audio import FULL, MAX_CLIP_BYTES, NOT_CACHED, TOO_LARGE, audio_reader
 
 
-def test_clips_that_are_too_long_stay_outside(tmp_path: Path) -> None:
+def test_large_clips_are_not_embedded(tmp_path: Path) -> None:
     long, short, missing = (tmp_path / name for name in ("long.flac", "short.flac", "missing.flac"))
     long.write_bytes(b"fLaC" + bytes(MAX_CLIP_BYTES))
     short.write_bytes(b"fLaC")
@@ -22,7 +22,7 @@ def test_clips_that_are_too_long_stay_outside(tmp_path: Path) -> None:
     for number in range(13):
         (tmp_path / f"{number}.flac").write_bytes(bytes(MAX_CLIP_BYTES))
     taken = [read({"audio_filepath": f"{number}.flac"}) for number in range(13)]
-    assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # 24 MiB, less what the short one took
+    assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # 24 MiB, minus the short clip
     (tmp_path / "last.flac").write_bytes(b"fLaC")
     assert read({"audio_filepath": "last.flac"}) == FULL, "nothing is read for a page that is full"
     assert read({"audio_filepath": "0.flac"}) == bytes(MAX_CLIP_BYTES), "it is in the page already"

@@ -1,4 +1,4 @@
-"""Raw hypotheses in, scores out: of this project's files and of others'; against cases counted by hand."""
+"""Scores of hypothesis files, from this project and from others, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ TEXTS = ("turn the light on", "stop now", "call the doctor at home", "go on", "w
 
 
 def leaderboard(number: int, text: str, heard: str) -> Row:
-    """A row with the leaderboard's fields only."""
+    """Return a row that has only the leaderboard's fields."""
     fields = {"audio_filepath": f"sample_{number}", "duration": 2.0 + number % 5, "time": 0.1}
     return {**fields, "text": text, "pred_text": heard}
 
 
 def ours(number: int, text: str, heard: str) -> Row:
-    """A row as a run writes it."""
+    """Return a row as a run writes it."""
     row = leaderboard(number, text, heard)
     del row["time"]
     metadata = {"speaker": f"s{number % 6}", "sex": ("female", "male")[number % 2]}
@@ -67,7 +67,7 @@ def only(found: Rescored) -> Row:
     return dict(target)
 
 
-def test_one_file_by_hand(write: Write) -> None:
+def test_scores_of_one_file_equal_values_computed_by_hand(write: Write) -> None:
     path = write(
         "mine",
         [
@@ -80,7 +80,8 @@ def test_one_file_by_hand(write: Write) -> None:
     found = rescore([path], normalizer_name="lower")
     target = only(found)
     assert target["name"] == "mine"
-    # One substitution and one deletion; two deletions; one substitution and seven insertions.
+    # The first has a substitution and a deletion, the second two deletions, and the third a substitution and seven
+    # insertions.
     assert (target["substitutions"], target["deletions"], target["insertions"]) == (2, 3, 7)
     assert target["wer"] == 12 / 7
     assert (target["num_utterances"], target["num_reference_words"]) == (3, 7)
@@ -91,7 +92,7 @@ def test_one_file_by_hand(write: Write) -> None:
     assert (target["normalizer"], target["cost"], target["scorer"]) == ("lower", "unit", "jiwer")
 
 
-def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
+def test_scores_equal_those_of_the_texts(write: Write) -> None:
     rows = noisy(0.3, ours)
     texts, heard = ([row[key] for row in rows] for key in ("text", "pred_text"))
     speakers = [row["metadata"]["speaker"] for row in rows]
@@ -106,8 +107,10 @@ def test_it_is_the_score_of_the_same_texts(write: Write) -> None:
         assert target["rtfx"] is None
 
 
-def test_files_without_speech(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """As in `evaluate`: words per hour, and no word error rate."""
+def test_files_without_speech_have_insertions_per_hour(
+    write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As in `evaluate`, they have no word error rate."""
     quiet = [{**ours(number, " ", "" if number else "thank you"), "duration": 3.0} for number in range(6)]
     loud = [{**row, "pred_text": "thank you"} for row in quiet]
     paths = [write("quiet", quiet), write("loud", loud)]
@@ -127,7 +130,9 @@ def test_files_without_speech(write: Write, capsys: pytest.CaptureFixture[str], 
     assert main(["rescore", str(write("marks", [ours(0, "<noise>", "")]))]) == 2, "the text is not empty"
 
 
-def test_rows_that_are_odd(write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_rows_with_surrogates_huge_numbers_or_deep_nesting(
+    write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d"}\n'
     path = write("odd", odd + odd.replace('"a", "d', '"b", "d').replace("ud83d", "ud83d\\ude00"))
     assert main(["rescore", str(path), "--html", str(tmp_path / "page.html")]) == 0
@@ -139,7 +144,7 @@ def test_rows_that_are_odd(write: Write, capsys: pytest.CaptureFixture[str], tmp
         assert message in capsys.readouterr().err
 
 
-def test_names_with_dots_are_whole(write: Write, tmp_path: Path) -> None:
+def test_names_with_dots_are_kept(write: Write, tmp_path: Path) -> None:
     rows = noisy(0.2, leaderboard, 3)
     first, second = (write("a", rows).rename(tmp_path / name) for name in ("hyp.small", "hyp.large"))
     assert [target.name for target in read_targets([first, second])] == ["hyp.small", "hyp.large"]
@@ -148,7 +153,7 @@ def test_names_with_dots_are_whole(write: Write, tmp_path: Path) -> None:
     assert [target.name for target in read_targets([third, fourth])] == ["a.jsonl", "a.json"]
 
 
-def test_a_failure_is_no_empty_hypothesis(write: Write) -> None:
+def test_a_failure_is_not_an_empty_hypothesis(write: Write) -> None:
     rows = noisy(0.2, leaderboard)
     failed = [
         {**row, "pred_text": None, "error": "timeout"} if number % 3 == 0 else row for number, row in enumerate(rows)
@@ -160,7 +165,7 @@ def test_a_failure_is_no_empty_hypothesis(write: Write) -> None:
     assert (target["failure_rate"], expected["failure_rate"]) == (1 / 3, 0)
 
 
-def test_several_files_on_the_clips_that_all_have(write: Write) -> None:
+def test_several_files_are_compared_on_their_common_clips(write: Write) -> None:
     worse, better = noisy(0.4, leaderboard), noisy(0.05, ours)
     better[7] |= {"error": "HTTP 429", "pred_text": None}
     third = noisy(0.4, ours)[:100]
@@ -171,7 +176,7 @@ def test_several_files_on_the_clips_that_all_have(write: Write) -> None:
     assert [target["failure_rate"] for target in summary["targets"]] == [0, 1 / 120, 0]
     ids = [row["id"] for row in found.rows[0]]
     assert [[row["id"] for row in rows] for rows in found.rows[1:]] == [ids, ids]
-    # The leaderboard's file has no speakers, and the first file's columns are those that count.
+    # The first file decides about columns, and the leaderboard's file has no speakers.
     assert summary["group_by"] is None
     texts = [row["text"] for row in found.rows[0]]
     heard = [[row["pred_text"] for row in rows] for rows in found.rows]
@@ -196,11 +201,11 @@ def test_slices_cover_the_set(write: Write) -> None:
         assert sum(part["num_utterances"] for part in parts) == summary["num_utterances"]
         errors = sum(part["wer"]["one"] * part["num_reference_words"] for part in parts)
         assert errors / summary["num_reference_words"] == pytest.approx(summary["targets"][0]["wer"])
-    # Three speakers in each half: too few for an interval of it.
+    # Each half has three speakers, which are too few for an interval.
     assert all(part["intervals"]["one"] is None for part in summary["slices"] if part["column"] == "sex")
 
 
-def test_columns_of_other_files_and_missing_durations(write: Write) -> None:
+def test_files_can_have_other_columns_and_lack_durations(write: Write) -> None:
     rows = [{**row, "accent": "north"} for row in noisy(0.3, leaderboard)]
     rows[3] |= {"duration": None, "accent": "south"}
     found = rescore([write("mine", rows)], group_by="accent")
@@ -209,7 +214,7 @@ def test_columns_of_other_files_and_missing_durations(write: Write) -> None:
     assert only(found)["num_timed"] == 119
 
 
-def test_names_tell_files_apart(tmp_path: Path) -> None:
+def test_names_of_files_are_unique(tmp_path: Path) -> None:
     paths = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -241,13 +246,13 @@ ROW = leaderboard(0, "a", "b")
         ([{**ROW, "text": "<noise>"}], "1 references 'whisper_english'"),
     ],
 )
-def test_what_is_no_file_of_hypotheses(write: Write, content: Any, message: str) -> None:
+def test_other_files_are_rejected(write: Write, content: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         rescore([write("mine", content)])
     assert_names(caught.value, message)
 
 
-def test_what_cannot_be_asked(write: Write, tmp_path: Path) -> None:
+def test_impossible_comparisons_are_rejected(write: Write, tmp_path: Path) -> None:
     path, shifted = write("mine", noisy(0.2, ours)), noisy(0.2, ours)
     shifted[2]["text"] = "something else"
     elsewhere = write("elsewhere", [{**ROW, "audio_filepath": "elsewhere"}])
@@ -276,7 +281,7 @@ def test_what_cannot_be_asked(write: Write, tmp_path: Path) -> None:
         assert_names(caught.value, message)
 
 
-def test_the_table_says_what_counts(write: Write) -> None:
+def test_the_table_shows_counts_rates_and_verdicts(write: Write) -> None:
     rows = noisy(0.4, ours)
     rows[0] |= {"error": "HTTP 500"}
     found = rescore([write("worse", rows), write("better", noisy(0.05, ours))], cost="sclite")
@@ -285,7 +290,7 @@ def test_the_table_says_what_counts(write: Write) -> None:
     assert "1 clips left out" in text
     assert "cost sclite (tiny-audio" in text
     assert "Failed: the share of the target's clips" in text
-    # Six speakers, all in favor of one: a coin shows one face six times in a row, either, once in 32 times.
+    # All six speakers favor the same system. Six tosses of a coin agree with probability 1/32.
     number = r" +-\d+\.\d\d +\[-\d+\.\d\d, -\d+\.\d\d\]"
     assert re.search(rf"better +better{number} +0\.0\d\d +0\.0\d\d +\d+ +\d+\.\d\d\d +<0\.001", text)
     assert "whole groups by speaker" in text
@@ -300,8 +305,8 @@ def test_the_table_says_what_counts(write: Write) -> None:
     assert "[-now-]" in one
 
 
-def test_too_few_speakers_are_said_to_be(write: Write) -> None:
-    """Three speakers, all in favor of one, prove nothing; whoever reads it must learn why."""
+def test_too_few_speakers_give_a_warning(write: Write) -> None:
+    """Three speakers cannot show a difference, even if all favor the same system. The warning explains this."""
     files = []
     for name, rate in (("worse", 0.5), ("better", 0.01)):
         rows = noisy(rate, ours)
@@ -316,7 +321,7 @@ def test_too_few_speakers_are_said_to_be(write: Write) -> None:
     assert rescore(files, group_by="sex").summary["num_groups"] == 2
 
 
-def test_numbers_that_become_one_word_are_said(write: Write) -> None:
+def test_numbers_that_are_joined_to_one_word_give_a_warning(write: Write) -> None:
     path = write(
         "digits", [leaderboard(0, "room one two three", "room one two four"), leaderboard(1, "go on", "go on")]
     )
@@ -330,7 +335,7 @@ def test_numbers_that_become_one_word_are_said(write: Write) -> None:
 
 @pytest.fixture
 def with_sound(tmp_path: Path, write: Write) -> tuple[Path, Path]:
-    """Two files of hypotheses beside their clips."""
+    """Write two files of hypotheses in the folder of their clips."""
     (tmp_path / "flac").mkdir()
     clips = list(enumerate(TEXTS[:3]))
     for number, _ in clips:
@@ -340,7 +345,7 @@ def with_sound(tmp_path: Path, write: Write) -> tuple[Path, Path]:
     return write("one", rows), write("two", others)
 
 
-def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
+def test_the_page_shows_scores_and_plays_audio(with_sound: tuple[Path, Path], write: Write) -> None:
     found = rescore(with_sound, normalizer_name="none")
     page = render_targets(found, audio_reader(with_sound))
     assert page.count('<audio controls="" preload="metadata" src="data:audio/flac;base64,') == 3
@@ -365,7 +370,9 @@ def test_the_page(with_sound: tuple[Path, Path], write: Write) -> None:
     assert "In every utterance, all targets have the same number of errors." in page
 
 
-def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_scores_and_writes_a_page(
+    with_sound: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two = map(str, with_sound)
     page = tmp_path / "page.html"
     assert main(["rescore", one, two, "--normalizer", "lower", "--cost", "sclite", "--html", str(page), "--json"]) == 0
@@ -380,7 +387,7 @@ def test_the_command(with_sound: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert main(["rescore", str(tmp_path / "no.jsonl")]) == 2
 
 
-def test_it_needs_no_torch(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rescoring_needs_no_torch(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
         "import sys; from tiny_audio.cli import main; "
         f"code = main(['rescore', *{[str(path) for path in with_sound]!r}, '--html', {str(tmp_path / 'p.html')!r}]); "

@@ -1,4 +1,4 @@
-"""S, D, I, the alignments and MAPSSWE against NIST's sclite and sc_stats: a golden file made by them, and live."""
+"""S, D, I, alignments and MAPSSWE, compared with NIST's sclite and sc_stats: their golden file, and live runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def edits(references: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
 
 
 def texts_of(name: str) -> list[list[str]]:
-    """References and two systems' hypotheses, normalized when the file was made."""
+    """Return references and two systems' hypotheses, as normalized for the golden file."""
     given_texts: list[list[str]] | None = GOLDEN["sets"][name]["texts"]
     if given_texts is not None:
         return given_texts
@@ -39,7 +39,8 @@ def texts_of(name: str) -> list[list[str]]:
 
 
 def assert_same_test(theirs: dict[str, Any], baseline: Sequence[str], other: Sequence[str]) -> None:
-    """Theirs are printed with three decimals, and their p is that of ``z`` cut to two."""
+    """Compare a test with that of sc_stats, which prints three decimals and computes p from ``z`` truncated to two
+    decimals."""
     ours = matched_pairs(baseline, other)
     assert ours.num_segments == theirs["num_segments"]
     for key in ("mean", "standard_deviation", "z"):
@@ -51,7 +52,7 @@ def assert_same_test(theirs: dict[str, Any], baseline: Sequence[str], other: Seq
 
 
 @pytest.mark.parametrize("name", list(GOLDEN["sets"]))
-def test_every_utterance_is_aligned_as_sclite_aligned_it(name: str) -> None:
+def test_alignments_equal_those_of_sclite(name: str) -> None:
     references, *systems = texts_of(name)
     assert len(references) >= 500
     for key, hypotheses in zip(("baseline", "other"), systems, strict=True):
@@ -63,7 +64,7 @@ def test_every_utterance_is_aligned_as_sclite_aligned_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(GOLDEN["sets"]))
-def test_mapsswe_is_that_of_sc_stats(name: str) -> None:
+def test_mapsswe_equals_that_of_sc_stats(name: str) -> None:
     entry = GOLDEN["sets"][name]
     assert sum(part["p_value"] > 0.001 for part in entry["mapsswe"]) >= 5
     for part in entry["mapsswe"]:
@@ -72,7 +73,7 @@ def test_mapsswe_is_that_of_sc_stats(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(GOLDEN["sets"]))
-def test_unit_cost_is_jiwers(name: str) -> None:
+def test_unit_costs_give_the_counts_of_jiwer(name: str) -> None:
     references, *systems = texts_of(name)
     for hypotheses in systems:
         for said, heard, ours in zip(references, hypotheses, align(references, hypotheses, NONE), strict=True):
@@ -81,7 +82,7 @@ def test_unit_cost_is_jiwers(name: str) -> None:
             assert (ours.substitutions, ours.deletions, ours.insertions) == counts
 
 
-def test_the_normalizers_still_give_the_texts_of_the_golden_file() -> None:
+def test_normalized_texts_equal_those_of_the_golden_file() -> None:
     for name, entry in GOLDEN["sets"].items():
         rule = normalizer(name)
         if entry["texts"] is None or entry["normalizer_version"] != rule.version:
@@ -91,7 +92,7 @@ def test_the_normalizers_still_give_the_texts_of_the_golden_file() -> None:
         ]
 
 
-def test_the_costs_differ_where_they_should() -> None:
+def test_unit_and_sclite_costs_give_different_alignments() -> None:
     (unit,) = align(["a b c d e"], ["d e x y z"], NONE)
     (weighed,) = align(["a b c d e"], ["d e x y z"], NONE, cost="sclite")
     assert (unit.substitutions, unit.deletions, unit.insertions) == (5, 0, 0)
@@ -103,8 +104,8 @@ words = st.lists(st.sampled_from("abcd"), max_size=9)
 
 @settings(deadline=None)
 @given(words, words)
-def test_the_alignment_costs_the_least_there_is(said: list[str], heard: list[str]) -> None:
-    """Against the recursion itself, and the texts come out of it again."""
+def test_alignments_have_the_minimum_cost(said: list[str], heard: list[str]) -> None:
+    """The cost is compared with the recursion, and the alignment contains both texts."""
     least: dict[tuple[int, int], int] = {}
     for i in range(len(said) + 1):
         for j in range(len(heard) + 1):
@@ -119,8 +120,8 @@ def test_the_alignment_costs_the_least_there_is(said: list[str], heard: list[str
     assert [word for _, word in alignment.pairs if word is not None] == heard
 
 
-def test_an_hour_in_one_piece() -> None:
-    """Ten thousand words, a tenth of them wrong; both costs give the errors that were made, or fewer."""
+def test_one_hour_can_be_aligned_at_once() -> None:
+    """Ten thousand words, of which about a tenth is wrong. An alignment has at most the errors that were made."""
     rng = random.Random(0)
     said = [f"w{rng.randrange(3000)}" for _ in range(10_000)]
     heard = [word for word in said if rng.random() > 0.05]
@@ -138,17 +139,17 @@ def test_an_hour_in_one_piece() -> None:
         ("CCC", "CCC", []),
         ("SCCS", "CCCC", [(1, 0), (1, 0)]),
         ("SCS", "CCC", [(2, 0)]),
-        ("SCCS", "CSCC", [(2, 1)]),  # never two in a row that both have right
-        ("SCICS", "CCCC", [(3, 0)]),  # an insertion between parts them
+        ("SCCS", "CSCC", [(2, 1)]),  # there are never two words in a row that both have right
+        ("SCICS", "CCCC", [(3, 0)]),  # separated by an insertion
         ("CC", "CCI", [(0, 1)]),
         ("II", "", [(2, 0)]),
     ],
 )
-def test_segments_by_hand(baseline: str, other: str, expected: list[tuple[int, int]]) -> None:
+def test_segments_equal_those_found_by_hand(baseline: str, other: str, expected: list[tuple[int, int]]) -> None:
     assert list(matched_segments(baseline, other)) == expected
 
 
-def test_the_matched_pairs_test_turned_round() -> None:
+def test_swapping_the_systems_changes_the_sign() -> None:
     entry = GOLDEN["sets"]["none"]
     one, other = (
         matched_pairs(*pair) for pair in ((entry["baseline"], entry["other"]), (entry["other"], entry["baseline"]))
@@ -157,14 +158,14 @@ def test_the_matched_pairs_test_turned_round() -> None:
 
 
 @pytest.mark.parametrize("edits_of_both", [("CC", "CC"), ("SCC", "CCC")])
-def test_no_segment_or_one_says_nothing(edits_of_both: tuple[str, str]) -> None:
+def test_fewer_than_two_segments_give_no_result(edits_of_both: tuple[str, str]) -> None:
     found = matched_pairs(*([edit] for edit in edits_of_both))
     assert (found.z, found.p_value) == (0.0, 1.0)
 
 
 @pytest.mark.skipif(not sclite.AVAILABLE, reason="needs Debian's package sctk")
 @pytest.mark.parametrize("seed", [0, 1])
-def test_live_random_strings(seed: int, tmp_path: Path) -> None:
+def test_random_strings_give_the_results_of_sclite(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     vocabulary = [f"w{number}" for number in range(rng.choice((3, 8, 40)))]
 
@@ -177,7 +178,7 @@ def test_live_random_strings(seed: int, tmp_path: Path) -> None:
 @pytest.mark.skipif(not sclite.AVAILABLE, reason="needs Debian's package sctk")
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="needs the recorded speech")
 @pytest.mark.parametrize("name", ["none", "whisper_english"])
-def test_live_real_texts(name: NormalizerName, tmp_path: Path) -> None:
+def test_real_texts_give_the_results_of_sclite(name: NormalizerName, tmp_path: Path) -> None:
     rng = random.Random(0)
     lists = ("librispeech-sample/all.jsonl", "an4/dev.jsonl", "an4/train.jsonl")
     lines = [line for path in lists for line in (SPEECH / path).read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Scores against jiwer's own and against cases counted by hand."""
+"""Scores, compared with jiwer's and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_normalizers(name, text, expected):
     assert normalizer(name)(text) == expected
 
 
-def test_normalizers_are_stamped_with_their_version():
+def test_normalizers_have_a_version():
     assert (LOWER.name, LOWER.version) == ("lower", "2")
     assert re.fullmatch(r"NFC, whisper-normalizer \d+\.\d+\.\d+", ENGLISH.version)
     assert normalizer("basic").version == ENGLISH.version
@@ -74,11 +74,11 @@ def test_whisper_english_is_not_idempotent_as_documented():
 
 
 @pytest.mark.parametrize("text", ["1" * 5000, "5" * 5000 + " million", "nine " * 5000])
-def test_whisper_english_survives_endless_digits(text):
+def test_whisper_english_accepts_very_long_numbers(text):
     assert ENGLISH(text)
 
 
-def test_unknown_normalizer():
+def test_an_unknown_normalizer_is_rejected():
     allowed = ", ".join(NORMALIZER_NAMES)
     message = f"unknown normalizer 'whisper'; allowed: {allowed}; choose one of these"
     with pytest.raises(UserError, match=re.escape(message)):
@@ -121,7 +121,7 @@ def test_align(reference, hypothesis, expected):
     assert align([reference], [hypothesis], LOWER)[0].pairs == expected
 
 
-def test_align_nothing():
+def test_empty_texts_can_be_aligned():
     assert align([], [], LOWER) == []
 
 
@@ -174,7 +174,7 @@ def test_paired_difference_is_antisymmetric(rows):
     assert one.probability_better == pytest.approx(1 - other.probability_better)
 
 
-def test_score_by_hand():
+def test_a_score_equals_values_computed_by_hand():
     result = score(["a b c d", "", "e f"], ["a x c", "y", ""], LOWER)
     assert result.num_utterances == 3
     assert result.num_reference_words == 6
@@ -191,7 +191,7 @@ def test_errors_are_pooled_not_averaged():
     assert score(["a", "a b c d e f g h i"], ["x", "a b c d e f g h i"], LOWER).wer == 0.1
 
 
-def test_the_interval_follows_from_the_seed():
+def test_the_interval_is_determined_by_the_seed():
     references = ["a b c"] * 30
     hypotheses = ["a b c", "a x c", "x"] * 10
     first, again, other = (score(references, hypotheses, LOWER, seed=seed).wer_interval for seed in (0, 0, 1))
@@ -210,7 +210,7 @@ def test_the_interval_has_the_width_of_the_binomial():
 def test_groups_are_resampled_together():
     references = ["a"] * 400
     hypotheses = ["a" if i % 20 else "x" for i in range(400)]
-    speakers = [str(i % 20) for i in range(400)]  # all errors are one speaker's
+    speakers = [str(i % 20) for i in range(400)]  # one speaker has all errors
     alone = score(references, hypotheses, LOWER)
     grouped = score(references, hypotheses, LOWER, groups=speakers)
     assert (alone.num_groups, grouped.num_groups) == (None, 20)
@@ -218,7 +218,7 @@ def test_groups_are_resampled_together():
     assert np.diff(grouped.wer_interval) > 3 * np.diff(alone.wer_interval)
 
 
-def test_an_unknown_speaker_is_a_group_alone():
+def test_an_unknown_speaker_is_a_separate_group():
     references, hypotheses = ["a", "b", "c", "d"], ["a", "x", "c", "x"]
     unknown = score(references, hypotheses, LOWER, groups=[None] * 4)
     assert unknown.num_groups == 4
@@ -226,12 +226,12 @@ def test_an_unknown_speaker_is_a_group_alone():
     assert score(references, hypotheses, LOWER, groups=["1", None, None, "1"]).num_groups == 3
 
 
-def test_resamples_without_a_reference_word_have_no_rate():
+def test_resamples_without_reference_words_are_omitted():
     low, high = score(["", "a b"], ["", "a x"], LOWER).wer_interval
     assert (low, high) == (0.5, 0.5)
 
 
-def test_paired_difference_by_hand():
+def test_a_paired_difference_equals_values_computed_by_hand():
     references = ["a b c d"] * 50
     better = ["a b c d", "a b c x"] * 25
     worse = ["a b x x", "x b c x"] * 25
@@ -242,7 +242,7 @@ def test_paired_difference_by_hand():
     assert (result.num_utterances, result.num_groups) == (50, 10)
 
 
-def test_no_difference_says_nothing():
+def test_equal_error_counts_have_no_difference():
     result = paired_difference(["a b"], ["a x"], ["x b"], LOWER)
     assert (result.difference, result.interval, result.probability_better) == (0, (0, 0), 0.5)
 
@@ -259,16 +259,16 @@ def test_no_difference_says_nothing():
         ("", False),
     ],
 )
-def test_loops(text, expected):
+def test_loops_are_detected(text, expected):
     assert loops(text) is expected
 
 
-def test_a_loop_that_was_said_is_no_failure():
+def test_a_loop_in_the_reference_is_not_a_failure():
     result = score(["zero zero zero zero", "we left"], ["zero zero zero zero", "we we we we"], ENGLISH)
     assert result.looping_hypotheses == 1
 
 
-def test_a_score_says_what_an_edit_costs():
+def test_a_score_contains_the_costs_of_edits():
     references, hypotheses = ["a b c d e"] * 3, ["d e x y z"] * 3
     unit = score(references, hypotheses, LOWER, num_bootstrap=100)
     weighed = score(references, hypotheses, LOWER, num_bootstrap=100, cost="sclite")
@@ -281,7 +281,7 @@ def test_a_score_says_what_an_edit_costs():
     assert (nested["cost"], nested["ctc"]["cost"], nested["difference"]["wer_other"]) == ("sclite", "sclite", 6 / 5)
 
 
-def test_score_set_nests_what_applies():
+def test_score_set_adds_scores_that_apply():
     references, hypotheses = ["room one two three", "go on"], ["room one two four", "go on"]
     plain = score_set(["go on"], ["go on"], ENGLISH)
     assert plain == score(["go on"], ["go on"], ENGLISH).model_dump(mode="json")
@@ -332,12 +332,12 @@ def test_confusions_are_ranked():
         ),
     ],
 )
-def test_messages(call, message):
+def test_invalid_arguments_are_rejected(call, message):
     with pytest.raises(UserError, match=re.escape(message)):
         call()
 
 
-def test_importing_it_loads_no_scorer():
+def test_importing_scoring_loads_no_scorer():
     code = "import sys, tiny_audio.analysis.scoring; print({'jiwer', 'torch', 'whisper_normalizer'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise, and chance is called chance: on errors drawn from known rates."""
+"""Intervals and p-values have their stated error rates. This is tested with errors drawn from known rates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ WORDS = np.full(120, 6)
 
 
 def draw(rng: np.random.Generator, *, rate: float = 0.2, num_seeds: int = 1, seed_spread: float = 0.0) -> Errors:
-    """Errors ``[S, U]``: every seed has a rate of its own around ``rate``, every utterance a difficulty for all."""
+    """Draw errors ``[S, U]``. Every seed has its own rate around ``rate``, and every utterance has its own
+    difficulty."""
     difficulty = rng.gamma(2.0, 0.5, len(WORDS))
     rates = np.clip(rng.normal(rate, seed_spread, (num_seeds, 1)), 0.01, 0.9)
     return rng.binomial(WORDS, np.clip(rates * difficulty, 0, 1))
@@ -33,17 +34,18 @@ def as_errors(*rows: list[int]) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize(("num_seeds", "seed_spread"), [(1, 0.0), (3, 0.0), (3, 0.04)])
-def test_equals_are_called_different_about_as_often_as_promised(num_seeds: int, seed_spread: float) -> None:
+def test_equal_systems_differ_about_as_often_as_stated(num_seeds: int, seed_spread: float) -> None:
     rng = np.random.default_rng(7)
     called = 0
     for _ in range(200):
         both = draw(rng, num_seeds=2 * num_seeds, seed_spread=seed_spread)
         called += difference_p_value(both[:num_seeds], both[num_seeds:], WORDS, num_draws=400) < 0.05
-    assert called / 200 < 0.09  # 0.05, and two standard deviations and a half
+    assert called / 200 < 0.09  # 0.05, plus about 2.5 standard deviations
 
 
-def test_resampling_three_seeds_instead_would_call_equals_different_too_often() -> None:
-    """Why seeds are not resampled: all three of one variant are above all of the other once in ten times."""
+def test_resampling_three_seeds_would_show_too_many_differences() -> None:
+    """Seeds are not resampled. All three seeds of one variant are above all seeds of an equal variant in one of ten
+    cases."""
     rng = np.random.default_rng(7)
     apart = 0
     for _ in range(400):
@@ -60,7 +62,7 @@ def test_a_real_difference_is_found() -> None:
     assert low < mean_wer(better, WORDS) - mean_wer(worse, WORDS) < high < 0
 
 
-def test_intervals_hold_the_true_difference_nineteen_times_in_twenty() -> None:
+def test_intervals_contain_the_true_difference_in_95_percent() -> None:
     rng = np.random.default_rng(3)
     held = 0
     for _ in range(200):
@@ -70,14 +72,14 @@ def test_intervals_hold_the_true_difference_nineteen_times_in_twenty() -> None:
     assert held / 200 > 0.91
 
 
-def test_one_variant_against_itself() -> None:
+def test_a_variant_does_not_differ_from_itself() -> None:
     errors = draw(np.random.default_rng(0))
     assert difference_p_value(errors, errors, WORDS) == 1.0
     assert difference_interval(errors, errors, WORDS) == (0.0, 0.0)
 
 
-def test_few_sentences_that_differ_prove_little() -> None:
-    """4 of 120, all in favor of one: a coin shows one face 4 times in a row, either, once in 8 times."""
+def test_a_few_different_sentences_do_not_show_a_difference() -> None:
+    """4 of 120 sentences differ, all in favor of the same system. Four tosses of a coin agree with probability 1/8."""
     baseline, other = np.ones((1, 120), dtype=int), np.ones((1, 120), dtype=int)
     other[0, :4] = 0
     assert difference_p_value(baseline, other, WORDS) == pytest.approx(0.125, abs=0.01)
@@ -85,7 +87,7 @@ def test_few_sentences_that_differ_prove_little() -> None:
     assert difference_p_value(baseline, other, WORDS) == pytest.approx(2 / 1024, abs=0.001)
 
 
-def test_groups_are_tossed_whole() -> None:
+def test_signs_are_flipped_per_group() -> None:
     baseline, other = np.ones((1, 120), dtype=int), np.zeros((1, 120), dtype=int)
     assert difference_p_value(baseline, other, WORDS) < 0.001
     speakers = [f"s{number % 3}" for number in range(120)]
@@ -94,7 +96,7 @@ def test_groups_are_tossed_whole() -> None:
     assert difference_p_value(baseline, other, WORDS, groups=apart) < 0.001
 
 
-def test_the_number_of_seeds_need_not_be_the_same() -> None:
+def test_variants_can_have_different_numbers_of_seeds() -> None:
     one, three = as_errors([1] * 120), as_errors([1] * 120, [1] * 120, [1] * 120)
     assert mean_wer(one, WORDS) == mean_wer(three, WORDS)
     assert difference_p_value(one, three, WORDS) == 1.0
@@ -107,12 +109,12 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert mean_wer(steady, WORDS) == mean_wer(shaky, WORDS)
     assert wer_interval(steady, WORDS) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
     low, high = wer_interval(shaky, WORDS)
-    # t with 2 degrees of freedom: 4.30 standard errors either way, and no rate is below 0.
+    # The interval extends 4.30 standard errors to both sides (t with 2 degrees of freedom), but not below 0.
     assert low == 0
     assert high == pytest.approx(1 / 6 + 4.30 * (1 / 6) / np.sqrt(3), rel=0.25)
 
 
-def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
+def test_a_single_seed_gets_the_variance_of_the_other_variant() -> None:
     shaky = as_errors([0] * 120, [1] * 120, [2] * 120)
     lucky = as_errors([0] * 120)
     low, high = difference_interval(shaky, lucky, WORDS)
@@ -120,8 +122,8 @@ def test_one_seed_is_taken_to_spread_as_the_others_do() -> None:
     assert difference_p_value(shaky, lucky, WORDS) > 0.2
 
 
-def test_a_family_of_a_thousand_can_show_something() -> None:
-    """Holm multiplies the smallest p by the size of the family, so that there must be draws enough."""
+def test_a_thousand_comparisons_can_show_a_difference() -> None:
+    """Holm's correction multiplies the smallest p by the number of comparisons, so there must be enough draws."""
     rng = np.random.default_rng(0)
     baseline = draw(rng, rate=0.3)
     lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
@@ -134,8 +136,8 @@ def test_a_family_of_a_thousand_can_show_something() -> None:
 
 
 @pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
-def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sentences: int) -> None:
-    """All in favor of one: exactly, a coin that shows one face every time, either."""
+def test_with_few_draws_the_p_value_is_at_least_the_exact_one(num_sentences: int) -> None:
+    """All sentences favor the same system, so the exact value is the probability that all tosses of a coin agree."""
     words = np.full(200, 6)
     baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
     other[0, :num_sentences] = 0
@@ -144,8 +146,8 @@ def test_beyond_the_draws_the_p_value_is_no_smaller_than_the_exact_one(num_sente
     assert exact <= p_value <= 1 / 200
 
 
-def test_beyond_the_draws_seeds_keep_their_long_tails() -> None:
-    """With three seeds each, a difference of many standard errors is still not impossible."""
+def test_with_few_draws_the_variance_of_seeds_is_included() -> None:
+    """With three seeds each, even a difference of many standard errors is possible by chance."""
     rng = np.random.default_rng(0)
     worse = draw(rng, rate=0.5, num_seeds=3, seed_spread=0.01)
     better = draw(rng, rate=0.05, num_seeds=3, seed_spread=0.01)
@@ -166,6 +168,6 @@ def test_holm_is_between_the_p_value_and_bonferroni(p_values: list[float]) -> No
     assert [adjusted[index] for index in order] == sorted(adjusted)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_equals_values_computed_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []

@@ -1,4 +1,4 @@
-"""One rule decides everywhere: the same hypotheses get the same verdict from every command."""
+"""All commands use the same rule: the same hypotheses get the same verdict."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def by_evaluate(systems: Systems, group_by: str | None, folder: Path) -> Sequenc
 
 
 def everywhere(systems: Systems, group_by: str | None, folder: Path) -> Sequence[Difference]:
-    """The differences that every command finds; they are the same."""
+    """Return the differences that every command finds, and check that they are equal."""
     found = []
     for command in (by_compare, by_rescore, by_bench, by_evaluate):
         folder_of = folder / command.__name__
@@ -87,7 +87,7 @@ def test_sets_without_speech_have_no_verdict_anywhere(tmp_path: Path) -> None:
 
 
 def test_by_default_speakers_are_resampled_if_every_utterance_has_one(tmp_path: Path) -> None:
-    """Three speakers can never show a difference; 120 clips can."""
+    """Three speakers can never show a difference, but 120 clips can."""
     systems: Systems = {"base": make_rows(0.4), "other": make_rows(0.02)}
     cases: dict[str, tuple[Callable[[int], str | None], str]] = {
         "three": (lambda index: f"s{index % 3}", "no difference shown"),
@@ -100,7 +100,7 @@ def test_by_default_speakers_are_resampled_if_every_utterance_has_one(tmp_path: 
         assert entry.verdict == verdict, name
 
 
-def test_a_recipe_names_the_units_and_the_user_decides(tmp_path: Path) -> None:
+def test_the_users_group_column_has_priority_over_the_recipes(tmp_path: Path) -> None:
     rows = make_rows(0.2, num_speakers=3)
     assert units_column(rows, None) == "speaker"
     assert units_column(rows, None, [None, None]) == "speaker"
@@ -110,17 +110,17 @@ def test_a_recipe_names_the_units_and_the_user_decides(tmp_path: Path) -> None:
         units_column(rows, None, ["speaker", "room"])
 
 
-def test_the_family_is_everything_that_a_command_compares(tmp_path: Path) -> None:
+def test_all_comparisons_of_a_command_are_corrected_together(tmp_path: Path) -> None:
     base, other = make_rows(0.2), make_rows(0.1)
     (alone,) = by_rescore({"base": base, "other": other}, "speaker", tmp_path)
     among = by_rescore({"base": base, "other": other, "again": base, "more": base}, "speaker", tmp_path)
     assert (alone.p_adjusted, alone.p_value) == (among[0].p_value, among[0].p_value)
     assert among[0].p_adjusted == pytest.approx(3 * alone.p_value)
-    assert among[0].interval == alone.interval  # it belongs to its own comparison
+    assert among[0].interval == alone.interval  # an interval does not depend on the other comparisons
 
 
-def test_mapsswe_decides_nothing(tmp_path: Path) -> None:
-    """Three speakers, all in favor of one: its 100 segments are sure of it, three coins are not."""
+def test_mapsswe_does_not_affect_the_verdict(tmp_path: Path) -> None:
+    """Three speakers cannot show a difference, but MAPSSWE with 100 segments has a small p-value."""
     systems: Systems = {"base": make_rows(0.4, num_speakers=3), "other": make_rows(0.02, num_speakers=3)}
     (entry,) = by_rescore(systems, "speaker", tmp_path)
     assert entry.mapsswe is not None

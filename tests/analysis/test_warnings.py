@@ -1,4 +1,4 @@
-"""Warnings about scores, wherever scores are shown."""
+"""Warnings about scores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_warnings(scores: dict[str, Any], expected: list[str]) -> None:
     assert all(map(str.startswith, found, expected))
 
 
-def test_an_overlap_is_stated_in_the_scores() -> None:
+def test_scores_contain_overlaps_with_training() -> None:
     scores: dict[str, Any] = {}
     state_overlap(scores, Comparison((OVERLAP,), ("clip", "speaker")))
     (text,) = warnings_of(scores)

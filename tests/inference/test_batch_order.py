@@ -1,4 +1,4 @@
-"""Batch and order never change a text: short next to long clips, with every encoder, by every way to transcribe."""
+"""Texts do not depend on batches and order: short and long clips, every encoder, and every way to transcribe."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = (0.3, 9.0, 1.7)
 MORE_SECONDS = (0.3, 29.0, 1.7)
 MAX_BF16_DIFFERENCE = 0.03
-"""Largest relative difference of a clip's audio embeddings, alone and in a batch, in bf16. 0.002 to 0.015 were measured
-with tiny models; bf16 has steps of 0.008. A text can change only where two tokens have nearly equal scores."""
+"""Maximum relative difference of a clip's audio embeddings, alone and in a batch, in bf16. Tiny models had differences
+of 0.002 to 0.015. The precision of bf16 is 0.008. A text can change only if two tokens have nearly equal scores."""
 
 
 def clips(durations_s: Sequence[float]) -> list[Tensor]:
@@ -40,7 +40,7 @@ def clips(durations_s: Sequence[float]) -> list[Tensor]:
 
 
 def by_generate(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor]) -> list[str]:
-    """As a user of an export does it."""
+    """Transcribe like a user of an export."""
     arrays: list[np.ndarray[Any, Any]] = [waveform.numpy() for waveform in waveforms]
     rows = model.generate(**TinyAudioProcessor(tokenizer)(arrays)).tolist()
     end = model.config.end_token_id
@@ -56,7 +56,7 @@ def by_pipeline(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tenso
 
 
 def by_command(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor]) -> list[str]:
-    """As ``tiny-audio transcribe`` does it."""
+    """Transcribe like ``tiny-audio transcribe``."""
     transcriber = Transcriber(model, tokenizer, filter_hallucinations=False)
     return [found.text for found in transcriber.transcribe(waveforms)]
 
@@ -97,13 +97,13 @@ WITH_LONG_CLIPS = pytest.mark.parametrize("durations_s", [SECONDS, pytest.param(
 @WITH_LONG_CLIPS
 @pytest.mark.parametrize(("encoder", "ctc"), [*((name, True) for name in ENCODER_NAMES), (ENCODER_NAMES[0], False)])
 def test_texts_are_equal_in_fp32(encoder: str, ctc: bool, durations_s: Sequence[float]) -> None:
-    """With a CTC head, ``transcribe`` verifies drafts, and the other ways do not."""
+    """With a CTC head, only ``transcribe`` uses assisted decoding."""
     check_order(*tiny(encoder, ctc=ctc), durations_s)
 
 
 @WITH_LONG_CLIPS
 @pytest.mark.parametrize("encoder", ENCODER_NAMES)
-def test_what_bf16_allows(encoder: str, durations_s: Sequence[float]) -> None:
+def test_embeddings_are_nearly_equal_in_bf16(encoder: str, durations_s: Sequence[float]) -> None:
     model, _ = tiny(encoder, ctc=False)
     model.to(torch.bfloat16)
     waveforms = clips(durations_s)
@@ -119,8 +119,8 @@ CHECKPOINTS = Path(os.environ.get("TINY_AUDIO_PRETRAINED", SHARED / "pretrained"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHECKPOINTS / "whisper-tiny.en").is_dir(), reason="no real checkpoints")
-def test_real_checkpoints() -> None:
-    """whisper-tiny.en and SmolLM2-135M-Instruct, as ``../shared/pretrained/make.py`` writes them."""
+def test_texts_of_real_checkpoints_are_equal() -> None:
+    """The checkpoints whisper-tiny.en and SmolLM2-135M-Instruct are written by ``../shared/pretrained/make.py``."""
     torch.manual_seed(0)
     lm = CHECKPOINTS / "SmolLM2-135M-Instruct"
     tokenizer = load_tokenizer(str(lm), None)

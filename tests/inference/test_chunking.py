@@ -1,4 +1,4 @@
-"""Where long recordings are cut into chunks."""
+"""Cuts of long recordings into chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DURATIONS = ChunkDurations.up_to(LONGEST_S)
 
 
 def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: float = 1.0) -> Tensor:
-    """Bursts of sound as (pause before it, its duration), in seconds, and a second of pause at the end."""
+    """Return bursts of sound, given as (pause before it, duration) in seconds, and a final pause of one second."""
     rng = np.random.default_rng(0)
     parts = []
     for pause, duration in bursts:
@@ -31,7 +31,7 @@ def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: fl
 
 
 def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float]]:
-    """The chunks between pauses that are found by loudness, because these sounds are not speech."""
+    """Return the start and end of all chunks. Pauses are found by loudness, because these sounds are not speech."""
     chunks = list(split_at_pauses(waveform.split(block or max(1, len(waveform))), DURATIONS, Loudness()))
     for chunk, following in itertools.pairwise([*chunks, None]):
         assert torch.equal(chunk.waveform, waveform[chunk.start : chunk.start + len(chunk.waveform)])
@@ -41,18 +41,18 @@ def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float
 
 
 @pytest.mark.parametrize(("floor", "gain"), [(0.0, 1.0), (0.001, 1.0), (0.0, 0.01), (0.001, 0.01)])
-def test_chunks_hold_the_sounds_with_a_margin_on_either_side(floor: float, gain: float) -> None:
+def test_chunks_contain_the_sounds_with_margins(floor: float, gain: float) -> None:
     bursts = [(1.0, 2.0), (0.6, 0.3), (2.0, 5.0), (0.8, 1.0)]
     found = spans(recording(bursts, floor=floor, gain=gain))
     begins = [1.0, 3.6, 5.9, 11.7]
     assert len(found) == len(bursts)
     for (start, end), begin, (_, duration) in zip(found, begins, bursts, strict=True):
-        # Levels are means over 50 ms, which rise before the sound begins and fall after it ends.
+        # Levels are means over 50 ms, so they rise before the sound starts and fall after it ends.
         assert begin - MARGIN_S - 0.04 <= start <= begin - MARGIN_S + 0.01
         assert begin + duration + MARGIN_S - 0.01 <= end <= begin + duration + MARGIN_S + 0.04
 
 
-def test_a_short_pause_does_not_cut_and_a_click_is_not_speech() -> None:
+def test_short_pauses_are_not_cuts_and_clicks_are_not_speech() -> None:
     ((start, end),) = spans(recording([(1.0, 1.0), (0.3, 1.0)]))
     assert (start, end) == pytest.approx((1.0 - MARGIN_S, 3.3 + MARGIN_S), abs=0.04)
     clicked = recording([(1.0, 1.0), (3.0, 0.0)])
@@ -60,7 +60,7 @@ def test_a_short_pause_does_not_cut_and_a_click_is_not_speech() -> None:
     assert len(spans(clicked)) == 1 or spans(clicked)[1][1] - spans(clicked)[1][0] < 2 * MARGIN_S + 0.1
 
 
-def test_no_margin_reaches_beyond_the_recording_or_into_another_chunk() -> None:
+def test_margins_stay_within_the_recording_and_do_not_overlap() -> None:
     waveform = recording([(0.1, 1.0), (0.58, 1.0)])[: -SAMPLE_RATE + 800]
     (first, between), (after, last) = spans(waveform)
     assert first == 0.0
@@ -68,8 +68,8 @@ def test_no_margin_reaches_beyond_the_recording_or_into_another_chunk() -> None:
     assert between <= after
 
 
-def test_soft_sounds_next_to_speech_stay() -> None:
-    """Such as an f before a loud vowel, or a t after it."""
+def test_soft_sounds_next_to_speech_are_kept() -> None:
+    """Examples are an f before a loud vowel, or a t after it."""
     waveform = recording([(1.0, 1.0)])
     waveform[: round(0.9 * SAMPLE_RATE)] = 0.0
     rng = np.random.default_rng(2)
@@ -94,16 +94,17 @@ def test_without_a_pause_chunks_overlap_between_soft_moments() -> None:
     assert found[-1][1] >= 25.5
 
 
-def test_a_brief_pause_is_a_cut_without_an_overlap() -> None:
-    waveform = recording([(0.5, 4.0), (0.3, 2.0), (0.2, 1.0), (0.3, 9.0)])  # only the last two after the usual duration
+def test_a_brief_pause_in_a_long_chunk_is_a_cut_without_an_overlap() -> None:
+    # only the last two pauses are after the usual duration
+    waveform = recording([(0.5, 4.0), (0.3, 2.0), (0.2, 1.0), (0.3, 9.0)])
     found = spans(waveform)
     assert 7.9 < found[0][1] < 8.4
     assert found[1][0] == found[0][1]
 
 
 @pytest.mark.parametrize("block", [4001, 70 * SAMPLE_RATE])
-def test_with_pauses_nothing_is_left_out(block: int) -> None:
-    """Also a click, pauses that are longer than a chunk, and an incomplete last frame."""
+def test_with_keep_pauses_nothing_is_left_out(block: int) -> None:
+    """This includes clicks, pauses longer than a chunk, and an incomplete last frame."""
     waveform = recording([(1.0, 2.0), (0.6, 0.3), (25.0, 5.0), (0.8, 25.0), (12.0, 1.0)])[:-77]
     waveform[6 * SAMPLE_RATE] = 0.5
     chunks = list(split_at_pauses(waveform.split(block), DURATIONS, Loudness(), keep_pauses=True))
@@ -115,7 +116,7 @@ def test_with_pauses_nothing_is_left_out(block: int) -> None:
 
 
 class Scripted:
-    """A level that falls all the time, and speech in some frames."""
+    """Returns a steadily falling level, and speech in some frames."""
 
     def __init__(self, speech: range) -> None:
         self._speech, self._frame = speech, 0
@@ -129,7 +130,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])
-def test_with_pauses_an_overlap_is_in_two_chunks(frames_after: int) -> None:
+def test_with_keep_pauses_only_overlaps_are_repeated(frames_after: int) -> None:
     longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
     speech, waveform = range(50, longest + frames_after), torch.randn(20 * SAMPLE_RATE)
     chunks = list(split_at_pauses(waveform.split(20 * FRAME), DURATIONS, Scripted(speech), keep_pauses=True))
@@ -140,7 +141,7 @@ def test_with_pauses_an_overlap_is_in_two_chunks(frames_after: int) -> None:
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])
 def test_a_chunk_that_is_only_an_overlap_is_left_out(frames_after: int) -> None:
-    """Speech may end in the overlap, or soon after it."""
+    """Speech ends in the overlap or soon after it."""
     longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
     speech = range(50, 44 + longest + frames_after)
     waveform = torch.randn(20 * SAMPLE_RATE)
@@ -154,15 +155,15 @@ def test_a_chunk_that_is_only_an_overlap_is_left_out(frames_after: int) -> None:
 
 
 @pytest.mark.parametrize("block", [997, 160 * 100, 70 * SAMPLE_RATE])
-def test_blocks_do_not_matter(block: int) -> None:
+def test_chunks_do_not_depend_on_the_size_of_blocks(block: int) -> None:
     rng = np.random.default_rng(1)
     waveform = recording([(rng.uniform(0.2, 3), rng.uniform(0.1, 13)) for _ in range(20)], floor=0.0005)
     assert len(spans(waveform)) > 15
     assert spans(waveform, block) == spans(waveform)
 
 
-def test_little_is_held() -> None:
-    """Each chunk comes out about a minute after its audio was read."""
+def test_chunks_are_yielded_while_audio_is_read() -> None:
+    """Each chunk is yielded about a minute after its audio was read."""
     taken = 0
     waveform = recording([(1.0, 2.0)] * 100)
 
@@ -193,7 +194,7 @@ SPEECH = SHARED / "speech" / "an4"
 
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="recorded speech is not here")
 def test_speech_is_found_in_noise_that_is_as_loud() -> None:
-    """Loudness alone finds no pause here."""
+    """In this recording, loudness alone finds no pause."""
     clips = [
         torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in sorted(SPEECH.rglob("*.flac"))[:60:20]
     ]

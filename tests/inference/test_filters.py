@@ -1,4 +1,4 @@
-"""Hallucination filters reject noise, tones, loops and what the CTC head rejects, and leave speech alone."""
+"""Hallucination filters reject noise, tones, loops and texts that the CTC head rejects. They accept speech."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def melody() -> np.ndarray:
 
 
 @pytest.mark.parametrize("level", [1.0, 0.01])
-def test_non_speech_is_classified(level: float) -> None:
+def test_sounds_that_are_not_speech_are_classified(level: float) -> None:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(4 * SAMPLE_RATE)
     spectrum = np.fft.rfft(noise)
@@ -60,7 +60,7 @@ def test_non_speech_is_classified(level: float) -> None:
     assert reason_of(level * np.sin(2 * np.pi * (200 + 500 * seconds(2)) * seconds(2))) == "tones"
 
 
-def test_sounds_without_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sounds_without_a_voice_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     beeps = 0.1 * np.sin(2 * np.pi * (3000 * seconds(4) + 20 * np.sin(2 * np.pi * 6 * seconds(4))))
     beeps *= np.sin(2 * np.pi * 3 * seconds(4)) > 0
@@ -73,7 +73,7 @@ def test_sounds_without_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason_of(clicks) is None
 
 
-def test_silence() -> None:
+def test_silence_is_rejected() -> None:
     assert reason_of(np.zeros(0)) == reason_of(np.zeros(SAMPLE_RATE)) == "silence"
     assert reason_of(np.full(10, 9e-5)) == "silence"
     assert reason_of(np.full(10, 1e-3)) is not None
@@ -81,13 +81,13 @@ def test_silence() -> None:
 
 @pytest.fixture(scope="module", params=[12, pytest.param(40, marks=pytest.mark.slow)])
 def synthetic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    count = {"num_utterances": request.param, "sentences": "all"}  # to split sentences takes seconds
+    count = {"num_utterances": request.param, "sentences": "all"}  # all sentences, because splitting them takes seconds
     config = SOURCES.parse({"name": "synthetic", **count, "grammars": ["digits", "home"]})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
     return [soundfile.read(str(one.audio), dtype="float32")[0] for one in source.index().utterances]
 
 
-def test_synthetic_speech_is_speech(synthetic: list[np.ndarray]) -> None:
+def test_synthetic_speech_is_accepted(synthetic: list[np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic:
         noise = rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
@@ -96,7 +96,7 @@ def test_synthetic_speech_is_speech(synthetic: list[np.ndarray]) -> None:
 
 
 def within(wave: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
-    """The sound with an exactly empty spectrum outside a band."""
+    """Remove all frequencies outside a band."""
     spectrum = np.fft.rfft(wave)
     frequencies = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
     spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0
@@ -107,7 +107,7 @@ BANDS = {"telephone": (300, 3400), "8 kHz": (0, 4000), "radio": (300, 2700), "6 
 
 
 @pytest.mark.parametrize("band", BANDS)
-def test_speech_in_a_narrow_band_is_speech(synthetic: list[np.ndarray], band: str) -> None:
+def test_speech_in_a_narrow_band_is_accepted(synthetic: list[np.ndarray], band: str) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic[::3]:
         noise = rng.standard_normal(len(wave)) * np.sqrt((wave**2).mean())
@@ -117,7 +117,7 @@ def test_speech_in_a_narrow_band_is_speech(synthetic: list[np.ndarray], band: st
 
 
 @pytest.mark.parametrize("band", BANDS)
-def test_noise_and_tones_in_a_narrow_band_are_no_speech(band: str) -> None:
+def test_noise_and_tones_in_a_narrow_band_are_rejected(band: str) -> None:
     rng = np.random.default_rng(0)
     sweep = np.sin(2 * np.pi * (300 + 500 * seconds(2)) * seconds(2))
     busy = np.tile(np.concatenate([np.sin(2 * np.pi * 480 * seconds(0.5)), np.zeros(SAMPLE_RATE // 2)]), 4)
@@ -131,7 +131,7 @@ def test_noise_and_tones_in_a_narrow_band_are_no_speech(band: str) -> None:
 
 
 @pytest.mark.parametrize(("rate", "subtype"), [(8000, "ULAW"), (8000, "ALAW"), (8000, "GSM610"), (11025, "IMA_ADPCM")])
-def test_speech_of_telephone_codecs_is_speech(
+def test_speech_with_telephone_codecs_is_accepted(
     synthetic: list[np.ndarray], tmp_path: Path, rate: int, subtype: str
 ) -> None:
     for wave in synthetic[::5]:
@@ -142,8 +142,8 @@ def test_speech_of_telephone_codecs_is_speech(
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
 @pytest.mark.parametrize("codec", ["aac 8000 12k m4a", "libmp3lame 16000 8k mp3", "libopus 8000 6k ogg"])
-def test_speech_of_low_bit_rates_is_speech(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
-    """FFmpeg leaves the upper half of the spectrum empty to the last bit."""
+def test_speech_with_low_bit_rates_is_accepted(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
+    """FFmpeg leaves the upper half of the spectrum exactly empty."""
     encoder, rate, bits, suffix = codec.split()
     for wave in synthetic[:12:3]:
         soundfile.write(tmp_path / "x.wav", wave, SAMPLE_RATE)
@@ -155,7 +155,7 @@ def test_speech_of_low_bit_rates_is_speech(synthetic: list[np.ndarray], tmp_path
 
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="recorded speech is not here")
 @pytest.mark.parametrize("manifest", ["an4/dev.jsonl", "librispeech-sample/all.jsonl"])
-def test_recorded_speech_is_speech(manifest: str) -> None:
+def test_recorded_speech_is_accepted(manifest: str) -> None:
     path = SPEECH / manifest
     rows = [json.loads(line) for line in path.read_text().splitlines()][::8]
     assert len(rows) > 10
@@ -169,7 +169,7 @@ def test_recorded_speech_is_speech(manifest: str) -> None:
 
 @pytest.mark.parametrize("snr_db", [20, 40])
 @pytest.mark.parametrize("duration_s", [12, 29.9])
-def test_a_word_in_a_long_noise_is_speech(synthetic: list[np.ndarray], duration_s: float, snr_db: float) -> None:
+def test_a_word_in_a_long_noise_is_accepted(synthetic: list[np.ndarray], duration_s: float, snr_db: float) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic[::4]:
         noise = rng.standard_normal(int(duration_s * SAMPLE_RATE)) * wave.std() / 10 ** (snr_db / 20)
@@ -179,7 +179,7 @@ def test_a_word_in_a_long_noise_is_speech(synthetic: list[np.ndarray], duration_
         assert reason_of(noise) is None
 
 
-def test_only_very_soft_audio_gets_louder(synthetic: list[np.ndarray]) -> None:
+def test_only_very_quiet_audio_is_amplified(synthetic: list[np.ndarray]) -> None:
     wave = torch.from_numpy(synthetic[0])
     assert boost_quiet(wave) is wave
     soft = wave * 2**-7
@@ -202,11 +202,11 @@ def test_only_very_soft_audio_gets_louder(synthetic: list[np.ndarray]) -> None:
         ("", ""),
     ],
 )
-def test_collapse_repeats(text: str, once: str) -> None:
+def test_repeats_are_collapsed(text: str, once: str) -> None:
     assert collapse_repeats(text) == once
 
 
-def test_a_loop_alone_is_not_rejected() -> None:
+def test_only_impossible_repeats_are_collapsed() -> None:
     loop = "nine nine nine nine"
     assert collapse_impossible_repeats(loop, truncated=False, duration_s=2.0) is None
     assert collapse_impossible_repeats(loop, truncated=True, duration_s=2.0) == "nine"
@@ -214,7 +214,7 @@ def test_a_loop_alone_is_not_rejected() -> None:
     assert collapse_impossible_repeats("one two", truncated=True, duration_s=0.1) is None
 
 
-def test_is_much_less_likely() -> None:
+def test_much_less_likely_texts_are_detected() -> None:
     assert not is_much_less_likely(-1.0, -40.0, 10, 10)
     assert is_much_less_likely(-1.0, -90.0, 10, 10)
     assert is_much_less_likely(-1.0, -200.0, 4, 60)

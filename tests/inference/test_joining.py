@@ -1,4 +1,4 @@
-"""Segments of overlapping chunks are joined without a lost or doubled word."""
+"""Segments of overlapping chunks are joined without lost or repeated words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.inference.word_times import Word, evenly_spread
 
 
 def segment(words: list[tuple[str, float]], start_s: float, end_s: float, *, aligned: bool = True) -> Segment:
-    """Words of 0.3 s by their starts. Without an alignment, their times are estimates."""
+    """Return a segment with words of 0.3 s at the given starts. If not ``aligned``, their times are estimates."""
     texts = [text for text, _ in words]
     timed = (
         tuple(Word(text, at, at + 0.3, 0.9) for text, at in words) if aligned else evenly_spread(texts, start_s, end_s)
@@ -23,7 +23,7 @@ def segment(words: list[tuple[str, float]], start_s: float, end_s: float, *, ali
 
 
 def timed(words: str) -> list[tuple[str, float]]:
-    """Read words and their starts, written as ``word@seconds``."""
+    """Parse words and their starts, written as ``word@seconds``."""
     return [(text, float(start_s)) for text, start_s in (word.split("@") for word in words.split())]
 
 
@@ -41,15 +41,15 @@ def text_of(first: Segment, second: Segment) -> str:
 @pytest.mark.parametrize(
     ("first", "second", "text"),
     [
-        # A word of the overlap that both have.
+        # Both chunks have a word of the overlap.
         ("turn@3.0 the@3.4 lights@3.7", "the@3.42 lights@3.72 on@4.1", "turn the lights on"),
-        # The cut went through the last word of the first chunk, and the first word of the second one.
+        # The last word of the first chunk and the first word of the second chunk are cut.
         ("turn@3.0 the@3.4 lie@3.7", "urn@3.1 the@3.4 lights@3.7", "turn the lights"),
-        # Equal words in a row.
+        # Repeated equal words.
         ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),
-        # The same word elsewhere in the overlap is another word.
+        # The same word at another time is a different word.
         ("no@3.0 yes@3.6", "yes@3.6 no@4.0", "no yes no"),
-        # No word in common: the middle decides.
+        # If there is no common word, the texts are joined in the middle of the overlap.
         ("a@2.0 b@3.0 x@3.6", "y@3.1 c@3.6 d@4.1", "a b c d"),
         ("Lights,@3.3", "lights@3.3 on.@3.8", "Lights, on."),
         ("", "on@3.4", "on"),
@@ -57,11 +57,11 @@ def text_of(first: Segment, second: Segment) -> str:
         ("", "", ""),
     ],
 )
-def test_words_of_an_overlap_are_kept_once(first: str, second: str, text: str) -> None:
+def test_words_of_an_overlap_occur_once(first: str, second: str, text: str) -> None:
     assert text_of(segment(timed(first), 0.0, 4.0), segment(timed(second), 3.0, 5.0)) == text
 
 
-def test_every_cut_through_a_text_is_joined_exactly() -> None:
+def test_a_text_cut_anywhere_is_joined_exactly() -> None:
     words = ["zero", "two", "two", "seven", "nine", "nine", "nine", "four", "one", "one", "two", "eight"]
     for jitter in range(20):
         rng = random.Random(jitter)
@@ -69,21 +69,21 @@ def test_every_cut_through_a_text_is_joined_exactly() -> None:
         cut = rng.randrange(2, len(words) - 2)
         first = [(word, at + rng.uniform(-0.08, 0.08)) for word, at in zip(words, times, strict=True)][: cut + 1]
         second = [(word, at + rng.uniform(-0.08, 0.08)) for word, at in zip(words, times, strict=True)][cut - 1 :]
-        # A chunk begins and ends between words.
+        # Chunks start and end between words.
         begin_s, end_s = times[cut - 1] - 0.1, times[cut] + 0.4
         found = text_of(segment(first, -0.1, end_s), segment(second, begin_s, 7.0))
         assert found.split() == words
 
 
 @pytest.mark.parametrize("cut", range(4, 10))
-def test_without_an_alignment_the_longest_common_words_decide(cut: int) -> None:
+def test_without_an_alignment_texts_are_joined_at_their_longest_common_words(cut: int) -> None:
     words = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "lay", "on", "the", "rug", "all", "day"]
     first = segment([(word, 0.0) for word in words[: cut + 2]], 0.0, 0.4 * (cut + 2), aligned=False)
     second = segment([(word, 0.0) for word in words[cut - 1 :]], 0.4 * (cut - 1), 6.4, aligned=False)
     assert text_of(first, second).split() == words
 
 
-def test_the_texts_of_the_ctc_head_are_joined_too() -> None:
+def test_texts_of_the_ctc_head_are_joined() -> None:
     first, second = join(
         segment([("turn", 3.0), ("the", 3.4), ("lights", 3.7)], 2.0, 4.0),
         segment([("the", 3.4), ("lights", 3.7), ("on", 4.1)], 3.0, 5.0),

@@ -30,7 +30,7 @@ def new_stream() -> LiveStream:
 def run(
     stream: LiveStream, waveform: Tensor, decode: Callable[[Job], Transcription], decoding_s: float = 0.0
 ) -> Iterator[tuple[float, Event]]:
-    """Yield events and their times. The stream comes in real time, and decoding takes ``decoding_s``."""
+    """Yield events and their times. The stream arrives in real time, and decoding takes ``decoding_s``."""
     blocks, now, done_at, job = list(waveform.split(round(BLOCK_S * SAMPLE_RATE))), 0.0, 0.0, None
     while True:
         if blocks:
@@ -79,7 +79,7 @@ def test_final_texts_equal_those_of_the_transcriber_for_the_same_samples() -> No
             assert word.start_s == pytest.approx(one.start_s + alone.start_s)
 
 
-def test_nothing_follows_the_final_text_of_an_utterance() -> None:
+def test_an_utterance_has_no_events_after_its_final_text() -> None:
     events = [
         event for _, event in run(new_stream(), SPEECH, lambda job: transcription(f"w {len(job.chunk.waveform)}"))
     ]
@@ -91,7 +91,7 @@ def test_nothing_follows_the_final_text_of_an_utterance() -> None:
     assert any(isinstance(event, Partial) for event in events)
 
 
-def test_partial_texts_come_while_a_person_speaks() -> None:
+def test_partial_texts_arrive_during_speech() -> None:
     events = list(run(new_stream(), bursts(1.0, 3.0, 1.0), lambda job: transcription("go on")))
     first_s, first = events[0]
     assert isinstance(first, Partial)
@@ -99,14 +99,14 @@ def test_partial_texts_come_while_a_person_speaks() -> None:
     assert first.start_s == pytest.approx(0.9, abs=0.05)
 
 
-def test_the_stable_part_is_what_two_decodings_agree_on() -> None:
+def test_the_stable_part_is_equal_in_two_decodings() -> None:
     texts = iter(["turn the li", "turn the lights", "turn the lights off", "turn this lights off now"])
     events = list(run(new_stream(), bursts(1.0, 2.0, 1.0), lambda job: transcription(next(texts, "turn"))))
     partials = [event for _, event in events if isinstance(event, Partial)]
     assert [one.stable for one in partials[:4]] == ["", "turn the", "turn the lights", "turn"]
 
 
-def test_a_text_that_stays_is_sent_once_more_when_it_is_stable() -> None:
+def test_an_unchanged_text_is_sent_again_when_it_is_stable() -> None:
     events = list(run(new_stream(), bursts(1.0, 3.0, 1.0), lambda job: transcription("go on")))
     assert [(e.stable, e.text) for _, e in events if isinstance(e, Partial)] == [("", "go on"), ("go on", "go on")]
 
@@ -131,7 +131,7 @@ def test_a_slow_machine_gets_fewer_partial_texts_and_every_final_text() -> None:
     assert num_jobs[1] < num_jobs[0] / 2
     for now, event in events:
         if isinstance(event, Final):
-            # At most a partial text and two utterances are decoded after its end.
+            # After its end, at most a partial text and two utterances are decoded.
             assert now - event.end_s < PAUSE_S + 3 * 2.0 + 0.5
 
 
@@ -167,7 +167,7 @@ def test_utterances_without_text_are_final_and_have_no_partial_texts() -> None:
     assert [(type(event), event.text) for event in events] == [(Final, "")]
 
 
-def test_one_job_at_a_time_and_the_ended_utterance_first() -> None:
+def test_there_is_one_job_at_a_time_and_ended_utterances_come_first() -> None:
     stream = new_stream()
     stream.add(bursts(0.5, 1.0, 0.6, 1.0))
     job = stream.next_job()
@@ -196,5 +196,5 @@ def test_one_job_at_a_time_and_the_ended_utterance_first() -> None:
     ("first", "second", "wanted"),
     [("a b c", "a b d e", "a b"), ("", "a", ""), ("a", "a b", "a"), ("x", "a", ""), ("a b", " a  b c", " a  b")],
 )
-def test_common_words(first: str, second: str, wanted: str) -> None:
+def test_common_words_are_found(first: str, second: str, wanted: str) -> None:
     assert common_words(first, second) == wanted

@@ -1,4 +1,4 @@
-"""``pipeline("automatic-speech-recognition", model=…)``: every form of a recording, alone and in batches."""
+"""``pipeline("automatic-speech-recognition", model=…)``: every kind of input, alone and in batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TASK = "automatic-speech-recognition"
 
 
 def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, Any]:
-    """Sound that passes the filters: a moving pitch and changing overtones, between short silences."""
+    """Create a sound that the filters accept: a gliding pitch with changing overtones, between short silences."""
     rng = np.random.default_rng(0)
     samples, step = int(seconds * rate), int(0.15 * rate)
     time = np.arange(samples) / rate
@@ -52,7 +52,7 @@ def voice(seconds: float, pitch: float, rate: int = 16_000) -> np.ndarray[Any, A
 
 
 def talkative() -> tuple[TinyAudioModel, Any]:
-    """A tiny random model whose CTC head accepts every text."""
+    """Return a tiny random model whose CTC head accepts every text."""
     model, tokenizer = assemble(prompt="{audio}")
     assert model.ctc_head is not None
     with torch.no_grad():
@@ -64,7 +64,7 @@ def talkative() -> tuple[TinyAudioModel, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported model, and sounds in every format."""
+    """Return a folder with an exported model and sounds in every format."""
     folder = tmp_path_factory.mktemp("pipeline")
     model, tokenizer = talkative()
     export_model(model, tokenizer, folder / "model")
@@ -86,14 +86,14 @@ def pipe(folder: Path) -> Any:
 
 
 def expected(folder: Path, **settings: Any) -> list[str]:
-    """The text that ``tiny-audio transcribe`` gives for each file."""
+    """Return the text that ``tiny-audio transcribe`` gives for each file."""
     model, tokenizer = load_model(folder / "model")
     model.config.generation |= settings
     waveforms = [load_audio(folder / name, max_duration_s=60.0) for name in FILES]
     return [one.text for name in waveforms for one in Transcriber(model, tokenizer).transcribe([name])]
 
 
-def test_files_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
+def test_files_can_be_given_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
     paths = [str(folder / name) for name in FILES]
     texts = expected(folder)
     assert any(texts), "empty texts prove little"
@@ -106,7 +106,7 @@ def test_files_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
     assert pipe([]) == []
 
 
-def test_every_form_of_a_recording(folder: Path, pipe: Any) -> None:
+def test_a_recording_can_be_given_in_every_form(folder: Path, pipe: Any) -> None:
     samples, rate = soundfile.read(folder / "b.flac", dtype="float32")
     text = pipe(str(folder / "b.flac"))
     channels = samples.T
@@ -129,7 +129,7 @@ def test_every_form_of_a_recording(folder: Path, pipe: Any) -> None:
 
 
 class Decoder:
-    """Has the methods of torchcodec's AudioDecoder, as ``datasets`` 4 and later put it into rows."""
+    """Has the methods of torchcodec's AudioDecoder, which ``datasets`` 4 and later returns in rows."""
 
     def __init__(self, path: Path) -> None:
         samples, self._rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -146,7 +146,7 @@ class Decoder:
         return {"array": self._samples.mean(0).numpy(), "sampling_rate": self._rate, "path": None}[key]
 
 
-def test_rows_of_data_sets(folder: Path, pipe: Any) -> None:
+def test_rows_of_datasets_can_be_transcribed(folder: Path, pipe: Any) -> None:
     texts = [pipe(str(folder / name)) for name in FILES]
     decoders = [Decoder(folder / name) for name in FILES]
     assert [pipe(decoder) for decoder in decoders] == texts
@@ -172,7 +172,7 @@ def test_filters_can_be_turned_off(folder: Path, pipe: Any, caplog: pytest.LogCa
     assert own(hum, filter_hallucinations=True)["text"] == ""
 
 
-def test_a_recording_on_the_web(folder: Path, pipe: Any) -> None:
+def test_a_recording_can_be_given_as_url(folder: Path, pipe: Any) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(folder))
@@ -196,7 +196,7 @@ def test_a_recording_on_the_web(folder: Path, pipe: Any) -> None:
         pipe(f"{url}/a.wav")
 
 
-def test_settings_of_a_call_and_of_the_pipeline(folder: Path, pipe: Any) -> None:
+def test_settings_can_be_given_to_a_call_or_to_the_pipeline(folder: Path, pipe: Any) -> None:
     path = str(folder / "b.flac")
     short = expected(folder, max_new_tokens=1)[1]
     assert short != expected(folder)[1]
@@ -209,7 +209,7 @@ def test_settings_of_a_call_and_of_the_pipeline(folder: Path, pipe: Any) -> None
     assert pipe(path, chunk_length_s=30, stride_length_s=(4, 2))["text"] == expected(folder)[1]
 
 
-def test_context_of_a_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_can_have_a_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = assemble(context=ContextSettings(max_tokens=32, hotwords=True, languages=("en",)))
     pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
     clips = [voice(0.9, 110), voice(1.2, 200)]
@@ -226,7 +226,7 @@ def test_context_of_a_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "left out" in caplog.text
 
 
-def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -> None:
+def test_concurrent_calls_use_their_own_settings(folder: Path, pipe: Any) -> None:
     path, before = str(folder / "b.flac"), dict(pipe.model.config.generation)
     texts = {limit: expected(folder, max_new_tokens=limit)[1] for limit in (1, 5)}
     assert len(set(texts.values())) == 2
@@ -236,7 +236,7 @@ def test_calls_at_one_time_keep_to_their_own_settings(folder: Path, pipe: Any) -
     assert pipe.model.config.generation == before
 
 
-def test_timestamps(folder: Path, pipe: Any) -> None:
+def test_timestamps_of_segments_and_words(folder: Path, pipe: Any) -> None:
     path = str(folder / "b.flac")
     words = pipe(path, return_timestamps="word")
     assert [chunk["text"] for chunk in words["chunks"]] == words["text"].split()
@@ -267,13 +267,13 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
         ({"ctc_weight": 0.5}, "generation settings: .*ctc_weight 0.5 .*num_beams is 1"),
     ],
 )
-def test_impossible_arguments(settings: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_rejected(settings: dict[str, Any], message: str) -> None:
     model, tokenizer = assemble()
     with pytest.raises(UserError, match=message):
         TinyAudioPipeline(model, tokenizer, device="cpu")(np.zeros(16_000, dtype=np.float32), **settings)
 
 
-def test_unusable_recordings(tmp_path: Path) -> None:
+def test_unusable_recordings_are_rejected(tmp_path: Path) -> None:
     write_odd_clips(tmp_path)
     model, tokenizer = assemble()
     pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
@@ -301,13 +301,13 @@ def test_a_tokenizer_without_padding_works(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
+def test_half_precision_works(folder: Path, dtype: torch.dtype) -> None:
     pipe = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu", dtype=dtype)
     assert pipe.dtype == dtype
     assert isinstance(pipe(str(folder / "a.wav"))["text"], str)
 
 
-def test_a_pipeline_saves_itself(folder: Path, tmp_path: Path, pipe: Any) -> None:
+def test_a_pipeline_can_be_saved(folder: Path, tmp_path: Path, pipe: Any) -> None:
     pipe.save_pretrained(tmp_path / "again")
     shutil.copy(folder / "model" / "modeling_tiny_audio.py", tmp_path / "again")
     model, tokenizer = load_model(tmp_path / "again")
@@ -315,7 +315,7 @@ def test_a_pipeline_saves_itself(folder: Path, tmp_path: Path, pipe: Any) -> Non
     assert again(str(folder / "b.flac")) == pipe(str(folder / "b.flac"))
 
 
-# Where this package is not installed
+# Environments in which this package is not installed
 
 TRANSCRIBE = """
 import json, os, shutil, sys
@@ -353,7 +353,7 @@ print(json.dumps(results))
 
 
 def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
-    """A process with neither this package nor any program gives the same texts."""
+    """Check that a process without this package and without any programs gives the same texts."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     shutil.copytree(folder / "model", tmp_path / "a-model.v1")
@@ -378,10 +378,12 @@ def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[st
     assert config["custom_pipelines"][TASK]["impl"] == "pipeline_tiny_audio.TinyAudioPipeline"
 
 
-def test_without_this_package_and_without_ffmpeg(folder: Path, tmp_path: Path) -> None:
+def test_a_pipeline_works_without_this_package_and_ffmpeg(folder: Path, tmp_path: Path) -> None:
     check_texts(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
 
 
 @pytest.mark.slow
-def test_in_a_fresh_environment(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_pipeline_works_in_a_new_environment(
+    folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     check_texts(folder, tmp_path, fresh_python(tmp_path_factory), ["-I"], "")

@@ -1,4 +1,4 @@
-"""Cuts within speech that the model chooses."""
+"""Cuts within speech, chosen by the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BAD, GOOD = 300.0, 1.0
 
 
 def speech() -> Tensor:
-    """Sentences without pauses. Each has a loudness of its own, a quiet point at its end and others within."""
+    """Return sentences without pauses. Each has its own loudness, and quiet points at its end and within it."""
     parts = []
     for index, seconds in enumerate(SENTENCES_S):
         part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)
@@ -41,7 +41,7 @@ def speech() -> Tensor:
 
 
 class OneSentence:
-    """A scorer for which whole single sentences are good. Counts the calls and the waveforms."""
+    """Gives good scores only to single complete sentences. Counts the calls and waveforms."""
 
     def __init__(self, always: float | None = None) -> None:
         self.calls, self.waveforms, self._always = 0, 0, always
@@ -69,7 +69,7 @@ def recut(chunks: list[Chunk], scorer: OneSentence, most_calls: float = math.inf
     return list(Recutter(scorer, SHORTEST_S, LONGEST_S)(chunks, lambda: scorer.calls >= most_calls))
 
 
-def test_chunks_that_were_cut_within_sentences_are_cut_between_them() -> None:
+def test_cuts_move_to_the_ends_of_sentences() -> None:
     waveform = speech()
     before = plain(waveform)
     assert any(chunk.overlap for chunk in before)
@@ -83,7 +83,7 @@ def test_chunks_that_were_cut_within_sentences_are_cut_between_them() -> None:
         assert torch.equal(chunk.waveform, waveform[chunk.start : end])
 
 
-def test_chunks_with_good_scores_stay() -> None:
+def test_chunks_with_good_scores_are_not_changed() -> None:
     chunks = plain(speech())
     scorer = OneSentence(GOOD)
     assert recut(chunks, scorer) == chunks
@@ -106,8 +106,8 @@ def test_a_stopped_search_tries_no_more_cuts(calls: int) -> None:
     assert scorer.calls == calls
 
 
-def test_a_model_that_does_not_know_the_speech_is_asked_less_and_less() -> None:
-    """Such as music or another language."""
+def test_the_model_scores_fewer_stretches_if_all_scores_are_bad() -> None:
+    """This happens with music or another language."""
     pause = torch.zeros(SAMPLE_RATE)
     one = torch.cat([pause, speech()[: 5 * SAMPLE_RATE], pause])
     chunks = plain(torch.cat([one] * 15))

@@ -1,4 +1,4 @@
-"""Cues that can be read, and files that parsers of others take."""
+"""Subtitles are readable, and other programs can parse the files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def talk(*, timed: bool = True) -> list[Segment]:
 
 @pytest.mark.parametrize("timed", [True, False])
 @pytest.mark.parametrize("each_word", [True, False])
-def test_others_read_every_word(tmp_path: Path, timed: bool, each_word: bool) -> None:
+def test_other_parsers_read_every_word(tmp_path: Path, timed: bool, each_word: bool) -> None:
     pysubs2, webvtt = pytest.importorskip("pysubs2"), pytest.importorskip("webvtt")
     segments = talk(timed=timed)
     said = " ".join(part.text for part in segments).split()
@@ -51,7 +51,7 @@ def test_others_read_every_word(tmp_path: Path, timed: bool, each_word: bool) ->
 
 
 @pytest.mark.parametrize("timed", [True, False])
-def test_cues_can_be_read(timed: bool) -> None:
+def test_cues_are_readable(timed: bool) -> None:
     shown = cues(talk(timed=timed))
     for cue in shown:
         lines = cue.text.split("\n")
@@ -64,12 +64,12 @@ def test_cues_can_be_read(timed: bool) -> None:
     assert any(text.endswith("nothing.") for text in texts), "and with its sentence"
 
 
-def test_short_cues_stay_on_where_there_is_time() -> None:
+def test_short_cues_are_shown_longer_if_there_is_time() -> None:
     hi, you = cues([segment("hi", 1.0, 1.1), segment("you", 1.4, 1.5)])
     assert (hi.end_s, you.end_s) == (pytest.approx(1.4), pytest.approx(2.4))
 
 
-def test_lines_are_balanced_and_long_words_stay_whole() -> None:
+def test_lines_are_balanced_and_long_words_are_not_split() -> None:
     (cue,) = cues([segment("five words that need another line than the first", 0.0, 5.0)])
     first, second = cue.text.split("\n")
     assert abs(len(first) - len(second)) < 10
@@ -77,13 +77,13 @@ def test_lines_are_balanced_and_long_words_stay_whole() -> None:
     assert cue.text == "x" * 60
 
 
-def test_a_pause_begins_a_cue() -> None:
+def test_a_cue_starts_after_a_pause() -> None:
     words = (Word("a", 0.0, 0.5, None), Word("b", 1.5, 2.0, None))
     part = Segment(0.0, 2.0, "a b", None, False, None, words, None)
     assert [cue.text for cue in cues([part])] == ["a", "b"]
 
 
-def test_words_without_time_of_their_own_do_not_overlap() -> None:
+def test_words_without_duration_do_not_overlap() -> None:
     words = tuple(
         Word(text, start, end, 1.0) for text, start, end in (("a", 1.0, 1.0), ("b", 1.0, 1.0), ("c", 1.0, 1.5))
     )
@@ -93,7 +93,7 @@ def test_words_without_time_of_their_own_do_not_overlap() -> None:
     assert all(later.start_s >= earlier.end_s for earlier, later in itertools.pairwise(found))
 
 
-def test_times_of_hours_and_nothing() -> None:
+def test_times_can_have_hours_and_texts_can_be_empty() -> None:
     assert "01:06:40,000 --> " in as_srt(cues([segment("late", 4000.0, 4002.0)]))
     assert "01:06:40.000 --> 01:06:41.800" in as_vtt(cues([segment("late", 4000.0, 4002.0)]))
     assert as_srt(cues([])) == ""

@@ -1,4 +1,4 @@
-"""Recordings of any length through a tiny model: chunks, filters, streaming; and batches change nothing."""
+"""Recordings of any length with a tiny model: chunks, filters, streaming and batches."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def transcriber(*, head: bool = True, filters: bool = False, max_padded_s: float
     return Transcriber(*assemble(ctc=head), max_padded_s=max_padded_s, filter_hallucinations=filters)
 
 
-def test_a_short_recording_is_transcribed_as_by_the_model() -> None:
+def test_a_short_recording_gets_the_text_of_the_model() -> None:
     model, tokenizer = assemble()
     clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
-    clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends stays
+    clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends is kept
     result = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(clips)
     for clip, one in zip(clips, result, strict=True):
         (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer)
@@ -92,7 +92,7 @@ def test_an_encoder_without_a_limit_gets_chunks_of_30_s() -> None:
 
 
 @pytest.mark.parametrize("max_padded_s", [0.1, 7.0, 1000.0])
-def test_batches_and_blocks_change_nothing(max_padded_s: float) -> None:
+def test_texts_do_not_depend_on_batches_and_blocks(max_padded_s: float) -> None:
     waveforms = [long(14), burst(1.0), long(3), pause(0), long(20)]
     wanted = transcriber().transcribe(waveforms, word_timestamps=True)
     other = transcriber(max_padded_s=max_padded_s)
@@ -105,7 +105,7 @@ def test_batches_and_blocks_change_nothing(max_padded_s: float) -> None:
             assert (a.start_s, a.end_s, a.ctc_text, a.truncated) == (b.start_s, b.end_s, b.ctc_text, b.truncated)
 
 
-def test_a_stream_gives_segments_before_the_end_and_counts_all_seconds() -> None:
+def test_a_stream_yields_segments_before_its_end() -> None:
     waveform, taken, done = long(60), 0, list[float]()
 
     def blocks() -> Iterator[Tensor]:
@@ -145,7 +145,7 @@ def test_on_text_receives_the_text_token_by_token(head: bool) -> None:
 
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
-def test_on_text_receives_the_likeliest_beam(ctc_weight: float) -> None:
+def test_on_text_receives_the_most_likely_beam(ctc_weight: float) -> None:
     settings = GenerationConfig(max_new_tokens=12, num_beams=3, ctc_weight=ctc_weight)
     found, waveforms = (
         Transcriber(*assemble(generation=settings), filter_hallucinations=False),
@@ -161,7 +161,7 @@ def test_on_text_receives_the_likeliest_beam(ctc_weight: float) -> None:
         assert texts[: len(alone)] == alone[: len(texts)], "of its own beams"
 
 
-def test_filters_write_nothing_if_nobody_speaks() -> None:
+def test_filters_give_no_text_without_speech() -> None:
     found = transcriber(filters=True).transcribe([pause(1), burst(1.0), pause(0)], word_timestamps=True)
     assert [one.text for one in found] == ["", "", ""]
     assert [segment.suppressed for one in found for segment in one.segments] == ["silence", "noise"]
@@ -170,7 +170,7 @@ def test_filters_write_nothing_if_nobody_speaks() -> None:
     assert transcriber().transcribe([burst(1.0)])[0].text
 
 
-def test_suppressed_parts_have_seconds_and_a_reason() -> None:
+def test_suppressed_segments_have_durations_and_reasons() -> None:
     segments = [
         Segment(float(start), start + 1.5, text, None, False, None, None, reason)
         for start, text, reason in ((0, "one", None), (2, "", "noise"), (4, "", "tones"), (6, "", "noise"))
@@ -182,7 +182,7 @@ def test_suppressed_parts_have_seconds_and_a_reason() -> None:
 
 
 def posteriors(text: str, vocabulary: tuple[str, ...]) -> Tensor:
-    """Logits of a head that is sure of ``text``, with a blank after each character."""
+    """Return logits of a head that is certain of ``text``, with a blank after each character."""
     frames = torch.zeros(1, 2 * len(text) + 1, len(vocabulary) + 1)
     frames[0, :, 0] = 10.0
     for index, character in enumerate(text):
@@ -221,12 +221,13 @@ def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: st
 
 @pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
 def test_too_few_frames_for_a_text_do_not_reject_it(num_frames: int, suppressed: str | None) -> None:
-    """At 12.5 frames a second, a fast speaker's text can exceed the frames. Nobody speaks 40 characters a second."""
+    """With 12.5 frames per second, the text of a fast speaker can have more characters than frames. But nobody speaks
+    40 characters per second."""
     model, _ = assemble()
     assert model.ctc_vocabulary is not None
     text = "one two three four five"
     logits = posteriors("one", model.ctc_vocabulary.characters)
-    logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # and blanks
+    logits = torch.cat([logits, logits[:, 1:2].expand(-1, num_frames - logits.shape[1], -1)], dim=1)  # add blanks
     frames = Frames(torch.zeros(1, num_frames, 4), torch.tensor([num_frames]), 12.5, logits)
     found = filter_text(Transcript(text, "one", False), frames, num_frames / 12.5, model.ctc_vocabulary)
     assert found == ((text, None) if suppressed is None else ("", suppressed))
@@ -243,7 +244,7 @@ def test_without_a_head_only_impossible_repeats_are_collapsed() -> None:
     assert (ended.text, ended.suppressed) == ("no no no no", None)
 
 
-def test_word_timestamps_need_a_head() -> None:
+def test_word_timestamps_need_a_ctc_head() -> None:
     found = transcriber(head=False)
     assert not found.can_time_words
     with pytest.raises(UserError, match="CTC head"):
@@ -251,7 +252,7 @@ def test_word_timestamps_need_a_head() -> None:
     assert found.transcribe([burst(1.0)])[0].ctc_text is None
 
 
-def test_a_batch_needs_room() -> None:
+def test_max_padded_s_must_be_positive() -> None:
     with pytest.raises(UserError, match="max_padded_s is 0"):
         transcriber(max_padded_s=0)
 
@@ -291,7 +292,7 @@ def test_later_chunks_of_a_recording_have_no_previous_text(monkeypatch: pytest.M
     assert in_order == [given] + [later] * 14
 
 
-def test_a_context_that_cannot_be_used_is_refused_before_anything_is_read() -> None:
+def test_an_unusable_context_is_rejected_before_audio_is_read() -> None:
     def unread() -> Iterator[list[Tensor]]:
         raise AssertionError
         yield []

@@ -1,4 +1,4 @@
-"""Where a running stream is cut into utterances."""
+"""Cuts of a running stream into utterances."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def spans(chunks: list[Chunk]) -> list[tuple[float, float]]:
     return [(chunk.start / SAMPLE_RATE, (chunk.start + len(chunk.waveform)) / SAMPLE_RATE) for chunk in chunks]
 
 
-def test_utterances_hold_the_speech_with_a_margin() -> None:
+def test_utterances_contain_the_speech_with_margins() -> None:
     (first, second) = spans(found(bursts(1.0, 2.0, 0.6, 0.3, 1.0)))
     assert first == pytest.approx((1.0 - MARGIN_S, 3.0 + MARGIN_S), abs=FRAME_S)
     assert second == pytest.approx((3.6 - MARGIN_S, 3.9 + MARGIN_S), abs=FRAME_S)
 
 
-def test_a_shorter_pause_ends_nothing() -> None:
+def test_a_short_pause_does_not_end_an_utterance() -> None:
     assert len(found(bursts(1.0, 1.0, 0.3, 1.0, 1.0))) == 1
 
 
@@ -56,7 +56,7 @@ def test_a_brief_pause_ends_a_long_utterance() -> None:
     assert second[0] == pytest.approx(5.25 - MARGIN_S, abs=FRAME_S)
 
 
-def test_speech_without_a_pause_is_cut_at_its_softest_moment_and_loses_nothing() -> None:
+def test_speech_without_a_pause_is_cut_at_its_softest_moment() -> None:
     waveform = bursts(0.5, 20.0, 1.0)
     softest = (6 * SAMPLE_RATE, round(6.15 * SAMPLE_RATE))
     waveform[slice(*softest)] *= 0.3
@@ -75,13 +75,13 @@ def test_the_end_of_the_stream_ends_the_utterance() -> None:
     assert end == pytest.approx(2.0 + MARGIN_S, abs=FRAME_S)
 
 
-def test_clicks_and_silence_are_no_utterances() -> None:
+def test_clicks_and_silence_are_not_utterances() -> None:
     assert found(bursts(1.0, 0.02, 2.0)) == []
     assert found(torch.zeros(0)) == []
 
 
 @pytest.mark.parametrize("block", [37, 511, 3 * SAMPLE_RATE + 7])
-def test_blocks_do_not_matter(block: int) -> None:
+def test_utterances_do_not_depend_on_the_size_of_blocks(block: int) -> None:
     waveform = bursts(0.5, 1.0, 0.7, 0.2, 0.9) if block == 37 else bursts(0.5, 9.0, 0.6, 6.0, 0.3, 3.0, 0.8, 20.0, 0.1)
     assert spans(found(waveform, block)) == spans(found(waveform))
 
@@ -102,7 +102,7 @@ def test_the_open_utterance_has_no_pause_at_its_end() -> None:
 
 
 @pytest.mark.parametrize("durations_s", [(40.0,), (0.0, 40.0), (0.6, 0.4) * 40])
-def test_little_is_held(durations_s: tuple[float, ...]) -> None:
+def test_memory_is_limited(durations_s: tuple[float, ...]) -> None:
     stream = utterances()
     sizes = []
     for index, part in enumerate(bursts(*durations_s).split(1600)):

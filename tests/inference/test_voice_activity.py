@@ -1,4 +1,4 @@
-"""Voice activity: silero-vad's own numbers, whatever the blocks, without a change of torch's global state."""
+"""Voice activity equals that of silero-vad for blocks of any size, and does not change the global state of torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.inference.voice_activity import FRAME, SpeechProbabilities, sile
 
 
 def sounds(duration_s: float) -> Tensor:
-    """Harmonics of a gliding pitch in syllables, which the network takes for speech in part."""
+    """Return harmonics of a gliding pitch in syllables. The network takes some of them for speech."""
     t = np.arange(int(duration_s * SAMPLE_RATE)) / SAMPLE_RATE
     pitch = 2 * np.pi * (120 * t + 10 * np.sin(2 * np.pi * 0.7 * t))
     voice = sum(np.sin(k * pitch) / k for k in range(1, 20)) * (np.sin(2 * np.pi * 2 * t) > -0.5)
@@ -33,7 +33,7 @@ def probabilities(waveform: Tensor, block: int, frames_per_step: int = 32) -> li
     return [one for part in waveform.split(block) for one in found.add(part)] + found.end()
 
 
-def test_the_probabilities_are_those_of_the_published_model() -> None:
+def test_probabilities_equal_those_of_the_published_model() -> None:
     waveform = sounds(3.0)[: 90 * FRAME]
     spec = importlib.util.find_spec("silero_vad")
     assert spec is not None
@@ -51,14 +51,14 @@ def test_the_probabilities_are_those_of_the_published_model() -> None:
 
 
 @pytest.mark.parametrize("frames_per_step", [1, 32])
-def test_blocks_do_not_matter(frames_per_step: int) -> None:
+def test_probabilities_do_not_depend_on_the_size_of_blocks(frames_per_step: int) -> None:
     waveform = sounds(2.0)[:-100]
     whole = probabilities(waveform, len(waveform), frames_per_step)
     assert len(whole) == -(-len(waveform) // FRAME)
     assert probabilities(waveform, 777, frames_per_step) == whole
 
 
-def test_global_state_stays_as_it_is() -> None:
+def test_the_global_state_does_not_change() -> None:
     silero.cache_clear()
     before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state(), "silero_vad" in sys.modules
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -75,7 +75,7 @@ def test_silence_is_not_speech() -> None:
     assert probabilities(torch.zeros(0), 1) == []
 
 
-def test_without_silero_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_silero_no_network_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert silero.__wrapped__() is None
 

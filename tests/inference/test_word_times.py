@@ -1,4 +1,4 @@
-"""When words are said, on posteriors that are made by hand."""
+"""Word times, computed from artificial posteriors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SURE = 0.9
 
 
 def posteriors(path: str) -> Tensor:
-    """Log-probabilities in which each character of ``path`` is heard with 0.9 in a frame of its own; _ is the blank."""
+    """Return log-probabilities in which each character of ``path`` has probability 0.9 in its own frame. ``_`` is the
+    blank."""
     rest = (1 - SURE) / len(VOCABULARY)
     probs = torch.full((len(path), len(VOCABULARY)), rest)
     for frame, character in enumerate(path):
@@ -40,7 +41,7 @@ def test_words_last_from_their_first_to_their_last_character() -> None:
     ]
 
 
-def test_case_accents_and_marks_that_the_head_lacks() -> None:
+def test_unknown_cases_accents_and_marks_are_replaced_or_left_out() -> None:
     assert Spelling.of("Ab, ä é!", VOCABULARY).labels == (2, 3, 1, 2, 1, 7)
     assert [(text, start) for text, start, _ in times("Ab, ä!", "_ab_ _a_")] == [
         ("Ab,", pytest.approx(0.1)),
@@ -48,7 +49,7 @@ def test_case_accents_and_marks_that_the_head_lacks() -> None:
     ]
 
 
-def test_words_that_cannot_be_spelled_share_the_gap() -> None:
+def test_words_that_cannot_be_spelled_divide_the_gap() -> None:
     assert times("→ a ☎ ♥ b …", "__a____b__") == [
         ("→", 0.0, pytest.approx(0.2)),
         ("a", pytest.approx(0.2), pytest.approx(0.3)),
@@ -59,7 +60,7 @@ def test_words_that_cannot_be_spelled_share_the_gap() -> None:
     ]
 
 
-def test_too_few_frames_for_the_text() -> None:
+def test_words_are_spread_evenly_if_there_are_too_few_frames() -> None:
     found = align(Spelling.of("abcd abcd", VOCABULARY), posteriors("abcd"), rate=10.0, duration_s=0.4)
     assert [(word.start_s, word.end_s, word.confidence) for word in found.words] == [
         (0.0, pytest.approx(0.2), None),
@@ -71,19 +72,19 @@ def test_too_few_frames_for_the_text() -> None:
 def test_confidence_is_the_geometric_mean_over_characters() -> None:
     log_probs = posteriors("_ab_ c_")
     sure = SURE + (1 - SURE) / len(VOCABULARY)
-    log_probs[2] = torch.full((len(VOCABULARY),), 1 / len(VOCABULARY)).log()  # "b" is a guess
+    log_probs[2] = torch.full((len(VOCABULARY),), 1 / len(VOCABULARY)).log()  # "b" has a low probability
     found = align(Spelling.of("ab c", VOCABULARY), log_probs, rate=10.0, duration_s=0.7)
     assert found.words[0].confidence == pytest.approx(math.sqrt(sure / len(VOCABULARY)), rel=1e-4)
     assert found.words[1].confidence == pytest.approx(sure, rel=1e-4)
     assert found.confidence == pytest.approx((sure**3 / len(VOCABULARY)) ** 0.25, rel=1e-4)
 
 
-def test_a_head_without_a_blank_between_words() -> None:
+def test_a_head_may_lack_the_space() -> None:
     vocabulary = CtcVocabulary(("a", "b"))
     assert Spelling.of("ab a", vocabulary).labels == (1, 2, 1)
 
 
-def test_shifted() -> None:
+def test_times_can_be_shifted() -> None:
     (word,) = align(Spelling.of("a", VOCABULARY), posteriors("_a_"), rate=10.0, duration_s=0.3).words
     assert (shifted(word, 2.0).start_s, shifted(word, 2.0).end_s) == (pytest.approx(2.1), pytest.approx(2.2))
 
@@ -110,7 +111,7 @@ ENGLISH = CtcVocabulary(tuple(" abcdefghijklmnopqrstuvwxyz"))
         ("٣ ½ é", "٣ ½ é"),
     ],
 )
-def test_numbers_and_symbols_in_words(text: str, expected: str) -> None:
+def test_numbers_and_symbols_are_written_as_words(text: str, expected: str) -> None:
     assert spoken(text) == expected
 
 
@@ -125,13 +126,13 @@ def test_numbers_and_symbols_in_words(text: str, expected: str) -> None:
         ("x=3", "x equals three"),
     ],
 )
-def test_a_word_is_spelled_as_it_is_said(word: str, labels: str) -> None:
+def test_a_word_is_spelled_as_it_is_read_aloud(word: str, labels: str) -> None:
     spelling = Spelling.of(word, ENGLISH)
     assert ENGLISH.decode(spelling.labels) == labels
     assert set(spelling.owners) == {0}
 
 
-def test_a_head_with_digits_spells_them() -> None:
+def test_a_head_with_digits_uses_them() -> None:
     vocabulary = CtcVocabulary(tuple(" 0123456789$abcdefghijklmnopqrstuvwxyz"))
     assert vocabulary.decode(Spelling.of("pay $42", vocabulary).labels) == "pay $42"
 

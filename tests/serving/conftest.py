@@ -13,14 +13,14 @@ from tiny_audio.serving import live
 
 @pytest.fixture(scope="module")
 def server(one_thread: None, pauses_by_loudness: None) -> Iterator[Served]:
-    """A server without a key. Tests must leave it idle."""
+    """Serve without a key. Tests must leave the server idle."""
     with serving() as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def live_by_loudness() -> Iterator[None]:
-    """Noise counts as speech in live text."""
+    """Use loudness as voice activity, so that noise counts as speech in live text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "new_voice_activity", Loudness)
         yield

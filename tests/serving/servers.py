@@ -1,4 +1,4 @@
-"""A server of a tiny random model on a free port of this machine, in a thread."""
+"""A server with a tiny random model on a free local port, in a thread."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        """The official client. It does not repeat requests."""
+        """Return the official client. It does not repeat requests."""
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=PATIENCE_S, **({"max_retries": 0} | options))
 
 
 @cache
 def model(*, ctc: bool = True) -> tuple[TinyAudioModel, Any]:
-    """A tiny model and its tokenizer."""
+    """Return a tiny model and its tokenizer."""
     return assemble(ctc=ctc)
 
 
 @cache
 def transcriber(*, ctc: bool = True) -> Transcriber:
-    """A tiny recognizer. Its filters are off, because they suppress what a random model writes."""
+    """Return a tiny recognizer without filters, because they would suppress the text of a random model."""
     return Transcriber(*model(ctc=ctc), filter_hallucinations=False)
 
 
@@ -94,19 +94,19 @@ def noise(duration_s: float, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def bursts(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Bursts of noise, separated by pauses, so that a long recording has as many chunks."""
+    """Return bursts of noise separated by pauses. A long recording of them has one chunk per burst."""
     pause = np.zeros(SAMPLE_RATE, np.float32)
     return np.concatenate([part for index in range(count) for part in (pause, noise(1.0, seed + index))])
 
 
 def encoded(waveform: np.ndarray[Any, Any], kind: str = "WAV") -> bytes:
-    """The bytes of a file."""
+    """Return the bytes of an audio file."""
     file = io.BytesIO()
     soundfile.write(file, waveform, SAMPLE_RATE, format=kind)
     return file.getvalue()
 
 
 def text_of(data: bytes, *, ctc: bool = True) -> str:
-    """What ``transcribe`` gives for a file."""
+    """Return the text that ``transcribe`` gives for a file."""
     waveform, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     return transcriber(ctc=ctc).transcribe([torch.from_numpy(waveform)])[0].text

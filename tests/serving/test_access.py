@@ -1,4 +1,4 @@
-"""Who may use the server: keys, host names and the origins of web pages."""
+"""Access to the server: keys, host names and the origins of web pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEYS = ("sk-one", "sk-two")
 def ask(
     headers: dict[str, str], *, path: str = "/v1/models", method: str = "GET", kind: str = "http", **options: Any
 ) -> tuple[int, dict[str, str]]:
-    """Status and headers of the response. A WebSocket that is accepted has the status 101."""
+    """Return the status and headers of the response. An accepted WebSocket has status 101."""
     sent: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -43,7 +43,7 @@ def ask(
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "192.168.0.7:8000"])
-def test_own_host_names(host: str) -> None:
+def test_local_host_names_are_accepted(host: str) -> None:
     assert ask({"Host": host})[0] == 200
     assert ask({"Host": host, "Origin": f"http://{host}"})[0] == 200
 
@@ -51,20 +51,20 @@ def test_own_host_names(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "localhost.evil.example:8000", "", "127.0.0.1.evil.example", "[", "a b"]
 )
-def test_a_rebound_name_is_refused_without_a_key(host: str) -> None:
+def test_other_host_names_are_rejected_without_a_key(host: str) -> None:
     assert ask({"Host": host})[0] == 403
     assert ask({"Host": host, "Origin": f"http://{host}"}, kind="websocket")[0] == 1008
     assert ask({"Host": host}, path="/")[0] == 403
 
 
-def test_a_name_of_its_own() -> None:
+def test_the_configured_host_name_is_accepted() -> None:
     assert ask({"Host": "asr.example"}, host="asr.example")[0] == 200
     assert ask({"Host": "asr.example"}, allowed_origins=("https://asr.example",))[0] == 200
     assert ask({"Host": "asr.example", "Authorization": "Bearer sk-two"}, api_keys=KEYS)[0] == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9000", "file://", "["])
-def test_pages_of_other_origins_are_refused(origin: str) -> None:
+def test_pages_of_other_origins_are_rejected(origin: str) -> None:
     assert ask({"Origin": origin})[0] == 403
     assert ask({"Origin": origin}, kind="websocket")[0] == 1008
     assert ask({"Origin": origin, "Access-Control-Request-Method": "POST"}, method="OPTIONS")[0] == 403
@@ -72,7 +72,7 @@ def test_pages_of_other_origins_are_refused(origin: str) -> None:
     assert ask(key | {"Origin": origin}, api_keys=KEYS)[0] == 403
 
 
-def test_pages_of_an_allowed_origin() -> None:
+def test_pages_of_an_allowed_origin_are_accepted() -> None:
     origin = "https://page.example"
     status, headers = ask({"Origin": origin}, allowed_origins=(origin + "/",))
     assert (status, headers["access-control-allow-origin"], headers["vary"]) == (200, origin, "Origin")
@@ -97,18 +97,18 @@ def test_pages_of_an_allowed_origin() -> None:
         ({"Authorization": "Bearer sk-ünicode"}, 401),
     ],
 )
-def test_keys(headers: dict[str, str], status: int) -> None:
+def test_only_correct_keys_are_accepted(headers: dict[str, str], status: int) -> None:
     found, answer = ask(headers, api_keys=KEYS)
     assert found == status
     assert ("www-authenticate" in answer) == (status == 401)
 
 
-def test_what_needs_no_key() -> None:
+def test_the_page_and_the_health_check_need_no_key() -> None:
     for path, status in {"/": 200, "/health": 200, "/page/page.js": 200, "/metrics": 401, "/docs": 401}.items():
         assert ask({}, path=path, api_keys=KEYS)[0] == status
 
 
-def test_the_key_of_a_websocket() -> None:
+def test_a_websocket_needs_a_key() -> None:
     for protocols, status in {"": 1008, "tiny-audio": 1008, "tiny-audio, openai-insecure-api-key.sk-two": 101}.items():
         headers = {"Sec-WebSocket-Protocol": protocols} if protocols else {}
         assert ask(headers, kind="websocket", api_keys=KEYS)[0] == status

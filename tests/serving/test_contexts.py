@@ -1,4 +1,4 @@
-"""Which parameters become the context that the model reads."""
+"""Parameters that become the context of the model."""
 
 from __future__ import annotations
 
@@ -44,21 +44,23 @@ def trained(one_thread: None) -> Iterator[Served]:
         (ContextSettings(hotwords=True, previous_text=True), Context(("one", "two", "three", "four"))),
     ],
 )
-def test_only_what_the_model_was_trained_with_is_used(settings: ContextSettings | None, wanted: Context) -> None:
+def test_only_contexts_that_the_model_was_trained_with_are_used(
+    settings: ContextSettings | None, wanted: Context
+) -> None:
     with Engine(transcriber(settings or ContextSettings())) as engine:
         given = {"prompt": "three, four", "keywords": ("two",), "language": "en"}
         assert context_of(engine, ("one",), **given).context == wanted  # type: ignore[arg-type]
         assert context_of(engine) == RequestContext(None)
 
 
-def test_a_language_that_the_model_was_not_trained_with(trained: Served) -> None:
+def test_an_unknown_language_is_an_error(trained: Served) -> None:
     with pytest.raises(ApiError, match="'fr'") as caught:
         context_of(trained.engine, language="fr")
     assert caught.value.status == 400
 
 
 def test_hotwords_that_do_not_fit_are_reported(trained: Served) -> None:
-    """The names of the request are reported, and those of the server are not."""
+    """Names in the request are reported, but the server's own names are not."""
     words = tuple(f"one {word}" for word in ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
     with Engine(transcriber(TRAINED.model_copy(update={"max_tokens": 60}))) as engine:
         found = context_of(engine, words[:3], keywords=words[2:], prompt="Ö")
@@ -86,7 +88,7 @@ def test_hotwords_that_do_not_fit_are_reported(trained: Served) -> None:
         assert "x-hotwords-left-out" not in found.headers
 
 
-def test_long_texts_are_refused(trained: Served) -> None:
+def test_long_texts_are_rejected(trained: Served) -> None:
     for given in ({"prompt": "a" * 20_001}, {"prompt": "a" * 10_000, "keywords": ("b" * 10_001,)}):
         with pytest.raises(ApiError, match="20,001") as caught:
             context_of(trained.engine, **given)  # type: ignore[arg-type]

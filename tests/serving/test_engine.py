@@ -1,4 +1,4 @@
-"""One queue for all requests: shared batches, equal texts, order, cancellation, failures."""
+"""The queue of all requests: shared batches, equal texts, order, cancellation and failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 
 
 class Recorded(Transcriber):
-    """Records the durations in each batch, and can be stopped before a batch."""
+    """Records the durations in each batch, and can be paused before a batch."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(*assemble(), filter_hallucinations=False, **options)
@@ -45,7 +45,7 @@ class Recorded(Transcriber):
 
 @contextmanager
 def stopped(engine: Engine, recorded: Recorded) -> Iterator[None]:
-    """Let the engine run a batch, and stop it there while jobs are submitted."""
+    """Pause the engine in a batch while jobs are submitted."""
     recorded.may_run.clear()
     before = len(recorded.batches)
     first = engine.submit(wave(0.3))
@@ -80,11 +80,11 @@ def test_jobs_share_batches_of_similar_lengths() -> None:
             jobs = [engine.submit(wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
         for job in jobs:
             job.result(60)
-    # The first has 2.0 s. Of the others, the next longest fit with it into 8 s.
+    # The oldest chunk has 2.0 s. The longest others that fit into 8 s are decoded with it.
     assert recorded.batches[1:] == [[2.1, 2.0, 0.7], [0.6, 0.5], [4.0, 3.9]]
 
 
-def test_a_long_recording_does_not_hold_up_later_ones() -> None:
+def test_a_long_recording_does_not_delay_later_ones() -> None:
     recorded = Recorded(max_padded_s=2.0)
     with Engine(recorded, gather_s=0.0) as engine:
         with stopped(engine, recorded):
@@ -98,7 +98,7 @@ def test_a_long_recording_does_not_hold_up_later_ones() -> None:
 def test_chunks_wait_for_others_until_a_deadline() -> None:
     recorded = Recorded(max_padded_s=8.0)
     with Engine(recorded, gather_s=60.0) as engine:
-        jobs = [engine.submit(wave(1.0, seed)) for seed in range(4)]  # a full batch does not wait
+        jobs = [engine.submit(wave(1.0, seed)) for seed in range(4)]  # full batches start at once
         for job in jobs:
             job.result(30)
     assert recorded.batches == [[1.0] * 4]
@@ -148,7 +148,7 @@ def test_a_canceled_task_cancels_its_job() -> None:
         asyncio.run(cancel(engine))
 
 
-def test_a_failure_concerns_only_its_own_recording(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_does_not_affect_other_recordings(caplog: pytest.LogCaptureFixture) -> None:
     recorded = Recorded()
     recorded.fails_on = 1.25
     with Engine(recorded) as engine:
@@ -171,7 +171,7 @@ def test_a_failing_callback_ends_only_its_own_job() -> None:
         assert engine.submit(wave(1.0)).result(60).text
 
 
-def test_the_end_cancels_what_is_waiting() -> None:
+def test_closing_the_engine_cancels_waiting_jobs() -> None:
     recorded = Recorded(max_padded_s=2.0)
     engine = Engine(recorded)
     recorded.may_run.clear()
@@ -198,6 +198,6 @@ def test_freed_memory_is_released_after_every_fourth_batch(monkeypatch: pytest.M
     assert released_after == [4, 8]
 
 
-def test_words_need_a_head() -> None:
+def test_words_need_a_ctc_head() -> None:
     with Engine(transcriber(ctc=False)) as engine, pytest.raises(UserError):
         engine.submit(wave(1.0), words=True)

@@ -1,4 +1,4 @@
-"""Hostile uploads: each is answered with an error of the client's, and the server goes on."""
+"""Hostile uploads: each gets a response with a client error, and the server continues."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def request(body: bytes, *, kind: str = "multipart/form-data; boundary=x", lengt
 
 
 def wav(*, rate: int = 16_000, channels: int = 1, bits: int = 16, size: int = 1000, stated: int = 1000) -> bytes:
-    """A WAV file whose header states anything."""
+    """Return a WAV file with any values in its header."""
     fields = (channels, rate, rate * channels * bits // 8 & 0xFFFFFFFF, channels * bits // 8 & 0xFFFF, bits)
     body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, *fields) + b"data" + struct.pack("<I", stated)
     return b"RIFF" + struct.pack("<I", stated + 36 & 0xFFFFFFFF) + body + bytes(size)
 
 
 def damaged(seed: int) -> bytes:
-    """A good file with some bytes changed, removed, or repeated."""
+    """Return a valid file in which some bytes are changed, removed or repeated."""
     rng = random.Random(seed)
     data = bytearray(encoded(noise(0.5, seed), rng.choice(["WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"])))
     for _ in range(rng.randint(1, 20)):
@@ -70,7 +70,7 @@ def damaged(seed: int) -> bytes:
 
 
 def uploads() -> Iterator[tuple[str, bytes]]:
-    """Names and requests."""
+    """Yield names and requests."""
     for index, filename in enumerate(PATHS):
         yield f"path {index}", request(form(part("file", b"no audio" * 50, filename)))
         yield f"path as text {index}", request(form(part("file", filename.encode())))
@@ -140,7 +140,7 @@ UPLOADS = list(uploads())
 
 
 def send(server: Served, data: bytes) -> int | None:
-    """The status of the response. None if the connection was closed without one."""
+    """Return the status of the response, or None if the connection was closed without one."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         received = b""
         try:
@@ -148,7 +148,7 @@ def send(server: Served, data: bytes) -> int | None:
             while block := connection.recv(1 << 16):
                 received += block
         except ConnectionError:
-            pass  # the server does not wait for the end of what it refuses
+            pass  # the server closes the connection before the end of a rejected request
     return int(received.split()[1]) if received else None
 
 
@@ -172,16 +172,16 @@ def check(server: Served, cases: list[tuple[str, bytes]], caplog: pytest.LogCapt
     assert send(server, request(form(part("file", CLIP, "a.wav"), part("response_format", b"text")))) == 200
 
 
-def test_there_are_200() -> None:
+def test_there_are_200_hostile_uploads() -> None:
     assert len(UPLOADS) >= 200
     assert text_of(CLIP)
 
 
-def test_some_hostile_uploads(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_some_hostile_uploads_are_rejected(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
     fast = [(name, data) for name, data in UPLOADS if not name.startswith(("damaged", "late", "header", "silence"))]
     check(hostile_server, fast[::8] + [case for case in UPLOADS if case[0].startswith("damaged")][:1], caplog)
 
 
 @pytest.mark.slow
-def test_all_hostile_uploads(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_hostile_uploads_are_rejected(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
     check(hostile_server, UPLOADS, caplog)

@@ -1,4 +1,4 @@
-"""Limits: sizes, durations, the number of requests, slow and vanishing clients; and what the log contains."""
+"""Limits of sizes, durations and requests, slow and disconnecting clients, and the content of the log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _active(server: Served) -> int:
 
 @contextmanager
 def connected(server: Served, *parts: bytes, length: int | None = None) -> Iterator[socket.socket]:
-    """A connection on which the head of a request and these parts of its body were sent."""
+    """Yield a connection on which the head of a request and these parts of its body were sent."""
     size = sum(map(len, parts)) if length is None else length
     head = (
         "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
@@ -65,7 +65,7 @@ def connected(server: Served, *parts: bytes, length: int | None = None) -> Itera
 
 
 def answer(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and JSON of a response."""
+    """Return the status, headers and JSON of a response."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += _some(connection)
@@ -85,7 +85,7 @@ def _some(connection: socket.socket) -> bytes:
 
 @dataclass
 class Held:
-    """An engine that stops before its next batch."""
+    """An engine that is paused before its next batch."""
 
     has_stopped: threading.Event = field(default_factory=threading.Event)
     may_run: threading.Event = field(default_factory=threading.Event)
@@ -93,7 +93,7 @@ class Held:
 
 @contextmanager
 def held(server: Served) -> Iterator[Held]:
-    """Stop the engine before its next batch, until ``may_run`` is set or the context ends."""
+    """Pause the engine before its next batch, until ``may_run`` is set or the context ends."""
     found, original = Held(), server.engine._transcriber.transcribe_chunks
 
     def wait_first(*arguments: Any, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def held(server: Served) -> Iterator[Held]:
             wait_until(lambda: is_idle(server))
 
 
-def test_too_many_requests_get_429_with_a_time(limited: Served) -> None:
+def test_too_many_requests_get_429_with_a_retry_time(limited: Served) -> None:
     with held(limited), connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
         wait_until(lambda: _active(limited) == 2)
         with pytest.raises(openai.RateLimitError) as caught:
@@ -135,7 +135,7 @@ def test_the_audio_in_memory_is_limited() -> None:
 
 
 @pytest.mark.parametrize("is_stated", [True, False])
-def test_large_uploads_are_refused_while_they_arrive(limited: Served, is_stated: bool) -> None:
+def test_large_uploads_are_rejected_while_they_arrive(limited: Served, is_stated: bool) -> None:
     if is_stated:
         with connected(limited, HEAD, length=10**12) as connection:
             status, _, body = answer(connection)
@@ -150,7 +150,7 @@ def test_large_uploads_are_refused_while_they_arrive(limited: Served, is_stated:
     wait_until(lambda: is_idle(limited))
 
 
-def test_long_recordings_are_refused_however_small_the_file(limited: Served) -> None:
+def test_long_recordings_in_small_files_are_rejected(limited: Served) -> None:
     bomb = encoded(np.zeros(600 * 16_000, np.float32), "FLAC")
     assert len(bomb) < LIMITS.max_upload_bytes
     with pytest.raises(openai.BadRequestError) as caught:
@@ -158,20 +158,20 @@ def test_long_recordings_are_refused_however_small_the_file(limited: Served) -> 
     assert caught.value.code == "too_long"
 
 
-def test_slow_uploads_end(limited: Served) -> None:
+def test_slow_uploads_are_stopped(limited: Served) -> None:
     with connected(limited, HEAD, length=100_000) as connection:
         status, _, body = answer(connection)
     assert (status, body["error"]["code"]) == (408, "upload_timeout")
 
 
-def test_silent_clients_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_uploads_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "IDLE_S", 0.05)
     limits = Limits(upload_timeout_s=600.0)
     with serving(limits=limits) as server, connected(server, HEAD, length=100_000) as connection:
         assert answer(connection)[0] == 408
 
 
-def test_slow_heads_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_with_slow_headers_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         with monkeypatch.context() as patch:
             patch.setattr(server_module, "HEAD_S", 0.05)
@@ -182,12 +182,12 @@ def test_slow_heads_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
             with held(server):
                 wait_until(lambda: _active(server) == 1)
                 (protocol,) = server.server.server_state.connections
-                for _ in range(2):  # as its timer does
+                for _ in range(2):  # its timer calls this method
                     protocol.loop.call_soon_threadsafe(protocol._check)  # type: ignore[union-attr]
             assert answer(running)[0] == 200
 
 
-def test_a_request_that_takes_too_long_is_given_up() -> None:
+def test_a_request_that_takes_too_long_is_stopped() -> None:
     with serving(limits=Limits(request_timeout_s=0.2)) as server, held(server):
         with pytest.raises(openai.InternalServerError) as caught:
             ask(server)
@@ -198,7 +198,7 @@ def test_a_request_that_takes_too_long_is_given_up() -> None:
             ask(server, stream=True)
 
 
-def test_cuts_are_not_searched_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_cuts_stops_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     has_ended = threading.Event()
 
     def search(blocks: Iterable[Tensor], is_stopped: Callable[[], bool]) -> list[Chunk]:
@@ -214,7 +214,7 @@ def test_cuts_are_not_searched_after_the_deadline(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_disconnects_frees_its_work(limited: Served, stream: bool) -> None:
+def test_the_work_of_a_disconnected_client_is_canceled(limited: Served, stream: bool) -> None:
     more = b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n' if stream else b""
     with held(limited) as engine:
         with connected(limited, HEAD, CLIP, END):
@@ -225,13 +225,13 @@ def test_a_client_that_disconnects_frees_its_work(limited: Served, stream: bool)
         wait_until(lambda: _active(limited) == 0)
 
 
-def test_a_client_that_disconnects_while_sending_frees_its_place(limited: Served) -> None:
+def test_a_client_that_disconnects_while_sending_does_not_count(limited: Served) -> None:
     with connected(limited, HEAD, length=50_000):
         wait_until(lambda: _active(limited) == 1)
     wait_until(lambda: _active(limited) == 0, 0.9)
 
 
-def test_running_requests_are_finished_at_the_end() -> None:
+def test_running_requests_are_finished_before_shutdown() -> None:
     with serving() as server, held(server) as engine, connected(server, HEAD, CLIP, END) as connection:
         wait_until(lambda: _active(server) == 1)
         server.server.should_exit = True
@@ -277,7 +277,7 @@ def test_a_failure_of_the_server_is_counted(caplog: pytest.LogCaptureFixture) ->
     assert "/v1/audio/transcriptions 500" in caplog.text
 
 
-def test_words_without_a_head_are_an_error() -> None:
+def test_words_without_a_ctc_head_are_an_error() -> None:
     with serving(engine=Engine(transcriber(ctc=False))) as server:
         with pytest.raises(openai.BadRequestError, match="CTC head"):
             ask(server, response_format="verbose_json", timestamp_granularities=["word"])

@@ -37,7 +37,7 @@ LEARNED_VOICE_ACTIVITY = live.new_voice_activity
 
 
 def assert_equal_to_transcriber(server: Served, waveform: Tensor, found: list[Message]) -> None:
-    """Check that final texts are those of the same samples as one recording, and their words, too."""
+    """Check that final texts and words equal those of the same samples as one recording."""
     spans = [(round(one["start_s"] * SAMPLE_RATE), round(one["end_s"] * SAMPLE_RATE)) for one in found]
     offline = transcriber(ctc=True).transcribe([waveform[start:end] for start, end in spans], word_timestamps=True)
     assert [one["text"] for one in found] == [one.text for one in offline]
@@ -106,7 +106,7 @@ def test_streams_do_not_disturb_each_other(server: Served) -> None:
 
 
 @pytest.mark.parametrize("messages", [[END], [b"", END], [b"\0", END], [pcm16(torch.zeros(8000)), END]])
-def test_streams_without_speech_are_done(server: Served, messages: list[bytes | str]) -> None:
+def test_streams_without_speech_end_without_text(server: Served, messages: list[bytes | str]) -> None:
     with connected(server) as socket:
         assert [one["type"] for one in sent(socket, *messages)] == ["ready", "done"]
         assert socket.close_code == 1000
@@ -122,7 +122,7 @@ def test_streams_without_speech_are_done(server: Served, messages: list[bytes | 
         ("?words=true&words=false", 1008),
     ],
 )
-def test_wrong_parameters_are_an_error_message_and_a_close_code(server: Served, query: str, code: int) -> None:
+def test_wrong_parameters_give_an_error_message_and_a_close_code(server: Served, query: str, code: int) -> None:
     with connected(server, query) as socket:
         (error,) = received(socket)
         assert (error["type"], socket.close_code) == ("error", code)
@@ -132,7 +132,7 @@ def test_wrong_parameters_are_an_error_message_and_a_close_code(server: Served, 
     ("message", "code"),
     [("hello", 1003), ('{"type":"audio"}', 1003), ("[]", 1003), ("9" * 5000, 1003), (bytes((1 << 20) + 1), 1009)],
 )
-def test_wrong_messages_are_an_error_message_and_a_close_code(server: Served, message: str | bytes, code: int) -> None:
+def test_wrong_messages_give_an_error_message_and_a_close_code(server: Served, message: str | bytes, code: int) -> None:
     with connected(server) as socket:
         ready, error = sent(socket, message)
         assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", code)
@@ -156,7 +156,7 @@ def test_prompt_and_language_are_the_context_of_every_utterance() -> None:
     assert [text for _, _, text in texts] != [one.text for one in found.transcribe(clips)]
 
 
-def test_a_request_without_a_websocket_is_told_to_upgrade(server: Served) -> None:
+def test_a_request_without_a_websocket_gets_status_426(server: Served) -> None:
     with pytest.raises(HTTPError, match="426") as found:
         urllib.request.urlopen(f"{server.url}{live.PATH}")
     assert found.value.headers["Upgrade"] == "websocket"
@@ -170,13 +170,13 @@ def test_words_need_a_ctc_head() -> None:
         assert socket.close_code == 1008
 
 
-def test_a_silent_client_is_closed() -> None:
+def test_the_connection_of_a_silent_client_is_closed() -> None:
     with serving(live=LiveLimits(idle_timeout_s=0.1)) as server, connected(server) as socket:
         ready, error = received(socket)
         assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", 1008)
 
 
-def test_streams_are_limited_and_ended_ones_do_not_count() -> None:
+def test_running_streams_are_limited() -> None:
     with serving(live=LiveLimits(max_streams=1)) as server:
         for _ in range(2):
             with connected(server) as first:
@@ -195,8 +195,8 @@ def test_streams_are_limited_and_ended_ones_do_not_count() -> None:
         wait_until(is_free)
 
 
-def test_audio_that_comes_too_fast_has_to_wait() -> None:
-    """Nothing is received while enough audio waits to be decoded, and nothing is lost."""
+def test_audio_that_arrives_too_fast_has_to_wait() -> None:
+    """While enough audio waits to be decoded, the server receives nothing. No audio is lost."""
     waveform = bursts(*[0.6, 0.3] * 8)
     with serving(live=LiveLimits(max_waiting_s=0.5)) as server, connected(server) as socket:
         found = finals(sent(socket, *parts(pcm16(waveform), 1 << 19), END))
@@ -216,7 +216,7 @@ def test_the_speed_of_audio_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 900 < waits[-1] <= 10.0 / 0.01, "less what has passed, and a burst"
 
 
-def test_a_server_that_ends_closes_its_streams() -> None:
+def test_a_server_that_shuts_down_closes_its_streams() -> None:
     with serving() as server, connected(server) as socket:
         assert json.loads(socket.recv())["type"] == "ready"
         server.server.should_exit = True
@@ -235,7 +235,7 @@ def test_metrics_and_the_log_have_the_streams(caplog: pytest.LogCaptureFixture) 
     assert message.split()[1] == "1000"
 
 
-def test_a_failure_of_ours_is_an_error_message(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_server_gives_an_error_message(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: object, **options: object) -> None:
         raise RuntimeError("broken")
 
@@ -247,7 +247,7 @@ def test_a_failure_of_ours_is_an_error_message(server: Served, monkeypatch: pyte
 
 
 def with_key(key: str) -> list[dict[str, Any]]:
-    """Options of a connection with a key, as programs and as browsers send it."""
+    """Return connection options with a key, as sent by programs and by browsers."""
     offered = [Subprotocol(f"openai-insecure-api-key.{key}"), Subprotocol("tiny-audio")]
     return [{"additional_headers": {"Authorization": f"Bearer {key}"}}, {"subprotocols": offered}]
 
@@ -263,7 +263,7 @@ def test_a_key_is_sent_in_a_header_or_as_a_subprotocol() -> None:
                 pass
 
 
-def test_web_pages_of_other_origins_are_refused(server: Served) -> None:
+def test_web_pages_of_other_origins_are_rejected(server: Served) -> None:
     with pytest.raises(InvalidStatus, match="403"), connected(server, origin=Origin("https://other.example")):
         pass
     with connected(server, origin=Origin(server.url)) as socket:

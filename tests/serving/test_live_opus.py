@@ -1,4 +1,4 @@
-"""Live text from Opus, as browsers send it."""
+"""Live text from Opus, which browsers send."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_opus_is_decoded_while_it_arrives(server: Served, container: str) -> Non
 
 
 @needs_ffmpeg
-def test_other_data_than_opus_is_an_error(server: Served) -> None:
+def test_data_that_is_not_opus_is_an_error(server: Served) -> None:
     vorbis = encoded(SPEECH, "webm", "libvorbis")
     for data in (b"no audio " * 3000, encoded(SPEECH, "ogg"), vorbis):
         with connected(server, "?encoding=webm") as socket:

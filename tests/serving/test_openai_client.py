@@ -1,4 +1,4 @@
-"""OpenAI's own client, curl and FFmpeg's files, against a server of a tiny model."""
+"""OpenAI's client, curl, and files made by FFmpeg, with a server of a tiny model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIP, LONG = encoded(noise(1.0)), encoded(bursts(17), "FLAC")
 
 @pytest.fixture(scope="module")
 def texts(one_thread: None) -> tuple[str, str]:
-    """What ``transcribe`` gives for the short and the long file."""
+    """Return the texts that ``transcribe`` gives for the short and the long file."""
     return text_of(CLIP), text_of(LONG)
 
 
@@ -45,17 +45,17 @@ def test_json_is_the_default(server: Served, texts: tuple[str, str]) -> None:
     assert found._request_id
 
 
-def test_text(server: Served, texts: tuple[str, str]) -> None:
+def test_text_can_be_requested(server: Served, texts: tuple[str, str]) -> None:
     assert ask(server, response_format="text") == texts[0] + "\n"
 
 
-def test_long_recordings_are_cut_as_by_transcribe(server: Served, texts: tuple[str, str]) -> None:
+def test_long_recordings_get_the_text_of_transcribe(server: Served, texts: tuple[str, str]) -> None:
     found = ask(server, LONG, "long.flac", response_format="verbose_json")
     assert len(found.segments) > 10
     assert found.text == texts[1]
 
 
-def test_verbose_json_has_what_openai_documents(server: Served, texts: tuple[str, str]) -> None:
+def test_verbose_json_has_the_fields_that_openai_documents(server: Served, texts: tuple[str, str]) -> None:
     granularities = ["word", "segment"]
     raw = ask(server, language="en", response_format="verbose_json", timestamp_granularities=granularities)
     found = TranscriptionVerbose.model_validate(raw.model_dump(), strict=True)
@@ -71,13 +71,13 @@ def test_verbose_json_has_what_openai_documents(server: Served, texts: tuple[str
 @pytest.mark.parametrize(
     ("granularities", "fields"), [(["word"], {"words"}), (["segment"], {"segments"}), ([], {"segments"})]
 )
-def test_only_the_requested_times_are_there(server: Served, granularities: list[Any], fields: set[str]) -> None:
+def test_only_the_requested_times_are_returned(server: Served, granularities: list[Any], fields: set[str]) -> None:
     parameters = {"timestamp_granularities": granularities} if granularities else {}
     found = ask(server, response_format="verbose_json", **parameters)
     assert {name for name in ("words", "segments") if getattr(found, name) is not None} == fields
 
 
-def test_subtitles(server: Served, texts: tuple[str, str]) -> None:
+def test_subtitles_can_be_requested(server: Served, texts: tuple[str, str]) -> None:
     for response_format in ("srt", "vtt"):
         found = ask(server, LONG, response_format=response_format)
         parsed = pysubs2.SSAFile.from_string(found, format_=response_format)
@@ -86,7 +86,7 @@ def test_subtitles(server: Served, texts: tuple[str, str]) -> None:
     assert " ".join(caption.text.replace("\n", " ") for caption in captions) == texts[1]
 
 
-def test_a_stream_of_events(server: Served, texts: tuple[str, str]) -> None:
+def test_texts_can_be_streamed_as_events(server: Served, texts: tuple[str, str]) -> None:
     *deltas, done = ask(server, LONG, stream=True)
     assert {event.type for event in deltas} == {"transcript.text.delta"}
     assert len(deltas) > 3
@@ -94,7 +94,7 @@ def test_a_stream_of_events(server: Served, texts: tuple[str, str]) -> None:
     assert (done.type, done.text) == ("transcript.text.done", texts[1])
 
 
-def test_models(server: Served) -> None:
+def test_models_can_be_listed_and_retrieved(server: Served) -> None:
     with server.client() as client:
         (model,) = client.models.list().data
         Model.model_validate(model.model_dump(), strict=True)
@@ -119,14 +119,14 @@ def test_models(server: Served) -> None:
         ({"stream": True, "response_format": "srt"}, "stream"),
     ],
 )
-def test_what_is_not_supported_is_an_error(server: Served, parameters: dict[str, Any], param: str) -> None:
+def test_unsupported_parameters_are_an_error(server: Served, parameters: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(server, **parameters)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
 
 
-def test_what_has_no_effect_is_accepted(server: Served, texts: tuple[str, str]) -> None:
+def test_parameters_without_effect_are_accepted(server: Served, texts: tuple[str, str]) -> None:
     found = ask(
         server,
         model="gpt-4o-transcribe",
@@ -145,14 +145,14 @@ def test_an_unknown_model_is_not_found(server: Served) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_what_is_no_audio_is_an_error(server: Served) -> None:
+def test_files_that_are_not_audio_are_an_error(server: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(server, b"no audio at all" * 100)
     assert (caught.value.param, caught.value.code) == ("file", "undecodable")
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-def test_a_film_of_ffmpeg(server: Served, texts: tuple[str, str], tmp_path: Path) -> None:
+def test_the_sound_of_a_video_is_transcribed(server: Served, texts: tuple[str, str], tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     (tmp_path / "clip.wav").write_bytes(CLIP)
     picture = ("-f", "lavfi", "-i", "color=size=32x32:rate=5:duration=1")
@@ -162,7 +162,7 @@ def test_a_film_of_ffmpeg(server: Served, texts: tuple[str, str], tmp_path: Path
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl(server: Served, texts: tuple[str, str], tmp_path: Path) -> None:
+def test_curl_can_be_used(server: Served, texts: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "long.flac").write_bytes(LONG)
     form = ["-F", f"file=@{tmp_path / 'long.flac'}", "-F", "model=tiny"]
     command = ["curl", "-sS", f"{server.url}/v1/audio/transcriptions", *form]
@@ -170,7 +170,7 @@ def test_curl(server: Served, texts: tuple[str, str], tmp_path: Path) -> None:
     assert json.loads(done.stdout)["text"] == texts[1]
 
 
-def test_health_and_metrics(server: Served, texts: tuple[str, str]) -> None:
+def test_health_and_metrics_are_available(server: Served, texts: tuple[str, str]) -> None:
     ask(server)
     with urlopen(f"{server.url}/health") as response:
         assert json.load(response)["status"] == "ok"

@@ -1,4 +1,4 @@
-"""The web page's files and data, without a browser."""
+"""The web page's files and data, tested without a browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def post(server: Served, path: str, value: object) -> str:
         return answer.read().decode()
 
 
-def test_every_file_comes_from_here_under_a_strict_policy(server: Served) -> None:
+def test_all_files_come_from_the_server_with_a_strict_policy(server: Served) -> None:
     texts = {path.name: path.read_text() for path in PAGE.iterdir() if path.suffix in (".html", ".css", ".js", ".svg")}
     linked = set(re.findall(r'(?:src|href)="([^"]+)"', texts["index.html"]))
     linked |= {f"page/{name}" for text in texts.values() for name in re.findall(r'"(?:\./)?(\w+\.js)"', text)}
@@ -62,7 +62,7 @@ def test_every_file_comes_from_here_under_a_strict_policy(server: Served) -> Non
         get(server, "/page/routes.py")
 
 
-def test_the_page_needs_no_key_and_its_data_do() -> None:
+def test_the_page_needs_no_key_but_its_data_does() -> None:
     with serving(api_keys=("secret",)) as server:
         assert get(server, "/").status == get(server, "/page/page.js").status == 200
         with pytest.raises(HTTPError, match="401"):
@@ -112,7 +112,7 @@ def test_other_cards_have_no_scores(tmp_path: Path, text: str | None) -> None:
     assert read_card("tiny", tmp_path, assemble()[0]).scores == ()
 
 
-def test_subtitles_are_those_of_transcribe(server: Served) -> None:
+def test_subtitles_equal_those_of_transcribe(server: Served) -> None:
     client = server.client()
     times: Any = ["word", "segment"]
     found = client.audio.transcriptions.create(
@@ -144,26 +144,26 @@ def test_subtitles_are_those_of_transcribe(server: Served) -> None:
         {"segments": [{"start": 0, "end": 1, "text": "a", "words": [{"word": 1, "start": 0, "end": 1}]}]},
     ],
 )
-def test_texts_without_times_are_refused(server: Served, value: object) -> None:
+def test_texts_without_times_are_rejected(server: Served, value: object) -> None:
     with pytest.raises(HTTPError, match=r"4\d\d"):
         post(server, "/v1/subtitles/srt", value)
 
 
-def test_subtitles_are_requests_that_count() -> None:
+def test_requests_for_subtitles_are_counted() -> None:
     with serving(limits=Limits(max_requests=0)) as server, pytest.raises(HTTPError, match="429") as found:
         post(server, "/v1/subtitles/srt", {"segments": []})
     assert found.value.headers["Retry-After"] == "1"
     assert json.load(found.value)["error"]["code"] == "rate_limit_exceeded"
 
 
-def test_unknown_subtitles_are_refused_in_the_form_of_the_api(server: Served) -> None:
+def test_unknown_subtitle_formats_give_an_api_error(server: Served) -> None:
     with pytest.raises(HTTPError, match="400") as found:
         post(server, "/v1/subtitles/doc", {"segments": []})
     assert "'srt' or 'vtt'" in json.load(found.value)["error"]["message"]
 
 
 def colors() -> list[dict[str, str]]:
-    """The colors of the light and the dark mode."""
+    """Return the colors of the light and the dark mode."""
     blocks = re.findall(r":root \{([^}]*)\}", (PAGE / "page.css").read_text())
     return [dict(re.findall(r"--([\w-]+): (#\w+);", block)) for block in blocks]
 
@@ -175,7 +175,7 @@ def luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_both_modes_have_the_contrast_that_wcag_asks_for() -> None:
+def test_both_modes_have_the_contrast_that_wcag_requires() -> None:
     for mode in colors():
         levels = {name: luminance(color) for name, color in mode.items()}
         for front, back, least in (

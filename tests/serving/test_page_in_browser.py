@@ -1,4 +1,4 @@
-"""The web page in Chromium, against a real server. The browser's microphone plays a file."""
+"""The web page in Chromium, with a real server. The browser's microphone plays a file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; see CONTRIBUTING.md")
 MICROPHONE_RATE = 48_000
-LONG = bursts(17)  # so long that it is cut into chunks
+LONG = bursts(17)  # long enough to have several chunks
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray[Any, Any]:
-    """Some spoken commands, with pauses between them."""
+    """Return some spoken commands with pauses between them."""
     config = SOURCES.parse({"name": "synthetic", "num_utterances": 3, "grammars": ["home"], "sentences": "all"})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
     pause = np.zeros(SAMPLE_RATE, np.float32)
@@ -47,7 +47,7 @@ def browser(speech: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFacto
     clip = tmp_path_factory.mktemp("microphone") / "clip.wav"
     soundfile.write(clip, np.repeat(speech, MICROPHONE_RATE // SAMPLE_RATE), MICROPHONE_RATE)
     arguments = [
-        "--no-sandbox",  # for tests that run as root
+        "--no-sandbox",  # needed by tests that run as root
         "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-audio-capture={clip}",
         "--host-resolver-rules=MAP page.test 127.0.0.1",
@@ -60,7 +60,7 @@ def browser(speech: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def context(browser: Any) -> Iterator[Any]:
-    """A window of a phone's size."""
+    """Open a window with the size of a phone."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
     yield context
@@ -69,7 +69,7 @@ def context(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def page(context: Any, server: Served) -> Iterator[Any]:
-    """The page, whose scripts must not fail."""
+    """Open the page, and check that its scripts do not fail."""
     problems: list[str] = []
     context.on("weberror", lambda error: problems.append(str(error.error)))
     context.on("console", lambda message: problems.append(message.text) if _is_problem(message) else None)
@@ -78,7 +78,7 @@ def page(context: Any, server: Served) -> Iterator[Any]:
 
 
 def opened(context: Any, server: Served) -> Any:
-    """The page, with the model's card."""
+    """Open the page with the model's card."""
     page = context.new_page()
     page.goto(server.url)
     page.wait_for_selector("#about:not([hidden])")
@@ -86,7 +86,7 @@ def opened(context: Any, server: Served) -> Any:
 
 
 def _is_problem(message: Any) -> bool:
-    # Chromium reports each connection with an error. The page shows them, or has another way.
+    # Chromium reports failed connections as errors. The page handles them.
     return message.type == "error" and not message.text.startswith(("Failed to load resource", "WebSocket connection"))
 
 
@@ -102,13 +102,13 @@ def shown(page: Any) -> str:
 
 
 def download(page: Any, kind: str) -> tuple[str, str]:
-    """The name and the content of a download."""
+    """Return the name and the content of a download."""
     with page.expect_download() as caught:
         page.click(f"[data-format={kind}]")
     return caught.value.suggested_filename, Path(caught.value.path()).read_text()
 
 
-def test_a_file(page: Any) -> None:
+def test_a_file_is_transcribed(page: Any) -> None:
     text = text_of(encoded(LONG))
     assert len(text.split()) > 3
     assert transcribe(page, encoded(LONG)) == text
@@ -122,11 +122,11 @@ def test_a_file(page: Any) -> None:
         parsed = pysubs2.SSAFile.from_string(content, format_=kind)
         assert " ".join(" ".join(event.plaintext.split()) for event in parsed) == text
     assert len(webvtt.from_string(content).captions) == len(parsed)
-    # Nothing is wider than a phone.
+    # Nothing is wider than a phone's screen.
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_words_follow_the_player_and_the_keyboard(page: Any) -> None:
+def test_words_follow_the_player_and_can_be_selected_by_keyboard(page: Any) -> None:
     transcribe(page, encoded(LONG))
     words = json.loads(download(page, "json")[1])["words"]
     assert len(words) > 2
@@ -154,15 +154,15 @@ def test_a_model_without_word_times_shows_segments(context: Any) -> None:
         assert page.locator(".unit").count() == len(json.loads(download(page, "json")[1])["segments"])
 
 
-def test_without_permission_the_page_says_so(page: Any) -> None:
+def test_a_missing_permission_is_shown(page: Any) -> None:
     page.click("#record")
     page.wait_for_selector("#error:not([hidden])")
     assert "microphone" in page.inner_text("#error")
-    assert transcribe(page, encoded(LONG))  # files work
+    assert transcribe(page, encoded(LONG))  # files still work
     assert page.locator("#error").is_hidden()
 
 
-def test_a_key_and_a_busy_server(context: Any) -> None:
+def test_the_page_asks_for_a_key_and_shows_a_busy_server(context: Any) -> None:
     with serving(api_keys=("secret",), limits=Limits(max_requests=0)) as server:
         page = context.new_page()
         page.goto(server.url)
@@ -177,20 +177,20 @@ def test_a_key_and_a_busy_server(context: Any) -> None:
         page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": encoded(LONG)})
         page.wait_for_selector("#retry:not([hidden])")
         assert "busy" in page.inner_text("#error")
-        # Browsers give the microphone only to secure pages.
+        # Browsers only allow secure pages to use the microphone.
         page.goto(f"http://page.test:{server.port}")
         assert page.locator("#record").is_disabled()
         assert "HTTPS" in page.inner_text("#status")
 
 
-def test_a_file_that_is_no_audio(page: Any) -> None:
+def test_a_file_that_is_not_audio_shows_an_error(page: Any) -> None:
     page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": b"no audio" * 100})
     page.wait_for_selector("#error:not([hidden])")
     assert page.locator("#retry").is_hidden()
     assert page.locator("#record").is_enabled()
 
 
-def test_everything_is_reached_and_named_by_the_keyboard(page: Any) -> None:
+def test_all_controls_have_names_and_can_be_reached_by_keyboard(page: Any) -> None:
     transcribe(page, encoded(LONG))
     page.evaluate("document.activeElement.blur()")
     reached = []
@@ -222,7 +222,8 @@ def end(page: Any) -> tuple[np.ndarray[Any, Any], str]:
 
 
 def similarity(recorded: np.ndarray[Any, Any], played: np.ndarray[Any, Any]) -> float:
-    """The highest correlation of a recording with any part of the clip, which the microphone repeats."""
+    """Return the highest correlation of a recording with any part of the clip. The microphone plays the clip in a
+    loop."""
     part = recorded[SAMPLE_RATE // 2 :]
     whole = np.tile(played, 3)
     size = len(whole) + len(part)
@@ -232,13 +233,13 @@ def similarity(recorded: np.ndarray[Any, Any], played: np.ndarray[Any, Any]) -> 
     return float(np.max(products / np.sqrt(energies * np.sum(part.astype(np.float64) ** 2) + 1e-9)))
 
 
-def test_live_text_is_that_of_its_samples(page: Any, speech: np.ndarray[Any, Any]) -> None:
+def test_live_text_equals_the_text_of_the_recording(page: Any, speech: np.ndarray[Any, Any]) -> None:
     begin(page)
     page.wait_for_selector("#final span")
     waveform, text = end(page)
     assert similarity(waveform, speech) > 0.9
     segments = json.loads(download(page, "json")[1])["segments"]
-    # A page shows several spaces, which this random model writes, as one.
+    # A page shows several spaces as one. This random model writes several spaces.
     assert " ".join(segment["text"] for segment in segments).split() == text.split()
     for segment in segments:
         samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
@@ -250,7 +251,7 @@ def test_names_to_expect_are_sent_with_files_and_recordings(context: Any) -> Non
     with serving(engine=Engine(found)) as server:
         page = opened(context, server)
         page.get_by_label("Names and rare words").fill("two, three, Ö")
-        # The tokenizer has a line break, and the page shows words.
+        # The tokenizer has a line break, but the page shows only words.
         with_names, without = (
             found.transcribe([torch.from_numpy(LONG)], contexts=context)[0].text.split()
             for context in (Context(("two", "three")), None)
@@ -281,7 +282,7 @@ RELEASED = """async () => {
 }"""
 
 
-def test_a_canceled_question_and_a_disconnected_microphone(context: Any, server: Served) -> None:
+def test_a_canceled_key_and_a_disconnected_microphone_are_handled(context: Any, server: Served) -> None:
     context.add_init_script(HELD_MICROPHONE)
     context.grant_permissions(["microphone"])
     page = opened(context, server)
@@ -301,8 +302,8 @@ def test_a_canceled_question_and_a_disconnected_microphone(context: Any, server:
     playwright.expect(page.locator("#record")).to_be_focused()
 
 
-def test_a_recording_without_live_text(context: Any, server: Served) -> None:
-    """As in a browser that cannot connect, or on a server that has too many streams."""
+def test_a_recording_is_transcribed_without_live_text(context: Any, server: Served) -> None:
+    """This happens if the browser cannot connect or the server has too many streams."""
     context.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
     page = opened(context, server)
     begin(page)
@@ -311,8 +312,8 @@ def test_a_recording_without_live_text(context: Any, server: Served) -> None:
     assert text.split() == text_of(encoded(waveform)).split()
 
 
-def test_a_browser_that_does_not_resample_the_microphone(context: Any, server: Served, speech: Any) -> None:
-    """As Firefox, which refuses a microphone of another rate than the context's."""
+def test_the_page_resamples_the_microphone_if_the_browser_does_not(context: Any, server: Served, speech: Any) -> None:
+    """Firefox rejects a microphone whose rate differs from that of the audio context."""
     context.add_init_script(
         "const create = AudioContext.prototype.createMediaStreamSource;"
         "AudioContext.prototype.createMediaStreamSource = function (stream) {"

@@ -1,4 +1,4 @@
-"""Form fields, without a server."""
+"""Form fields, tested without a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FILE = ("file", UploadFile(io.BytesIO(b""), filename="a.wav"))
 OTHER_FILE = UploadFile(io.BytesIO(b""), filename="../../etc/passwd")
 
 
-def test_defaults() -> None:
+def test_fields_have_defaults() -> None:
     found = parse_parameters(FormData([FILE]), "tiny")
     assert (found.response_format, found.stream, found.words, found.language) == ("json", False, False, None)
 
 
-def test_names_with_and_without_brackets() -> None:
+def test_names_can_have_brackets() -> None:
     fields = [FILE, ("timestamp_granularities", "word"), ("timestamp_granularities[]", "segment")]
     found = parse_parameters(FormData([*fields, ("response_format", "verbose_json"), ("keywords[]", "ann")]), "tiny")
     assert found.granularities == {"word", "segment"}
@@ -29,7 +29,7 @@ def test_names_with_and_without_brackets() -> None:
 @pytest.mark.parametrize(
     ("value", "wanted"), [("true", True), ("True", True), ("1", True), ("false", False), ("", False)]
 )
-def test_flags(value: str, wanted: bool) -> None:
+def test_flags_accept_several_spellings(value: str, wanted: bool) -> None:
     assert parse_parameters(FormData([FILE, ("stream", value)]), "tiny").stream is wanted
 
 

@@ -1,4 +1,4 @@
-"""The app of a Hugging Face Space, started here as the hub starts it, and used through its own API."""
+"""The app of a Hugging Face Space, started as on the hub and used through its API."""
 
 from __future__ import annotations
 

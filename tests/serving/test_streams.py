@@ -1,4 +1,4 @@
-"""Uploads and event streams without a server: memory, temporary files, and clients that read slowly."""
+"""Uploads and event streams, tested without a server: memory, temporary files and slow clients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_uploads_are_decoded_in_blocks() -> None:
         assert first + sum(map(len, blocks)) == ticket.samples == samples
 
 
-def test_a_recording_that_is_too_long_is_not_decoded_to_its_end() -> None:
+def test_decoding_stops_if_a_recording_is_too_long() -> None:
     limits, sizes = Limits(max_duration_s=20.0), list[int]()
     file = io.BytesIO(encoded(torch.zeros(600 * 16_000).numpy(), "FLAC"))
     with Admission(limits).enter() as ticket, pytest.raises(ApiError):
@@ -92,7 +92,7 @@ def test_a_client_that_reads_slowly_gets_all_texts_after_the_deadline(monkeypatc
     assert "transcript.text.done" in found[-1]
 
 
-def test_a_client_that_does_not_read_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transcriptions, "SEND_S", 0.01)
 
     async def receive() -> Message:

@@ -147,7 +147,7 @@ def test_launchers_start_a_run(recipe: Path, tmp_path: Path, launcher: str) -> N
 
 
 @pytest.mark.slow
-def test_all_processes_exit_with_code_3_after_a_signal(recipe: Path, tmp_path: Path) -> None:
+def test_all_processes_exit_with_the_same_code(recipe: Path, tmp_path: Path) -> None:
     """A signal to the second process stops both. The test sets torchrun's variables itself, because torchrun hides exit
     codes."""
     port, command = free_port(), [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), "training.steps=4000"]

@@ -126,7 +126,7 @@ def test_different_adapters_give_one_message(stage: tuple[Document, Path], lora:
     assert "is not in" not in message
 
 
-def test_a_changed_base_checkpoint_is_named(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_a_missing_base_checkpoint_is_named(stage: tuple[Document, Path], tmp_path: Path) -> None:
     _, folder = stage
     document = recipe_on(tmp_path)
     small = export(folder, tmp_path / "small", "--weights", "trained")
@@ -168,7 +168,7 @@ def test_every_step_can_be_exported(stage: tuple[Document, Path], tmp_path: Path
         ("checkpoints/step-000000009", [], "no such folder"),
     ],
 )
-def test_missing_steps_are_an_error(
+def test_invalid_steps_are_an_error(
     stage: tuple[Document, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
