@@ -1,4 +1,4 @@
-"""What many tests start from: a recipe of tiny parts, and the text of a refusal."""
+"""Shared fixtures: recipes of tiny parts, clips and manifests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference import chunking
 from tiny_audio.projectors import PROJECTORS
 
-# No test cuts the power, and flushing files to the disk would take a tenth of the time of a run.
+# Tests do not need protection against power failures, and flushing files would take a tenth of a run's time.
 os.fsync = lambda descriptor: None
 
 Document = dict[str, Any]
@@ -33,13 +33,13 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was imported and collected out of garbage collection, which takes 0.7 s each time with it."""
+    """Exclude imported modules and collected tests from garbage collection. With them, each collection takes 0.7 s."""
     gc.freeze()
     gc.enable()
 
 
 def tiny_recipe(folder: Path) -> Document:
-    """A valid recipe of tiny parts, as plain YAML values; its manifest would be ``manifest.jsonl`` in ``folder``."""
+    """Return a valid recipe of tiny parts as plain YAML values. It reads ``manifest.jsonl`` in ``folder``."""
     encoder = ENCODERS.entry("whisper").config.tiny()
     projector = PROJECTORS.entry("swiglu").config.tiny()
     decoder = DECODERS.entry("smollm3").config.tiny()
@@ -51,7 +51,7 @@ def tiny_recipe(folder: Path) -> Document:
         "data": {"train": {"clips": source}, "evaluation": {"held_out": dict(source)}, "max_duration_s": 10.0},
         "batching": {"max_clips": 4},
         "training": {"steps": 20, "learning_rate": 1e-3, "warmup_steps": 2},
-        "generation": {"max_new_tokens": 12},  # a model that has learned nothing never ends
+        "generation": {"max_new_tokens": 12},  # an untrained model never generates an end token
         "evaluation": {"encoder_system_clips": 0},
         "execution": {"device": "cpu", "log_every": 5},
     }
@@ -67,7 +67,7 @@ def pauses_by_loudness() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Two are no faster on models this small, and much slower on a busy machine."""
+    """Two threads are not faster on such small models, and much slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,7 +84,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     def write(content: Document | str | bytes, name: str = "recipe.yaml") -> Path:
         path = tmp_path / name
         if isinstance(content, dict):
-            content = json.dumps(content)  # which is YAML; PyYAML's own dump writes "1e-4" without quotes
+            content = json.dumps(content)  # JSON is valid YAML, and PyYAML would write "1e-4" without quotes
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
@@ -92,7 +92,8 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 
 def write_clips(folder: Path, count: int, name: str = "manifest.jsonl") -> Path:
-    """A manifest of ``count`` clips, of about 0.6 s and 1.1 s by turns; each word of a text is a tone of its own."""
+    """Write a manifest of ``count`` clips, which alternate between about 0.6 s and 1.1 s. Each word of a text is a
+    different tone."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(count)
     rows = []
@@ -123,13 +124,13 @@ UNUSABLE = {
     "text.wav": "undecodable",
     "forged.wav": "truncated",
 }
-"""Files of :func:`write_odd_clips` that cannot be used, and why."""
+"""Unusable files of :func:`write_odd_clips`, each with the reason."""
 UNUSUAL = ("stereo.wav", "8khz.wav", "48khz.wav", "10_channels.wav")
-"""Those that can."""
+"""Usable files of :func:`write_odd_clips`."""
 
 
 def write_odd_clips(folder: Path) -> None:
-    """What a folder of audio holds when nobody looked: one file for each name in UNUSABLE and UNUSUAL, of 1 s."""
+    """Write a folder of audio with one file of 1 s for each name in UNUSABLE and UNUSUAL."""
     folder.mkdir(parents=True, exist_ok=True)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     (folder / "empty.wav").write_bytes(b"")
@@ -151,7 +152,7 @@ def write_odd_clips(folder: Path) -> None:
 
 
 def changed(document: Document, **changes: Any) -> Document:
-    """The recipe with fields replaced; two underscores stand for a dot: ``training__steps=3``."""
+    """Return the recipe with some fields replaced. Two underscores stand for a dot: ``training__steps=3``."""
     document = copy.deepcopy(document)
     for place, value in changes.items():
         *sections, field = place.split("__")

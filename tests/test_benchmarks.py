@@ -1,4 +1,4 @@
-"""The benchmarks' scripts run to their end, at sizes that say nothing about speed."""
+"""The benchmark scripts run, with sizes that are too small to measure speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str) -> str:
-    """What a benchmark prints; its bars may break, since nothing here is as fast as it will be."""
+    """Return the output of a benchmark. It may miss its targets, because nothing here is as fast as in a real run."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     return printed_by(done.returncode, done.stdout, done.stderr)
@@ -40,7 +40,7 @@ def printed_by(code: int, out: str, err: str) -> str:
 
 
 def run_in_a_fork(script: str, *arguments: str) -> str:
-    """The same without a new interpreter, for a benchmark that compares nothing with a fresh process."""
+    """Run a benchmark in a fork, if it does not compare with a new process."""
 
     def work() -> int:
         sys.argv = [script, *arguments]

@@ -1,4 +1,4 @@
-"""torch and torchaudio that do not fit together: one message that says what to install, wherever it shows."""
+"""Incompatible versions of torch and torchaudio give one message that says what to install."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except ValueError as error:
 
 
 def fake(folder: Path, cause: str) -> Path:
-    """A folder with a package ``torchaudio`` that cannot be imported."""
+    """Write a package ``torchaudio`` that cannot be imported, and return its folder."""
     (folder / "torchaudio").mkdir(parents=True)
     (folder / "torchaudio" / "__init__.py").write_text(f"{CAUSES[cause]}\n")
     return folder
@@ -54,7 +54,7 @@ def run(code: str, argument: str, site: Path) -> str:
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_the_message_has_versions_cause_and_what_to_install(
+def test_the_message_names_versions_cause_and_remedy(
     cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
@@ -69,7 +69,7 @@ def test_the_message_has_versions_cause_and_what_to_install(
     assert all(f'"{requirement}"' in second for requirement in AUDIO_PAIR)
 
 
-def test_a_good_pair_is_no_problem() -> None:
+def test_compatible_versions_give_no_message() -> None:
     assert audio_pair_problem() is None
 
 

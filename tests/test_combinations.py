@@ -1,4 +1,5 @@
-"""Encoder × projector × decoder: every pair of parts builds, trains, generates and comes back, alone as in a batch."""
+"""Encoders, projectors and decoders: every pair can be built, trained, used for generation and saved. Results do not
+depend on the batch."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from tiny_audio.projectors import PROJECTORS
 
 TRANSCRIPTS = ("one two", "four", "six")
 SIZES = (16_000, 12_000, 6_337)
-"""Samples; at the slowest encoder's 12.5 frames a second there are still enough frames for each transcript."""
+"""Sizes in samples. The slowest encoder, with 12.5 frames per second, has enough frames for each transcript."""
 TOLERANCE = 1e-5
-"""Largest difference between a clip alone and in a batch, relative to the root mean square, that one part may make.
+"""Maximum difference between a clip alone and in a batch, relative to the root mean square, per part.
 
-The errors of parts in a row add up: embeddings come out of two parts, and logits out of three.
+The errors of parts add up: embeddings come from two parts, and logits from three.
 """
 
 Names = tuple[str, str, str]
@@ -37,7 +38,7 @@ def pairs(names: Names) -> set[tuple[tuple[int, str], ...]]:
 
 
 def pairwise(everything: list[Names]) -> list[Names]:
-    """Few combinations with every pair of parts in one of them, found greedily."""
+    """Return a small set of combinations that covers every pair of parts, found greedily."""
     missing = set().union(*map(pairs, everything))
     chosen = []
     while missing:
@@ -111,7 +112,7 @@ def check_training(model: TinyAudioModel, tokenizer: Any) -> None:
 
 
 def logits_of(model: TinyAudioModel, audio: Tensor, lengths: Tensor, targets: list[Tensor]) -> list[Tensor]:
-    """Teacher-forced logits of the targets' positions for each clip, from audio embeddings ``[B, N, H]``."""
+    """Return teacher-forced logits at the targets' positions for each clip, from audio embeddings ``[B, N, H]``."""
     embeddings, mask = model.splice(audio, lengths, targets, padding_side="right")
     logits = model.decoder(embeddings, mask, mask)
     rows = logits.split(mask.sum(1).tolist())
@@ -125,7 +126,7 @@ def assert_close(found: Tensor, wanted: Tensor, what: str, *, num_parts: int) ->
 
 
 def check_invariance(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Each clip alone and in a batch; returns the batch's embeddings and generated ids."""
+    """Compare each clip alone and in a batch. Return the batch's embeddings and generated ids."""
     waveforms, lengths = batch()
     targets, _ = targets_of(model, tokenizer)
     embeddings, counts = model.projector(model.encode(waveforms, lengths))
@@ -142,7 +143,7 @@ def check_invariance(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Ten
         for position in range(min(len(ids), generated.shape[1])):
             if generated[row, position] == ids[position]:
                 continue
-            # A tie: rounding alone decides between two tokens.
+            # A tie: rounding decides between two tokens.
             (scores,) = logits_of(model, alone, count, [torch.cat([ids[:position], ids[:1]])])
             first, second = scores[-1].topk(2).values.tolist()
             tie = first - second <= 3 * TOLERANCE * float(single.pow(2).mean().sqrt())
@@ -157,7 +158,7 @@ def check(names: Names, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2 and parameter.requires_grad:
-                nn.init.normal_(parameter, std=0.2)  # as initialized, a small model repeats one token
+                nn.init.normal_(parameter, std=0.2)  # with the usual initialization, a small model repeats one token
         embeddings, generated = check_invariance(model.eval(), tokenizer)
         model.save_pretrained(folder)
         loaded = TinyAudioModel.from_pretrained(folder).eval()
@@ -167,7 +168,7 @@ def check(names: Names, folder: Path) -> None:
 
 
 def in_turn() -> list[Names]:
-    """Few combinations with every part in one of them."""
+    """Return a small set of combinations that covers every part."""
     names = (ENCODERS.names(), PROJECTORS.names(), DECODERS.names())
     most = max(map(len, names))
     return list(zip(*(islice(cycle(column), most) for column in names), strict=True))
@@ -175,19 +176,19 @@ def in_turn() -> list[Names]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("names", in_turn(), ids="-".join)
-def test_parts(names: Names, tmp_path: Path) -> None:
+def test_every_part_works(names: Names, tmp_path: Path) -> None:
     check(names, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("names", PAIRWISE, ids="-".join)
-def test_pairs(names: Names, tmp_path: Path) -> None:
+def test_every_pair_works(names: Names, tmp_path: Path) -> None:
     check(names, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("names", EVERYTHING, ids="-".join)
-def test_everything(names: Names, tmp_path: Path) -> None:
+def test_every_combination_works(names: Names, tmp_path: Path) -> None:
     check(names, tmp_path)

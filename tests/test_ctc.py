@@ -1,4 +1,4 @@
-"""CTC against brute force over every alignment."""
+"""CTC, compared with a sum over all alignments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collapse(path: tuple[int, ...]) -> list[int]:
 
 
 def brute_force(logits: Tensor, labels: list[int]) -> float:
-    """Log of the sum over all paths ``[T]`` that collapse to ``labels``."""
+    """Return the log of the sum over all paths ``[T]`` that collapse to ``labels``."""
     log_probs = logits.double().log_softmax(-1)
     frames, vocabulary = logits.shape
     scores = [
@@ -38,14 +38,14 @@ def random_logits(*shape: int, seed: int = 0) -> Tensor:
 # --- vocabulary
 
 
-def test_a_vocabulary_holds_the_sorted_characters_of_its_transcripts() -> None:
+def test_a_vocabulary_has_the_sorted_characters_of_its_transcripts() -> None:
     vocabulary = CtcVocabulary.of(["hé", "eh h"])
     assert vocabulary.characters == (" ", "e", "h", "é")
     assert len(vocabulary) == 5
     assert CtcVocabulary.of(["eh h", "hé"]) == vocabulary
 
 
-def test_no_transcripts_make_a_vocabulary_of_the_blank() -> None:
+def test_without_transcripts_a_vocabulary_has_only_the_blank() -> None:
     assert len(CtcVocabulary.of([])) == 1
     assert CtcVocabulary.of([]).encode("") == []
     assert CtcVocabulary.of([]).encode("a") is None
@@ -53,7 +53,7 @@ def test_no_transcripts_make_a_vocabulary_of_the_blank() -> None:
 
 @given(st.text(max_size=30))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_encoding_is_undone_by_decoding(text: str) -> None:
+def test_decoding_inverts_encoding(text: str) -> None:
     vocabulary = CtcVocabulary.of([text])
     labels = vocabulary.encode(text)
     assert labels is not None
@@ -62,7 +62,7 @@ def test_encoding_is_undone_by_decoding(text: str) -> None:
     assert vocabulary.decode(labels) == text
 
 
-def test_an_unknown_character_is_no_label() -> None:
+def test_an_unknown_character_cannot_be_encoded() -> None:
     assert CtcVocabulary.of(["abc"]).encode("abx") is None
 
 
@@ -70,12 +70,12 @@ def test_an_unknown_character_is_no_label() -> None:
 
 
 @pytest.mark.parametrize(("labels", "frames"), [([], 0), ([1], 1), ([1, 2], 2), ([1, 1], 3), ([1, 1, 2, 2, 2], 8)])
-def test_the_fewest_frames(labels: list[int], frames: int) -> None:
+def test_the_minimum_number_of_frames(labels: list[int], frames: int) -> None:
     assert min_frames(labels) == frames
 
 
 @pytest.mark.parametrize("labels", [[1], [1, 2], [1, 1], [2, 2, 2], [1, 2, 2]])
-def test_the_fewest_frames_are_those_with_an_alignment(labels: list[int]) -> None:
+def test_an_alignment_needs_the_minimum_number_of_frames(labels: list[int]) -> None:
     for frames in range(1, 7):
         fits = any(collapse(path) == labels for path in itertools.product(range(3), repeat=frames))
         assert fits == (frames >= min_frames(labels))
@@ -93,7 +93,7 @@ def test_greedy_merges_repeats_and_drops_blanks() -> None:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 1000))
-def test_greedy_is_the_collapsed_best_path_of_each_clips_own_frames(lengths: list[int], seed: int) -> None:
+def test_greedy_collapses_the_best_path_of_each_clip(lengths: list[int], seed: int) -> None:
     logits = random_logits(len(lengths), max(lengths), 5, seed=seed)
     expected = [collapse(tuple(row[:length].argmax(-1).tolist())) for row, length in zip(logits, lengths, strict=True)]
     assert greedy(logits, torch.tensor(lengths)) == expected
@@ -106,7 +106,7 @@ def test_greedy_is_the_collapsed_best_path_of_each_clips_own_frames(lengths: lis
     "labels", [[], [1], [2], [1, 2], [1, 1], [2, 2, 1], [1, 2, 1], [1, 1, 1], [2, 2, 2], [1, 2, 1, 2, 1]]
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_likelihood_is_the_sum_over_all_alignments(labels: list[int], seed: int) -> None:
+def test_the_likelihood_equals_the_sum_over_all_alignments(labels: list[int], seed: int) -> None:
     logits = random_logits(5, 3, seed=seed)
     expected = brute_force(logits, labels)
     found = float(log_likelihood(logits[None], torch.tensor([5]), [labels])[0])
@@ -121,14 +121,14 @@ def test_all_transcripts_together_have_probability_one() -> None:
     assert float(scores.exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_what_does_not_fit_has_no_likelihood() -> None:
+def test_labels_that_do_not_fit_have_no_likelihood() -> None:
     logits = random_logits(2, 3, 3)
     scores = log_likelihood(logits, torch.tensor([2, 3]), [[1, 1], [1, 1]])
     assert scores[0] == -math.inf
     assert scores[1].isfinite()
 
 
-def test_a_clip_scores_the_same_alone_and_in_a_batch() -> None:
+def test_likelihoods_do_not_depend_on_the_batch() -> None:
     lengths, labels = [6, 3, 5], [[1, 2, 2], [1], []]
     logits = random_logits(3, 6, 4)
     for row, length in enumerate(lengths):
@@ -139,7 +139,7 @@ def test_a_clip_scores_the_same_alone_and_in_a_batch() -> None:
         torch.testing.assert_close(alone[0], together[row])
 
 
-def test_half_precision_is_scored_in_single() -> None:
+def test_half_precision_logits_are_scored_in_single_precision() -> None:
     logits = random_logits(1, 5, 3).bfloat16()
     assert log_likelihood(logits, torch.tensor([5]), [[1]]).dtype == torch.float32
 
@@ -152,6 +152,6 @@ def test_gradients_are_finite() -> None:
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, math.inf])
-def test_a_weight_of_nothing_is_refused(weight: float) -> None:
+def test_a_weight_of_zero_is_rejected(weight: float) -> None:
     with pytest.raises(ValidationError, match=r"greater than 0|finite number"):
         CtcConfig(weight=weight)

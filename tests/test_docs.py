@@ -18,7 +18,7 @@ CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """The ids that GitHub gives to a page's headings."""
+    """Return the ids that GitHub gives to a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"[^\w\- ]", "", LINK.sub("", heading.replace("`", "")).lower()).strip()
@@ -27,7 +27,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets outside code, without those on other sites."""
+    """Return the link targets outside code, without links to other sites."""
     targets = LINK.findall(CODE.sub("", page.read_text(encoding="utf-8")))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
@@ -38,7 +38,7 @@ def test_pages_and_links_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_relative_links_exist(page: Path) -> None:
     for target in links(page):
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
@@ -55,11 +55,11 @@ def test_every_page_is_linked_from_the_index() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """At most 1,000 words, code and tables included."""
+    """It has at most 1,000 words, including code and tables."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
 
 
-def test_the_published_result_of_the_quickstart_is_the_same_everywhere() -> None:
+def test_all_pages_have_the_same_result_of_the_quickstart() -> None:
     header = " ".join((RECIPES / "quickstart.yaml").read_text().partition("encoder:")[0].replace("#", "").split())
     published = re.search(r"WER (\S+ % \[[^]]+\])", header)
     assert published is not None

@@ -1,4 +1,4 @@
-"""The image in examples/docker. It is not built here."""
+"""The Docker image in examples/docker. It is not built here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.paths import ROOT
 FOLDER = ROOT / "examples" / "docker"
 
 
-def test_what_the_image_copies_exists_and_reaches_the_builder() -> None:
+def test_files_that_the_image_copies_exist_and_are_not_ignored() -> None:
     text = (FOLDER / "Dockerfile").read_text()
     copied = {name for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE) for name in line.split()[:-1]}
     assert "tiny_audio" in copied

@@ -1,4 +1,4 @@
-"""The scripts in examples/ that make training data out of texts."""
+"""The scripts in examples/ that create training data from texts."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def functions(script: str) -> dict[str, Any]:
     [
         ("The dog’s bark woke us.  It was two o'clock!", ["the dog's bark woke us", "it was two o'clock"]),
         ("gen1:1 In the beginning\ngen1:2 And the earth", ["in the beginning", "and the earth"]),
-        ("In 1999 we sang; and then we went home.", ["and then we went home"]),  # digits cost a clause
+        ("In 1999 we sang; and then we went home.", ["and then we went home"]),  # a clause with digits is dropped
         ("We met J. Smith here.", []),
         ("Well [a remark] now then", ["well now then"]),
-        ("Too few. One two three four five six.", []),  # the second has too many
+        ("Too few. One two three four five six.", []),  # the second sentence has too many words
     ],
 )
-def test_sentences_of_a_text(text: str, found: list[str]) -> None:
+def test_sentences_are_extracted_from_a_text(text: str, found: list[str]) -> None:
     assert list(functions("sentences.py")["sentences"](text, 3, 5)) == found
 
 
-def test_sentences_of_files_without_those_of_a_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentences_of_a_test_set_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, test, output = (tmp_path / name for name in ("a.txt", "b.txt.gz", "test.jsonl", "out.txt"))
     first.write_text("One day we went to the old mill. This line is fine.")
     second.write_bytes(gzip.compress(b"This line is fine. So is this one. And also that one here."))
@@ -61,7 +61,7 @@ def test_sentences_of_files_without_those_of_a_test_set(tmp_path: Path, monkeypa
     assert len(output.read_text().splitlines()) == 2, "of each source"
 
 
-def test_a_debian_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_debian_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     script = functions("sentences.py")
     missing = type("Done", (), {"returncode": 1, "stdout": ""})()
     monkeypatch.setattr(script["subprocess"], "run", lambda *_, **__: missing)

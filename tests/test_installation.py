@@ -1,7 +1,8 @@
-"""What a user installs, without this clone and without constraints: a plain resolver's choice must import and train.
+"""Installations as users make them, without this clone and without constraints. The packages that pip selects must
+import and train.
 
-Each test fills a virtual environment and takes minutes. ``pytest -m slow tests/test_installation.py -k 3.11`` runs
-those of one Python.
+Each test creates a virtual environment, which takes minutes. ``pytest -m slow tests/test_installation.py -k 3.11`` runs
+the tests of one Python version.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ MODULES = {
     "serve": "fastapi",
     "dev": "hypothesis",
 }
-"""A module of each extra that installs without a GPU. flash-attn is compiled by CUDA's compiler."""
+"""A module of each extra that can be installed without a GPU. flash-attn is left out, because it needs CUDA's
+compiler."""
 MORE_OF_SERVE = {"prometheus_client", "starlette", "uvicorn"}
 PYTHONS = pythons()
 HERE = next(iter(PYTHONS))
@@ -83,7 +85,7 @@ def test_exports_require_what_this_package_requires() -> None:
 
 
 def test_constraints_pin_every_requirement() -> None:
-    """Only flash-attn is left out, which is compiled by CUDA's compiler."""
+    """Only flash-attn is left out, because it is compiled with CUDA's compiler."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines[1:])}
     assert all(str(pin).startswith("==") for pin in pins.values())
@@ -106,7 +108,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def create(tmp_path: Path) -> Iterator[Create]:
-    """Create an environment that is removed in the end."""
+    """Create an environment and remove it at the end."""
     created = []
 
     def create(version: str, *requirements: str) -> Environment:
@@ -119,7 +121,7 @@ def create(tmp_path: Path) -> Iterator[Create]:
 
 
 def check(environment: Environment, *modules: str) -> None:
-    """Import everything, then train on clips for five steps, and transcribe with the result."""
+    """Import all modules, train for five steps, and transcribe with the result."""
     left_out = sorted((set(MODULES.values()) | MORE_OF_SERVE) - set(modules))
     path = environment.run("python", "-c", IMPORT_ALL, json.dumps([modules, left_out])).split()[1]
     assert Path(path).is_relative_to(environment.folder)
@@ -134,7 +136,7 @@ def check(environment: Environment, *modules: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_recipes_and_the_web_page(wheel: Path) -> None:
+def test_a_wheel_contains_the_recipes_and_the_web_page(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {f"tiny_audio/recipes/{path.relative_to(RECIPES)}" for path in RECIPES.rglob("*.yaml")} <= names

@@ -1,4 +1,4 @@
-"""A third-party package with one file is installed beside the project, and nothing here is edited for it."""
+"""A third-party package with one file is installed, and nothing in this project is changed for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECIPE = ROOT / "recipes" / "quickstart.yaml"
 
 
 def build_wheel(folder: Path) -> Path:
-    """The package's wheel, by hand: a build backend would have to be fetched."""
+    """Write the package's wheel without a build backend, which would have to be downloaded."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
     stem = f"{project['name'].replace('-', '_')}-{project['version']}"
     entry_points = "\n".join(
@@ -52,7 +52,7 @@ def _digest(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed packages that holds this one."""
+    """Return a folder of installed packages that contains this package."""
     folder = tmp_path_factory.mktemp("plugin")
     wheel, site = build_wheel(folder), folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
@@ -65,8 +65,8 @@ def validate(*overrides: str) -> list[str]:
     return ["validate", str(RECIPE), "projector=strided_conv", *overrides]
 
 
-def test_it_is_listed_and_validated_where_it_is_installed(site: Path) -> None:
-    """Its fields are typed in a recipe, and what is wrong with them is located."""
+def test_an_installed_plugin_is_listed_and_validated(site: Path) -> None:
+    """Its fields are typed in a recipe, and errors in them are located."""
     listed, valid, misspelled, too_long = tiny_audio(
         site,
         [
@@ -88,14 +88,14 @@ def test_it_is_listed_and_validated_where_it_is_installed(site: Path) -> None:
     assert re.search(r"projector\.strided_conv: .*80 encoder frames.* 0\.3 s has 15", too_long.stderr)
 
 
-def test_without_the_package_its_name_is_unknown() -> None:
+def test_without_the_plugin_its_name_is_unknown() -> None:
     listed, invalid = tiny_audio(None, [["list", "projectors", "--json"], validate()])
     assert "strided_conv" not in {part["name"] for part in json.loads(listed.stdout)["projectors"]}
     assert invalid.returncode == 2
     assert "projector: unknown projector 'strided_conv'; " in invalid.stderr
 
 
-def test_it_keeps_the_contract(site: Path) -> None:
+def test_the_plugin_passes_the_contract_checks(site: Path) -> None:
     code = (
         "import warnings; warnings.simplefilter('error'); "
         f"from tiny_audio.testing import check_projector; from {MODULE} import StridedConvConfig as Config; "
@@ -107,7 +107,7 @@ def test_it_keeps_the_contract(site: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("espeakng_loader") is None, reason="needs espeak-ng: pip install 'tiny-audio[synthetic]'")
-def test_it_trains_in_the_quickstart_and_travels_with_the_model(site: Path, tmp_path: Path) -> None:
+def test_the_plugin_trains_and_is_part_of_the_export(site: Path, tmp_path: Path) -> None:
     changes = [
         "projector=strided_conv",
         "projector.stride=4",
@@ -132,7 +132,7 @@ def test_it_trains_in_the_quickstart_and_travels_with_the_model(site: Path, tmp_
     assert "class StridedConvProjector(Projector)" in bundled
     config = json.loads((folder / "model" / "config.json").read_text())
     assert config["projector"] == {"name": "strided_conv", "output_rms": None, "stride": 4, "hidden_dim": 64}
-    # From its folder alone, the plugin not installed.
+    # Load the model from its folder only, without the plugin.
     code = (
         "import sys, torch; from transformers import AutoModel; "
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True); "

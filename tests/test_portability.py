@@ -1,4 +1,4 @@
-"""Systems without Unix's modules, such as Windows: everything can be imported, and commands do their work."""
+"""Systems without Unix's modules, such as Windows: everything can be imported, and commands work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code and the commands of docs/write_a_provider.md, as a reader would run them."""
+"""The code and commands of docs/write_a_provider.md, run like a reader would run them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def test_the_contract_holds(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_broken_one_is_found(site: Path, tmp_path: Path) -> None:
+def test_a_broken_provider_is_found(site: Path, tmp_path: Path) -> None:
     wrong = broken(site, tmp_path, "program.py", "done.stdout.strip()", 'done.stdout + " "')
     done = contract(wrong, "test_program.py")
     assert done.returncode == 1
     assert "AssertionError: program: there is whitespace around " in done.stdout
 
 
-def test_commands_that_look(site: Path) -> None:
+def test_commands_list_the_provider(site: Path) -> None:
     for done in tiny_audio(site, [command[1:] for command in COMMANDS[:2]]):
         assert done.returncode == 0, done.stderr
         assert re.search(r"program`?\]?.* Any program that takes", " ".join(done.stdout.split()))
 
 
-def test_it_is_evaluated(site: Path, tmp_path: Path) -> None:
+def test_the_provider_can_be_evaluated(site: Path, tmp_path: Path) -> None:
     (command,) = COMMANDS[2:]
     assert command[:3] == ["tiny-audio", "evaluate", "runs/mine"]
     write_clips(tmp_path, 6)

@@ -1,4 +1,4 @@
-"""Registration and lookup in a registry of parts made for the test."""
+"""Registration and lookup, in a registry of test parts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from tiny_audio.nowhere import Missing
 
 
-def test_entries_are_sorted_and_know_their_module_and_summary() -> None:
+def test_entries_are_sorted_and_have_their_module_and_summary() -> None:
     registry = make()
     assert registry.names() == ["conv", "linear"]
     entry = registry.entry("conv")
     assert (entry.config, entry.module, entry.summary) == (ConvConfig, tiny_registry.__name__, "A convolution.")
 
 
-def test_register_gives_the_builder_back() -> None:
+def test_register_returns_the_builder() -> None:
     registry: Registry[PartConfig, Part] = Registry("projector", PartConfig)
     assert registry.register(build_conv) is build_conv
 
@@ -44,7 +44,7 @@ def test_build_passes_config_and_context() -> None:
     assert part.context == "neighbors"
 
 
-def test_one_builder_takes_a_union_of_configs() -> None:
+def test_a_builder_can_accept_a_union_of_configs() -> None:
     registry: Registry[PartConfig, Part] = Registry("projector", PartConfig)
 
     @registry.register
@@ -55,13 +55,13 @@ def test_one_builder_takes_a_union_of_configs() -> None:
     assert registry.build(LinearConfig(hidden_size=3), None).config == LinearConfig(hidden_size=3)
 
 
-def test_registries_share_nothing() -> None:
+def test_registries_are_independent() -> None:
     first, second = make(), Registry("projector", PartConfig)
     assert first.names()
     assert second.names() == []
 
 
-def test_a_registration_after_the_schema_was_built_is_refused() -> None:
+def test_a_registration_after_the_schema_was_built_is_rejected() -> None:
     registry: Registry[PartConfig, Part] = Registry("projector", PartConfig, entry_points="tests.parts")
     registry.register(build_conv)
     holder(registry)
@@ -145,7 +145,7 @@ class HalfDone(Contract):
 def build_half(config: HalfDone) -> Part: ...
 
 
-def test_a_config_that_misses_a_method_of_its_contract_is_refused() -> None:
+def test_a_config_that_lacks_a_method_of_its_contract_is_rejected() -> None:
     with pytest.raises(RegistryError, match=r"HalfDone must define min_frames$"):
         Registry("projector", Contract).register(build_half)
 
@@ -160,22 +160,22 @@ def test_an_unknown_name_lists_the_names_nearest_first() -> None:
 
 
 @pytest.mark.parametrize("name", [None, 5, ["conv"], {}])
-def test_a_name_that_is_no_name_is_unknown(name: object) -> None:
+def test_names_of_other_types_are_unknown(name: object) -> None:
     with pytest.raises(UnknownPartError, match="unknown projector"):
         make().entry(name)
 
 
-def test_an_empty_registry_says_so() -> None:
+def test_an_empty_registry_is_named_in_the_error() -> None:
     with pytest.raises(UnknownPartError, match=r"unknown encoder 'x'; Allowed: \(none\)"):
         Registry("encoder", PartConfig).entry("x")
 
 
-def test_did_you_mean_takes_anything() -> None:
+def test_did_you_mean_accepts_any_value() -> None:
     assert did_you_mean(5, ["a"]) == "Allowed: a"
     assert did_you_mean("swigloo", ["conv", "swiglu"]) == "did you mean 'swiglu'? Allowed: conv, swiglu"
 
 
-def test_parse_reads_back_what_was_dumped() -> None:
+def test_parse_reads_dumped_configs() -> None:
     registry, config = make(), ConvConfig(stride=2, kernels=(1, 2))
     assert registry.parse(config.model_dump(mode="json")) == config
     assert registry.parse("conv") == ConvConfig()

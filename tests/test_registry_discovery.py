@@ -1,4 +1,4 @@
-"""Discovery: real packages and plugins in a folder of their own."""
+"""Discovery of parts in real packages and plugins."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build(config: TwinConfig) -> object: ...
 
 @pytest.fixture
 def package(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Makes packages of real files that can be imported until the test ends."""
+    """Return a function that creates packages, which can be imported until the test ends."""
     before = set(sys.modules)
     sys.path.insert(0, str(tmp_path))
 
@@ -94,7 +94,7 @@ def test_discovery_imports_every_public_module_of_the_package(package: Any) -> N
     assert "kit._shared" not in sys.modules
 
 
-def test_a_lookup_discovers(package: Any) -> None:
+def test_a_lookup_discovers_parts(package: Any) -> None:
     kit = package("kit", ROOT, {"alpha": part("kit", "alpha")})
     assert kit.PARTS.entry("alpha").module == "kit.alpha"
 
@@ -120,7 +120,7 @@ def test_a_broken_plugin_is_an_error_that_names_its_distribution(
     kit = package("kit", ROOT, {})
     (tmp_path / "plug.py").write_text(text)
     distribution(tmp_path, "tiny-audio-broken", "broken = plug")
-    for _ in range(2):  # a second look must not find a registry that passes for whole
+    for _ in range(2):  # after a failed discovery, a second lookup must also fail
         with pytest.raises(RegistryError) as caught:
             kit.PARTS.names()
         said = str(caught.value)
@@ -128,7 +128,7 @@ def test_a_broken_plugin_is_an_error_that_names_its_distribution(
         assert said.endswith("fix it or uninstall tiny-audio-broken")
 
 
-def test_a_plugin_with_a_taken_name_is_refused_with_both_modules(package: Any, tmp_path: Path) -> None:
+def test_a_plugin_with_a_taken_name_is_rejected(package: Any, tmp_path: Path) -> None:
     kit = package("kit", ROOT, {"alpha": part("kit", "alpha")})
     (tmp_path / "plug.py").write_text(part("kit", "alpha"))
     distribution(tmp_path, "tiny-audio-twin", "alpha = plug")
@@ -136,7 +136,7 @@ def test_a_plugin_with_a_taken_name_is_refused_with_both_modules(package: Any, t
         kit.PARTS.names()
 
 
-def test_a_duplicate_name_is_refused_with_both_modules(package: Any) -> None:
+def test_a_duplicate_name_is_rejected_with_both_modules(package: Any) -> None:
     registry = make()
     other = package("other_parts", "", parts={"conv": TWIN}).conv
     with pytest.raises(RegistryError, match=rf"'conv' .* in {tiny_registry.__name__} and in other_parts\.conv"):

@@ -1,6 +1,6 @@
-"""How the registry's messages read: ``registry_messages.txt``.
+"""The wording of the registry's messages, in ``registry_messages.txt``.
 
-To write the file anew: ``REGENERATE=1 pytest tests/test_registry_messages.py``.
+To regenerate the file: ``REGENERATE=1 pytest tests/test_registry_messages.py``.
 """
 
 from __future__ import annotations

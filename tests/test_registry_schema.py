@@ -1,4 +1,4 @@
-"""The union, the errors and the JSON schema that pydantic makes of a registry."""
+"""The union, the errors and the JSON schema that pydantic creates from a registry."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.support.tiny_registry import (
 )
 
 
-def test_the_union_reads_a_mapping_a_name_and_a_config() -> None:
+def test_the_union_accepts_a_mapping_a_name_or_a_config() -> None:
     model = holder(make())
     assert model.model_validate_json('{"part": {"name": "conv", "stride": 3}}').part == ConvConfig(stride=3)
     assert model.model_validate_json('{"part": "conv"}').part == ConvConfig()
     assert model(part=ConvConfig(stride=3)).part == ConvConfig(stride=3)
 
 
-def test_a_list_of_a_file_fills_a_tuple_of_a_part() -> None:
+def test_a_list_in_a_file_becomes_a_tuple() -> None:
     model = holder(make())
     part = model.model_validate_json('{"part": {"name": "conv", "kernels": [1, 2]}}').part
     assert part == ConvConfig(kernels=(1, 2))
 
 
-def test_a_dump_reads_back() -> None:
+def test_a_dump_can_be_read() -> None:
     model = holder(make())
     value = model.model_validate_json('{"part": {"name": "linear", "hidden_size": 3}}')
     assert model.model_validate_json(value.model_dump_json()) == value
@@ -50,14 +50,14 @@ def test_a_dump_reads_back() -> None:
         ("3", ("part", "[name]"), "unknown projector 3; Allowed: conv, linear"),
     ],
 )
-def test_mistakes_are_located(part: str, place: tuple[str, ...], message: str) -> None:
+def test_errors_are_located(part: str, place: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         holder(make()).model_validate_json(f'{{"part": {part}}}')
     (error,) = caught.value.errors()
     assert (error["loc"], error["msg"]) == (place, message)
 
 
-def test_the_json_schema_carries_every_parts_fields_and_the_shorthand() -> None:
+def test_the_json_schema_has_every_parts_fields_and_the_short_form() -> None:
     registry = make()
     model = holder(registry, other=(dict[str, Annotated[PartConfig, registry]], {}))
     schema = model.model_json_schema()

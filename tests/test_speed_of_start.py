@@ -1,4 +1,4 @@
-"""What a command does not import, it need not wait for; how long it takes is measured in ``benchmarks/startup.py``."""
+"""Imports of commands. Fewer imports make the start faster; ``benchmarks/startup.py`` measures the time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ print(json.dumps([codes, modules, attempts]), file=sys.stderr)
 
 
 def imported_by(*commands: list[str]) -> set[str]:
-    """Top-level modules, and all of ours, after commands that must succeed and ask no network."""
+    """Return the top-level modules, and all modules of this package, after commands that must succeed without a
+    network."""
     process = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(commands)],
         cwd=ROOT,
@@ -46,7 +47,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not [name for name in modules if name.startswith(parts)]
 
 
-def test_what_only_checks_imports_torch_at_most() -> None:
+def test_commands_that_only_check_import_torch_at_most() -> None:
     recipe = "recipes/quickstart.yaml"
     dry_run = ["sweep", recipe, "training.seed=0,1", "--dry-run"]
     modules = imported_by(["validate", recipe], ["list"], ["schema"], dry_run)

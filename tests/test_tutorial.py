@@ -1,4 +1,4 @@
-"""The code and the commands of docs/write_a_projector.md, as a reader would run them."""
+"""The code and commands of docs/write_a_projector.md, run like a reader would run them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(BLOCKS, tmp_path_factory.mktemp("site"), "attentive")
 
 
-def test_the_file_is_as_short_as_promised() -> None:
+def test_the_file_has_at_most_the_stated_length() -> None:
     code = next(text for kind, text in BLOCKS if kind == "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 60
 
@@ -31,7 +31,7 @@ def test_the_contract_holds(site: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-def test_a_mask_left_out_is_found(site: Path, tmp_path: Path) -> None:
+def test_a_missing_mask_is_found(site: Path, tmp_path: Path) -> None:
     done = contract(
         broken(site, tmp_path, "attentive.py", ".masked_fill(~frames.mask(), LOWEST)", ""), "test_attentive.py"
     )
@@ -39,7 +39,7 @@ def test_a_mask_left_out_is_found(site: Path, tmp_path: Path) -> None:
     assert "AssertionError: attentive: a clip of" in done.stdout
 
 
-def test_commands_that_look(site: Path) -> None:
+def test_commands_show_the_projector(site: Path) -> None:
     commands = [line[1:] for line in COMMANDS if line[1] in ("list", "reference", "validate")]
     assert len(commands) == 4
     for done in tiny_audio(site, commands):
@@ -49,7 +49,7 @@ def test_commands_that_look(site: Path) -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    """In the quickstart's place: a tiny one."""
+    """Return a tiny recipe, used instead of the quickstart."""
     document = tiny_recipe(tmp_path)
     write_clips(tmp_path, 8)
     document["training"] |= {"steps": 2, "warmup_steps": 0}
@@ -65,13 +65,13 @@ def command_of(name: str) -> list[str]:
     return command
 
 
-def test_no_command_is_left_out() -> None:
+def test_all_commands_are_tested() -> None:
     assert {line[0] for line in COMMANDS} == {"tiny-audio"}
     assert {line[1] for line in COMMANDS} == {"list", "reference", "validate", "run", "sweep", "bench"}
     assert command_of("run")[2] == command_of("sweep")[2] == "recipes/quickstart.yaml"
 
 
-def test_it_trains(site: Path, recipe: str, tmp_path: Path) -> None:
+def test_the_projector_can_be_trained(site: Path, recipe: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
     (done,) = tiny_audio(site, [["run", recipe, *command_of("run")[3:], "--output-dir", str(output)]])
     assert done.returncode == 0, done.stderr
@@ -79,8 +79,8 @@ def test_it_trains(site: Path, recipe: str, tmp_path: Path) -> None:
     assert next(part for part in report["parts"] if part["part"] == "projector")["name"] == "attentive"
 
 
-@pytest.mark.slow  # six runs
-def test_it_is_swept(site: Path, recipe: str, tmp_path: Path) -> None:
+@pytest.mark.slow  # trains six runs
+def test_the_projector_can_be_swept(site: Path, recipe: str, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     done = call(site, "-m", "tiny_audio.cli", "sweep", recipe, *command_of("sweep")[3:], "--output-dir", str(output))
     assert done.returncode == 0, done.stderr
@@ -91,8 +91,8 @@ def test_it_is_swept(site: Path, recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_benched(site: Path, recipe: str) -> None:
-    """Between the parts of a tiny recipe, on one short clip."""
+def test_the_projector_can_be_benchmarked(site: Path, recipe: str) -> None:
+    """The benchmark uses a tiny recipe with one short clip."""
     kind, *options = command_of("bench")[2:]
     short = ("--durations", "1", "--batch-sizes", "1", "--max-time", "0.01", "--json")
     done = call(site, "-m", "tiny_audio.cli", "bench", kind, recipe, *options, *short)

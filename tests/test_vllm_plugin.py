@@ -1,6 +1,6 @@
-"""The parts of `examples/vllm` that need no vLLM: the config of an export, and the number of audio embeddings.
+"""The parts of `examples/vllm` that do not need vLLM: the config of an export, and the number of audio embeddings.
 
-`examples/vllm/tests` has the tests that need vLLM.
+Tests that need vLLM are in `examples/vllm/tests`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_the_entry_point_exists() -> None:
 
 
 def test_the_package_does_not_import_tiny_audio() -> None:
-    """vLLM's environment has another torch, and an export contains its own code."""
+    """vLLM's environment has another version of torch, and an export contains its own code."""
     files = list((PACKAGE / "tiny_audio_vllm").glob("*.py"))
     assert len(files) >= 5
     for path in files:
@@ -82,14 +82,14 @@ def test_the_config_has_prompt_and_decoder(export: Path, model: Any) -> None:
     ],
     ids=str,
 )
-def test_exports_that_vllm_cannot_load_are_refused(export: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_exports_that_vllm_cannot_load_are_rejected(export: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     document = json.loads((export / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(document | changes))
     with pytest.raises(ValueError, match=r"merge-lora|whisper_encoder"):
         config(tmp_path)
 
 
-def test_placeholders_are_as_many_as_embeddings(export: Path, model: Any) -> None:
+def test_there_are_as_many_placeholders_as_embeddings(export: Path, model: Any) -> None:
     parts = importlib.import_module("tiny_audio_vllm.parts").parts_for_counting(str(export), None)
     for num_samples in (800, 16_000, 31_999):
         waveform = torch.zeros(1, num_samples)

@@ -29,17 +29,17 @@ WAV = encoded(tone(), subtype="PCM_16")
 FLAC = encoded(tone(), kind="FLAC")
 DATA_SIZE, CHANNELS, RATE = 40, 22, 24
 """Offsets in the RIFF header."""
-_FLAC_TOTAL = 21  # the low half of this byte and the next four: 36 bits
+_FLAC_TOTAL = 21  # the low half of this byte and the next four bytes: 36 bits
 
 
 def flac_claiming(samples: int) -> bytes:
-    """A FLAC file whose header has another number of samples."""
+    """Return a FLAC file whose header states another number of samples."""
     high = (FLAC[_FLAC_TOTAL] & 0xF0) | (samples >> 32)
     return patched(FLAC, _FLAC_TOTAL, bytes([high]) + struct.pack(">I", samples & 0xFFFFFFFF))
 
 
 def untagged_mp3() -> tuple[bytes, bytes]:
-    """An MP3 file, and the same without its first frame, which holds the length."""
+    """Return an MP3 file, and the same file without its first frame, which contains the length."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)
     mp3 = encoded(noise, kind="MP3")
     return mp3, mp3[mp3.index(b"\xff\xf3", 4) :]

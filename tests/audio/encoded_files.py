@@ -1,4 +1,4 @@
-"""Speech-like clips in every format, and where a stretch of one is found in what was decoded."""
+"""Speech-like clips in every format, and a search for parts of them in decoded audio."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FRAMED = ("flac", "vorbis", "opus", "mp3")
 
 @cache
 def speech(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise that swells as syllables do. No stretch of it is like another."""
+    """Return noise whose volume rises and falls like syllables. No two parts of it are similar."""
     samples = round(seconds * SAMPLE_RATE)
     noise = np.convolve(np.random.default_rng(seed).standard_normal(samples), np.ones(8) / 8, "same")
     swell = 0.2 + np.abs(np.sin(2 * np.pi * np.arange(samples) / SAMPLE_RATE))
@@ -49,10 +49,10 @@ def clip(kind: str, seconds: float = 4.0, seed: int = 0) -> bytes:
 
 
 def located(decoded: np.ndarray, reference: np.ndarray, start_s: float, seconds: float = 0.5) -> tuple[float, float]:
-    """Where a stretch of the reference is in what was decoded.
+    """Find a part of the reference in decoded audio.
 
     Returns:
-        seconds by which it is late, and how alike the two are, from 0 to 1.
+        delay of the part in seconds, and its similarity, from 0 to 1.
     """
     start = round(start_s * SAMPLE_RATE)
     stretch = reference[start : start + round(seconds * SAMPLE_RATE)]
@@ -65,14 +65,14 @@ def located(decoded: np.ndarray, reference: np.ndarray, start_s: float, seconds:
 
 
 def offset(decoded: np.ndarray, reference: np.ndarray, start_s: float) -> float:
-    """Seconds by which a stretch of the reference is late in what was decoded."""
+    """Return the delay in seconds of a part of the reference in decoded audio."""
     late_s, alike = located(decoded, reference, start_s)
     assert alike > 0.7, f"the stretch at {start_s} s is not there: {alike:.2f}"
     return late_s
 
 
 def wav_with(data_size: int, riff_size: int | None = None, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """A clip of four seconds with other sizes in its header, and with chunks before and after its samples."""
+    """Return a clip of four seconds with other sizes in its header, and with chunks before and after its samples."""
     wav = clip("wav")
     riff_size = data_size + 36 if riff_size is None else riff_size
     sizes = struct.pack("<I", riff_size & 0xFFFFFFFF), struct.pack("<I", data_size & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Decoding real files, whole, hostile and damaged ones."""
+"""Decoding of valid, hostile and damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tiny_audio.audio.load import audio_duration, load_audio
 from tiny_audio.frames import SAMPLE_RATE
 
 
-def refused(source: Path | bytes, reason: str, *words: str, max_duration_s: float = 30.0) -> None:
+def assert_rejected(source: Path | bytes, reason: str, *words: str, max_duration_s: float = 30.0) -> None:
     with pytest.raises(AudioError) as caught:
         load_audio(source, max_duration_s=max_duration_s)
     assert caught.value.reason == reason, str(caught.value)
@@ -79,13 +79,13 @@ def test_every_sampling_rate_becomes_16_khz(rate: int) -> None:
     assert amplitude == pytest.approx(0.3, rel=0.02)
 
 
-def test_an_awkward_rate_costs_no_gigabytes() -> None:
+def test_an_unusual_sampling_rate_needs_little_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     load_audio(encoded(tone(0.5, 767_999), 767_999), max_duration_s=2)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
-def test_channels_are_averaged_before_the_length_is_judged() -> None:
+def test_the_duration_limit_does_not_depend_on_the_number_of_channels() -> None:
     left, right = tone(hertz=440), tone(hertz=1_000)
     stereo = load_audio(encoded(np.stack([left, right], 1), subtype="FLOAT"), max_duration_s=1.0)
     torch.testing.assert_close(stereo, torch.from_numpy((left + right) / 2))
@@ -93,9 +93,9 @@ def test_channels_are_averaged_before_the_length_is_judged() -> None:
     assert len(ten) == math.ceil(SAMPLE_RATE / 3)
 
 
-def test_blocks_join_without_a_seam() -> None:
+def test_joined_blocks_equal_the_whole_clip() -> None:
     rng = np.random.default_rng(0)
-    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(np.float32)  # over two blocks of 2**20
+    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(np.float32)  # more than two blocks of 2**20
     waveform = load_audio(encoded(samples, subtype="FLOAT"), max_duration_s=30)
     torch.testing.assert_close(waveform, torch.from_numpy(samples).mean(dim=1))
 
@@ -103,9 +103,9 @@ def test_blocks_join_without_a_seam() -> None:
 def test_the_length_limit_is_exact_and_never_cuts() -> None:
     assert len(load_audio(encoded(tone(1.0)), max_duration_s=1.0)) == SAMPLE_RATE
     one_more = encoded(np.append(tone(1.0), np.float32(0)))
-    refused(one_more, "too_long", "1.00 s", "1 s", max_duration_s=1)
+    assert_rejected(one_more, "too_long", "1.00 s", "1 s", max_duration_s=1)
     stereo = encoded(np.zeros((SAMPLE_RATE * 31, 2), np.float32))
-    refused(stereo, "too_long", "31.00 s", "30 s")
+    assert_rejected(stereo, "too_long", "31.00 s", "30 s")
 
 
 def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
@@ -115,48 +115,48 @@ def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
         audio_duration(b"RIFF, says who?")
 
 
-def test_an_audio_error_crosses_processes() -> None:
+def test_an_audio_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(AudioError("empty", "a.wav: holds no samples")))
     assert (error.reason, str(error)) == ("empty", "a.wav: holds no samples")
     assert isinstance(error, ValueError)
 
 
-def test_no_audio_at_all(tmp_path: Path) -> None:
+def test_files_without_audio_are_rejected(tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("this is a letter, not a recording\n")
     nothing = tmp_path / "nothing.wav"
     nothing.touch()
-    refused(text, "undecodable", "text.wav:")
-    refused(nothing, "empty", "nothing.wav:")
-    refused(b"", "empty", "audio of 0 bytes:")
-    refused(tmp_path, "not_a_file", f"{tmp_path}:")
-    refused(Path("a\0b"), "unreadable", "null byte")
-    refused(tmp_path / ("x" * 300), "unreadable", "File name too long")
+    assert_rejected(text, "undecodable", "text.wav:")
+    assert_rejected(nothing, "empty", "nothing.wav:")
+    assert_rejected(b"", "empty", "audio of 0 bytes:")
+    assert_rejected(tmp_path, "not_a_file", f"{tmp_path}:")
+    assert_rejected(Path("a\0b"), "unreadable", "null byte")
+    assert_rejected(tmp_path / ("x" * 300), "unreadable", "File name too long")
     (tmp_path / "loop").symlink_to("loop")
-    refused(tmp_path / "loop", "unreadable", "Too many levels of symbolic links")
-    refused(encoded(tone()[:0]), "empty")
-    refused(encoded(tone()[:1]), "too_short", "1 16,000 Hz; 0.025 s")
-    refused(encoded(tone()[:399]), "too_short", "399")
+    assert_rejected(tmp_path / "loop", "unreadable", "Too many levels of symbolic links")
+    assert_rejected(encoded(tone()[:0]), "empty")
+    assert_rejected(encoded(tone()[:1]), "too_short", "1 16,000 Hz; 0.025 s")
+    assert_rejected(encoded(tone()[:399]), "too_short", "399")
     assert len(load_audio(encoded(tone()[:400]), max_duration_s=1)) == 400
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.wav"
     os.mkfifo(pipe)
-    refused(pipe, "not_a_file", str(pipe))
-    refused(Path("/dev/zero"), "not_a_file", "/dev/zero:")
+    assert_rejected(pipe, "not_a_file", str(pipe))
+    assert_rejected(Path("/dev/zero"), "not_a_file", "/dev/zero:")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_a_file_error(tmp_path: Path) -> None:
     path = tmp_path / "secret.wav"
     path.write_bytes(encoded(tone()))
     path.chmod(0)
-    unread(path, "Permission denied")
+    assert_unreadable(path, "Permission denied")
 
 
-def unread(path: Path, cause: str = "") -> None:
-    """A file that says nothing about its clip."""
+def assert_unreadable(path: Path, cause: str = "") -> None:
+    """Check that reading the file raises an error about the file, but not about its clip."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()
@@ -164,26 +164,26 @@ def unread(path: Path, cause: str = "") -> None:
         assert not isinstance(caught.value, AudioError)
 
 
-def test_a_file_that_cannot_be_read_is_no_bad_clip(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_a_bad_clip(tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
-    unread(path)
+    assert_unreadable(path)
     path.write_bytes(encoded(tone()))
-    unread(path / "below.wav", "Not a directory")
+    assert_unreadable(path / "below.wav", "Not a directory")
     bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, bounds[1]))
     try:
-        unread(path, "Too many open files")
+        assert_unreadable(path, "Too many open files")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
     assert len(load_audio(path, max_duration_s=2)) == SAMPLE_RATE
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
-def test_a_disk_that_fails_while_it_is_read_is_no_bad_clip() -> None:
-    unread(Path("/proc/self/mem"), "Input/output error")  # where nothing is mapped
+def test_a_disk_error_while_reading_is_not_a_bad_clip() -> None:
+    assert_unreadable(Path("/proc/self/mem"), "Input/output error")  # nothing can be read at this position
 
 
-def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:
+def test_formats_are_recognized_without_the_file_name(tmp_path: Path) -> None:
     for name in ("clip.raw", "clip.mp3", "clip"):
         (tmp_path / name).write_bytes(encoded(tone(), kind="FLAC"))
         assert len(load_audio(tmp_path / name, max_duration_s=2)) == SAMPLE_RATE
@@ -191,72 +191,72 @@ def test_the_name_of_a_file_decides_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_samples_that_are_no_numbers(value: float, channels: int) -> None:
+def test_nan_and_infinite_samples_are_rejected(value: float, channels: int) -> None:
     samples = np.stack([tone()] * channels, 1)
     samples[9_000, 0] = value
-    refused(encoded(samples, subtype="FLOAT"), "non_finite")
+    assert_rejected(encoded(samples, subtype="FLOAT"), "non_finite")
 
 
-def test_samples_far_out_of_range() -> None:
+def test_samples_far_out_of_range_are_rejected() -> None:
     samples = tone()
     samples[100] = 1e30
-    refused(encoded(samples, subtype="FLOAT"), "out_of_range", "65,536")
+    assert_rejected(encoded(samples, subtype="FLOAT"), "out_of_range", "65,536")
 
 
-def test_forged_riff_headers() -> None:
-    refused(
+def test_forged_riff_headers_are_rejected() -> None:
+    assert_rejected(
         patched(WAV, DATA_SIZE, struct.pack("<I", 0x70000000)),
         "truncated",
         "1,879,048,192 32,000",
     )
-    refused(patched(WAV, CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
+    assert_rejected(patched(WAV, CHANNELS, struct.pack("<H", 65_535)), "undecodable", "Too many channels")
     many = encoded(np.zeros((1_000, MAX_CHANNELS + 1), np.float32))
-    refused(many, "channels", "65 1 64")
-    refused(patched(WAV, RATE, struct.pack("<I", 1)), "sample_rate", "1 Hz; 1,000 768,000 Hz")
-    refused(patched(WAV, RATE, struct.pack("<I", 2**31 - 1)), "sample_rate", "2,147,483,647 Hz")
-    refused(patched(WAV, RATE, struct.pack("<I", 2**31)), "undecodable")
-    refused(patched(WAV, RATE, struct.pack("<I", 0)), "undecodable")
+    assert_rejected(many, "channels", "65 1 64")
+    assert_rejected(patched(WAV, RATE, struct.pack("<I", 1)), "sample_rate", "1 Hz; 1,000 768,000 Hz")
+    assert_rejected(patched(WAV, RATE, struct.pack("<I", 2**31 - 1)), "sample_rate", "2,147,483,647 Hz")
+    assert_rejected(patched(WAV, RATE, struct.pack("<I", 2**31)), "undecodable")
+    assert_rejected(patched(WAV, RATE, struct.pack("<I", 0)), "undecodable")
 
 
-def test_a_wav_written_to_a_pipe_has_no_length_and_is_whole() -> None:
+def test_a_wav_without_a_length_is_decoded_completely() -> None:
     streamed = patched(patched(WAV, 4, b"\xff" * 4), DATA_SIZE, b"\xff" * 4)
     assert torch.equal(load_audio(streamed, max_duration_s=2), load_audio(WAV, max_duration_s=2))
 
 
-def test_forged_flac_headers() -> None:
+def test_forged_flac_headers_are_rejected() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(flac_claiming(2**36 - 1), "truncated", "68,719,476,735 samples, 16,000")
+    assert_rejected(flac_claiming(2**36 - 1), "truncated", "68,719,476,735 samples, 16,000")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
-    refused(flac_claiming(2 * SAMPLE_RATE), "truncated", "32,000 samples, 16,000")
+    assert_rejected(flac_claiming(2 * SAMPLE_RATE), "truncated", "32,000 samples, 16,000")
 
 
-def test_files_that_are_cut_off(tmp_path: Path) -> None:
-    refused(WAV[: len(WAV) // 2], "truncated", "32,000 bytes 15,978")
-    refused(FLAC[: len(FLAC) // 2], "truncated", "16,000")
-    refused(FLAC[:60], "undecodable")
+def test_truncated_files_are_rejected(tmp_path: Path) -> None:
+    assert_rejected(WAV[: len(WAV) // 2], "truncated", "32,000 bytes 15,978")
+    assert_rejected(FLAC[: len(FLAC) // 2], "truncated", "16,000")
+    assert_rejected(FLAC[:60], "undecodable")
     mp3 = encoded(tone(4.0), kind="MP3")
-    refused(mp3[: len(mp3) // 2], "truncated", "4.10 s")
+    assert_rejected(mp3[: len(mp3) // 2], "truncated", "4.10 s")
     path = tmp_path / "half.mp3"
     path.write_bytes(mp3[: len(mp3) // 2])
-    refused(path, "truncated", "half.mp3:")
+    assert_rejected(path, "truncated", "half.mp3:")
     with pytest.raises(AudioError) as caught:
         audio_duration(WAV[:-100])
     assert caught.value.reason == "truncated"
 
 
-def test_an_mp3_without_a_length_tag_is_whole() -> None:
+def test_an_mp3_without_a_length_tag_is_decoded_completely() -> None:
     mp3, untagged = untagged_mp3()
     whole, found = (load_audio(data, max_duration_s=9) for data in (mp3, untagged))
-    assert 0 <= len(found) - len(whole) <= 3 * 576  # the delay of the encoder is in the tag only
+    assert 0 <= len(found) - len(whole) <= 3 * 576  # the length tag contains the delay of the encoder
     assert audio_duration(untagged) == len(found) / SAMPLE_RATE
 
 
-def test_damage_in_the_middle() -> None:
-    refused(patched(FLAC, 3_000, b"\xaa" * 50), "undecodable")
+def test_damage_in_the_middle_is_rejected() -> None:
+    assert_rejected(patched(FLAC, 3_000, b"\xaa" * 50), "undecodable")
 
 
 @pytest.mark.parametrize("data", [WAV, FLAC, encoded(tone(), kind="OGG"), encoded(tone(), kind="MP3")])
-def test_whatever_is_damaged_ends_in_an_audio_error_or_audio(data: bytes) -> None:
+def test_damaged_files_give_audio_or_an_audio_error(data: bytes) -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
         hostile = bytearray(data)
@@ -271,21 +271,21 @@ def test_whatever_is_damaged_ends_in_an_audio_error_or_audio(data: bytes) -> Non
         assert waveform.isfinite().all()
 
 
-def test_descriptors_are_closed(tmp_path: Path) -> None:
+def test_file_descriptors_are_closed(tmp_path: Path) -> None:
     (tmp_path / "good.wav").write_bytes(WAV)
     (tmp_path / "bad.wav").write_text("text")
     (tmp_path / "empty.wav").touch()
     before = len(os.listdir("/dev/fd"))
     for _ in range(5):
         load_audio(tmp_path / "good.wav", max_duration_s=2)
-        refused(tmp_path / "bad.wav", "undecodable")
-        refused(tmp_path / "empty.wav", "empty")
-        refused(tmp_path, "not_a_file")
+        assert_rejected(tmp_path / "bad.wav", "undecodable")
+        assert_rejected(tmp_path / "empty.wav", "empty")
+        assert_rejected(tmp_path, "not_a_file")
     assert len(os.listdir("/dev/fd")) == before
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared recordings")
-def test_real_recordings() -> None:
+def test_real_recordings_are_decoded() -> None:
     for path in sorted((SHARED / "speech" / "librispeech-sample").rglob("*.flac"))[:3]:
         waveform = load_audio(path, max_duration_s=30)
         assert len(waveform) / SAMPLE_RATE == audio_duration(path)

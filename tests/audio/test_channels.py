@@ -1,4 +1,4 @@
-"""Several channels become one: none is lost because of its phase."""
+"""Mixing of channels to mono. A channel is not lost if its phase is opposite."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mixed(*channels: np.ndarray, name: str = "clip", channel: int | None = None)
         ((ONE, -ONE, ONE * 0.9, -ONE * 1.1), 3),
     ],
 )
-def test_opposite_phases(
+def test_the_stronger_of_opposite_channels_is_used_with_a_warning(
     channels: tuple[np.ndarray, ...], stronger: int, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
     name = request.node.name
@@ -51,7 +51,7 @@ def test_other_channels_are_averaged(channels: tuple[np.ndarray, ...], caplog: p
     assert not caplog.records
 
 
-def test_a_channel_of_choice() -> None:
+def test_a_channel_can_be_selected() -> None:
     for channel, expected in ((1, ONE), (2, TWO)):
         np.testing.assert_array_equal(mixed(ONE, TWO, channel=channel), expected)
     with pytest.raises(AudioError) as caught:
@@ -60,12 +60,12 @@ def test_a_channel_of_choice() -> None:
     assert_names(caught.value, "2 3")
 
 
-def test_decoded_samples_are_mixed_alike() -> None:
+def test_decoded_samples_are_mixed_like_files() -> None:
     samples = torch.from_numpy(np.stack([ONE, -ONE]))
     np.testing.assert_allclose(waveform_of(samples, SAMPLE_RATE, max_duration_s=9, name="samples"), ONE)
 
 
-def test_names_of_channels() -> None:
+def test_channel_names_are_parsed() -> None:
     assert [parse_channel(name) for name in ("left", "Right", "1", "64")] == [1, 2, 1, 64]
     for name in ("0", "65", "middle", "-1", "", "1.5"):
         with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""Files that end inside of their header, and headers that are forged: an error of the clip, never a crash."""
+"""Files that end within their header, and forged headers: an error of the clip, but never a crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(format: str) -> bytes:
 
 
 def check(content: bytes, folder: Path) -> None:
-    """From memory and from disk, strictly and not."""
+    """Load the file from memory and from disk, with and without ``keep_damaged``."""
     path = folder / "clip"
     path.write_bytes(content)
     for keep in (False, True):
@@ -38,7 +38,7 @@ def check(content: bytes, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_file_that_ends_inside_of_its_header(format: str, tmp_path: Path) -> None:
+def test_a_file_that_ends_within_its_header(format: str, tmp_path: Path) -> None:
     whole = written(format)
     for size in range(0, 160, 3):
         check(whole[:size], tmp_path)
@@ -48,7 +48,7 @@ def test_an_aiff_without_a_format(tmp_path: Path) -> None:
     check(b"FORM" + bytes(4) + b"AIFFCOMM" + bytes(4) + b"SSND" + bytes(4), tmp_path)
 
 
-def test_a_flac_of_no_sampling_rate(tmp_path: Path) -> None:
+def test_a_flac_without_a_sampling_rate(tmp_path: Path) -> None:
     content = bytearray(written("FLAC"))
     content[18:20], content[20] = b"\0\0", content[20] & 0x0F
     check(bytes(content), tmp_path)
@@ -56,13 +56,13 @@ def test_a_flac_of_no_sampling_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [40, 43, 60])
-def test_an_mp3_whose_tag_is_cut_off(size: int, tmp_path: Path) -> None:
+def test_an_mp3_with_a_truncated_tag(size: int, tmp_path: Path) -> None:
     frame = b"\xff\xfb\x90\x00" + bytes(32) + b"Xing" + b"\0\0\0\x0f" + bytes(400)
     check(frame[:size], tmp_path)
 
 
-def test_chunks_that_follow_each_other_and_end_in_noise(tmp_path: Path) -> None:
-    """One walk over the chunks is enough: one for each start would take hours."""
+def test_many_chunks_followed_by_noise(tmp_path: Path) -> None:
+    """The chunks are walked only once. One walk per possible start would take hours."""
     whole = bytearray(written("WAV"))
     whole[40:44] = struct.pack("<I", 0x7FFFF000)
     check(bytes(whole) + b"LIST\0\0\0\0" * 10_000 + b"noise", tmp_path)

@@ -1,4 +1,4 @@
-"""Damage costs what is damaged, and what comes after keeps its position. Training rejects such clips."""
+"""Damaged files lose only the damaged audio, and the rest keeps its position. Training rejects such clips."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept(data: bytes, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", FRAMED)
 @pytest.mark.parametrize("fault", ["overwritten", "removed", "inserted"])
-def test_damage_in_the_middle(kind: str, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     data = clip(kind, SECONDS)
     middle, size = len(data) // 2, 2_000
     damaged = {
@@ -38,7 +38,7 @@ def test_damage_in_the_middle(kind: str, fault: str, caplog: pytest.LogCaptureFi
         "inserted": data[:middle] + b"\xaa" * size + data[middle:],
     }[fault]
     name = f"{kind} {fault}"
-    if not (kind == "mp3" and fault == "inserted"):  # nothing is lost
+    if not (kind == "mp3" and fault == "inserted"):  # in this case, nothing is lost
         with pytest.raises(AudioError) as caught:
             load_audio(damaged, max_duration_s=60, name=name)
         assert caught.value.reason in ("undecodable", "truncated")
@@ -54,7 +54,7 @@ def test_damage_in_the_middle(kind: str, fault: str, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("kind", FRAMED)
-def test_several_damages(kind: str) -> None:
+def test_audio_keeps_its_position_after_several_damages(kind: str) -> None:
     data = clip(kind, SECONDS)
     for share in (0.3, 0.6, 0.8):
         data = patched(data, int(share * len(data)), b"\x55" * 200)
@@ -66,7 +66,7 @@ def test_several_damages(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FRAMED)
 @pytest.mark.parametrize("share", [0.3, 0.7])
-def test_files_that_are_cut_off(kind: str, share: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_files_are_decoded_up_to_their_end(kind: str, share: float, caplog: pytest.LogCaptureFixture) -> None:
     data = clip(kind, SECONDS)
     damaged, name = data[: int(share * len(data))], f"{kind} cut at {share}"
     with pytest.raises(AudioError) as caught:
@@ -79,7 +79,7 @@ def test_files_that_are_cut_off(kind: str, share: float, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(("limit", "value"), [("_MAX_RUNS", 2), ("_MAX_LOST_BYTES", 150)])
-def test_what_is_beyond_the_limits_of_a_search_is_reported(
+def test_audio_beyond_the_limits_of_the_search_is_reported(
     limit: str, value: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_mp3, limit, value)
@@ -99,7 +99,9 @@ def test_what_is_beyond_the_limits_of_a_search_is_reported(
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs FFmpeg")
 @pytest.mark.parametrize("fault", ["zeros", "noise", "inserted", "removed"])
 @pytest.mark.parametrize("start", [b"", ID3])
-def test_raw_aac_keeps_its_times(fault: str, start: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_raw_aac_keeps_its_positions(
+    fault: str, start: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "x.wav").write_bytes(clip("wav", SECONDS))
     ffmpeg("-i", tmp_path / "x.wav", "-c:a", "aac", "-b:a", "64k", tmp_path / "x.aac")
     whole, size = (tmp_path / "x.aac").read_bytes(), 8_000
@@ -125,7 +127,7 @@ def test_raw_aac_keeps_its_times(fault: str, start: bytes, tmp_path: Path, caplo
         assert 5.0 < start_s < 6.1 < 6.8 < end_s < 8.0
 
 
-def test_damaged_and_joined() -> None:
+def test_a_damaged_file_joined_with_another_is_decoded() -> None:
     for kind in FRAMED:
         first = patched(clip(kind, SECONDS), len(clip(kind, SECONDS)) // 2, b"\xaa" * 500)
         decoded = kept(first + clip(kind, 2.0, 1), f"{kind} damaged and joined")
@@ -134,7 +136,7 @@ def test_damaged_and_joined() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_samples_that_are_no_numbers(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_samples_are_replaced_by_silence(bad: float, caplog: pytest.LogCaptureFixture) -> None:
     samples = speech(SECONDS).copy()
     samples[48_000:56_000] = bad
     data = encoded(samples, subtype="FLOAT")
@@ -147,8 +149,8 @@ def test_samples_that_are_no_numbers(bad: float, caplog: pytest.LogCaptureFixtur
     assert_names(caplog.records[0].getMessage(), "3.00 3.50 s")
 
 
-def test_positions_years_apart_take_no_memory() -> None:
-    """A granule position of a hostile file."""
+def test_a_gap_of_years_needs_little_memory() -> None:
+    """A hostile file can contain such a granule position."""
     opus = clip("opus")
     last = opus.rindex(b"OggS")
     hostile = patched(opus, last + 6, (1 << 60).to_bytes(8, "little"))

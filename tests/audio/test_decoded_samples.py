@@ -1,4 +1,4 @@
-"""Samples that are already decoded."""
+"""Samples that are given already decoded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_samples_give_the_waveform_of_a_file(tmp_path: Path) -> None:
         (torch.full((9000,), 1e9), 16_000, "out_of_range", "x: .*65,536"),
     ],
 )
-def test_unusable_samples(samples: torch.Tensor, rate: int, reason: str, message: str) -> None:
+def test_unusable_samples_are_rejected(samples: torch.Tensor, rate: int, reason: str, message: str) -> None:
     with pytest.raises(AudioError, match=message) as raised:
         waveform_of(samples, rate, max_duration_s=5, name="x")
     assert raised.value.reason == reason

@@ -1,7 +1,6 @@
-"""Files of all formats with faults in header, length, tags, padding and middle.
+"""Files of all formats with faults in their header, length, tags, padding or middle.
 
-Whatever is wrong, there is no traceback, no loss of more than 0.2 s without a warning, and what is decoded is where it
-was.
+In all cases, there is no traceback, a loss of more than 0.2 s gives a warning, and decoded audio keeps its position.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def _behind(tail: bytes) -> Fault:
 
 
 def _stated(size: int) -> Fault:
-    """Another size in the header of a WAV file."""
+    """Set another size in the header of a WAV file."""
 
     def fault(data: bytes) -> bytes:
         at = data.find(b"data", 0, 200)
@@ -84,7 +83,7 @@ FAULTS = st.one_of(
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Warnings about audio files."""
+    """Yield the list of warnings about audio files."""
     found: list[str] = []
 
     class Handler(logging.Handler):
@@ -102,7 +101,7 @@ def _messages() -> Iterator[list[str]]:
 def check_decoded(
     decoded: np.ndarray, messages: list[str], name: str, *, length: bool = True, positions: bool = True
 ) -> None:
-    """Whatever is missing is told, and the rest is where it was."""
+    """Check that missing audio is reported and that the rest keeps its position."""
     told = any(name in message for message in messages)
     reference = speech(SECONDS)
     if length and len(decoded) / SAMPLE_RATE < SECONDS - 0.2:
@@ -127,8 +126,9 @@ def check_both_ways(kind: str, faults: list[Fault]) -> None:
             decoded = load_audio(data, max_duration_s=60, name=name, keep_damaged=True).numpy()
         except AudioError:
             return
-    if not removed_pcm:  # samples without marks: nothing tells where some were removed
-        # The frames of an MP3 have no positions. Their number tells how many are missing, but only at one place.
+    if not removed_pcm:  # PCM has no markers, so removed samples cannot be detected
+        # MP3 frames have no positions. Their number shows how many are missing, but the place is known only for a
+        # single fault.
         check_decoded(decoded, messages, name, positions=kind != "mp3" or len(faults) == 1)
 
 
@@ -165,7 +165,7 @@ def check_container(kind: str, faults: list[Fault]) -> None:
             blocks = [block.numpy() for block in recording_blocks(path, name)]
         except AudioError:
             return
-    # MPEG-TS has no length, so it may end anywhere. AVI has no times: positions follow from the bytes before them.
+    # MPEG-TS has no length, so it can end anywhere. AVI has no times, so positions depend on the bytes before them.
     decoded = np.concatenate(blocks)
     check_decoded(decoded, messages, name, length=kind != "aac.ts", positions=kind != "mp3.avi")
 
@@ -186,7 +186,7 @@ def test_faults_of_containers(kind: str, faults: list[Fault]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
-# Hypothesis would look for a smaller failing example in a thousand runs of FFmpeg.
+# To find a smaller failing example, Hypothesis would run FFmpeg a thousand times.
 @settings(max_examples=300, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(CONTAINERS)), faults=st.lists(_CONTAINER_FAULTS, min_size=1, max_size=2))
 def test_many_faults_of_containers(kind: str, faults: list[Fault]) -> None:

@@ -1,4 +1,4 @@
-"""The list of audio suffixes against what libsndfile writes and reads."""
+"""The list of audio suffixes, compared with the formats that libsndfile can read and write."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_formats_can_be_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.wav", "b.WAVE", "c.Mp3", "d.e.aifc", "f.MOV", "g.mka", "h.3gp", "i.opus"])
-def test_audio_names(name: str) -> None:
+def test_audio_files_are_recognized_by_name(name: str) -> None:
     assert is_audio_name(name)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "wav", ".wav", "b.wav.part", "c.ts", "d.mat", "e.json", "f.srt", "g.png"])
-def test_other_names(name: str) -> None:
+def test_other_files_are_not_recognized(name: str) -> None:
     assert not is_audio_name(name)
 
 

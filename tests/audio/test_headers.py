@@ -1,4 +1,4 @@
-"""Files whose headers state something else than the files contain: everything is decoded, once, and it is said."""
+"""Files whose headers do not match their contents: all audio is decoded once, with a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = 4 * SAMPLE_RATE * 2
 
 
 def loaded(data: bytes, name: str = "clip") -> np.ndarray:
-    """Decoded in both ways; the duration of the header agrees."""
+    """Decode in both ways, and check that the duration in the header agrees."""
     waveform = load_audio(data, max_duration_s=60, name=name)
     assert audio_duration(data, name=name) == pytest.approx(len(waveform) / SAMPLE_RATE, abs=1e-3)
     np.testing.assert_array_equal(load_audio(data, max_duration_s=60, name=name, keep_damaged=True), waveform)
@@ -32,12 +32,12 @@ def loaded(data: bytes, name: str = "clip") -> np.ndarray:
     [0, 0x7FFFF000, 0x7FFFFFFF, 0x7FFFFFDB, 0x80000000, 0x80000024, 0xFFFFFFFF, 0xFFFFFFDB, 0xFFFFFF00, 0xFFFFFFFE],
 )
 @pytest.mark.parametrize("riff", [None, 0, 36, 0xFFFFFFFF, BYTES + 36])
-def test_placeholders_for_the_size_of_a_wav(size: int, riff: int | None) -> None:
+def test_placeholders_for_the_size_of_a_wav_are_ignored(size: int, riff: int | None) -> None:
     np.testing.assert_array_equal(loaded(wav_with(size, riff)), load_audio(clip("wav"), max_duration_s=9))
 
 
 @pytest.mark.parametrize("excess", [8, 36, 44, -20, -1_000, -BYTES // 2 + 1, -BYTES + 2])
-def test_sizes_of_a_wav_that_are_wrong(excess: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_sizes_of_a_wav_do_not_change_the_audio(excess: int, caplog: pytest.LogCaptureFixture) -> None:
     name = f"size {excess}"
     np.testing.assert_array_equal(loaded(wav_with(BYTES + excess), name), load_audio(clip("wav"), max_duration_s=9))
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -62,14 +62,14 @@ def test_sizes_of_a_wav_that_are_wrong(excess: int, caplog: pytest.LogCaptureFix
     ],
 )
 @pytest.mark.parametrize("size", [BYTES, 0, 0xFFFFFFFF, BYTES - 4_000])
-def test_chunks_around_the_samples_are_no_sound(before: bytes, after: bytes, size: int) -> None:
+def test_chunks_around_the_samples_are_not_decoded(before: bytes, after: bytes, size: int) -> None:
     if size != BYTES and after[:4] in (b"\0", b"aXYZ", b"ID3\4"):
         pytest.skip("not distinguishable from samples")
     whole = load_audio(clip("wav"), max_duration_s=9)
     assert abs(len(loaded(wav_with(size, before=before, after=after))) - len(whole)) <= 64
 
 
-def test_a_wav_that_is_empty_is_empty() -> None:
+def test_an_empty_wav_is_rejected() -> None:
     for after in (b"", chunk(b"LIST", 20)):
         empty = clip("wav")[:40] + bytes(4) + after
         with pytest.raises(AudioError) as caught:
@@ -79,7 +79,7 @@ def test_a_wav_that_is_empty_is_empty() -> None:
 
 @pytest.mark.parametrize("kind", PCM)
 @pytest.mark.parametrize("share", [0.25, 0.9])
-def test_every_container_that_states_less(kind: str, share: float) -> None:
+def test_audio_beyond_the_stated_size_is_decoded(kind: str, share: float) -> None:
     data, shorter = clip(kind), clip(kind, 4.0 * share)
     width = {"wav24": 3, "float": 4, "ulaw": 1}.get(kind, 2)
     header = len(data) - 4 * SAMPLE_RATE * width
@@ -87,7 +87,7 @@ def test_every_container_that_states_less(kind: str, share: float) -> None:
     np.testing.assert_array_equal(loaded(shorter[:header] + data[header:]), whole)
 
 
-def test_long_wav_headers() -> None:
+def test_long_wav_headers_are_read() -> None:
     rf64 = clip("rf64")
     whole = load_audio(rf64, max_duration_s=9).numpy()
     unknown = patched(patched(rf64, 20, b"\xff" * 8), 28, b"\xff" * 8)
@@ -98,7 +98,7 @@ def test_long_wav_headers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wav", "w64", "aiff", "au", "caf", "flac", "vorbis", "opus", "mp3"])
-def test_files_one_after_the_other(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_joined_files_are_decoded_completely(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     joined = clip(kind) + clip(kind, 2.0, 1)
     decoded = loaded(joined, f"two {kind}")
     assert len(decoded) / SAMPLE_RATE == pytest.approx(6.0, abs=0.1)
@@ -108,14 +108,14 @@ def test_files_one_after_the_other(kind: str, caplog: pytest.LogCaptureFixture) 
         assert_names(caplog.records[0].getMessage(), f"two {kind}: 2")
 
 
-def test_files_one_after_the_other_with_other_rates() -> None:
+def test_joined_files_can_have_different_rates() -> None:
     for kind, rate in (("WAV", 8_000), ("FLAC", 48_000), ("MP3", 48_000), ("OGG", 44_100)):
         other = encoded(speech(2.0, 1).repeat(3)[: 2 * rate], rate, kind=kind)
         first = encoded(speech(4.0), kind=kind)
         assert len(loaded(first + other)) / SAMPLE_RATE == pytest.approx(6.0, abs=0.15)
 
 
-def test_a_flac_without_a_total(tmp_path: Path) -> None:
+def test_a_flac_without_its_number_of_samples(tmp_path: Path) -> None:
     for total in (0, 9_000):
         np.testing.assert_array_equal(loaded(flac_claiming(total)), load_audio(flac_claiming(16_000), max_duration_s=9))
 
@@ -128,11 +128,11 @@ ID3 = b"ID3\4\0\0\0\0\1\0" + b"Information Xing"[:16] + bytes(112)
 
 @pytest.mark.parametrize("tags", [APE, APE + b"TAG" + bytes(125), LYRICS + b"TAG" + bytes(125), b"TAG" + bytes(125)])
 @pytest.mark.parametrize("kind", ["mp3", "flac", "vorbis", "wav"])
-def test_tags_at_the_end(kind: str, tags: bytes) -> None:
+def test_tags_at_the_end_are_ignored(kind: str, tags: bytes) -> None:
     np.testing.assert_array_equal(loaded(clip(kind) + tags), load_audio(clip(kind), max_duration_s=9))
 
 
-def test_tags_between_and_before() -> None:
+def test_tags_before_and_between_files_are_ignored() -> None:
     mp3, whole = clip("mp3"), load_audio(clip("mp3"), max_duration_s=9).numpy()
     np.testing.assert_array_equal(loaded(ID3 + mp3), whole)
     untagged = mp3[mp3.index(b"\xff\xf3", 4) :]
@@ -142,7 +142,7 @@ def test_tags_between_and_before() -> None:
         assert offset(decoded, speech(2.0, 1), 1.0) == pytest.approx(4.0, abs=0.1)
 
 
-def test_an_mp3_whose_tag_states_less() -> None:
+def test_an_mp3_whose_tag_states_fewer_frames_is_decoded_completely() -> None:
     mp3 = clip("mp3")
     at = mp3.index(b"Info") if b"Info" in mp3[:200] else mp3.index(b"Xing")
     for frames in (1, 50):
@@ -151,14 +151,14 @@ def test_an_mp3_whose_tag_states_less() -> None:
         assert len(decoded) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
         assert offset(decoded, speech(4.0), 3.0) == pytest.approx(0.0, abs=0.01)
         if frames == 1:
-            assert len(loaded(wrong)) == len(decoded)  # an impossible bit rate, so every frame is looked at
+            assert len(loaded(wrong)) == len(decoded)  # the tag implies an impossible bit rate, so every frame is read
         else:
             with pytest.raises(AudioError) as caught:
                 load_audio(wrong, max_duration_s=9)
             assert caught.value.reason == "unknown_length"
 
 
-def test_an_mp3_in_a_wav() -> None:
+def test_an_mp3_in_a_wav_is_decoded() -> None:
     mp3 = clip("mp3")
     form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, SAMPLE_RATE, 4_000, 1, 0, 12, 1, 2, 144, 1, 1_393)
     fact = b"fact" + struct.pack("<II", 4, 4 * SAMPLE_RATE + 1_105)

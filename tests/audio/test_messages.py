@@ -1,6 +1,6 @@
-"""How errors about audio read. Other tests check their class, their reason and the values they name.
+"""The wording of errors about audio. Other tests check their class, reason and values.
 
-To write ``messages.txt`` again, run ``REGENERATE=1 pytest tests/audio/test_messages.py`` and read the difference.
+To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/audio/test_messages.py`` and read the difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What FFmpeg decodes: positions in time, tracks and channels of containers. Clean files gain and lose nothing."""
+"""Recordings decoded by FFmpeg: positions, tracks and channels. Audio of valid files is neither lost nor added."""
 
 from __future__ import annotations
 
@@ -43,17 +43,21 @@ def decoded(path: Path, track: int | None = None, channel: int | None = None) ->
         ("clean51.mov", ["-c:a", "pcm_s16le", "-ac", "6"]),
     ],
 )
-def test_clean_files(place: Path, name: str, options: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_valid_files_are_decoded_completely(
+    place: Path, name: str, options: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     ffmpeg("-i", place / "one.wav", *options, place / name)
     ffmpeg("-i", place / name, "-ac", "1", "-ar", SAMPLE_RATE, place / "expected.wav")
     waveform = decoded(place / name)
-    assert abs(len(waveform) - (place / "expected.wav").stat().st_size // 2) <= 100  # without the header
+    assert abs(len(waveform) - (place / "expected.wav").stat().st_size // 2) <= 100  # without the WAV header
     assert abs(offset(waveform, ONE, 3.0)) < 0.07
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.mov"])
-def test_audio_that_begins_late(place: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_audio_that_starts_after_the_video_keeps_its_position(
+    place: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     film = ("-f", "lavfi", "-i", "testsrc=s=64x64:r=5:d=7")
     ffmpeg(*film, "-itsoffset", "3", "-i", place / "one.wav", "-c:v", "mpeg4", "-c:a", "aac", place / name)
     waveform = decoded(place / name)
@@ -64,13 +68,13 @@ def test_audio_that_begins_late(place: Path, name: str, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("name", ["alone.m4a", "alone.webm"])
-def test_sound_without_a_picture_that_begins_late(place: Path, name: str) -> None:
+def test_audio_without_video_that_starts_late_keeps_its_position(place: Path, name: str) -> None:
     ffmpeg("-itsoffset", "3", "-i", place / "one.wav", place / name)
     assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("hole.mkv", "pcm_s16le"), ("hole.webm", "libopus"), ("hole.mp4", "aac")])
-def test_audio_with_a_hole(place: Path, name: str, codec: str) -> None:
+def test_audio_after_a_gap_keeps_its_position(place: Path, name: str, codec: str) -> None:
     hole = "[0][1]concat=n=2:v=0:a=1,aselect='lt(t,2)+gte(t,5)'"
     ffmpeg("-i", place / "one.wav", "-i", place / "two.wav", "-filter_complex", hole, "-c:a", codec, place / name)
     waveform = decoded(place / name)
@@ -78,7 +82,7 @@ def test_audio_with_a_hole(place: Path, name: str, codec: str) -> None:
     assert offset(waveform, TWO, 3.0) == pytest.approx(4.0, abs=0.1)
 
 
-def test_tracks(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_or_the_selected_track_is_decoded(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     both = ("-i", place / "one.wav", "-i", place / "two.wav", "-map", "0", "-map", "1", "-c:a", "aac")
     ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "default", place / "second.mkv")
     ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "0", place / "none.mkv")
@@ -97,7 +101,7 @@ def test_tracks(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert_names(caught.value, "second.mkv: 2 3")
 
 
-def test_channels(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_channels_are_mixed_or_selected(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "opposite.wav").write_bytes(encoded(np.stack([ONE, -ONE], 1)))
     (place / "pair.wav").write_bytes(encoded(np.stack([ONE, TWO], 1)))
     for name in ("opposite", "pair"):
@@ -108,7 +112,7 @@ def test_channels(place: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert abs(offset(decoded(place / "pair.m4a", channel=channel), expected, 2.0)) < 0.1
 
 
-def test_damage(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_gives_a_warning(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     ffmpeg("-i", place / "one.wav", "-c:a", "aac", place / "whole.m4a")
     data = bytearray((place / "whole.m4a").read_bytes())
     start = data.index(b"mdat")
@@ -120,8 +124,8 @@ def test_damage(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert_names(caplog.records[0].getMessage(), "damaged.m4a:")
 
 
-def test_formats_that_libsndfile_reads_in_part(place: Path) -> None:
-    """FFmpeg reads codecs of WAV files that libsndfile does not."""
+def test_wav_codecs_that_libsndfile_lacks_are_decoded(place: Path) -> None:
+    """FFmpeg decodes codecs of WAV files that libsndfile does not support."""
     for codec, rate in (("ac3", ()), ("g726", ("-ar", "8000")), ("adpcm_swf", ("-ar", "22050"))):
         ffmpeg("-i", place / "one.wav", "-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav")
         assert len(decoded(place / f"{codec}.wav")) / SAMPLE_RATE == pytest.approx(4.0, abs=0.15)
@@ -137,7 +141,7 @@ def test_formats_that_libsndfile_reads_in_part(place: Path) -> None:
     ],
     ids=["hls", "concat", "dash", "sdp"],
 )
-def test_files_that_a_playlist_names_are_not_opened(place: Path, playlist: str) -> None:
+def test_files_in_a_playlist_are_not_opened(place: Path, playlist: str) -> None:
     (place / "list.mp4").write_text(playlist.format(place / "one.wav"))
     with pytest.raises(AudioError) as caught:
         decoded(place / "list.mp4")

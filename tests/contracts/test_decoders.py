@@ -1,4 +1,4 @@
-"""The Decoder contract, over all that are registered."""
+"""The Decoder contract, for all registered decoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Encoder contract, over all that are registered."""
+"""The Encoder contract, for all registered encoders."""
 
 from __future__ import annotations
 

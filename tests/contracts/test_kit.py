@@ -1,4 +1,4 @@
-"""The kit refuses what breaks a contract, and says which."""
+"""The contract checks find violations and name them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[..., Any]
 
 
 def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
-    """The part's ``tiny()`` config, with ``change(part, config)`` done to whatever is built from it."""
+    """Return the part's ``tiny()`` config. ``change(part, config)`` is applied to every part built from it."""
     entry = registry.entry(name)
 
     def build(config: Any, context: Any) -> Any:
@@ -33,7 +33,7 @@ def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: p
 
 
 def named(checks: tuple[Change, ...], name: str) -> Change:
-    """One of a kind's checks."""
+    """Return the check with this name."""
     (check,) = [check for check in checks if check.__name__ == f"check_{name}"]
     return check
 
@@ -42,7 +42,7 @@ def named(checks: tuple[Change, ...], name: str) -> Change:
 
 
 class Wrapped(Projector):
-    """A projector as it should be, for mistakes to be put in."""
+    """A correct projector, from which incorrect ones are derived."""
 
     def __init__(self, inner: Projector) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class ReadsPadding(Wrapped):
         return embeddings + frames.values.mean(), lengths
 
 
-class LongestForAll(Wrapped):
+class UsesTheLongestLength(Wrapped):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         return super().forward(replace(frames, lengths=frames.lengths.max().expand(len(frames.lengths))))
 
@@ -101,12 +101,12 @@ class NotSaved(Wrapped):
         return embeddings + self.get_buffer("shift"), lengths
 
 
-class PromisesLess(Wrapped):
+class UnderstatesItsLength(Wrapped):
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
         return self.inner.max_embeddings(num_frames) - 1
 
 
-class Floors(Wrapped):
+class OneEmbeddingTooFew(Wrapped):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         embeddings, lengths = super().forward(frames)
         return embeddings, lengths - 1
@@ -123,7 +123,7 @@ class CutsTheGradient(Wrapped):
         return super().forward(replace(frames, values=frames.values.detach() + 0 * frames.values))
 
 
-class Float(Wrapped):
+class FloatLengths(Wrapped):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         embeddings, lengths = super().forward(frames)
         return embeddings, lengths.float()
@@ -133,26 +133,29 @@ class Float(Wrapped):
     ("mistake", "message"),
     [
         (ReadsPadding, r"in a batch with longer and shorter clips: values differ by up to"),
-        (LongestForAll, r"a clip of 1 frames .* has 20 embeddings, and 1 alone|1 frames gave 20 embeddings, and max_"),
+        (
+            UsesTheLongestLength,
+            r"a clip of 1 frames .* has 20 embeddings, and 1 alone|1 frames gave 20 embeddings, and max_",
+        ),
         (TooLoud, r"RMS 0\.03\d+ .*RMS 0\.1, .* 0\.03 "),
         (Noisy, r"training mode changes the embeddings"),
         (Unused, r"training: no gradient reaches spare\.weight"),
         (Frozen, r"trainable"),
         (NotSaved, r"saved and loaded, .*embeddings"),
-        (PromisesLess, r"1 frames gave 1 embeddings, and max_embeddings says 0"),
-        (Floors, r"1 frames gave no embedding; a clip has at least one"),
+        (UnderstatesItsLength, r"1 frames gave 1 embeddings, and max_embeddings says 0"),
+        (OneEmbeddingTooFew, r"1 frames gave no embedding; a clip has at least one"),
         (FailsOnSilence, r"embeddings of frames × 0 in torch\.float32: \d+ values are not finite"),
         (CutsTheGradient, r"no gradient reaches the frames, so the encoder could not train"),
-        (Float, r"lengths must be int64, and are torch\.float32"),
+        (FloatLengths, r"lengths must be int64, and are torch\.float32"),
     ],
 )
-def test_projectors(mistake: type[Wrapped], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_projectors_are_found(mistake: type[Wrapped], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = rebuilt_by(PROJECTORS, "swiglu", lambda part, config: mistake(part), monkeypatch)
     with pytest.raises(AssertionError, match=rf"^swiglu: .*({message})"):
         check_projector(config)
 
 
-def test_a_projector_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_correct_projector_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     check_projector(rebuilt_by(PROJECTORS, "swiglu", lambda part, config: Wrapped(part), monkeypatch))
 
 
@@ -160,7 +163,7 @@ def test_a_projector_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replaced(part: Any, method: str, change: Change) -> None:
-    """The part's method with ``change`` around it."""
+    """Wrap a method of the part with ``change``."""
     original = getattr(part, method)
     setattr(part, method, lambda *args, **kwargs: change(original, *args, **kwargs))
 
@@ -183,7 +186,7 @@ def one_frame_too_many(part: Encoder, config: EncoderConfig) -> None:
     replaced(part, "num_frames", lambda original, samples: original(samples) + 1)
 
 
-def trains_though_frozen(part: Encoder, config: EncoderConfig) -> None:
+def trains_frozen_weights(part: Encoder, config: EncoderConfig) -> None:
     part.requires_grad_(True)
 
 
@@ -191,7 +194,7 @@ def wrong_rate(part: Encoder, config: EncoderConfig) -> None:
     part.frame_rate = 40.0
 
 
-def forgets_a_weight(part: Encoder, config: EncoderConfig) -> None:
+def does_not_save_a_weight(part: Encoder, config: EncoderConfig) -> None:
     part.register_buffer("fresh", torch.rand(1))
     replaced(part, "encode", lambda encode, features: scaled(encode(features), part.get_buffer("fresh")))
     part._non_persistent_buffers_set.add("fresh")
@@ -201,7 +204,7 @@ def scaled(frames: Frames, factor: Tensor) -> Frames:
     return replace(frames, values=frames.values * factor)
 
 
-def another_when_rebuilt(part: Encoder, config: EncoderConfig) -> None:
+def differs_when_rebuilt(part: Encoder, config: EncoderConfig) -> None:
     extra = nn.Linear(2, 2 + torch.initial_seed(), bias=False).requires_grad_(not config.freeze)
     part.add_module("extra", extra)
     replaced(part, "encode", lambda encode, features: scaled(encode(features), 1 + extra.weight.pow(2).sum()))
@@ -216,7 +219,7 @@ def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
 
 
 def reads_its_neighbors(part: Any, config: EncoderConfig) -> None:
-    """Packed rows without the lengths that tell them apart."""
+    """This is an error of packed rows whose lengths are ignored."""
     whole = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), lambda given: given[[0, -1]])
     if part.packs:
         for layer in part.model.encoder.layers:
@@ -242,15 +245,17 @@ def never_drops_out(part: Any, config: EncoderConfig) -> None:
         (ignores_the_transform, "transform", r"the transform was called 0 times, not once"),
         (one_frame_too_many, "lengths", r"1 samples: config\.num_frames says 1, and encoder\.num_frames 2"),
         (wrong_rate, "lengths", r"frames\.rate 50\.0 is not frame_rate|a minute has .* and frame_rate says 40"),
-        (trains_though_frozen, "gradients", r"freeze: true, .*gradients"),
-        (forgets_a_weight, "save_load", r"saved and loaded, .*frames"),
-        (another_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
+        (trains_frozen_weights, "gradients", r"freeze: true, .*gradients"),
+        (does_not_save_a_weight, "save_load", r"saved and loaded, .*frames"),
+        (differs_when_rebuilt, "save_load", r"rebuilt from architecture\(\), extra\.weight has another shape"),
         (always_drops_out, "determinism", r"dropout: 0, .*changes the frames"),
         (reads_its_neighbors, "packing", r"a clip of \d+ samples in a batch with longer .*: values differ"),
         (never_drops_out, "determinism", r"dropout: 0\.5 changes nothing in training mode"),
     ],
 )
-def test_encoders(mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_encoders_are_found(
+    mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = rebuilt_by(ENCODERS, "hubert", mistake, monkeypatch)
     with pytest.raises(AssertionError, match=rf"^hubert: .*({message})"):
         named(ENCODER_CHECKS, check)(config)
@@ -281,15 +286,15 @@ def full_logits(part: Any, config: Any) -> None:
     replaced(part, "forward", lambda forward, embeddings, mask, keep: forward(embeddings, mask, mask | True))
 
 
-def loses_its_place(part: Any, config: Any) -> None:
-    """Packed rows whose positions go on where the row before ended."""
+def continues_positions(part: Any, config: Any) -> None:
+    """This is an error of packed rows whose positions continue those of the previous row."""
     if part.packs:
         numbered = {"position_ids": lambda given: torch.arange(given.shape[1])[None] // 2}
         replaced(part.model, "forward", lambda forward, **kwargs: forward(**merged(kwargs, numbered)))
 
 
 def forgets_the_prefix(part: Any, config: Any) -> None:
-    """Rows after the first that do not attend to the shared prefix."""
+    """Rows after the first one do not attend to the shared prefix."""
     replaced(
         part.model,
         "forward",
@@ -311,7 +316,7 @@ def hides_the_gradient(part: Any, config: Any) -> None:
         (ignores_the_padding, "generation", r"a row of \d+ positions, 1 beams: left-padded in a batch it generates "),
         (ignores_its_input, "logits", r"embeddings do not change the logits"),
         (quiet_embeddings, "embeddings", r"embedding_rms says 0\.0\d+, and embed's output has 0\.0\d+"),
-        (loses_its_place, "packing", r"a row of \d+ positions .*: values differ|.*values differ by up to"),
+        (continues_positions, "packing", r"a row of \d+ positions .*: values differ|.*values differ by up to"),
         (forgets_the_prefix, "shared_prefix", r"logits with a shared prefix and in each row"),
         (full_logits, "logits", r"logits have shape \[68, \d+\], not \[31 kept positions, "),
         (
@@ -321,7 +326,9 @@ def hides_the_gradient(part: Any, config: Any) -> None:
         ),
     ],
 )
-def test_decoders(mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_decoders_are_found(
+    mistake: Change, check: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = rebuilt_by(DECODERS, "smollm3", mistake, monkeypatch)
     with pytest.raises(AssertionError, match=rf"^smollm3: .*({message})"):
         named(DECODER_CHECKS, check)(config)
@@ -333,13 +340,13 @@ def test_a_decoder_needs_a_tokenizer_to_train() -> None:
         check_decoder(config)
 
 
-def test_all_of_a_kinds_checks_are_run() -> None:
+def test_correct_parts_pass_all_checks() -> None:
     check_encoder(ENCODERS.entry("whisper").config.tiny())  # type: ignore[attr-defined]
     check_decoder(DECODERS.entry("smollm3").config.tiny())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("check", "name"), [(check_encoder, "whisper"), (check_decoder, "smollm3")])
-def test_a_mistake_that_any_check_finds_is_found(check: Change, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_found_by_the_complete_checks(check: Change, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[Any, Any] = ENCODERS if check is check_encoder else DECODERS
 
     def never_trains(part: nn.Module, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Projector contract, over all that are registered."""
+"""The Projector contract, for all registered projectors."""
 
 from __future__ import annotations
 

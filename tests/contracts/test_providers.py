@@ -1,4 +1,4 @@
-"""The Provider contract, over all that are registered; those behind an API ask a server that answers as documented."""
+"""The Provider contract, for all registered providers. Providers behind an API use a local server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 
 def asking(entry: Entry[Any, Any], server: Vendors) -> ProviderConfig:
-    """The part's own tiny config, with the server in the vendor's place."""
+    """Return the provider's tiny config with the address of the server."""
     if entry.name == "pocketsphinx" and find_spec("pocketsphinx") is None:
         pytest.skip("needs the package pocketsphinx")
     config: ProviderConfig = entry.config.tiny()
@@ -50,7 +50,7 @@ def test_contract(entry: Entry[Any, Any], check: Callable[[ProviderConfig], None
 
 
 class Wrong(Provider):
-    """Keeps all of the contract but one thing."""
+    """Violates one rule of the contract."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers
@@ -60,7 +60,7 @@ class Wrong(Provider):
         return transcript
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Release nothing."""
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ class Wrong(Provider):
         ),
     ],
 )
-def test_what_does_not_keep_it(
+def test_violations_are_found(
     answers: list[Any], values: str, server: Vendors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = PROVIDERS.entry("deepgram")

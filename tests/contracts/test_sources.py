@@ -1,4 +1,4 @@
-"""The Source contract, over all that are registered."""
+"""The Source contract, for all registered sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS = parts(SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips and what each source that reads files wants beside them; three more in ``clips.parquet``."""
+    """Write three clips with the tables that the sources of files need, and three more clips in ``clips.parquet``."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "folder").mkdir()
     (folder / "common_voice" / "clips").mkdir(parents=True)
@@ -60,7 +60,7 @@ def _table() -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    """What the sources on the hub ask for when they are tiny."""
+    """Start a hub with the repositories that the tiny configs of sources need."""
     with running_hub() as hub:
         hub.repos["tiny/clips"] = Repo({"data/test-00000-of-00001.parquet": parquet_bytes(_table())})
         dev = parquet_bytes([loquacious_row(number) for number in range(3)], LOQUACIOUS)

@@ -1,4 +1,4 @@
-"""Augmentation is a function of the clip, its seed and nothing else."""
+"""Augmentation depends only on the clip and its seed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_seeds_differ_by_seed_epoch_and_clip() -> None:
 # --- waveforms
 
 
-def test_off_is_the_identity() -> None:
+def test_without_augmentation_a_clip_does_not_change() -> None:
     waveform = tone()
     assert augment_waveform(AugmentationConfig(), waveform, seed=5) is waveform
 
 
-def test_a_speed_of_one_is_the_identity() -> None:
+def test_a_speed_of_one_does_not_change_a_clip() -> None:
     waveform = tone()
     assert augment_waveform(AugmentationConfig(speed=(1.0,)), waveform, seed=5) is waveform
 
@@ -75,7 +75,7 @@ def quiet(before_s: float = 0.3, after_s: float = 0.3, **fields: Any) -> Augment
 
 
 def silences_s(config: AugmentationConfig, waveform: Tensor, seed: int, longest_s: float) -> tuple[float, float]:
-    """What came before and after a clip that is untouched itself."""
+    """Return the seconds of silence before and after a clip, and check that the clip itself is unchanged."""
     padded = augment_waveform(config, waveform, seed, longest_s)
     before = int(padded.ne(0).nonzero()[0])
     assert torch.equal(padded[before : before + len(waveform)], waveform)
@@ -86,7 +86,7 @@ def silences_s(config: AugmentationConfig, waveform: Tensor, seed: int, longest_
 
 
 @pytest.mark.parametrize(("before_s", "after_s"), [(0.3, 0.3), (0.5, 0.0), (0.0, 0.2), (1.0, 0.1)])
-def test_silence_is_of_all_lengths_up_to_its_bounds(before_s: float, after_s: float) -> None:
+def test_silence_has_all_durations_up_to_the_maximum(before_s: float, after_s: float) -> None:
     waveform = tone(0.5) + 0.4
     drawn = [silences_s(quiet(before_s, after_s), waveform, seed, math.inf) for seed in range(200)]
     for found, bound in zip(zip(*drawn, strict=True), (before_s, after_s), strict=True):
@@ -98,20 +98,20 @@ def test_silence_is_of_all_lengths_up_to_its_bounds(before_s: float, after_s: fl
     assert abs(correlation) < 0.2
 
 
-def test_silence_makes_no_clip_longer_than_allowed() -> None:
+def test_silence_respects_the_maximum_duration_of_clips() -> None:
     waveform = tone(0.9) + 0.4
     drawn = [silences_s(quiet(0.3, 0.1), waveform, seed, 1.0) for seed in range(100)]
     free = [silences_s(quiet(0.3, 0.1), waveform, seed, math.inf) for seed in range(100)]
     for (before, after), (wanted_before, wanted_after) in zip(drawn, free, strict=True):
         assert before + after <= 0.1
-        # Less of both, in proportion.
+        # Both silences are shortened in proportion.
         assert before * wanted_after == pytest.approx(after * wanted_before, abs=1e-4)
     assert sum(before + after > 0.0998 for before, after in drawn) > 50
     for longest_s in (0.9, 0.5):
         assert torch.equal(augment_waveform(quiet(), waveform, 3, longest_s), waveform)
 
 
-def test_silence_is_not_slowed_down_and_gets_noise() -> None:
+def test_speed_does_not_change_silence_but_noise_is_added() -> None:
     config = quiet(0.3, 0.0, speed=(0.5,), white_noise=WhiteNoiseConfig(snr_db=(0.0, 0.0), probability=1.0))
     lengths = [len(augment_waveform(config, tone(1.0), seed)) / RATE for seed in range(50)]
     assert 2.0 <= min(lengths) < 2.1
@@ -119,7 +119,7 @@ def test_silence_is_not_slowed_down_and_gets_noise() -> None:
     assert augment_waveform(config, tone(1.0), 0)[:5].all()
 
 
-def test_how_long_a_clip_becomes() -> None:
+def test_the_maximum_duration_of_a_clip_is_computed() -> None:
     assert AugmentationConfig().longest_s(2.0, 10.0) == 2.0
     assert quiet(0.3, 0.2).longest_s(2.0, 10.0) == 2.5
     assert quiet(0.3, 0.2).longest_s(9.9, 10.0) == 10.0
@@ -127,18 +127,18 @@ def test_how_long_a_clip_becomes() -> None:
     assert quiet(0.3, 0.2, speed=(0.5, 1.1)).longest_s(9.0, 10.0) == 18.0
 
 
-def test_silence_makes_no_noise_softer() -> None:
+def test_the_level_of_noise_does_not_depend_on_added_silence() -> None:
     config = quiet(10.0, 10.0, white_noise=WhiteNoiseConfig(snr_db=(20.0, 20.0), probability=1.0))
     waveform = tone(1.0)
     for seed in range(5):
         noisy = augment_waveform(config, waveform, seed)
-        noise = noisy[:160]  # before the first sound, as good as always
+        noise = noisy[:160]  # this is before the first sound in nearly all cases
         assert len(noisy) > 2 * len(waveform)
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(20.0, abs=1.5)
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
-def test_noise_has_the_ratio_that_was_asked_for(snr_db: float) -> None:
+def test_noise_has_the_requested_ratio(snr_db: float) -> None:
     config, waveform = AugmentationConfig(white_noise=WhiteNoiseConfig(snr_db=(snr_db, snr_db))), tone(4.0)
     noisy = [augment_waveform(config, waveform, seed) for seed in range(12)]
     noises = [clip - waveform for clip in noisy if not torch.equal(clip, waveform)]
@@ -147,7 +147,7 @@ def test_noise_has_the_ratio_that_was_asked_for(snr_db: float) -> None:
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(snr_db, abs=0.2)
 
 
-def test_noise_goes_to_half_of_the_clips() -> None:
+def test_half_of_the_clips_get_noise() -> None:
     config, waveform = AugmentationConfig(white_noise=WhiteNoiseConfig(snr_db=(5.0, 30.0))), tone(0.05)
     untouched = sum(torch.equal(augment_waveform(config, waveform, seed), waveform) for seed in range(400))
     assert 150 < untouched < 250
@@ -161,7 +161,7 @@ def test_silence_stays_silent_and_an_empty_clip_empty() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**64 - 1), samples=st.integers(400, 3000))
-def test_a_seed_decides_everything(seed: int, samples: int) -> None:
+def test_augmentation_is_determined_by_the_seed(seed: int, samples: int) -> None:
     config = quiet(speed=(0.9, 1.0, 1.1), white_noise=WhiteNoiseConfig(snr_db=(5.0, 30.0)))
     waveform = tone()[:samples]
     before = waveform.clone()
@@ -187,7 +187,7 @@ def test_a_seed_decides_everything(seed: int, samples: int) -> None:
         ({"white_noise": {"snr_db": (20.0, 5.0)}}, r"snr_db\n.*20.0 is above 5.0"),
     ],
 )
-def test_what_cannot_be_asked_for(fields: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_rejected(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AugmentationConfig(**fields)
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_asked_for(fields: dict[str, object], message: str) -> No
 
 @pytest.mark.parametrize("ratio_db", [0.0, 12.0])
 @pytest.mark.parametrize("decay_s", [0.1, 0.4])
-def test_a_simulated_room_has_the_decay_and_the_ratio_of_its_config(decay_s: float, ratio_db: float) -> None:
+def test_a_simulated_room_has_the_configured_decay_and_ratio(decay_s: float, ratio_db: float) -> None:
     room = SimulatedReverberationConfig(
         decay_s=(decay_s, decay_s), direct_to_reverberant_db=(ratio_db, ratio_db), probability=1.0
     )
@@ -215,7 +215,7 @@ def test_a_simulated_room_has_the_decay_and_the_ratio_of_its_config(decay_s: flo
     assert float(response[int(decay_s * RATE) + 1 :].abs().max()) < 1e-5
 
 
-def test_each_clip_gets_a_room_of_its_own() -> None:
+def test_each_clip_gets_its_own_room() -> None:
     config = AugmentationConfig(simulated_reverberation=SimulatedReverberationConfig(probability=1.0))
     waveform = tone(0.3)
     rooms = [augment_waveform(config, waveform, seed) for seed in (1, 2, 1)]

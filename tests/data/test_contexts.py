@@ -1,4 +1,4 @@
-"""Contexts of training clips: what is drawn, that it depends on clip and epoch alone, and that it always fits."""
+"""Contexts of training clips: they depend only on the clip and the epoch, and always fit."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def clip_set(texts: list[str] = TEXTS, metadata: list[Mapping[str, str]] | None 
 
 
 def words_of(contexts: TrainingContexts, clips: ClipSet, index: int, seed: int) -> list[str]:
-    """The hotwords of a clip, read back from the ids."""
+    """Return the hotwords of a clip, decoded from the ids."""
     text = str(contexts.encoder.tokenizer.decode(contexts.ids(clips.clips, index, seed)))
     return text.strip().removeprefix("Words: ").split(", ") if text else []
 
 
-def test_rare_words_are_all_but_the_most_frequent() -> None:
+def test_the_most_frequent_words_are_not_rare() -> None:
     texts = ["The cat's well-known hat", "the hat", "THE x_y 7"]
     assert rare_words(texts, HOTWORDS.model_copy(update={"num_common": 0})) == (
         "7", "THE", "The", "cat's", "hat", "the", "well-known", "x", "y",
@@ -64,7 +64,7 @@ def test_rare_words_are_all_but_the_most_frequent() -> None:
     assert_names(caught.value, "num_common", "7")
 
 
-def test_lists_have_words_of_the_transcript_among_others(tokenizer: Any) -> None:
+def test_lists_contain_words_of_the_transcript_and_others(tokenizer: Any) -> None:
     clips = clip_set()
     contexts = TrainingContexts.learn(ContextConfig(hotwords=HOTWORDS), clips, tokenizer)
     positions = set()
@@ -83,7 +83,9 @@ def test_lists_have_words_of_the_transcript_among_others(tokenizer: Any) -> None
     ("change", "share", "with_spoken"),
     [({}, 1.0, 1.0), ({"probability": 0.5}, 0.5, 1.0), ({"none_spoken": 0.75}, 1.0, 0.25)],
 )
-def test_probabilities(tokenizer: Any, change: dict[str, float], share: float, with_spoken: float) -> None:
+def test_contexts_are_drawn_with_the_configured_probabilities(
+    tokenizer: Any, change: dict[str, float], share: float, with_spoken: float
+) -> None:
     clips = clip_set()
     config = ContextConfig(hotwords=HOTWORDS.model_copy(update=change))
     contexts = TrainingContexts.learn(config, clips, tokenizer)
@@ -94,7 +96,7 @@ def test_probabilities(tokenizer: Any, change: dict[str, float], share: float, w
     assert sum(spoken) / len(lists) == pytest.approx(with_spoken, abs=0.11)
 
 
-def test_clips_without_speech_get_lists_without_it(tokenizer: Any) -> None:
+def test_clips_without_rare_words_get_lists_of_other_words(tokenizer: Any) -> None:
     clips = clip_set([*TEXTS, "", "the name"])
     contexts = TrainingContexts.learn(ContextConfig(hotwords=HOTWORDS), clips, tokenizer)
     for index in (40, 41):
@@ -121,7 +123,7 @@ def test_long_lists_keep_the_words_of_the_transcript(tokenizer: Any) -> None:
         assert len({*words_of(contexts, clips, index, index)} & {*text.split()}) == 2
 
 
-def test_previous_text_is_that_of_the_row_before(tokenizer: Any) -> None:
+def test_the_previous_text_comes_from_the_previous_row(tokenizer: Any) -> None:
     texts = ["a b c d", "e", "f", "g"]
     metadata = [{"chapter": "1"}, {"chapter": "1"}, {"chapter": "2"}, {}]
     clips = clip_set(texts, metadata)
@@ -137,7 +139,7 @@ def test_previous_text_is_that_of_the_row_before(tokenizer: Any) -> None:
     assert_names(caught.value, "prompt.context.previous_text.same", "speaker", "chapter")
 
 
-def test_the_language_is_that_of_the_metadata(tokenizer: Any) -> None:
+def test_the_language_comes_from_the_metadata(tokenizer: Any) -> None:
     clips = clip_set(["a", "b", "c"], [{"locale": "de"}, {"locale": "fr"}, {}])
     config = ContextConfig.model_validate(
         {"language": {"probability": 1.0, "codes": ["de", "en"], "column": "locale"}}, strict=False
@@ -150,13 +152,13 @@ def test_the_language_is_that_of_the_metadata(tokenizer: Any) -> None:
     assert_names(caught.value, "prompt.context.language", "de, en", "locale")
 
 
-def test_special_tokens_in_texts_give_no_context(tokenizer: Any) -> None:
+def test_texts_with_special_tokens_give_no_context(tokenizer: Any) -> None:
     clips = clip_set(["<|im_end|> a", "b"], [{"chapter": "1"}] * 2)
     config = ContextConfig.model_validate({"previous_text": {"probability": 1.0, "same": "chapter"}}, strict=False)
     assert TrainingContexts.learn(config, clips, tokenizer).ids(clips.clips, 1, 0) == ()
 
 
-def test_what_the_model_knows() -> None:
+def test_context_settings_of_the_model_follow_from_the_recipe() -> None:
     assert context_settings(None, TargetText.of("none")) is None
     config = ContextConfig.model_validate({"max_tokens": 99, "language": {"codes": ["de", "en"]}}, strict=False)
     settings = context_settings(config, TargetText.of("lower"))

@@ -1,4 +1,4 @@
-"""The planned order: a pure function in which every clip comes once and no batch breaks its bounds."""
+"""The planned order: a deterministic function. Every clip is used once, and every batch respects the limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 
 
 def speech(count: int, seed: int = 0) -> list[float]:
-    """Durations as speech corpora have them."""
+    """Return durations distributed as in speech corpora."""
     return np.random.default_rng(seed).lognormal(1.5, 0.6, count).clip(0.5, 20.0).tolist()
 
 
@@ -33,7 +33,7 @@ def padding_share(plan: EpochPlan, durations_s: list[float]) -> float:
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 1000),
 )
-def test_every_clip_comes_once_and_bounds_hold(
+def test_every_clip_is_used_once_and_limits_are_respected(
     durations_s: list[float], max_clips: int, max_padded_s: float | None, pool_batches: int, seed: int, epoch: int
 ) -> None:
     config = BatchingConfig(max_clips=max_clips, max_padded_s=max_padded_s, pool_batches=pool_batches)
@@ -46,11 +46,11 @@ def test_every_clip_comes_once_and_bounds_hold(
     assert (batches(plan), plan.hash) == (batches(again), again.hash)
 
 
-def test_no_clips_make_no_batches() -> None:
+def test_without_clips_there_are_no_batches() -> None:
     assert batches(plan_epoch([], BatchingConfig(), seed=0, epoch=0)) == []
 
 
-def test_a_clip_beyond_the_bound_comes_alone() -> None:
+def test_a_clip_above_the_limit_is_alone_in_its_batch() -> None:
     plan = plan_epoch([50.0, 1.0, 1.0], BatchingConfig(max_clips=3, max_padded_s=10.0), seed=0, epoch=0)
     assert sorted(map(sorted, batches(plan))) == [[0], [1, 2]]
 
@@ -75,13 +75,13 @@ def test_sorting_in_pools_saves_padding() -> None:
     assert random_share > 0.4
 
 
-def test_batches_come_in_no_order_of_length() -> None:
+def test_batches_are_not_sorted_by_duration() -> None:
     durations_s = speech(3000)
     longest = [max(durations_s[clip] for clip in batch) for batch in plan_epoch(durations_s, BatchingConfig(), 0, 0)]
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.25
 
 
-def test_a_bound_in_seconds_makes_batches_of_about_as_much_audio() -> None:
+def test_a_limit_in_seconds_gives_batches_of_similar_duration() -> None:
     durations_s = speech(3000)
     plan = plan_epoch(durations_s, BatchingConfig(max_clips=1000, max_padded_s=60.0, pool_batches=3), 0, 0)
     sizes = [len(batch) * max(durations_s[clip] for clip in batch) for batch in plan]
@@ -97,7 +97,7 @@ def test_every_batch_is_sorted_by_duration(max_padded_s: float | None, pool_batc
     assert all((np.diff(durations_s[batch]) >= 0).all() for batch in plan_epoch(durations_s, config, 0, 0))
 
 
-def test_random_batches_are_as_full_as_their_bounds_allow() -> None:
+def test_random_batches_are_as_full_as_possible() -> None:
     durations_s = speech(3000)
     config = BatchingConfig(max_clips=64, max_padded_s=400.0, pool_batches=1)
     plan = plan_epoch(durations_s, config, 0, 0)
@@ -113,7 +113,7 @@ def test_random_batches_are_as_full_as_their_bounds_allow() -> None:
     assert np.mean([len(batch) for batch in plan]) > 20
 
 
-# Of runs that are published, which can be continued and repeated.
+# Hashes of published runs, which must stay the same so that these runs can be continued and repeated.
 PUBLISHED = {
     (2, None, False): "8151a9387872c0e9",
     (2, None, True): "0fee864d49d9a2dc",
@@ -127,9 +127,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("pool_batches", "max_padded_s", "grouped"), PUBLISHED)
-def test_plans_of_sorted_pools_stay_what_they_were(
-    pool_batches: int, max_padded_s: float | None, grouped: bool
-) -> None:
+def test_plans_of_sorted_pools_do_not_change(pool_batches: int, max_padded_s: float | None, grouped: bool) -> None:
     config = BatchingConfig(max_clips=8, max_padded_s=max_padded_s, pool_batches=pool_batches, shuffle_clips=700)
     durations_s = (np.arange(2000) * 37 % 1901 + 50) / 100  # exact on every machine
     groups, weights = (np.arange(2000) // 60, np.full(2000, 1.25)) if grouped else (None, None)
@@ -138,7 +136,7 @@ def test_plans_of_sorted_pools_stay_what_they_were(
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 801])
-def test_batches_are_full_but_the_last_of_a_pool(count: int) -> None:
+def test_batches_are_full_except_the_last_of_a_pool(count: int) -> None:
     sizes = [len(batch) for batch in plan_epoch([1.0] * count, BatchingConfig(max_clips=16), 0, 0)]
     assert sorted(sizes, reverse=True) == [16] * (count // 16) + [count % 16] * (count % 16 > 0)
 
@@ -153,7 +151,7 @@ GROUPED = BatchingConfig(max_clips=4, pool_batches=5, shuffle_clips=100)
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 100),
 )
-def test_groups_that_are_fetched_together_are_used_together(
+def test_clips_of_a_row_group_are_used_close_together(
     sizes: list[int], max_padded_s: float | None, seed: int, epoch: int
 ) -> None:
     groups = np.repeat(np.arange(len(sizes)), sizes)
@@ -161,22 +159,22 @@ def test_groups_that_are_fetched_together_are_used_together(
     config = GROUPED.model_copy(update={"max_padded_s": max_padded_s})
     plan = plan_epoch(durations_s, config, seed, epoch, groups=groups)
     assert sorted(plan.order.tolist()) == list(range(len(groups)))
-    # From the first use of a group to its last there are no more clips than a window holds.
+    # From the first to the last use of a group, there are at most as many clips as in a window.
     places = {group: np.flatnonzero(groups[plan.order] == group) for group in range(len(sizes))}
     assert all(found[-1] - found[0] < 100 + max(sizes) for found in places.values())
 
 
-def test_groups_come_in_another_order_in_each_epoch_and_their_clips_mixed() -> None:
+def test_each_epoch_has_another_order_of_groups_and_clips() -> None:
     groups = np.repeat(np.arange(50), 20)
     first, second = (
         groups[plan_epoch(np.ones(1000), GROUPED, 0, epoch, groups=groups).order][:100] for epoch in (0, 1)
     )
     assert set(first) != set(second)
-    assert len(set(first)) == 5  # a window of 100 clips holds five groups of 20
+    assert len(set(first)) == 5  # a window of 100 clips contains five groups of 20
     assert len(set(first[:20])) > 2
 
 
-def test_the_order_of_groups_does_not_matter_where_clips_are_fetched_alone() -> None:
+def test_without_row_groups_the_order_of_groups_does_not_matter() -> None:
     durations_s = speech(300)
     alone = plan_epoch(durations_s, BatchingConfig(), 3, 1)
     numbered = plan_epoch(durations_s, BatchingConfig(), 3, 1, groups=np.arange(300))
@@ -184,7 +182,7 @@ def test_the_order_of_groups_does_not_matter_where_clips_are_fetched_alone() -> 
     assert padding_share(numbered, durations_s) < 0.15
 
 
-def test_weights_say_how_often_a_clip_comes() -> None:
+def test_weights_set_how_often_a_clip_is_used() -> None:
     weights = np.array([1.0] * 50 + [0.5] * 50 + [2.0] * 50 + [0.3] * 50)
     counts = np.zeros((20, 200), int)
     for epoch in range(20):
@@ -192,12 +190,12 @@ def test_weights_say_how_often_a_clip_comes() -> None:
         counts[epoch] = np.bincount(plan.order, minlength=200)
     assert (counts[:, :50] == 1).all()
     assert (counts[:, 100:150] == 2).all()
-    assert (counts[::2, 50:100] + counts[1::2, 50:100] == 1).all()  # every clip in every other epoch, none left out
-    assert abs(counts[:, 50:100].mean(1) - 0.5).max() < 0.25  # and about half of them in each
+    assert (counts[::2, 50:100] + counts[1::2, 50:100] == 1).all()  # every clip is used once in every two epochs
+    assert abs(counts[:, 50:100].mean(1) - 0.5).max() < 0.25  # each epoch has about half of them
     assert (counts[:, 150:].sum(0) == 6).all()
 
 
-def test_a_clip_that_comes_twice_in_an_epoch_is_told_apart() -> None:
+def test_repetitions_of_a_clip_in_an_epoch_are_numbered() -> None:
     plan = plan_epoch(np.ones(3), BatchingConfig(max_clips=2), 0, 0, weights=np.array([1.0, 3.0, 2.0]))
     seen: dict[int, list[int]] = {}
     for k, batch in enumerate(plan):
@@ -206,20 +204,20 @@ def test_a_clip_that_comes_twice_in_an_epoch_is_told_apart() -> None:
     assert seen == {0: [0], 1: [0, 1, 2], 2: [0, 1]}
 
 
-def test_parts_of_a_plan_are_read_like_a_list() -> None:
+def test_a_plan_can_be_indexed_like_a_list() -> None:
     plan = plan_epoch([1.0, 2.0, 3.0], BatchingConfig(max_clips=1), 0, 0)
     assert plan[-1].tolist() == batches(plan)[-1]
     with pytest.raises(IndexError):
         plan[3]
 
 
-def test_the_groups_of_a_window_share_batches() -> None:
+def test_batches_mix_the_groups_of_a_window() -> None:
     groups = np.repeat(np.arange(50), 20)
     plan = plan_epoch(np.random.default_rng(0).uniform(1, 20, 1000), GROUPED, 0, 0, groups=groups)
-    assert np.mean([len(set(groups[batch])) for batch in plan]) > 2.5  # of four clips, from five groups
+    assert np.mean([len(set(groups[batch])) for batch in plan]) > 2.5  # four clips per batch, from five groups
 
 
-def test_short_clips_come_first_in_the_first_epochs() -> None:
+def test_short_clips_are_used_first_in_the_first_epochs() -> None:
     durations = np.array(speech(400))
     config = BatchingConfig(max_clips=4, short_first_epochs=2)
     longest = [[durations[batch].max() for batch in plan_epoch(durations, config, 0, epoch)] for epoch in range(3)]

@@ -1,4 +1,4 @@
-"""What evaluation sets share with training data: clips, recordings and speakers."""
+"""Overlaps of evaluation sets with training data: clips, recordings and speakers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows_of(manifest: Path, **metadata: Any) -> list[dict[str, Any]]:
 
 
 def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> Clips:
-    """The clips of a manifest, or of a mix of it."""
+    """Return the clips of a manifest, or of a mix of it."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source: dict[str, Any] = {"name": "manifest", "path": str(path)}
@@ -33,7 +33,7 @@ def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> 
 
 
 def others(found: Shared) -> list[Overlap]:
-    """All overlaps but those of texts, which many of the small sets here share."""
+    """Return all overlaps except those of texts, which many small sets here have."""
     return [overlap for overlap in found.comparison.overlaps if overlap.by != "text"]
 
 
@@ -76,13 +76,13 @@ def test_columns_are_compared(tmp_path: Path, by: str, training: dict[str, str],
     assert overlap.training_sets == ("train",)
 
 
-def test_a_clip_counts_once(tmp_path: Path) -> None:
+def test_a_shared_clip_is_counted_once(tmp_path: Path) -> None:
     rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
     found = find_overlaps(clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")})
     assert [(one.by, one.num_shared) for one in others(found["test"])] == [("clip", 2), ("speaker", 2)]
 
 
-def test_texts_are_compared_on_their_own(tmp_path: Path) -> None:
+def test_texts_are_compared_separately(tmp_path: Path) -> None:
     known = rows_of(write_clips(tmp_path / "a", 4))
     rows = rows_of(write_clips(tmp_path / "b", 4))
     for row, text in zip(known, ("Yes  sir", "no", "never", "no"), strict=True):
@@ -94,7 +94,7 @@ def test_texts_are_compared_on_their_own(tmp_path: Path) -> None:
     assert (found["test"].clips["text"], found["test"].comparison.compared) == ([0, 2, 3], ("clip", "text"))
 
 
-def test_clips_can_be_left_out(tmp_path: Path) -> None:
+def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
     rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
     found = find_overlaps(
         clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}, {"test": {2: "train"}}
@@ -107,4 +107,5 @@ def test_clips_can_be_left_out(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    assert set(found["test"].clips["text"]) <= {3}  # copies have the same text anyway
+    # other kinds of overlap contain the copies, which also have the same text
+    assert set(found["test"].clips["text"]) <= {3}

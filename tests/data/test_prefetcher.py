@@ -1,4 +1,4 @@
-"""What a plan needs soon is fetched ahead of it, in its order, and once."""
+"""Row groups are fetched once, ahead of their use, in the order of the plan."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wait_for(count: int, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while cached(tmp_path) < count and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)  # for what should not come
+    time.sleep(0.2)  # wait for row groups that should not be fetched
     assert cached(tmp_path) == count
 
 
@@ -81,7 +81,7 @@ def test_row_groups_are_fetched_ahead_of_their_use(hub: Hub, clips: Clips, tmp_p
         wait_for(GROUPS, tmp_path)
 
 
-def test_a_continued_epoch_fetches_what_is_left(clips: Clips, tmp_path: Path) -> None:
+def test_a_continued_epoch_fetches_only_the_remaining_row_groups(clips: Clips, tmp_path: Path) -> None:
     plan = clips.plan(BATCHING, seed=0, epoch=0)
     first = len(plan) - 4
     with Prefetcher(clips, plan, first, 1000) as prefetcher:
@@ -89,7 +89,7 @@ def test_a_continued_epoch_fetches_what_is_left(clips: Clips, tmp_path: Path) ->
         wait_for(len(needed(clips, plan, int(plan.starts[first]), 60)), tmp_path)
 
 
-def test_a_hub_that_is_gone_is_left_to_those_who_need_the_clip(hub: Hub, clips: Clips, tmp_path: Path) -> None:
+def test_errors_of_the_hub_do_not_stop_the_prefetcher(hub: Hub, clips: Clips, tmp_path: Path) -> None:
     hub.refusal = (404, b"", {})
     forget()
     with Prefetcher(clips, clips.plan(BATCHING, seed=0, epoch=0), 0, 1000) as prefetcher:
@@ -97,7 +97,7 @@ def test_a_hub_that_is_gone_is_left_to_those_who_need_the_clip(hub: Hub, clips: 
     assert cached(tmp_path) == 0
 
 
-def test_clips_that_are_files_need_none(tmp_path: Path) -> None:
+def test_clips_in_files_are_not_prefetched(tmp_path: Path) -> None:
     source = SOURCES.build(ManifestConfig(path=str(write_clips(tmp_path, 4))), SourceContext(tmp_path))
     clips = ClipSet.gather({"train": source}, 0.0, 60.0).clips
     before = threading.active_count()
@@ -106,7 +106,7 @@ def test_clips_that_are_files_need_none(tmp_path: Path) -> None:
         assert threading.active_count() == before
 
 
-def test_a_row_group_that_several_want_is_fetched_once(tmp_path: Path) -> None:
+def test_a_row_group_needed_by_several_threads_is_fetched_once(tmp_path: Path) -> None:
     fetched = []
 
     def fetch() -> pa.ChunkedArray:
@@ -120,7 +120,7 @@ def test_a_row_group_that_several_want_is_fetched_once(tmp_path: Path) -> None:
     assert [each.clips.to_pylist() for each in found] == [[b"clip"]] * 4
 
 
-def test_groups_of_several_sources_are_told_apart(hub: Hub, tmp_path: Path) -> None:
+def test_row_groups_of_several_sources_are_distinguished(hub: Hub, tmp_path: Path) -> None:
     hubs = SOURCES.build(HubConfig(repo="a/b", **COLUMNS), SourceContext(tmp_path))
     files = SOURCES.build(ManifestConfig(path=str(write_clips(tmp_path, 4))), SourceContext(tmp_path))
     clips = ClipSet.gather({"one": hubs, "files": files, "two": hubs}, 0.0, 60.0).clips

@@ -1,4 +1,4 @@
-"""Batches from loader processes: what they hold, that memory is used again, and never while a batch is in it."""
+"""Batches from loader processes: their content, and the reuse of memory that no batch uses."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.skipif(
 
 
 def rows(index: int) -> list[torch.Tensor]:
-    """Waveforms of a batch, whose lengths rise and fall from one to the next."""
+    """Return the waveforms of a batch. Their lengths change from batch to batch."""
     generator = torch.Generator().manual_seed(index)
     lengths = torch.randint(1, 4000, (1 + index % 4,), generator=generator)
     return [torch.randn(int(length), generator=generator) for length in lengths]
 
 
 class Batches(Dataset[Batch]):
-    """Forty of them, as a loader's process makes them."""
+    """Forty batches, as created in a loader process."""
 
     def __len__(self) -> int:
         return 40
@@ -45,11 +45,11 @@ def loaded(workers: int = 2) -> Iterator[Batch]:
     return iter(DataLoader(Batches(), batch_size=None, num_workers=workers))
 
 
-def pieces() -> int:
+def num_mapped() -> int:
     return len(shared_batches._MAPPED)
 
 
-def test_a_batch_comes_out_as_it_went_in() -> None:
+def test_batches_arrive_unchanged() -> None:
     for index, batch in enumerate(loaded()):
         assert batch.waveforms.dtype == torch.float32
         assert torch.equal(batch.waveforms, pad_sequence(rows(index), batch_first=True))
@@ -57,26 +57,26 @@ def test_a_batch_comes_out_as_it_went_in() -> None:
         assert [row.tolist() for row in batch.targets] == [[index, 1]] * len(rows(index))
 
 
-def test_batches_that_are_kept_stay_as_they_are() -> None:
+def test_batches_in_use_do_not_change() -> None:
     kept = [batch.waveforms for batch in loaded()]
     for index, waveforms in enumerate(kept):
         assert torch.equal(waveforms, pad_sequence(rows(index), batch_first=True))
-    assert pieces() >= len(kept)
+    assert num_mapped() >= len(kept)
     views = [waveforms[:1, :5] for waveforms in kept]
     del kept
     assert all(torch.equal(view, pad_sequence(rows(i), batch_first=True)[:1, :5]) for i, view in enumerate(views))
 
 
-def test_memory_is_used_again() -> None:
+def test_memory_is_reused() -> None:
     shared_batches._MAPPED.clear()
     for batch in loaded():
-        batch.waveforms.mul_(0)  # whoever has it may write into it
+        batch.waveforms.mul_(0)  # the receiver may change a batch
         del batch
-    # What a loader works ahead, and what is in the pipe.
-    assert 0 < pieces() <= 12
+    # Batches that the loaders prepare, and batches in the pipe.
+    assert 0 < num_mapped() <= 12
 
 
-def test_what_ended_loaders_had_is_let_go() -> None:
+def test_memory_of_ended_loaders_is_released() -> None:
     shared_batches._MAPPED.clear()
     for _ in range(3):
         for _batch in loaded(workers=1):
@@ -85,15 +85,15 @@ def test_what_ended_loaders_had_is_let_go() -> None:
         assert len(processes) == 1
     gc.collect()
     mapped = Path("/proc/self/maps").read_text().count("memfd:batch")
-    assert mapped <= pieces() + 1
+    assert mapped <= num_mapped() + 1
 
 
-def test_a_larger_batch_gets_a_larger_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_batches_get_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_batches, "_LEAST_BYTES", 4096)
-    test_a_batch_comes_out_as_it_went_in()
+    test_batches_arrive_unchanged()
 
 
-def test_only_the_receiver_itself_lets_a_piece_go() -> None:
+def test_a_fork_of_the_receiver_does_not_release_memory() -> None:
     batch = next(iter(loaded(workers=1)))
     ((_, mapped),) = [(key, value) for key, value in shared_batches._MAPPED.items() if value.memory[0]][:1]
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Copies of a recording are found by sound; other recordings of the same words by the same voice are not."""
+"""Copies of a recording are found by sound. Other recordings of the same words by the same voice are not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not SPEECH.is_dir(), reason="no recorded speech"
 
 @pytest.fixture(scope="module")
 def speech() -> list[Tensor]:
-    """Every eighth recording of the AN4 dev set: 13 clips of 7 speakers."""
+    """Return every eighth recording of the AN4 dev set: 13 clips by 7 speakers."""
     rows = [json.loads(line) for line in (SPEECH / "an4" / "dev.jsonl").read_text().splitlines()][::8]
     return [
         torch.from_numpy(soundfile.read(SPEECH / "an4" / row["audio_filepath"], dtype="float32")[0]) for row in rows
@@ -39,13 +39,13 @@ def index(speech: list[Tensor]) -> SoundIndex:
 
 
 def noisy(waveform: Tensor) -> Tensor:
-    """White noise 20 dB below the speech."""
+    """Add white noise 20 dB below the speech."""
     noise = torch.randn(len(waveform), generator=torch.Generator().manual_seed(1))
     return waveform + 0.1 * waveform.pow(2).mean().sqrt() * noise
 
 
 def telephone(waveform: Tensor) -> Tensor:
-    """Every second sample, then both neighbors' mean in between."""
+    """Keep every second sample, and interpolate the samples in between."""
     half = torch.nn.functional.avg_pool1d(waveform[None], 2)[0]
     return torch.nn.functional.interpolate(half[None, None], scale_factor=2, mode="linear")[0, 0]
 
@@ -65,9 +65,7 @@ def telephone(waveform: Tensor) -> Tensor:
     ],
     ids=["same", "soft", "inverted", "noise", "telephone", "start cut", "end cut", "padded", "longer"],
 )
-def test_copies_are_found_and_nothing_else(
-    speech: list[Tensor], index: SoundIndex, change: Callable[[Tensor], Tensor]
-) -> None:
+def test_only_copies_are_found(speech: list[Tensor], index: SoundIndex, change: Callable[[Tensor], Tensor]) -> None:
     assert [index.copies(landmarks(change(waveform))) for waveform in speech] == [[row] for row in range(len(speech))]
 
 
@@ -85,7 +83,7 @@ def test_compressed_copies_are_found(
 
 
 @pytest.mark.parametrize("size", [0, 1, 400, 16_000])
-def test_silence_and_noise_are_no_copies(index: SoundIndex, size: int) -> None:
+def test_silence_and_noise_are_not_copies(index: SoundIndex, size: int) -> None:
     assert index.copies(landmarks(torch.zeros(size))) == []
     assert index.copies(landmarks(torch.randn(size, generator=torch.Generator().manual_seed(2)))) == []
 

@@ -1,4 +1,4 @@
-"""Augmentation with the sounds of a folder: noise and rooms."""
+"""Augmentation with the sounds of a folder: noise and reverberation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tiny_audio.data.sounds import sounds_in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Three noises: a hum of 0.25 s, one of 5 s, and 1 s at 44.1 kHz; what was read in other tests is forgotten."""
+    """Write three noises: 0.25 s of hum, 5 s, and 1 s at 44.1 kHz. The caches of sounds are empty."""
     sounds_in.cache_clear()
     sounds._KEPT.clear()
     for name, seconds, rate in (("hum.wav", 0.25, RATE), ("deep/long.flac", 5.0, RATE), ("music.wav", 1.0, 44_100)):
@@ -54,7 +54,7 @@ def roomy(folder: Path, probability: float = 1.0) -> AugmentationConfig:
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
 @pytest.mark.parametrize("seconds", [0.1, 2.0, 8.0])
-def test_recorded_noise_has_the_ratio_that_was_asked_for(folder: Path, snr_db: float, seconds: float) -> None:
+def test_recorded_noise_has_the_requested_ratio(folder: Path, snr_db: float, seconds: float) -> None:
     waveform = tone(seconds)
     added = set()
     for seed in range(8):
@@ -64,7 +64,7 @@ def test_recorded_noise_has_the_ratio_that_was_asked_for(folder: Path, snr_db: f
     assert len(added) == 8, "of another file, or from another place"
 
 
-def test_a_short_noise_is_looped_from_a_random_place(folder: Path) -> None:
+def test_a_short_noise_is_looped_from_a_random_position(folder: Path) -> None:
     for name in ("deep/long.flac", "music.wav"):
         (folder / name).unlink()
     waveform = tone(1.0)
@@ -81,11 +81,11 @@ def test_probability_is_a_share_of_the_clips(folder: Path) -> None:
         assert 210 < untouched < 270
 
 
-def test_a_room_keeps_length_loudness_and_time(folder: Path, tmp_path: Path) -> None:
+def test_reverberation_keeps_length_loudness_and_position(folder: Path, tmp_path: Path) -> None:
     click = torch.zeros(RATE)
     click[5000] = 0.7
     response = np.zeros(RATE // 2)
-    response[800], response[2400] = 0.5, 0.2  # the direct sound after 50 ms, an echo 100 ms later
+    response[800], response[2400] = 0.5, 0.2  # the direct sound after 50 ms, and an echo 100 ms later
     (tmp_path / "rooms").mkdir()
     soundfile.write(tmp_path / "rooms" / "hall.wav", response, RATE)
     wet = augment_waveform(roomy(tmp_path / "rooms"), click, seed=0)
@@ -96,7 +96,7 @@ def test_a_room_keeps_length_loudness_and_time(folder: Path, tmp_path: Path) -> 
     assert float(wet[6600] / wet[5000]) == pytest.approx(0.4, abs=0.01)
 
 
-def test_silence_and_silent_sounds_change_nothing(folder: Path, tmp_path: Path) -> None:
+def test_silent_clips_and_silent_sounds_have_no_effect(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "silent").mkdir()
     soundfile.write(tmp_path / "silent" / "a.wav", np.zeros(RATE), RATE)
     waveform = tone(0.5)
@@ -106,7 +106,7 @@ def test_silence_and_silent_sounds_change_nothing(folder: Path, tmp_path: Path) 
         assert torch.equal(augment_waveform(config, torch.zeros(800), 3), torch.zeros(800))
 
 
-def test_a_clip_is_a_function_of_its_seed_whatever_came_before(folder: Path) -> None:
+def test_augmentation_does_not_depend_on_earlier_clips(folder: Path) -> None:
     config = AugmentationConfig(
         speed=(0.9, 1.1),
         silence=SilenceConfig(),
@@ -123,7 +123,7 @@ def test_a_clip_is_a_function_of_its_seed_whatever_came_before(folder: Path) -> 
     assert len({float(clip.sum()) for clip in first.values()}) > 15
 
 
-def test_sounds_are_decoded_once_and_kept_within_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_sounds_are_cached_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
     load = sounds.load_audio
 
@@ -139,12 +139,12 @@ def test_sounds_are_decoded_once_and_kept_within_bounds(folder: Path, monkeypatc
     assert decoded == ["long.flac", "hum.wav", "music.wav"]
     monkeypatch.setattr(sounds, "_MAX_KEPT_BYTES", 100_000)
     sounds._KEPT.clear()
-    for number in (1, 2, 1, 0, 1):  # 16, 64, 320 kB
+    for number in (1, 2, 1, 0, 1):  # sounds of 16, 64 and 320 kB
         found.load(number)
     assert decoded[3:] == ["hum.wav", "music.wav", "long.flac", "hum.wav"], "the large one drives out the others"
 
 
-def test_a_sound_that_is_damaged_inside_is_said_and_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = folder / "deep" / "long.flac"
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2 : len(damaged) // 2 + 500] = bytes(500)
@@ -160,7 +160,7 @@ def test_a_sound_that_is_damaged_inside_is_said_and_left_out(folder: Path, caplo
     assert message.startswith(f"this sound cannot be decoded, so no sound is mixed into its clips: {path}: ")
 
 
-def test_the_fingerprint_is_that_of_names_and_sizes(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_names_and_sizes(folder: Path, tmp_path: Path) -> None:
     def fingerprint(config: AugmentationConfig) -> str | None:
         sounds_in.cache_clear()
         return sounds_fingerprint(config)
@@ -177,19 +177,21 @@ def test_the_fingerprint_is_that_of_names_and_sizes(folder: Path, tmp_path: Path
     assert fingerprint(noisy(folder)) != first
 
 
-def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
-    def refused(config: AugmentationConfig, message: str) -> None:
+def test_unusable_folders_are_rejected(folder: Path, tmp_path: Path) -> None:
+    def assert_rejected(config: AugmentationConfig, message: str) -> None:
         with pytest.raises(UserError) as caught:
             sounds_fingerprint(config)
         assert message in str(caught.value)
 
     gone = tmp_path / "gone"
-    refused(noisy(gone), f"augmentation.noise.folder: the folder {gone} cannot be read: No such file or directory; ")
-    refused(roomy(gone), "augmentation.reverberation.folder: the folder ")
-    refused(noisy(folder / "hum.wav"), "cannot be read: Not a directory; give a folder with audio files")
+    assert_rejected(
+        noisy(gone), f"augmentation.noise.folder: the folder {gone} cannot be read: No such file or directory; "
+    )
+    assert_rejected(roomy(gone), "augmentation.reverberation.folder: the folder ")
+    assert_rejected(noisy(folder / "hum.wav"), "cannot be read: Not a directory; give a folder with audio files")
     gone.mkdir()
     (gone / "a.txt").write_text("no sound")
-    refused(
+    assert_rejected(
         noisy(gone),
         f"augmentation.noise.folder: {gone} and its subfolders have no audio file; give a folder with audio files",
     )
@@ -199,7 +201,7 @@ def test_folders_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         f"2 of the 5 audio files in {folder} cannot be used; remove or repair them; the first: bad.wav: not an audio f"
     )
     sounds_in.cache_clear()
-    refused(noisy(folder), some)
+    assert_rejected(noisy(folder), some)
     (folder / "bad.wav").unlink()
     sounds_in.cache_clear()
-    refused(noisy(folder), "the first: short.wav lasts 0.0125 s; 0.025 to 600 s are allowed")
+    assert_rejected(noisy(folder), "the first: short.wav lasts 0.0125 s; 0.025 to 600 s are allowed")

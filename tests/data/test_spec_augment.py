@@ -1,4 +1,4 @@
-"""Sections that change the encoder's features: SpecAugment, and their order."""
+"""Augmentation of the encoder's features: SpecAugment, and the order of the sections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANNELS = 20
 
 
 def batch(lengths: list[int], size: int | None = None, rate: float = 100.0) -> Frames:
-    """Clip k is the same in every batch, whatever lies around it; padding is filled with junk."""
+    """Return features. Clip k is the same in every batch. Padding has other values."""
     size = size or max(lengths)
     values = torch.full((len(lengths), size, CHANNELS), 1e3)
     for clip, length in enumerate(lengths):
@@ -25,7 +25,7 @@ def batch(lengths: list[int], size: int | None = None, rate: float = 100.0) -> F
     return Frames(values, torch.tensor(lengths), rate)
 
 
-def test_no_masks_are_the_identity() -> None:
+def test_without_masks_features_do_not_change() -> None:
     features = batch([30, 20])
     masked = SpecAugmentConfig(num_time_masks=0, num_channel_masks=0).apply(features, [1, 2])
     assert torch.equal(masked.values, features.values)
@@ -48,7 +48,7 @@ def test_no_masks_are_the_identity() -> None:
         max_channel_share=st.floats(0.05, 1.0),
     ),
 )
-def test_a_clip_is_masked_alike_alone_and_in_a_padded_batch(
+def test_masks_of_a_clip_do_not_depend_on_the_batch(
     lengths: list[int], seed: int, extra: int, config: SpecAugmentConfig
 ) -> None:
     seeds = [clip_seed(seed, 0, str(clip)) for clip in range(len(lengths))]
@@ -61,13 +61,13 @@ def test_a_clip_is_masked_alike_alone_and_in_a_padded_batch(
 
 
 def masks(config: SpecAugmentConfig, length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Which frames and which channels of one clip are masked."""
+    """Return which frames and which channels of one clip are masked."""
     features = batch([length], length + 10)
     changed = (config.apply(features, [seed]).values != features.values)[0, :length]
     return changed.all(dim=1), changed.all(dim=0)
 
 
-def test_masks_are_within_their_bounds_and_of_every_width() -> None:
+def test_masks_have_every_width_within_the_limits() -> None:
     config = SpecAugmentConfig(
         num_time_masks=1, max_time_mask_s=0.3, max_time_share=0.2, num_channel_masks=0, max_channel_share=0.2
     )
@@ -78,17 +78,17 @@ def test_masks_are_within_their_bounds_and_of_every_width() -> None:
     assert {int(masks(channels, 50, seed)[1].sum()) for seed in range(60)} == {0, 1, 2, 3, 4}
 
 
-def test_masks_by_the_second_take_the_same_share_of_short_and_long_clips() -> None:
+def test_masks_per_second_cover_the_same_share_of_short_and_long_clips() -> None:
     config = SpecAugmentConfig(num_time_masks=0, time_masks_per_s=0.4, max_time_mask_s=0.4, num_channel_masks=0)
     shares = {
         length: sum(float(masks(config, length, seed)[0].float().mean()) for seed in range(400)) / 400
         for length in (300, 1200)
     }
-    # 0.4 masks a second, of 0.2 s on average, some of them over each other.
+    # 0.4 masks per second with a mean of 0.2 s. Some of them overlap.
     assert all(0.06 < share < 0.09 for share in shares.values()), shares
 
 
-def test_masked_spots_become_the_clips_mean() -> None:
+def test_masked_values_become_the_mean_of_the_clip() -> None:
     features = batch([40, 25])
     masked = SpecAugmentConfig().apply(features, [3, 4])
     changed = masked.values != features.values
@@ -98,7 +98,7 @@ def test_masked_spots_become_the_clips_mean() -> None:
         torch.testing.assert_close(new, features.values[clip, :length].mean().expand_as(new))
 
 
-def test_gradients_flow_where_nothing_is_masked() -> None:
+def test_only_unmasked_values_have_gradients() -> None:
     features = batch([40])
     features.values.requires_grad_(True)
     masked = SpecAugmentConfig().apply(features, [3])
@@ -107,7 +107,7 @@ def test_gradients_flow_where_nothing_is_masked() -> None:
     assert features.values.grad.isfinite().all()
 
 
-def test_features_in_half_precision_stay_so() -> None:
+def test_features_in_half_precision_keep_their_type() -> None:
     features = batch([40])
     half = Frames(features.values.bfloat16(), features.lengths, features.rate)
     assert SpecAugmentConfig().apply(half, [3]).values.dtype == torch.bfloat16
@@ -129,7 +129,7 @@ class MoreAugmentation(AugmentationConfig):
     shift: Shift | None = None
 
 
-def test_sections_of_features_apply_in_the_order_of_their_fields() -> None:
+def test_sections_are_applied_in_the_order_of_their_fields() -> None:
     assert MoreAugmentation().of_features([2, 3]) is None
     features = batch([30, 20])
     transform = MoreAugmentation(shift=Shift(), scale=Scale()).of_features([2, 3])

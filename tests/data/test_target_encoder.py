@@ -1,4 +1,4 @@
-"""Which transcripts become targets, by the limits of the decoder and by what its tokenizer can write."""
+"""Transcripts that can be targets, given the limits of the decoder and the vocabulary of its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reason(encoder: TargetEncoder, text: str, num_samples: int = SECOND) -> str:
 
 
 class Untouched:
-    """A tokenizer that must not be used."""
+    """A tokenizer that fails if it is used."""
 
     unk_token_id = None
 
@@ -34,7 +34,7 @@ class Untouched:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("one two three " * 3_200, 1), ("a" * 2_500, 12), ("字" * 6_001, 30)])
-def test_a_text_that_nobody_can_say_is_not_tokenized(text: str, seconds: int) -> None:
+def test_a_text_that_is_too_long_to_be_spoken_is_not_tokenized(text: str, seconds: int) -> None:
     assert reason(target_encoder(Untouched()), text, seconds * SECOND) == "text_too_long"
 
 
@@ -44,7 +44,7 @@ def test_a_text_of_200_characters_per_second_is_allowed(characters: int, duratio
     assert too_many_characters("a" * (characters + 1), duration_s) is not None
 
 
-def test_a_text_that_does_not_fit_the_context(tmp_path: Path) -> None:
+def test_a_text_that_does_not_fit_the_context_is_dropped(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer("smollm2", tmp_path)
     text = "hello there"
     size = len(tokenizer.encode(text, add_special_tokens=False))
@@ -52,7 +52,7 @@ def test_a_text_that_does_not_fit_the_context(tmp_path: Path) -> None:
     assert reason(target_encoder(tokenizer, max_ids=size), text) == "text_too_long"
 
 
-def test_a_text_with_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
+def test_a_text_with_a_token_without_an_embedding_is_dropped(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer("smollm2", tmp_path)
     rows = len(tokenizer)
     tokenizer.add_tokens(["hello"])
@@ -62,7 +62,7 @@ def test_a_text_with_a_token_beyond_the_embeddings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["unk_token", "unk_token bos_token", "unk_token pad_token"])
-def test_a_tokenizer_whose_end_is_its_unknown_token(name: str, tmp_path: Path) -> None:
+def test_the_end_token_can_also_be_the_unknown_token(name: str, tmp_path: Path) -> None:
     """GPT-2 and Pythia have one special token for everything."""
     tokenizer = chat_tokenizer("pythia", tmp_path)
     tokenizer.add_special_tokens(dict.fromkeys(name.split(), "<|endoftext|>"))
@@ -72,8 +72,8 @@ def test_a_tokenizer_whose_end_is_its_unknown_token(name: str, tmp_path: Path) -
     assert reason(encoder, "a<|endoftext|>b") == "special_token"
 
 
-def test_a_tokenizer_whose_pad_is_its_unknown_token(tmp_path: Path) -> None:
-    """Llama 2 is often given one. It still means that a text cannot be written."""
+def test_the_pad_token_can_also_be_the_unknown_token(tmp_path: Path) -> None:
+    """Users often set this pad token for Llama 2. It still marks texts that the tokenizer cannot encode."""
     tokenizer = chat_tokenizer("zephyr", tmp_path)
     tokenizer.pad_token = tokenizer.unk_token
     assert target_encoder(tokenizer).unknown == tokenizer.unk_token_id

@@ -1,4 +1,4 @@
-"""Targets: transcripts rewritten before a model learns to write them."""
+"""Target texts: normalization of transcripts before training."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def test_case_is_written_by_rule(text: str, target: str) -> None:
     assert rewrite(text, "true_case") == target
 
 
-def test_steps_follow_each_other() -> None:
+def test_steps_are_applied_in_order() -> None:
     said = "UM <NOISE> I'M HERE <COMMA> ON MONDAY <PERIOD>"
     assert rewrite(said, *STEPS) == "I'm here, on Monday."
     assert rewrite(said, "remove_fillers", "true_case", name="whisper_english") == "I am here on Monday"
     assert rewrite(said, "remove_markers", "remove_fillers", name="lower") == "i'm here on monday"
 
 
-def test_a_name_alone_is_the_normalizer() -> None:
+def test_a_single_name_means_the_normalizer() -> None:
     assert TargetText.of("whisper_english")("I'm UM here") == "i am here"
     assert str(TargetText.of("whisper_english")) == "data.target_text whisper_english"
     assert str(TargetText.of(TargetTextConfig(true_case=True))) == "data.target_text"
@@ -115,14 +115,14 @@ def test_a_name_alone_is_the_normalizer() -> None:
     st.text(alphabet=st.sampled_from("iIuUmMhH <>[]().,!?'a1é-\n"), max_size=30),
     st.sets(st.sampled_from(STEPS), min_size=1),
 )
-def test_targets_are_folded_and_hold_no_new_words(text: str, steps: set[str]) -> None:
+def test_steps_add_no_words(text: str, steps: set[str]) -> None:
     target = rewrite(text, *steps)
     assert target == " ".join(target.split())
     letters = iter(text.lower())
     assert all(letter in letters for letter in target.lower() if letter.isalnum()), "letters in their order"
 
 
-def test_it_travels_into_loader_processes() -> None:
+def test_a_target_text_can_be_pickled_for_loader_processes() -> None:
     target = TargetText.of(TargetTextConfig(remove_markers=True, name="lower"))
     assert pickle.loads(pickle.dumps(target))("A <unk> B") == "a b"
 
@@ -140,7 +140,7 @@ def test_it_travels_into_loader_processes() -> None:
         ),
     ],
 )
-def test_steps_that_do_nothing_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_steps_without_effect_are_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         TargetTextConfig(**fields)
 
@@ -158,7 +158,9 @@ def test_steps_that_do_nothing_are_refused(fields: dict[str, Any], message: str)
         ),
     ],
 )
-def test_mistakes_in_a_recipe(document: Document, write_recipe: Callable[..., Path], value: Any, message: str) -> None:
+def test_errors_in_a_recipe_are_located(
+    document: Document, write_recipe: Callable[..., Path], value: Any, message: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         load_recipe(write_recipe(changed(document, data__target_text=value)))
 
@@ -172,7 +174,7 @@ def test_a_recipe_that_extends_another_adds_steps(document: Document, write_reci
     assert more == TargetTextConfig(name="whisper_english", remove_fillers=True)
 
 
-def test_both_forms_in_a_recipe(document: Document) -> None:
+def test_a_recipe_can_have_a_name_or_a_section(document: Document) -> None:
     named = Recipe.model_validate(changed(document, data__target_text="lower"))
     assert named.training_identity()["data"]["target_text"] == "lower", "ids of recipes that name one stay"
     section = {"remove_markers": True, "name": "lower"}

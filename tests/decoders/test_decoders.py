@@ -1,4 +1,4 @@
-"""Decoders from checkpoints whose tokenizers are as odd as published ones, and what any causal LM is refused for."""
+"""Decoders from checkpoints with various tokenizers, and causal language models that are rejected."""
 
 from __future__ import annotations
 
@@ -42,11 +42,12 @@ FAMILIES = {
     "pythia": ("causal_lm", "GPTNeoXForCausalLM", {}),
 }
 SPARE = 7
-"""Rows of a vocabulary that its tokenizer has no token for."""
+"""Number of rows of the vocabulary without a token in the tokenizer."""
 
 
 def checkpoint(family: str, folder: Path, **fields: Any) -> DecoderConfig:
-    """A random checkpoint with its tokenizer, a vocabulary rounded up, and sampling habits of its own."""
+    """Write a random checkpoint with its tokenizer, a vocabulary that is rounded up, and its own generation
+    settings."""
     name, class_name, own = FAMILIES[family]
     tokenizer = chat_tokenizer(family, folder)
     model_class = getattr(transformers, class_name)
@@ -85,12 +86,13 @@ def audio(*sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return waveforms, torch.tensor(sizes)
 
 
-# --- every family with its own kind of tokenizer
+# # --- families with their kinds of tokenizers
 
 
 @pytest.mark.parametrize("family", ["smollm2", "llama", "gemma3", "pythia"])
-def test_it_learns_a_transcript_and_its_end_and_comes_back_from_disk(family: str, tmp_path: Path) -> None:
-    """Where pad is the end token, masking labels by id would leave the end unlearned, and speech without an end."""
+def test_a_decoder_learns_transcripts_and_their_end_and_can_be_saved(family: str, tmp_path: Path) -> None:
+    """If the pad token is also the end token, masking labels by id would leave out the end, and generation would not
+    stop."""
     config = checkpoint(family, tmp_path / "checkpoint")
     trained = type(config).model_validate({**config.model_dump(), "freeze": False}, strict=False)
     model, tokenizer = assembled(trained, max_new_tokens=20)
@@ -118,7 +120,7 @@ def test_it_learns_a_transcript_and_its_end_and_comes_back_from_disk(family: str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ids_that_the_tokenizer_cannot_decode_are_never_said(family: str, tmp_path: Path) -> None:
+def test_ids_that_cannot_be_decoded_are_never_generated(family: str, tmp_path: Path) -> None:
     config = checkpoint(family, tmp_path)
     tokenizer = build_tokenizer(config, ())
     size = len(tokenizer)
@@ -128,7 +130,7 @@ def test_ids_that_the_tokenizer_cannot_decode_are_never_said(family: str, tmp_pa
     again.load_state_dict(decoder.state_dict())
     embeddings = decoder.embed(torch.arange(12)[None])
     mask = torch.ones(1, 12, dtype=torch.bool)
-    with torch.no_grad():  # the spare rows are the loudest
+    with torch.no_grad():  # the unused rows have the highest logits
         for one in (decoder, again):
             one.model.get_output_embeddings().weight[size:] *= 100
         assert (decoder(embeddings, mask, mask).argmax(-1) >= size).any()
@@ -140,7 +142,7 @@ def test_ids_that_the_tokenizer_cannot_decode_are_never_said(family: str, tmp_pa
 
 
 @pytest.mark.parametrize("family", ["smollm2", "gemma3", "pythia"])
-def test_sampling_habits_of_a_checkpoint_are_not_inherited(family: str, tmp_path: Path) -> None:
+def test_generation_settings_of_a_checkpoint_are_not_used(family: str, tmp_path: Path) -> None:
     config = checkpoint(family, tmp_path)
     decoder: Any = built(config)
     settings = decoder.model.generation_config
@@ -153,7 +155,7 @@ def test_sampling_habits_of_a_checkpoint_are_not_inherited(family: str, tmp_path
     assert said.shape[1] == 8, "its max_new_tokens is 3"
 
 
-def test_ranges_of_undecodable_ids(tmp_path: Path) -> None:
+def test_undecodable_ids_are_given_as_ranges(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer("qwen3", tmp_path)
     size = len(tokenizer)
     assert undecodable_ids(tokenizer, size) == []
@@ -180,7 +182,9 @@ def test_ranges_of_undecodable_ids(tmp_path: Path) -> None:
         ("MixtralConfig", {"attention_dropout": 0.1}, {"router_jitter_noise": 0.1}),
     ],
 )
-def test_every_dropout_is_the_recipes(class_name: str, fields: dict[str, float], quiet: dict[str, float]) -> None:
+def test_dropout_probabilities_come_from_the_recipe(
+    class_name: str, fields: dict[str, float], quiet: dict[str, float]
+) -> None:
     for probability in (0.0, 0.3):
         config = getattr(transformers, class_name)(**fields, **quiet)
         plain = {name: value for name, value in vars(config).items() if name not in fields and name not in quiet}
@@ -192,21 +196,21 @@ def test_every_dropout_is_the_recipes(class_name: str, fields: dict[str, float],
         }
 
 
-def test_dropouts_of_a_config_inside_another() -> None:
+def test_dropout_probabilities_of_nested_configs_are_set() -> None:
     config = transformers.MptConfig()
     configure_dropout(config, 0.0)
     assert config.attn_config.attn_pdrop == 0
 
 
-def test_gemmas_embeddings_are_as_loud_as_the_model_hears_them(tmp_path: Path) -> None:
+def test_the_rms_of_gemmas_embeddings_includes_their_scale(tmp_path: Path) -> None:
     config = checkpoint("gemma3", tmp_path)
     decoder: Any = built(config)
     table = decoder.model.get_input_embeddings().weight.detach()
     assert decoder.embedding_rms() == pytest.approx(float(table.pow(2).mean().sqrt()) * 32**0.5, rel=1e-5)
 
 
-def test_windows_that_rows_are_longer_than(tmp_path: Path) -> None:
-    """Beyond its window a layer forgets, padded or not."""
+def test_rows_can_be_longer_than_the_attention_window(tmp_path: Path) -> None:
+    """A layer does not attend beyond its window, with and without padding."""
     config = checkpoint("gemma3", tmp_path, sliding_window=4)
     decoder: Any = built(config)
     assert decoder.model.config.layer_types == ["sliding_attention", "full_attention"]
@@ -232,7 +236,7 @@ def sizes(**fields: Any) -> dict[str, Any]:
     return {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64} | fields
 
 
-def refused(config: DecoderConfig) -> UserError:
+def rejection_of(config: DecoderConfig) -> UserError:
     with pytest.raises(UserError) as refusal:
         DECODERS.build(config, DecoderContext(build_tokenizer(config, ["one two three four"])))
     return refusal.value
@@ -250,7 +254,7 @@ def refused(config: DecoderConfig) -> UserError:
         ({"name": "causal_lm", "pretrained": "a/b", "model_type": "llama"}, "model_type: init: random"),
     ],
 )
-def test_what_an_architecture_needs(fields: dict[str, Any], values: str) -> None:
+def test_causal_lm_needs_a_checkpoint_or_an_architecture(fields: dict[str, Any], values: str) -> None:
     with pytest.raises(ValidationError) as caught:
         DECODERS.parse(fields)
     assert_names(caught.value, values)
@@ -281,8 +285,8 @@ def test_what_an_architecture_needs(fields: dict[str, Any], values: str) -> None
         ),
     ],
 )
-def test_what_cannot_be_done_right_is_refused(model_type: str, overrides: dict[str, Any], values: str) -> None:
-    assert_names(refused(any_lm(model_type=model_type, overrides=overrides)), values)
+def test_unsupported_architectures_are_rejected(model_type: str, overrides: dict[str, Any], values: str) -> None:
+    assert_names(rejection_of(any_lm(model_type=model_type, overrides=overrides)), values)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_what_cannot_be_done_right_is_refused(model_type: str, overrides: dict[s
         ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}),
     ],
 )
-def test_what_can_be_is_built_and_rebuilt(model_type: str, overrides: dict[str, Any]) -> None:
+def test_supported_architectures_can_be_built_and_rebuilt(model_type: str, overrides: dict[str, Any]) -> None:
     config = any_lm(model_type=model_type, overrides=overrides)
     torch.manual_seed(0)
     decoder = DECODERS.build(config, DecoderContext(build_tokenizer(config, ["one two three four"]))).eval()
@@ -308,7 +312,7 @@ def test_what_can_be_is_built_and_rebuilt(model_type: str, overrides: dict[str, 
         assert torch.equal(decoder(embeddings, mask, mask), rebuilt(embeddings, mask, mask))
 
 
-def test_a_checkpoint_that_needs_its_own_code(tmp_path: Path) -> None:
+def test_a_checkpoint_that_needs_its_own_code_is_rejected(tmp_path: Path) -> None:
     config = checkpoint("pythia", tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"model_type": "wonder"}))
@@ -317,7 +321,7 @@ def test_a_checkpoint_that_needs_its_own_code(tmp_path: Path) -> None:
     assert_names(caught.value, "causal_lm:", str(tmp_path), "'wonder'")
 
 
-def test_attention_that_an_architecture_lacks(tmp_path: Path) -> None:
+def test_unsupported_attention_is_rejected(tmp_path: Path) -> None:
     auto: Any = built(checkpoint("gemma2", tmp_path))
     assert auto.model.config._attn_implementation == "eager", "SDPA would leave the soft cap out"
     config = DECODERS.parse({"name": "causal_lm", "pretrained": str(tmp_path), "attention": "sdpa"})
@@ -327,6 +331,8 @@ def test_attention_that_an_architecture_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["lm_head", "head"])
-def test_the_head_takes_no_adapter(target: str) -> None:
+def test_the_head_cannot_have_an_adapter(target: str) -> None:
     config = any_lm(freeze=True, lora={"rank": 2, "alpha": 2.0, "targets": [target, "q_proj"]})
-    assert_names(refused(config), f"lora.targets: {target}" if target == "lm_head" else f"lora.targets: {target!r};")
+    assert_names(
+        rejection_of(config), f"lora.targets: {target}" if target == "lm_head" else f"lora.targets: {target!r};"
+    )

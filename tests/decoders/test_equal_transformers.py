@@ -1,4 +1,4 @@
-"""Decoders put out what the transformers models in them put out, on weights that went through a checkpoint."""
+"""Outputs of decoders equal those of the transformers models, with weights loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Decoder]:
-    """A transformers model, and the decoder that read its checkpoint."""
+    """Return a transformers model, and the decoder loaded from its checkpoint."""
     name, class_name, fields = MODELS[request.param]
     model_class = getattr(transformers, class_name)
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**fields | TOKENS)).eval()
     with torch.no_grad():
-        for path, tensor in model.named_parameters():  # layers so loud that it neither echoes nor repeats
+        for path, tensor in model.named_parameters():  # large weights, so that the model does not repeat tokens
             scale = 0.3 if len(tensor) == 60 or path.endswith("bias") else 0.9
             tensor.copy_(scale * torch.randn(tensor.shape))
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -88,12 +88,12 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def ids(*lengths: int) -> tuple[Tensor, Tensor]:
-    """Right-padded token ids and their bool mask."""
+    """Return right-padded token ids and their bool mask."""
     rows = [torch.randint(3, 60, (length,), generator=torch.Generator().manual_seed(length)) for length in lengths]
     return pad_sequence(rows, batch_first=True), pad_sequence([row >= 0 for row in rows], batch_first=True)
 
 
-def test_logits(pair: tuple[Any, Decoder]) -> None:
+def test_logits_are_equal(pair: tuple[Any, Decoder]) -> None:
     model, decoder = pair
     tokens, mask = ids(12, 5, 9)
     keep = mask & (torch.arange(12) % 2 == 0)
@@ -106,7 +106,7 @@ def test_logits(pair: tuple[Any, Decoder]) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
-def test_generation(pair: tuple[Any, Decoder], settings: dict[str, Any]) -> None:
+def test_generated_ids_are_equal(pair: tuple[Any, Decoder], settings: dict[str, Any]) -> None:
     model, decoder = pair
     tokens = torch.randint(3, 60, (4, 9), generator=torch.Generator().manual_seed(1))
     settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 2, "pad_token_id": 2, **settings}
@@ -118,7 +118,7 @@ def test_generation(pair: tuple[Any, Decoder], settings: dict[str, Any]) -> None
 
 
 @torch.no_grad()
-def test_embeddings(pair: tuple[Any, Decoder]) -> None:
+def test_embeddings_are_equal(pair: tuple[Any, Decoder]) -> None:
     model, decoder = pair
     table = model.get_input_embeddings()(torch.arange(60))
     assert decoder.dim == table.shape[1]

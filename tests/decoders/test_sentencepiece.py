@@ -1,4 +1,4 @@
-"""Tokenizers that ship only a ``tokenizer.model``, as Vicuna's."""
+"""Tokenizers that have only a ``tokenizer.model``, like Vicuna's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def write(folder: Path) -> Any:
-    """The files of such a tokenizer; returns the original."""
+    """Write the files of such a tokenizer, and return the original."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -44,7 +44,7 @@ def write(folder: Path) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def test_a_tokenizer_that_ships_only_its_model(tmp_path: Path) -> None:
+def test_a_tokenizer_with_only_its_model_can_be_loaded(tmp_path: Path) -> None:
     original = write(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     for text in ("hello there", "how are you", "größer, 字"):
@@ -57,7 +57,7 @@ def test_a_tokenizer_that_ships_only_its_model(tmp_path: Path) -> None:
     assert (tmp_path / "export" / "tokenizer.json").is_file(), "an export does not need sentencepiece"
 
 
-def test_a_damaged_model(tmp_path: Path) -> None:
+def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / "tokenizer.model"
     path.write_bytes(path.read_bytes()[:100])

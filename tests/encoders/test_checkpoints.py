@@ -1,4 +1,4 @@
-"""Encoders from every kind of checkpoint that their families are released as, each of its tensors accounted for."""
+"""Encoders from every kind of published checkpoint. All tensors are accounted for."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def assert_holds(folder: Path, name: str, model: Any, **fields: Any) -> None:
-    """All of the original encoder's tensors, but for the mask vector of a SpecAugment that is switched off."""
+def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:
+    """Check that all tensors of the original encoder are loaded. The mask vector of disabled SpecAugment may be
+    missing."""
     own, its = build(name, folder, **fields).state_dict(), model.state_dict()
     its.pop("masked_spec_embed", None)
     assert own.keys() == {f"model.{key}" for key in its}
@@ -43,31 +44,31 @@ def assert_holds(folder: Path, name: str, model: Any, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "head"), KINDS)
-def test_with_what_the_released_ones_have_on_top(tmp_path: Path, name: str, head: str | None) -> None:
+def test_checkpoints_with_a_head_or_decoder(tmp_path: Path, name: str, head: str | None) -> None:
     whole = original(name, head)
     whole.save_pretrained(tmp_path)
     saved, model = load_file(tmp_path / "model.safetensors"), bare(name, whole)
     assert len(saved) > len(model.state_dict()), "there is something on top"
-    assert_holds(tmp_path, name, model)
+    assert_loads(tmp_path, name, model)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "whisper"])
-def test_the_encoder_alone(tmp_path: Path, name: str) -> None:
+def test_checkpoints_of_the_encoder_only(tmp_path: Path, name: str) -> None:
     model = bare(name, original(name))
     model.save_pretrained(tmp_path)
-    assert_holds(tmp_path, name, model)
+    assert_loads(tmp_path, name, model)
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_base_checkpoints(tmp_path: Path, name: str) -> None:
     whole = original(name, **GROUP_NORM)
     whole.save_pretrained(tmp_path)
-    assert_holds(tmp_path, name, bare(name, whole))
+    assert_loads(tmp_path, name, bare(name, whole))
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
-def test_weight_norm_under_its_old_names(tmp_path: Path, name: str) -> None:
-    """As older versions of torch called it, in a pickle: the form that most were released in."""
+def test_weight_norm_with_its_old_names(tmp_path: Path, name: str) -> None:
+    """Most checkpoints were released as pickles with the names of older versions of torch."""
     whole = original(name)
     whole.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -76,11 +77,11 @@ def test_weight_norm_under_its_old_names(tmp_path: Path, name: str) -> None:
         key = f"{whole.base_model_prefix}.encoder.pos_conv_embed.conv"
         tensors[f"{key}.{old}"] = tensors.pop(f"{key}.parametrizations.weight.{new}")
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    assert_holds(tmp_path, name, bare(name, whole))
+    assert_loads(tmp_path, name, bare(name, whole))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_tensor_without_a_place(tmp_path: Path, name: str) -> None:
+def test_an_unexpected_tensor_is_named(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({"extra.weight": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"; 1 unexpected: extra\.weight; "):
@@ -88,7 +89,7 @@ def test_a_tensor_without_a_place(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     key = next(key for key in load_file(tmp_path / "model.safetensors") if "layers.1." in key and "decoder" not in key)
     change(tmp_path, lambda tensors: tensors.pop(key))
@@ -96,14 +97,14 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
         build(name, tmp_path)
 
 
-def test_statistics_of_a_batch_norm_are_weights_too(tmp_path: Path) -> None:
+def test_missing_statistics_of_a_batch_norm_are_named(tmp_path: Path) -> None:
     original("parakeet").save_pretrained(tmp_path)
     change(tmp_path, lambda tensors: tensors.pop("encoder.layers.0.conv.norm.running_mean"))
     with pytest.raises(UserError, match=r"1 missing: layers\.0\.conv\.norm\.running_mean"):
         build("parakeet", tmp_path)
 
 
-def test_training_leaves_the_batch_norms_statistics_alone(tmp_path: Path) -> None:
+def test_training_does_not_change_statistics_of_a_batch_norm(tmp_path: Path) -> None:
     original("parakeet").save_pretrained(tmp_path)
     encoder = build("parakeet", tmp_path, freeze=False).train()
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
@@ -112,7 +113,7 @@ def test_training_leaves_the_batch_norms_statistics_alone(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "hubert"])
-def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_of_another_family_is_rejected(tmp_path: Path, name: str) -> None:
     original("hubert").save_pretrained(tmp_path)
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))} .*'hubert' .*'[\w-]+'"):
         build(name, tmp_path)
@@ -126,14 +127,14 @@ def test_a_checkpoint_of_another_family(tmp_path: Path, name: str) -> None:
          "parakeet: .*'hidden_size'"),
     ],
 )  # fmt: skip
-def test_a_damaged_config_of_a_whole_recognizer(tmp_path: Path, config: str, message: str) -> None:
+def test_a_damaged_config_of_a_whole_recognizer_is_an_error(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=message):
         build("parakeet", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wavlm", "w2v-bert"])
-def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
+def test_checkpoints_with_add_adapter_are_rejected(tmp_path: Path, name: str) -> None:
     original(name, add_adapter=True).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}: add_adapter .*{name}"):
         build(name, tmp_path)
@@ -155,7 +156,7 @@ def test_an_adapter_on_top(tmp_path: Path, name: str) -> None:
         ("granite-speech", "eager", "auto, sdpa"),
     ],
 )
-def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: str) -> None:
+def test_unsupported_attention_is_rejected(name: str, attention: str, allowed: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": name, "attention": attention})
     assert_names(caught.value, f"attention: {name} {attention}; {allowed}")
@@ -163,14 +164,14 @@ def test_an_attention_that_the_family_lacks(name: str, attention: str, allowed: 
 
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper", "qwen3-asr"])
 def test_families_with_flash_attention(name: str) -> None:
-    """Which transformers says itself."""
+    """Compare with the support that transformers states."""
     model = bare(name, original(name))
     assert model._supports_flash_attn
     assert "flash_attention_2" in ENCODERS.entry(name).config.attentions
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_on_layers_that_the_family_lacks(name: str) -> None:
+def test_adapters_on_unknown_layers_are_rejected(name: str) -> None:
     lora = {"rank": 2, "alpha": 4.0, "targets": ["query"]}
     with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": name, "lora": lora})
@@ -178,7 +179,7 @@ def test_adapters_on_layers_that_the_family_lacks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_may_say_which_layer(tmp_path: Path, name: str) -> None:
+def test_adapters_can_name_a_layer(tmp_path: Path, name: str) -> None:
     original(name).save_pretrained(tmp_path)
     attention = "attention" if name in WAVEFORM_FAMILIES else "self_attn"
     special = {"w2v-bert": "self_attn.linear_q", "granite-speech": "attn.to_q"}
@@ -194,8 +195,8 @@ def test_adapters_may_say_which_layer(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("layer", ["last", 1, "weighted"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_from_a_checkpoints_config_alone(tmp_path: Path, name: str, layer: str | int) -> None:
-    """As a recipe is shown and planned: on the meta device, with the shapes that the weights would give."""
+def test_an_encoder_can_be_built_from_a_config_only(tmp_path: Path, name: str, layer: str | int) -> None:
+    """Showing and planning a recipe use this: the encoder is on the meta device, with the shapes of the weights."""
     original(name).save_pretrained(tmp_path)
     config = ENCODERS.parse({"name": name, "pretrained": str(tmp_path), "layer": layer})
     architecture = published_architecture(config)

@@ -1,4 +1,4 @@
-"""Encoders put out what the transformers models in them put out, on weights that went through a checkpoint."""
+"""Outputs of encoders equal those of the transformers models, with weights loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECONDS = (1.0, 0.31, 0.7301, 0.105)
 
 
 def batch(clips: list[np.ndarray[Any, Any]]) -> tuple[Tensor, Tensor]:
-    """Waveforms ``[B, S]`` and lengths."""
+    """Return waveforms ``[B, S]`` and lengths."""
     waveforms = pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
     return waveforms, torch.tensor([len(clip) for clip in clips])
 
@@ -48,17 +48,17 @@ def clips_of(*seconds: float) -> list[np.ndarray[Any, Any]]:
 
 
 def quiet_speech() -> np.ndarray[Any, Any]:
-    """Half a second of digital silence inside, where logarithms meet their floor."""
+    """Return speech with half a second of digital silence, where logarithms reach their lower limit."""
     return np.concatenate([speech(0.5), np.zeros(SAMPLE_RATE // 2, np.float32), 0.1 * speech(0.6, 1)])
 
 
 # --- raw waveforms: HuBERT, wav2vec 2.0, WavLM
 
 
-@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # of transformers' own WavLM
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # raised by WavLM in transformers
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
-def test_with_a_mask_on_mixed_lengths(tmp_path: Path, name: str, training: bool) -> None:
+def test_masked_batches_of_mixed_lengths(tmp_path: Path, name: str, training: bool) -> None:
     whole = original(name)
     whole.save_pretrained(tmp_path)
     model, encoder = bare(name, whole), build(name, tmp_path)
@@ -75,7 +75,7 @@ def test_with_a_mask_on_mixed_lengths(tmp_path: Path, name: str, training: bool)
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
-def test_with_group_norm_clip_by_clip(tmp_path: Path, name: str) -> None:
+def test_encoders_with_group_norm_clip_by_clip(tmp_path: Path, name: str) -> None:
     whole = original(name, **GROUP_NORM)
     whole.save_pretrained(tmp_path)
     model, encoder = bare(name, whole), build(name, tmp_path)
@@ -90,7 +90,7 @@ def test_with_group_norm_clip_by_clip(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
-def test_raw_audio(tmp_path: Path, name: str) -> None:
+def test_encoders_without_normalization(tmp_path: Path, name: str) -> None:
     whole = original(name)
     whole.save_pretrained(tmp_path)
     encoder = build(name, tmp_path, normalize=False)
@@ -100,7 +100,7 @@ def test_raw_audio(tmp_path: Path, name: str) -> None:
         assert_equal(encoder(audio, torch.tensor([audio.shape[1]])).values, wanted)
 
 
-def test_normalization_changes_nothing_before_a_group_norm(tmp_path: Path) -> None:
+def test_normalization_has_no_effect_before_a_group_norm(tmp_path: Path) -> None:
     original("wavlm", **GROUP_NORM).save_pretrained(tmp_path)
     audio, lengths = batch(clips_of(1.0, 0.31))
     with torch.no_grad():
@@ -113,8 +113,8 @@ def test_normalization_changes_nothing_before_a_group_norm(tmp_path: Path) -> No
 
 
 def seamless(clips: list[np.ndarray[Any, Any]]) -> dict[str, Tensor]:
-    """Features ``[B, T, 160]`` and their mask, as transformers computes them."""
-    extractor = SeamlessM4TFeatureExtractor(padding_value=1.0)  # as the released checkpoint's is set
+    """Return features ``[B, T, 160]`` and their mask, computed by transformers."""
+    extractor = SeamlessM4TFeatureExtractor(padding_value=1.0)  # the setting of the released checkpoint
     return dict(extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt"))
 
 
@@ -135,7 +135,7 @@ def test_w2v_berts_features(w2v_bert: tuple[Any, Encoder], clip: np.ndarray[Any,
     assert features.rate == 100
     wanted = inputs["input_features"][0, :count]
     found = features.values[0].reshape(count, 160)
-    assert float((found - wanted).abs().max()) < 5e-4  # float32 against float64, of values with variance 1
+    assert float((found - wanted).abs().max()) < 5e-4  # float32 compared with float64, for values with variance 1
 
 
 def test_w2v_bert_on_mixed_lengths(w2v_bert: tuple[Any, Encoder]) -> None:
@@ -205,14 +205,14 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Encoder]:
 
 
 def mel(clip: np.ndarray[Any, Any]) -> Tensor:
-    """``[mels, 3000]`` as transformers computes it."""
+    """Return the features ``[mels, 3000]``, computed by transformers."""
     extractor = WhisperFeatureExtractor(feature_size=80)
     features: Tensor = extractor(clip, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     return features[0]
 
 
 def assert_same_mel(found: Tensor, wanted: Tensor) -> None:
-    """float32 against float64: a thousandth of what a decibel is on this scale."""
+    """Compare float32 with float64. The tolerance is a thousandth of a decibel on this scale."""
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) < 1e-4
 
@@ -243,7 +243,7 @@ def test_whisper_at_30_s(whisper: tuple[Any, Encoder]) -> None:
     assert_equal(frames.values, wanted)
 
 
-def test_shorter_clips_are_whispers_layers_run_by_hand(whisper: tuple[Any, Encoder]) -> None:
+def test_shorter_clips_equal_whispers_layers_called_one_by_one(whisper: tuple[Any, Encoder]) -> None:
     model, encoder = whisper
     clips = clips_of(2.0, 0.31, 1.0501)
     with torch.no_grad():
@@ -259,7 +259,7 @@ def test_shorter_clips_are_whispers_layers_run_by_hand(whisper: tuple[Any, Encod
             assert_equal(frames.values[row, : len(wanted)], wanted)
 
 
-def test_whisper_refuses_more_than_its_positions(whisper: tuple[Any, Encoder]) -> None:
+def test_whisper_rejects_clips_longer_than_its_positions(whisper: tuple[Any, Encoder]) -> None:
     audio = torch.zeros(1, 31 * SAMPLE_RATE)
     with pytest.raises(ValueError, match=r"a clip of 31\.0 s is longer than this encoder's 30 s; split it"):
         whisper[1](audio, torch.tensor([audio.shape[1]]))
@@ -275,7 +275,7 @@ def invariant() -> Encoder:
 
 
 @pytest.mark.parametrize("gain_db", [-60.0, -40.0, -6.0, 6.0])
-def test_soft_and_loud_speech_have_the_same_features(invariant: Encoder, gain_db: float) -> None:
+def test_quiet_and_loud_speech_have_the_same_features(invariant: Encoder, gain_db: float) -> None:
     waveforms, lengths = batch([quiet_speech(), speech(0.3101, 2)])
     wanted = invariant.features(waveforms, lengths)
     found = invariant.features(waveforms * 10 ** (gain_db / 20), lengths)
@@ -283,7 +283,7 @@ def test_soft_and_loud_speech_have_the_same_features(invariant: Encoder, gain_db
     assert float((found.values - wanted.values)[wanted.mask()].abs().max()) < 1e-5
 
 
-def test_features_of_loud_speech_are_whispers_moved_by_a_constant(invariant: Encoder) -> None:
+def test_features_of_loud_speech_equal_whispers_plus_a_constant(invariant: Encoder) -> None:
     plain = ENCODERS.build(WhisperConfig.tiny(), EncoderContext()).eval()
     clips = batch([5 * speech(1.0)])
     difference = invariant.features(*clips).values - plain.features(*clips).values
@@ -291,11 +291,11 @@ def test_features_of_loud_speech_are_whispers_moved_by_a_constant(invariant: Enc
     assert float(invariant.features(*clips).values.max()) == pytest.approx(1.25, abs=1e-6)
 
 
-def test_silence_stays_silence_at_any_level(invariant: Encoder) -> None:
+def test_silence_has_the_features_of_silence(invariant: Encoder) -> None:
     features = invariant.features(torch.zeros(1, SAMPLE_RATE), torch.tensor([SAMPLE_RATE]))
     assert bool((features.values == -0.75).all())
 
 
 @pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
-def test_the_contract_at_any_level(check: Callable[[EncoderConfig], None]) -> None:
+def test_the_contract_holds_with_level_invariance(check: Callable[[EncoderConfig], None]) -> None:
     check(WhisperConfig.tiny().model_copy(update={"level_invariant": True}))

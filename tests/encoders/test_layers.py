@@ -1,4 +1,5 @@
-"""Which layer an encoder puts out, on released kinds of checkpoints; and that the kit notices what is wrong with it."""
+"""Selection of an encoder's layer, with all kinds of published checkpoints, and faults that the contract checks must
+find."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ DEPTH = 3
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
-    """A name, the original with three layers, and its checkpoint."""
+    """Return a name, the original model with three layers, and its checkpoint."""
     name = request.param
     whole = original(name, **{DEPTH_FIELDS.get(name, "num_hidden_layers"): DEPTH})
     folder = tmp_path_factory.mktemp(name)
@@ -33,16 +34,17 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def audio() -> tuple[Tensor, Tensor]:
-    """One clip, so that the originals need no mask."""
+    """Return a single clip, so that the original models need no mask."""
     clip = torch.from_numpy(speech(0.7301))[None]
     return clip, torch.tensor([clip.shape[1]])
 
 
 def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
-    """What transformers' own capture says of the same features: the first layer's input and each layer's output.
+    """Return transformers' hidden states for the same features: the input of the first layer and the output of each
+    layer.
 
-    Whisper's original runs on 30 s alone, and calls its output after the final norm a hidden state; Granite Speech's
-    changes a hidden state after it is captured. So their layers are run here, one by one.
+    Whisper's original only accepts 30 s, and its last hidden state is after the final norm. Granite Speech changes a
+    hidden state after it was captured. So the layers of both are called one by one here.
     """
     features = encoder.features(*audio())
     if name == "whisper":
@@ -71,7 +73,7 @@ def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
     return list(model(normalized, output_hidden_states=True).hidden_states)
 
 
-def test_a_layer_by_its_number(family: tuple[str, Any, Path]) -> None:
+def test_a_layer_can_be_selected_by_number(family: tuple[str, Any, Path]) -> None:
     name, model, folder = family
     with torch.no_grad():
         wanted = hidden_states(name, model, build(name, folder))
@@ -80,12 +82,13 @@ def test_a_layer_by_its_number(family: tuple[str, Any, Path]) -> None:
             encoder = build(name, folder, layer=number)
             assert_equal(encoder(*audio()).values, wanted[number])
             kept = {key.split("layers.")[1][0] for key in encoder.state_dict() if re.search(r"(?<!conv_)layers\.", key)}
-            if name != "parakeet":  # its convolutions are called layers too
+            if name != "parakeet":  # Parakeet's convolutions are also called layers
                 assert kept == {str(layer) for layer in range(number)}, "the layers above are not kept"
 
 
-def test_the_last_is_as_the_model_puts_it_out(family: tuple[str, Any, Path]) -> None:
-    """After the final norm, where there is one; a number leaves it out, since it was trained on the last layer."""
+def test_the_last_layer_equals_the_models_output(family: tuple[str, Any, Path]) -> None:
+    """The output of the last layer is after the final norm. The output of a numbered layer is without it, because the
+    norm was trained on the last layer."""
     name, model, folder = family
     with torch.no_grad():
         last, numbered = (build(name, folder, layer=layer)(*audio()).values for layer in ("last", DEPTH))
@@ -99,7 +102,7 @@ def test_the_last_is_as_the_model_puts_it_out(family: tuple[str, Any, Path]) -> 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_weighted_sum(family: tuple[str, Any, Path], checkpointing: bool) -> None:
+def test_the_weighted_sum_of_layers(family: tuple[str, Any, Path], checkpointing: bool) -> None:
     name, model, folder = family
     encoder: Any = build(name, folder, layer="weighted", gradient_checkpointing=checkpointing).train(checkpointing)
     names = [key for key, tensor in encoder.named_parameters() if tensor.requires_grad]
@@ -119,7 +122,7 @@ def test_the_weighted_sum(family: tuple[str, Any, Path], checkpointing: bool) ->
 
 
 @pytest.mark.parametrize("layer", [2, "weighted"])
-def test_rebuilt_without_its_checkpoint(family: tuple[str, Any, Path], layer: int | str) -> None:
+def test_an_encoder_can_be_rebuilt_without_its_checkpoint(family: tuple[str, Any, Path], layer: int | str) -> None:
     name, _, folder = family
     encoder = build(name, folder, layer=layer)
     config = ENCODERS.parse({"name": name, "pretrained": "moved/away", "layer": layer})
@@ -129,14 +132,14 @@ def test_rebuilt_without_its_checkpoint(family: tuple[str, Any, Path], layer: in
         assert torch.equal(rebuilt(*audio()).values, encoder(*audio()).values)
 
 
-def test_a_layer_that_is_not_there(family: tuple[str, Any, Path]) -> None:
+def test_a_missing_layer_is_an_error(family: tuple[str, Any, Path]) -> None:
     name, _, folder = family
     with pytest.raises(UserError) as caught:
         build(name, folder, layer=4)
     assert_names(caught.value, f"encoder.layer 4, {name} 3 layers; 1 to 3, last or weighted")
 
 
-def test_a_key_below_the_chosen_layer_is_still_missed(family: tuple[str, Any, Path], tmp_path: Path) -> None:
+def test_missing_tensors_below_the_selected_layer_are_named(family: tuple[str, Any, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     name, _, folder = family
@@ -149,11 +152,11 @@ def test_a_key_below_the_chosen_layer_is_still_missed(family: tuple[str, Any, Pa
         build(name, tmp_path, layer=2)
 
 
-# --- the kit
+# # --- the contract checks
 
 
 def rebuilt_by(name: str, change: Callable[[Any, Any], Any], patch: pytest.MonkeyPatch) -> EncoderConfig:
-    """The ``tiny()`` config of an encoder, with ``change(part, config)`` done to whatever is built from it."""
+    """Return the ``tiny()`` config of an encoder. ``change(part, config)`` is applied to every part built from it."""
     entry = ENCODERS.entry(name)
 
     def built(config: Any, context: Any) -> Any:
@@ -170,7 +173,7 @@ def freezes_the_sum(part: Any, config: EncoderConfig) -> None:
         part.weighted.requires_grad_(False)
 
 
-def keeps_a_layer_more(part: Any, config: EncoderConfig) -> None:
+def keeps_an_extra_layer(part: Any, config: EncoderConfig) -> None:
     if config.layer == 1:
         part.model.encoder.unused = nn.Linear(200, 200).requires_grad_(not config.freeze)
 
@@ -178,11 +181,11 @@ def keeps_a_layer_more(part: Any, config: EncoderConfig) -> None:
 WAVLM = ENCODERS.entry("wavlm").build
 
 
-def ignores_the_number(part: Any, config: EncoderConfig) -> Any:
+def ignores_the_layer(part: Any, config: EncoderConfig) -> Any:
     return WAVLM(config.model_copy(update={"layer": 2}), EncoderContext()) if config.layer == 1 else None
 
 
-def adds_to_numbered_layers(part: Any, config: EncoderConfig) -> None:
+def changes_numbered_layers(part: Any, config: EncoderConfig) -> None:
     if isinstance(config.layer, int):
         part.model.encoder.layers[0].register_forward_hook(lambda module, args, output: (output[0] + 1, output[1]))
 
@@ -192,7 +195,7 @@ def another_linear_layer(part: Any, config: EncoderConfig) -> None:
 
 
 def attends_past_adapters(part: Any, config: EncoderConfig) -> None:
-    """As transformers' own WavLM does."""
+    """WavLM in transformers has this error."""
     for layer in part.model.encoder.layers:
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             project = getattr(layer.attention, name)
@@ -205,7 +208,7 @@ def differs_by_attention(part: Any, config: EncoderConfig) -> None:
         part.model.encoder.layers[0].register_forward_hook(lambda module, args, output: (1.001 * output[0], output[1]))
 
 
-def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
+def ignores_checkpointing(part: Any, config: EncoderConfig) -> None:
     part.model.activation_checkpointing_disable()
 
 
@@ -213,16 +216,16 @@ def forgets_checkpointing(part: Any, config: EncoderConfig) -> None:
     ("mistake", "check", "message"),
     [
         (freezes_the_sum, "layers", r"layer: weighted, .* \[\]"),
-        (keeps_a_layer_more, "layers", r"layer: weighted .* layer: 1: model\.encoder\.unused"),
-        (ignores_the_number, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
-        (adds_to_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
+        (keeps_an_extra_layer, "layers", r"layer: weighted .* layer: 1: model\.encoder\.unused"),
+        (ignores_the_layer, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
+        (changes_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
         (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the part has \[.*'spare'"),
         (attends_past_adapters, "linear_layers", r"no gradient reaches \S*attention\.\w_proj\.lora_"),
         (differs_by_attention, "attentions", r"attention: sdpa, and auto: values differ"),
-        (forgets_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false"),
+        (ignores_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false"),
     ],
 )
-def test_the_kit_notices(
+def test_the_checks_find_errors(
     mistake: Callable[[Any, Any], Any], check: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = rebuilt_by("wavlm", mistake, monkeypatch)

@@ -1,4 +1,4 @@
-"""Encoders inside of speech language models: only their tensors are read, and they put out what they do there."""
+"""Encoders of speech language models: only their tensors are read, and their outputs equal those in the whole model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = ("granite-speech", "qwen3-asr")
 
 
 def granite_features(clip: Clip) -> Tensor:
-    """``[F, mels]``"""
+    """Return features ``[F, mels]``."""
     features: Tensor = GraniteSpeechFeatureExtractor(n_mels=40)(clip)["input_features"]
     return features[0].reshape(-1, 40)
 
@@ -64,7 +64,8 @@ RUN: dict[str, Callable[[Any, Tensor], Tensor]] = {"granite-speech": granite_fra
 
 @pytest.fixture(scope="module", params=NAMES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Encoder, Path]:
-    """Name, the whole model's encoder, ours from the whole model's checkpoint in several files, and its folder."""
+    """Return the name, the encoder of the whole model, our encoder loaded from its sharded checkpoint, and the
+    folder."""
     folder = tmp_path_factory.mktemp("whole")
     deeper = {"num_layers": 5} if request.param == "granite-speech" else {}
     whole = original(request.param, **deeper)
@@ -73,7 +74,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("clip", CLIPS)
-def test_features(family: tuple[str, Any, Encoder, Path], clip: Clip) -> None:
+def test_features_equal_the_feature_extractors(family: tuple[str, Any, Encoder, Path], clip: Clip) -> None:
     name, _, encoder, _ = family
     wanted = EXTRACT[name](clip)
     found = encoder.features(torch.from_numpy(clip)[None], torch.tensor([len(clip)]))
@@ -81,8 +82,8 @@ def test_features(family: tuple[str, Any, Encoder, Path], clip: Clip) -> None:
     assert float((found.values[0] - wanted).abs().max()) < 1e-5
 
 
-def test_features_of_a_clip_that_is_too_short_for_the_feature_extractor() -> None:
-    """Granite Speech's needs more than half a window; Qwen3-ASR's pads with silence."""
+def test_features_of_very_short_clips() -> None:
+    """Granite Speech's feature extractor needs more than half a window. Qwen3-ASR's pads with silence."""
     with pytest.raises(RuntimeError):
         granite_features(speech(0.01))
     encoder = ENCODERS.build(ENCODERS.parse("qwen3-asr").tiny(), EncoderContext())  # type: ignore[attr-defined]
@@ -94,7 +95,7 @@ def test_features_of_a_clip_that_is_too_short_for_the_feature_extractor() -> Non
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_frames_of_mixed_lengths(family: tuple[str, Any, Encoder, Path], training: bool) -> None:
+def test_frames_of_mixed_lengths_equal_the_whole_models(family: tuple[str, Any, Encoder, Path], training: bool) -> None:
     name, model, encoder, _ = family
     waveforms = pad_sequence([torch.from_numpy(clip) for clip in CLIPS], batch_first=True)
     extracted = [EXTRACT[name](clip) for clip in CLIPS]
@@ -109,7 +110,7 @@ def test_frames_of_mixed_lengths(family: tuple[str, Any, Encoder, Path], trainin
         assert_equal(own.values[row, : len(expected)], expected)
 
 
-def test_a_layer_above_the_middle_knows_what_the_middle_predicts(tmp_path: Path) -> None:
+def test_layers_above_the_middle_use_the_middle_prediction(tmp_path: Path) -> None:
     whole = original("granite-speech", num_layers=5)
     whole.save_pretrained(tmp_path)
     model, features = bare("granite-speech", whole), granite_features(CLIPS[1])
@@ -136,7 +137,7 @@ def test_a_layer_above_the_middle_knows_what_the_middle_predicts(tmp_path: Path)
 def test_other_tensors_are_not_read(
     family: tuple[str, Any, Encoder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor are files downloaded, or missed in a folder, that hold nothing else."""
+    """Files that only contain other tensors are not downloaded, and may be missing in a folder."""
     from huggingface_hub import constants
 
     name, model, _, folder = family
@@ -163,8 +164,8 @@ def test_other_tensors_are_not_read(
         assert all(torch.equal(found[f"model.{key}"], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_qwens_own_format(tmp_path: Path) -> None:
-    """Keys and config as in the checkpoints that Qwen published; transformers' own are converted from them."""
+def test_checkpoints_in_qwens_own_format(tmp_path: Path) -> None:
+    """Qwen's published checkpoints have these keys and this config. Those for transformers are converted from them."""
     whole = original("qwen3-asr")
     whole.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
@@ -193,15 +194,15 @@ def write_adapter(folder: Path, targets: object) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": targets}))
 
 
-def test_an_adapter_of_the_language_model(tmp_path: Path) -> None:
-    """Granite Speech 3.3 is published with one."""
+def test_an_adapter_of_the_language_model_is_ignored(tmp_path: Path) -> None:
+    """Granite Speech 3.3 is published with such an adapter."""
     original("granite-speech").save_pretrained(tmp_path)
     write_adapter(tmp_path, ["q_proj", "v_proj"])
     build("granite-speech", tmp_path)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "to_q"], ["layers.1.attn.to_kv"], "all-linear", None])
-def test_an_adapter_that_may_change_the_encoder(tmp_path: Path, targets: object) -> None:
+def test_an_adapter_that_may_change_the_encoder_is_rejected(tmp_path: Path, targets: object) -> None:
     original("granite-speech").save_pretrained(tmp_path)
     write_adapter(tmp_path, targets)
     with pytest.raises(UserError, match=r"adapter_config\.json"):
@@ -226,7 +227,7 @@ def index_without_file(folder: Path, content: str) -> None:
         (partial(index_without_file, content="{}"), "model.safetensors.index.json"),
     ],
 )
-def test_weights_that_cannot_be_read(tmp_path: Path, change: Callable[[Path], None], words: str) -> None:
+def test_unreadable_weights_are_an_error(tmp_path: Path, change: Callable[[Path], None], words: str) -> None:
     original("granite-speech").save_pretrained(tmp_path)
     change(tmp_path)
     with pytest.raises(UserError, match=words):

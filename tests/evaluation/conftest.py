@@ -18,7 +18,7 @@ from tiny_audio.cli import main
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of clips, and in it a finished ``run`` over them."""
+    """Return a folder of clips with a finished ``run`` on them."""
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)
@@ -45,7 +45,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Run `evaluate` in this process: exit code, output, errors."""
+    """Return a function that runs `evaluate` in this process; see :data:`Output`."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()

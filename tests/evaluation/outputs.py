@@ -1,4 +1,4 @@
-"""What `evaluate` prints and writes, and the name of a provider that asks a server of the tests."""
+"""The output and files of `evaluate`, and the name of a provider that uses the tests' server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.provider_server import Vendors
 
 Output = Callable[..., tuple[int, str, str]]
-"""Arguments of `evaluate` -> exit code, standard output, standard error."""
+"""Runs `evaluate` with the given arguments. Returns its exit code, standard output and standard error."""
 FIELDS = [
     *("id", "audio_filepath", "duration", "time", "text", "pred_text", "ctc_text", "truncated", "error", "metadata"),
 ]

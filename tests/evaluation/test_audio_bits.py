@@ -1,4 +1,4 @@
-"""Losses with a clip's own audio and with that of another clip."""
+"""Losses with a clip's own audio and with the audio of another clip."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def measure(model: tuple[TinyAudioModel, TargetEncoder], clips: Clips, max_padde
     return measure_losses(*model, clips, TargetText.of("none"), max_duration_s=9.0, max_padded_s=max_padded_s)
 
 
-def test_partners_are_other_texts_of_similar_duration() -> None:
+def test_partners_have_other_texts_and_similar_durations() -> None:
     texts = [TEXTS[index % 5] for index in range(40)]
     found = choose_partners(texts)
     assert found == choose_partners(texts) != choose_partners(texts, seed=1)
@@ -50,14 +50,14 @@ def test_partners_are_other_texts_of_similar_duration() -> None:
     assert choose_partners([]) == []
 
 
-def test_clips_are_spread_over_the_set(clips: Clips) -> None:
+def test_measured_clips_are_spread_over_the_set(clips: Clips) -> None:
     assert [clip.id for clip in spread(clips, 3)] == [clips[index].id for index in (0, 3, 6)]
     assert len(spread(clips, 100)) == 9
     assert spread([], 3) == []
 
 
-def test_losses_are_those_of_the_model(model: tuple[TinyAudioModel, TargetEncoder], clips: Clips) -> None:
-    """In any batches; the other loss is the loss with the audio of one of the other clips."""
+def test_losses_equal_those_of_the_model(model: tuple[TinyAudioModel, TargetEncoder], clips: Clips) -> None:
+    """They do not depend on the batches. The other loss is the loss with the audio of one of the other clips."""
     found = measure(model, clips, 99.0)
     assert found.keys() == {clip.id for clip in clips}
     waves = {clip.id: clip.load(9.0) for clip in clips}
@@ -78,7 +78,7 @@ def test_losses_are_those_of_the_model(model: tuple[TinyAudioModel, TargetEncode
         assert (one.loss, one.other_loss) == pytest.approx((found[name].loss, found[name].other_loss), rel=1e-4)
 
 
-def test_a_model_without_audio_gets_no_bits(clips: Clips) -> None:
+def test_a_model_that_ignores_audio_has_zero_bits(clips: Clips) -> None:
     model, tokenizer = assemble(transcripts=TEXTS, prompt="{audio}")
     model.projector.register_forward_hook(lambda module, args, output: (output[0] * 0, torch.ones_like(output[1])))
     targets = TargetEncoder(tokenizer, model.config.end_token_id, None, ENCODERS.parse(model.config.encoder))

@@ -1,4 +1,4 @@
-"""`evaluate` with hotwords for all clips, and for each clip, next to the same model without."""
+"""`evaluate` with hotwords for all clips or for each clip, compared with the same model without hotwords."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a file of hotwords, and clips of which the first has a list of its own."""
+    """Write a model, a file of hotwords, and clips. The first clip has its own list."""
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(context=KNOWN), folder / "model")
     manifest = write_clips(folder, 3)
@@ -43,7 +43,7 @@ def texts(folder: Path) -> list[str]:
     return [row["pred_text"] for row in rows_in(folder / "manifest")]
 
 
-def test_with_and_without_hotwords(call: Output, place: Path, tmp_path: Path) -> None:
+def test_texts_with_hotwords_equal_those_of_the_transcriber(call: Output, place: Path, tmp_path: Path) -> None:
     model, names = place / "model", place / "names.txt"
     targets = [model, f"{model}:hotwords={names},language=en", f"{model}:hotwords_column=names"]
     code, out, err = call(*targets, "--data", place / "manifest.jsonl", "--output-dir", tmp_path, "--json")
@@ -64,7 +64,7 @@ def test_with_and_without_hotwords(call: Output, place: Path, tmp_path: Path) ->
     assert plain != shared
 
 
-def test_a_column_that_no_clip_has(call: Output, place: Path, tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error(call: Output, place: Path, tmp_path: Path) -> None:
     target = f"{place / 'model'}:hotwords_column=nams"
     code, _, err = call(target, "--data", place / "manifest.jsonl", "--output-dir", tmp_path)
     assert code == 2
@@ -72,7 +72,7 @@ def test_a_column_that_no_clip_has(call: Output, place: Path, tmp_path: Path) ->
     assert "names" in err
 
 
-def test_other_hotwords_are_another_target(place: Path) -> None:
+def test_targets_with_different_hotwords_have_different_identities(place: Path) -> None:
     plain = resolve_target(str(place / "model"))
     found = [resolve_target(f"{place / 'model'}:hotwords={place / name}") for name in ("names.txt", "names.txt")]
     assert "context" not in plain.identity
@@ -83,7 +83,7 @@ def test_other_hotwords_are_another_target(place: Path) -> None:
     assert len({plain.label, found[0].label, other.label}) == 3
 
 
-def test_two_lists_for_a_clip(place: Path) -> None:
+def test_hotwords_and_a_column_cannot_be_combined(place: Path) -> None:
     with pytest.raises(UserError, match="hotwords and hotwords_column"):
         resolve_target(f"{place / 'model'}:hotwords={place / 'names.txt'},hotwords_column=names")
     assert ClipContexts.of(ContextOptions()) is None
@@ -92,7 +92,7 @@ def test_two_lists_for_a_clip(place: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("names", 7), ("names", ["six", 2]), ("before", ["six"])], ids=["number", "list", "text"]
 )
-def test_a_column_of_another_type_names_the_clip(column: str, value: object) -> None:
+def test_a_column_with_a_wrong_type_names_the_clip(column: str, value: object) -> None:
     options = ContextOptions(**{"hotwords_column" if column == "names" else "previous_text_column": column})
     utterance = Utterance("u1", 1.0, "six", None, {column: value})  # type: ignore[dict-item]
     clip = Clip(None, utterance, "set/u1")  # type: ignore[arg-type]  # no audio is read

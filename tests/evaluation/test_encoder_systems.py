@@ -1,4 +1,4 @@
-"""Recognizers that encoders have without a decoder: of which checkpoints, and how fast."""
+"""Recognizers that use only the encoder: their checkpoints and their speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoder(name: str, folder: Path) -> Any:
     return ENCODERS.parse({"name": name, "pretrained": str(folder)})
 
 
-def test_only_published_recognizers_are_taken(ctc_model: Path, tmp_path: Path) -> None:
+def test_only_published_recognizers_are_used(ctc_model: Path, tmp_path: Path) -> None:
     whisper = save_whisper(tmp_path / "tiny-whisper")
     for name, folder in (("wav2vec2", ctc_model), ("whisper", whisper)):
         target = checkpoint_recognizer(encoder(name, folder), "cpu")
@@ -40,7 +40,7 @@ def test_only_published_recognizers_are_taken(ctc_model: Path, tmp_path: Path) -
     assert checkpoint_recognizer(encoder("whisper", tmp_path / "part"), "cpu") is None
 
 
-def test_speed() -> None:
+def test_speed_is_measured() -> None:
     model, tokenizer = assemble()
     waves = [0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
     head = measure_speed(ctc_head(model), waves)

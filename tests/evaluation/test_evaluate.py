@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate`: targets of each kind, interrupted, resumed, and in folders of other results."""
+"""`tiny-audio evaluate` with all kinds of targets, interruptions, and folders of other results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # --- targets
 
 
-def test_a_run_scores_as_at_its_end(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_run_gets_the_scores_of_its_report(call: Output, trained: Path, tmp_path: Path) -> None:
     for number, target in enumerate((trained / "run", trained / "run" / "model")):
         output = tmp_path / str(number)
         arguments = [target, "--data", trained / "manifest.jsonl", "--group-by", "speaker", "--output-dir", output]
@@ -91,7 +91,7 @@ def test_clips_without_speech_are_scored(call: Output, trained: Path, tmp_path: 
     assert scores["non_speech_insertions_per_hour"] == pytest.approx(words / hours, rel=0.2)
 
 
-def test_all_kinds_side_by_side(
+def test_targets_of_all_kinds_are_compared(
     call: Output,
     server: Vendors,
     trained: Path,
@@ -121,7 +121,7 @@ def test_all_kinds_side_by_side(
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
     assert "normalizer: whisper_english" in table
-    # The verdicts are those of the command that makes the page.
+    # The verdicts equal those of the command that writes the page.
     command = shlex.split(err.splitlines()[-1].partition(": ")[2])
     assert command[:2] == ["tiny-audio", "rescore"]
     capsys.readouterr()
@@ -141,7 +141,7 @@ def test_all_kinds_side_by_side(
     assert {row["ctc_text"] for row in heard} == {None}
 
 
-def test_padding_is_nothing_that_a_model_without_a_mask_hears(ctc_model: Path) -> None:
+def test_models_without_an_attention_mask_get_clips_one_by_one(ctc_model: Path) -> None:
     target: Any = resolve_target(str(ctc_model))
     target.load()
     assert not target._pipeline.feature_extractor.return_attention_mask
@@ -149,12 +149,12 @@ def test_padding_is_nothing_that_a_model_without_a_mask_hears(ctc_model: Path) -
     together = [one.text for one in target.transcribe_batch(clips)]
     assert together == [target.transcribe_batch([clip])[0].text for clip in clips]
     assert all(together)
-    with pytest.MonkeyPatch.context() as patch:  # as it would be otherwise
+    with pytest.MonkeyPatch.context() as patch:  # otherwise, texts would change
         patch.setattr(target, "_takes_batches", lambda: True)
         assert [one.text for one in target.transcribe_batch(clips)] != together
 
 
-def test_a_missing_key_is_said_before_anything_is_heard(
+def test_a_missing_key_is_an_error_before_clips_are_transcribed(
     call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
@@ -165,7 +165,7 @@ def test_a_missing_key_is_said_before_anything_is_heard(
     assert not list(tmp_path.rglob("hypotheses.jsonl"))
 
 
-def test_a_provider_has_a_price(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+def test_the_cost_of_a_provider_is_reported(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
     target = deepgram(server, usd_per_hour=3600)
     code, out, _ = call(target, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path, "--json")
     assert code == 0
@@ -175,10 +175,10 @@ def test_a_provider_has_a_price(call: Output, server: Vendors, trained: Path, tm
     assert len(server.asked) == 8
 
 
-# --- what goes wrong on the way
+# # --- failures
 
 
-def test_what_failed_is_no_hypothesis_and_is_asked_for_again(
+def test_failed_clips_have_no_hypothesis_and_are_retried(
     call: Output, server: Vendors, trained: Path, tmp_path: Path
 ) -> None:
     arguments = [deepgram(server, concurrency=1), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
@@ -209,7 +209,7 @@ def test_what_failed_is_no_hypothesis_and_is_asked_for_again(
     assert json.loads((folder / "scores.json").read_text())["load_s"] is None
 
 
-def test_an_interrupted_evaluation_goes_on(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_continues(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
     arguments = [deepgram(server, concurrency=1), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
     server.faults = [Fault("body", 200, body=server_text())] * 3 + [Fault("status", 401)]
     code, _, err = call(*arguments)
@@ -218,7 +218,7 @@ def test_an_interrupted_evaluation_goes_on(call: Output, server: Vendors, traine
     (path,) = tmp_path.rglob("hypotheses.jsonl")
     assert len(path.read_text().splitlines()) == 3
     with path.open("a") as file:
-        file.write('{"id": "manifest/clip')  # as a kill leaves it
+        file.write('{"id": "manifest/clip')  # as after a kill
     server.asked.clear()
     code, _, err = call(*arguments)
     assert code == 0
@@ -231,7 +231,7 @@ def server_text() -> str:
     return json.dumps({"results": {"channels": [{"alternatives": [{"transcript": "yes"}]}]}})
 
 
-def test_a_provider_that_answers_nothing(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+def test_a_provider_that_always_fails_is_an_error(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
     server.faults = [Fault("status", 500)] * 100
     arguments = ["--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "8"]
     code, out, err = call(deepgram(server), *arguments)
@@ -254,7 +254,7 @@ def test_a_provider_that_answers_nothing(call: Output, server: Vendors, trained:
     assert len(server.asked) <= 24
 
 
-def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_requests_are_kept_when_a_key_is_rejected(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
     target: Any = resolve_target("provider:deepgram:concurrency=3")
     all_asked, calls = threading.Barrier(3), itertools.count()
@@ -272,12 +272,12 @@ def test_answers_under_way_are_kept_when_a_key_is_refused(trained: Path, monkeyp
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
     received = []
     with pytest.raises(ProviderRefusedError, match="the account is empty"):
-        received.extend(target.transcribe(data.clips))  # which keeps what comes before the error
+        received.extend(target.transcribe(data.clips))  # keeps the results before the error
     assert next(calls) == 3
     assert len(received) == 2
 
 
-def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_running_requests(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
     target: Any = resolve_target("provider:deepgram:concurrency=2")
     all_asked = threading.Barrier(2)
@@ -292,7 +292,7 @@ def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: py
     target._provider = Slow()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
     received = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests may ignore SIGINT
     try:
         with pytest.raises(KeyboardInterrupt):
             received.extend(target.transcribe(data.clips))
@@ -301,7 +301,7 @@ def test_an_interrupt_keeps_the_answers_under_way(trained: Path, monkeypatch: py
     assert len(received) == 2
 
 
-def test_one_that_fails_does_not_keep_the_others_from_being_shown(
+def test_a_failed_target_does_not_affect_other_targets(
     call: Output, server: Vendors, trained: Path, tmp_path: Path
 ) -> None:
     server.faults = [Fault("status", 401)] * 100
@@ -328,7 +328,7 @@ def test_one_that_fails_does_not_keep_the_others_from_being_shown(
         ),  # type: ignore[arg-type]
     ],
 )
-def test_a_mistake_in_a_provider_costs_its_clip(
+def test_an_invalid_result_of_a_provider_fails_only_its_clip(
     answer: Any, message: str, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
@@ -349,7 +349,7 @@ def test_a_mistake_in_a_provider_costs_its_clip(
     assert [one.transcript.text for one in others] == ["yes"] * 7
 
 
-def test_what_does_not_change_answers_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_that_do_not_affect_results_are_not_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", KEY)
     ways = "concurrency=1,usd_per_hour=2.0,timeout_s=5.0,max_retries=1,retry_wait_s=1.0,max_wait_s=3.0"
     plain, other, another = (
@@ -359,7 +359,7 @@ def test_what_does_not_change_answers_may_change(monkeypatch: pytest.MonkeyPatch
     assert plain != another
 
 
-def test_clips_that_cannot_be_read(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_unreadable_clips_are_reported(call: Output, trained: Path, tmp_path: Path) -> None:
     rows = [
         {"audio_filepath": str(trained / name), "duration": 1.1, "text": "yes"} for name in ("clip000.wav", "nan.wav")
     ]
@@ -376,7 +376,9 @@ def test_clips_that_cannot_be_read(call: Output, trained: Path, tmp_path: Path) 
     assert "none of 1 clips was transcribed; the first: mixed/" in err
 
 
-def test_other_clips_do_not_compare(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+def test_clips_without_a_common_hypothesis_are_not_compared(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path
+) -> None:
     server.faults = [Fault("status", 400)] * 5
     targets = [trained / "run", deepgram(server, concurrency=1)]
     code, out, _ = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)

@@ -1,4 +1,4 @@
-"""What `tiny-audio evaluate` accepts as data and as targets, and what it refuses."""
+"""Data and targets that `tiny-audio evaluate` accepts and rejects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # --- data
 
 
-def test_samples_are_always_the_same(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
+def test_a_sample_of_the_clips_is_always_the_same(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> None:
     few, more = (read_data([str(trained / "manifest.jsonl")], count)[0].clips for count in (3, 5))
     assert {clip.id for clip in few} < {clip.id for clip in more}
     assert (len(few), len(more)) == (3, 5)
@@ -34,7 +34,7 @@ def test_samples_are_always_the_same(call: Output, server: Vendors, trained: Pat
     assert len(server.asked) == 8
 
 
-def test_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
+def test_data_can_be_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
     manifest = trained / "manifest.jsonl"
     one = read_data([f"manifest:path={manifest}"], None)
     assert len(one[0].clips) == 8
@@ -46,7 +46,7 @@ def test_sources_and_yaml_files(trained: Path, tmp_path: Path) -> None:
     assert [data.name for data in read_data([str(path)], None)] == ["sets"]
 
 
-def test_references_that_are_not_scored(trained: Path) -> None:
+def test_references_marked_as_not_scored_are_left_out(trained: Path) -> None:
     rows = [
         {"audio_filepath": "clip000.wav", "duration": 1.1, "text": text}
         for text in ("yes", "ignore_time_segment_in_scoring")
@@ -88,14 +88,14 @@ def test_presets_are_sources() -> None:
         (".", "--data . is a folder; for the audio files in it write --data folder:path=."),
     ],
 )
-def test_data_that_is_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_data_is_rejected(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         read_data([text], None)
     assert message in str(caught.value)
 
 
-def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
+def test_unusable_data_is_rejected(trained: Path, tmp_path: Path) -> None:
     manifest = str(trained / "manifest.jsonl")
     with pytest.raises(UserError, match="there are two sets called 'manifest'; rename one, or give it once"):
         read_data([manifest, manifest], None)
@@ -105,7 +105,7 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
         read_data([str(path)], None)
 
 
-# --- targets that are none
+# # --- invalid targets
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_more_data_that_is_none(trained: Path, tmp_path: Path) -> None:
         ("bert:langage=en", "langage: unknown field; did you mean 'language'?"),
     ],
 )
-def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_targets_are_rejected(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     contents = {"no_json": "{", "no_type": "{}", "bert": '{"model_type": "bert"}'}
     for name in ("empty", "unfinished", *contents):
@@ -145,47 +145,52 @@ def test_targets_that_are_none(text: str, message: str, tmp_path: Path, monkeypa
     assert message in str(caught.value)
 
 
-def test_models_that_cannot_be_loaded(call: Output, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
-    def refused(folder: Path) -> str:
+def test_models_that_cannot_be_loaded_are_rejected(
+    call: Output, trained: Path, ctc_model: Path, tmp_path: Path
+) -> None:
+    def rejection_of(folder: Path) -> str:
         code, out, err = call(folder, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path / "out")
         assert (code, out) == (2, "")
         return err
 
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    assert "its config.json has model_type 'bert', and transformers has no speech recognizer of that type" in refused(
-        tmp_path / "bert"
+    assert (
+        "its config.json has model_type 'bert', and transformers has no speech recognizer of that type"
+        in rejection_of(tmp_path / "bert")
     )
     shutil.copytree(ctc_model, tmp_path / "half")
     (tmp_path / "half" / "model.safetensors").unlink()
-    assert "half: transformers cannot load it: " in refused(tmp_path / "half")
+    assert "half: transformers cannot load it: " in rejection_of(tmp_path / "half")
     shutil.copytree(trained / "run" / "model", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cut: the weights cannot be read" in refused(tmp_path / "cut")
+    assert "cut: the weights cannot be read" in rejection_of(tmp_path / "cut")
 
 
-def test_a_model_on_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_on_an_unavailable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="and the model cannot be downloaded from the Hugging Face hub: "):
         resolve_target("nobody/nothing-at-all")
 
 
-def test_two_targets_of_one_name(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_targets_must_have_different_names(call: Output, trained: Path, tmp_path: Path) -> None:
     targets = [trained / "run", trained / "run" / "model"]
     code, _, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert code == 2
     assert "there are two targets called 'run'; rename a folder" in err
 
 
-def test_options_of_a_model_of_ours(trained: Path) -> None:
+def test_invalid_options_of_our_models_are_rejected(trained: Path) -> None:
     with pytest.raises(UserError, match=r"num_beams: unknown field; Allowed: hotwords, hotwords_column, language"):
         resolve_target(f"{trained / 'run'}:num_beams=2")
     with pytest.raises(UserError, match=r"hotwords: .*nowhere\.txt cannot be read"):
         resolve_target(f"{trained / 'run'}:hotwords=nowhere.txt")
 
 
-def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_an_error(
+    call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
     code, out, err = call("provider:deepgram", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert (code, out) == (2, "")
@@ -203,7 +208,9 @@ def test_without_a_key(call: Output, trained: Path, tmp_path: Path, monkeypatch:
         (["--max-samples", "0"], "Invalid value for '--max-samples'"),
     ],
 )
-def test_wrong_options(call: Output, trained: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_wrong_options_are_rejected(
+    call: Output, trained: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
     code, out, err = call(*arguments, *options)
     assert (code, out) == (2, "")

@@ -1,4 +1,4 @@
-"""Sets of the Open ASR Leaderboard: the set in chunks, and the file of results."""
+"""Sets of the Open ASR Leaderboard: the set of chunks, and the results file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.runtime.spec import folder_name
 
 
 def data_sets(folder: Path, parents: dict[str, str]) -> tuple[str, str]:
-    """A set in chunks and its parent, as folders with JSON lines."""
+    """Write a set of chunks and its parent, as folders with JSON lines."""
     rows = [
         {"file_name": f"{name}_{index}.wav", "parent_id": name, "chunk_index": index}
         for name in "ab"
@@ -39,13 +39,13 @@ def test_each_chunk_has_the_reference_of_its_recording(tmp_path: Path) -> None:
     assert rows[0]["audio_filepath"] == str(tmp_path / "chunks" / "audio" / "a_1.wav")
 
 
-def test_a_recording_without_a_reference(tmp_path: Path) -> None:
+def test_a_recording_without_a_reference_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'b' has no reference"):
         chunked_manifest(*data_sets(tmp_path, {"a": "call a"}), "test", tmp_path)
 
 
-def test_data_sets_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings in (datasets.config, huggingface_hub.constants):  # the hub's client would try again and again
+def test_a_dataset_that_cannot_be_downloaded_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for settings in (datasets.config, huggingface_hub.constants):  # otherwise, the hub's client would retry
         monkeypatch.setattr(settings, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"nobody/chunks and nobody/calls cannot be downloaded: .*; .*HF_HUB_OFFLINE"):
         chunked_manifest("nobody/chunks", "nobody/calls", "test", tmp_path)
@@ -61,7 +61,7 @@ def scores(*names: str, **changes: Any) -> dict[str, Any]:
     return {folder_name(name): entry | {"wer": 0.01 * (index + 1)} | changes for index, name in enumerate(names)}
 
 
-def test_results_have_the_form_of_the_hub(tmp_path: Path) -> None:
+def test_results_have_the_format_of_the_hub(tmp_path: Path) -> None:
     names = [f"leaderboard/{name}" for name in GROUPS["leaderboard"]]
     path = write_results(scores(*names), tmp_path, "2026-11-28")
     assert path == tmp_path / RESULTS
@@ -82,15 +82,15 @@ def test_results_have_the_form_of_the_hub(tmp_path: Path) -> None:
     [
         {"dev": {"normalizer": "open_asr_leaderboard", "wer": 0.1}},
         scores("leaderboard/spgispeech", normalizer="whisper_english"),
-        scores("leaderboard/ami_cleaned"),  # one of seven sets, which has no task of its own
+        scores("leaderboard/ami_cleaned"),  # one of seven sets without its own task
     ],
 )
-def test_no_results_without_a_score_of_the_leaderboard(tmp_path: Path, found: dict[str, Any]) -> None:
+def test_there_is_no_results_file_without_leaderboard_scores(tmp_path: Path, found: dict[str, Any]) -> None:
     assert write_results(found, tmp_path, "2026-11-28") is None
     assert not (tmp_path / RESULTS).exists()
 
 
-def test_some_sets_have_no_mean(tmp_path: Path) -> None:
+def test_there_is_no_mean_of_only_some_sets(tmp_path: Path) -> None:
     path = write_results(scores("leaderboard/ami", "leaderboard/tedlium"), tmp_path, "2026-11-28")
     assert path is not None
     assert [entry["dataset"]["task_id"] for entry in yaml.safe_load(path.read_text())] == ["ami_wer", "tedlium_wer"]

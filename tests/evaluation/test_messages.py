@@ -1,6 +1,6 @@
-"""How messages about evaluations and providers read; other tests check what they name.
+"""The wording of messages about evaluations and providers. Other tests check their values.
 
-To write ``messages.txt`` anew: ``REGENERATE=1 pytest tests/evaluation/test_messages.py``.
+To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/evaluation/test_messages.py``.
 """
 
 from __future__ import annotations

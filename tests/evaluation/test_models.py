@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate` with models: Whisper's kind, models on a hub, and clips longer than a model takes at once."""
+"""`tiny-audio evaluate` with Whisper models, models on the hub, and clips that are too long for one pass."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub with an empty cache of it."""
+    """Start a hub, with an empty cache."""
     from huggingface_hub import constants
 
     with running_hub() as server:
@@ -53,7 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
-    """Scores and hypotheses of one target on one manifest."""
+    """Return a function that evaluates one target on one manifest, and returns its scores and hypotheses."""
 
     def run(target: object, manifest: Path, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         capsys.readouterr()
@@ -61,8 +61,8 @@ def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
         code = main(["evaluate", str(target), "--data", str(manifest), "--output-dir", str(output), *arguments])
         errors = capsys.readouterr().err
         assert code == 0, errors
-        said = [line for line in errors.splitlines() if line and not line.startswith("Fetching ")]  # from a hub
-        assert len(said) == 1, errors  # how long loading took, and no more
+        said = [line for line in errors.splitlines() if line and not line.startswith("Fetching ")]  # download progress
+        assert len(said) == 1, errors  # only the loading time
         (folder,) = (path.parent for path in output.rglob("hypotheses.jsonl"))
         lines = (folder / "hypotheses.jsonl").read_text().splitlines()
         return json.loads((folder / "scores.json").read_text()), [json.loads(line) for line in lines]
@@ -78,7 +78,7 @@ def texts(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {row["id"]: row["pred_text"] for row in rows}
 
 
-def test_whisper_in_a_folder(evaluated: Output, whisper: Path, clips: Path) -> None:
+def test_whisper_can_be_evaluated_from_a_folder(evaluated: Output, whisper: Path, clips: Path) -> None:
     from transformers import pipeline
 
     scores, rows = evaluated(whisper, clips)
@@ -93,7 +93,7 @@ def test_whisper_in_a_folder(evaluated: Output, whisper: Path, clips: Path) -> N
     assert len(set(wanted.values())) > 1
 
 
-def test_what_is_said_behind_its_name_reaches_whisper(whisper: Path, clips: Path) -> None:
+def test_options_after_the_name_are_passed_to_whisper(whisper: Path, clips: Path) -> None:
     asked: list[dict[str, Any]] = []
     target: Any = resolve_target(f"{whisper}:language=de,num_beams=2,max_new_tokens=3")
     target.load()
@@ -110,7 +110,7 @@ def test_what_is_said_behind_its_name_reaches_whisper(whisper: Path, clips: Path
     assert len(heard.text) <= 3
 
 
-def test_a_tokenizer_without_padding_takes_clips_one_by_one(whisper: Path) -> None:
+def test_models_without_a_pad_token_get_clips_one_by_one(whisper: Path) -> None:
     target: Any = resolve_target(str(whisper))
     target.load()
     noise = [0.1 * torch.randn(size, generator=torch.Generator().manual_seed(size)) for size in (8000, 16000)]
@@ -131,7 +131,7 @@ def test_a_cpu_computes_in_fp32(whisper: Path, tmp_path: Path) -> None:
     assert len(target.transcribe_batch([torch.zeros(SAMPLE_RATE)])) == 1
 
 
-def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_path: Path) -> None:
+def test_whisper_transcribes_clips_longer_than_its_window(evaluated: Output, whisper: Path, tmp_path: Path) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(33 * SAMPLE_RATE)
     soundfile.write(tmp_path / "long.flac", noise, SAMPLE_RATE)
     manifest = tmp_path / "long.jsonl"
@@ -144,7 +144,9 @@ def test_whisper_goes_on_after_its_window(evaluated: Output, whisper: Path, tmp_
     assert target.transcribe_batch(waves) == [target.transcribe_batch([wave])[0] for wave in waves]
 
 
-def test_a_model_of_transformers_on_a_hub(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
+def test_a_transformers_model_can_be_evaluated_from_the_hub(
+    evaluated: Output, hub: Hub, whisper: Path, clips: Path
+) -> None:
     hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
     wanted = texts(evaluated(whisper, clips)[1])
     scores, rows = evaluated("acme/tiny-whisper:language=en", clips)
@@ -153,7 +155,7 @@ def test_a_model_of_transformers_on_a_hub(evaluated: Output, hub: Hub, whisper: 
     assert wanted.keys() == texts(rows).keys()
 
 
-def test_a_model_of_ours_on_a_hub_needs_none_of_its_code(
+def test_our_models_on_the_hub_are_loaded_without_their_code(
     evaluated: Output, hub: Hub, clips: Path, tmp_path: Path
 ) -> None:
     export_model(*assemble(), tmp_path / "model")
@@ -165,7 +167,7 @@ def test_a_model_of_ours_on_a_hub_needs_none_of_its_code(
     assert not [request.path for request in hub.requests if request.path.endswith(".py")]
 
 
-def test_an_older_revision_is_another_model(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
+def test_revisions_are_different_models(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
     older = Repo(files_of(whisper))
     newer = {**older.files, "config.json": older.files["config.json"] + b"\n"}
     hub.repos["acme/tiny-whisper"] = Repo(newer, before=older)
@@ -177,7 +179,7 @@ def test_an_older_revision_is_another_model(evaluated: Output, hub: Hub, whisper
     assert asked == {older.commit}
 
 
-def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_revision_of_digits_is_read_as_text(hub: Hub, whisper: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
     for revision in ("1234567", "12e4567"):
         assert main(["evaluate", f"acme/tiny-whisper:revision={revision}", "--data", "none.jsonl"]) == 2
@@ -185,7 +187,7 @@ def test_a_revision_of_digits_is_a_name(hub: Hub, whisper: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("pauses_by_loudness")
-def test_a_long_clip_is_what_transcribe_makes_of_it(
+def test_long_clips_get_the_text_of_transcribe(
     evaluated: Output, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_model(*assemble(), tmp_path / "model")

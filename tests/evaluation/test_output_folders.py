@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate` with a folder that has results of another target, of other data, or of another program."""
+"""`tiny-audio evaluate` with a folder that contains results of another target, other data or another program."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_results_of_something_else_are_not_continued(call: Output, trained: Path
     assert "has no target.json" in call(*arguments)[2]
 
 
-def test_a_file_of_other_rows(call: Output, trained: Path, tmp_path: Path) -> None:
+def test_a_file_of_other_rows_is_rejected(call: Output, trained: Path, tmp_path: Path) -> None:
     arguments = [trained / "run", "--data", trained / "manifest.jsonl", "--output-dir", tmp_path]
     assert call(*arguments)[0] == 0
     path = tmp_path / "run" / "manifest" / "hypotheses.jsonl"

@@ -1,4 +1,4 @@
-"""Exports with transformers: auto classes, streamers, half precision, device maps, saving."""
+"""Exports used with transformers: auto classes, streamers, half precision, device maps and saving."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForSpeechSeq2Seq, TinyAudioModel])
 @pytest.mark.parametrize("trusted", [False, True])
-def test_with_this_package_no_trust_is_needed(exported: Path, auto: Any, trusted: bool) -> None:
+def test_trust_remote_code_is_not_needed_with_this_package(exported: Path, auto: Any, trusted: bool) -> None:
     model = auto.from_pretrained(exported, trust_remote_code=trusted)
     processor = AutoProcessor.from_pretrained(exported, trust_remote_code=trusted)
     assert type(model) is TinyAudioModel
@@ -60,7 +60,7 @@ def test_streamers_receive_tokens_as_they_are_generated(exported: Path, capsys: 
     assert capsys.readouterr().out == f"{text}\n"
 
 
-def test_settings_of_a_call_override_the_models_own(exported: Path) -> None:
+def test_settings_of_a_call_override_the_models_settings(exported: Path) -> None:
     model, tokenizer = load_model(exported)
     batch = TinyAudioProcessor(tokenizer)(two_clips())
     assert model.generate(**batch).shape[1] > 1
@@ -71,8 +71,8 @@ def test_settings_of_a_call_override_the_models_own(exported: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("encoder", "decoder", "hidden_size"),
-    # HuBERT's positional convolution is grouped. With the 8 channels a group that its tiny config has, oneDNN's bf16
-    # kernel for AMX is wrong (relative error 0.4); with 16, as here, and more, as in real checkpoints, it is right.
+    # HuBERT's positional convolution is grouped. With the 8 channels per group of its tiny config, oneDNN's bf16 kernel
+    # for AMX is wrong (relative error 0.4). With 16 channels or more, as here and in real checkpoints, it is correct.
     [("hubert", "gemma3", 64), ("whisper", "smollm3", None), ("parakeet", "qwen3", None)],
 )
 def test_half_precision(
@@ -88,18 +88,18 @@ def test_half_precision(
     exact = model.encode(torch.tensor(two_clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
-    # A few layers in a row make 2 to 4 times the rounding of one number.
+    # A few layers have 2 to 4 times the rounding error of one number.
     assert error < 16 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
-def test_device_maps(exported: Path, device_map: Any) -> None:
+def test_device_maps_work(exported: Path, device_map: Any) -> None:
     model = AutoModel.from_pretrained(exported, device_map=device_map)
     tokenizer = load_model(exported)[1]
     assert outputs(model, tokenizer) == outputs(*load_model(exported))
 
 
-def test_auto_classes_check_keys_too(tmp_path: Path) -> None:
+def test_auto_classes_check_keys(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     change_config(tmp_path / "model", ctc_characters=["a", "b"])
@@ -124,7 +124,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 # generation_config.json
 
 
-def test_generation_config_holds_the_settings(tmp_path: Path) -> None:
+def test_generation_config_contains_the_settings(tmp_path: Path) -> None:
     model, tokenizer = assemble(generation=JOINT)
     export_model(model, tokenizer, tmp_path / "model")
     found = GenerationConfig.from_pretrained(tmp_path / "model")
@@ -161,7 +161,7 @@ def test_an_edited_generation_config_is_used(tmp_path: Path) -> None:
         ({"max_new_tokens": "many"}, r"max_new_tokens"),
     ],
 )
-def test_an_impossible_generation_config(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_generation_config_is_rejected(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     model, tokenizer = assemble(generation=JOINT)
     export_model(model, tokenizer, tmp_path / "model")
     change_generation(tmp_path / "model", **fields)
@@ -169,7 +169,7 @@ def test_an_impossible_generation_config(tmp_path: Path, fields: dict[str, Any],
         load_model(tmp_path / "model")
 
 
-def test_a_damaged_generation_config(tmp_path: Path) -> None:
+def test_a_damaged_generation_config_is_an_error(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text("[")

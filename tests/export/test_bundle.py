@@ -1,4 +1,4 @@
-"""The code that travels with an export: which modules come along, and in what form; and its processor."""
+"""The code in an export: its modules and their form. Also the processor."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def part_modules() -> list[str]:
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Top-level packages of the absolute imports in a piece of code."""
+    """Return the top-level packages of the absolute imports in a module."""
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     found |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 0}
     return {name.partition(".")[0] for name in found}
 
 
-def test_bundle_imports_what_may_be_installed_and_nothing_else() -> None:
+def test_the_bundle_only_imports_allowed_packages() -> None:
     files = bundle(part_modules())
     assert {"modeling_tiny_audio.py", "processing_tiny_audio.py", "encoders_whisper.py", "projectors.py"} < set(files)
     always = {*sys.stdlib_module_names, "torch", "transformers", "pydantic", "pydantic_core", "numpy"}
@@ -61,7 +61,7 @@ def test_transformers_finds_every_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of an empty package ``speechplug``."""
+    """Yield the folder of an empty package ``speechplug``."""
     folder = tmp_path / "speechplug"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -71,7 +71,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_every_form_of_import(plugin: Path) -> None:
+def test_imports_are_rewritten(plugin: Path) -> None:
     for name in ("a", "b", "c", "d", "e"):
         (plugin / f"{name}.py").write_text(f"NAME = {name!r}\n")
     (plugin / "__init__.py").write_text("VERSION = 1\n")
@@ -115,7 +115,7 @@ def test_every_form_of_import(plugin: Path) -> None:
         ("from speechplug.model_ import y\nfrom speechplug_model_ import y", None),
     ],
 )
-def test_imports_without_a_flat_form(plugin: Path, line: str, message: str | None) -> None:
+def test_imports_that_cannot_be_rewritten_are_rejected(plugin: Path, line: str, message: str | None) -> None:
     (plugin / "other.py").write_text("y = 1\n")
     (plugin / "model_.py").write_text("y = 1\n")
     (plugin.parent / "speechplug_model_.py").write_text("y = 1\n")
@@ -128,7 +128,7 @@ def test_imports_without_a_flat_form(plugin: Path, line: str, message: str | Non
             bundle(["speechplug.part"])
 
 
-def test_a_part_of_a_notebook_is_rejected() -> None:
+def test_a_part_defined_in_a_notebook_is_rejected() -> None:
     with pytest.raises(UserError, match="notebook"):
         bundle(["__main__"])
 
@@ -138,7 +138,9 @@ def test_a_part_without_source_is_rejected() -> None:
         bundle(["math"])
 
 
-def test_a_line_that_only_looks_like_an_import(tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_looks_like_an_import_is_rejected(
+    tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (plugin / "part.py").write_text('"""Sounds\nfrom .far import away\n"""\n')
     model, tokenizer = assemble()
     modules = part_modules()

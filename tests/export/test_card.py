@@ -1,4 +1,4 @@
-"""The card of an exported model, as huggingface_hub reads it."""
+"""The model card of an export, as huggingface_hub reads it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def card() -> ModelCard:
     return ModelCard(model_card(REPORT, {"HuggingFaceTB/SmolLM3-3B": "apache-2.0"}))
 
 
-def test_front_matter_has_the_results_as_an_index(card: ModelCard) -> None:
+def test_front_matter_contains_the_results(card: ModelCard) -> None:
     data = card.data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "automatic-speech-recognition"
@@ -98,7 +98,7 @@ def test_front_matter_has_the_results_as_an_index(card: ModelCard) -> None:
     assert "interval_95" not in (results["held_out", "cer"].metric_args or {})
 
 
-def test_sets_of_one_source_keep_their_names() -> None:
+def test_sets_of_the_same_source_keep_their_names() -> None:
     report = copy.deepcopy(REPORT)
     sets = report["recipe"]["data"]["evaluation"]
     sets["wild"] = sets["held_out"]
@@ -106,7 +106,7 @@ def test_sets_of_one_source_keep_their_names() -> None:
     assert {one.dataset_name for one in results} == {"held_out", "wild"}
 
 
-def test_the_page_has_licenses_and_a_citation_and_no_folder_of_this_machine(card: ModelCard) -> None:
+def test_the_page_has_licenses_and_a_citation_but_no_local_folder(card: ModelCard) -> None:
     text = card.text
     assert "| HuggingFaceTB/SmolLM3-3B | apache-2.0 |" in text
     assert "| facebook/hubert-xlarge-ls960-ft | see facebook/hubert-xlarge-ls960-ft |" in text
@@ -119,7 +119,7 @@ def test_the_page_has_licenses_and_a_citation_and_no_folder_of_this_machine(card
     assert "secret" not in card.content
 
 
-def test_without_scores_there_is_no_index(tmp_path: Path) -> None:
+def test_without_scores_front_matter_has_no_results(tmp_path: Path) -> None:
     report = copy.deepcopy(REPORT) | {"evaluation": {}}
     report["recipe"]["encoder"]["init"] = report["recipe"]["decoder"]["init"] = "random"
     (tmp_path / "README.md").write_text(model_card(report))
@@ -131,7 +131,7 @@ def test_without_scores_there_is_no_index(tmp_path: Path) -> None:
     assert "cite its base models" not in text
 
 
-def test_licenses_come_from_the_checkpoints_own_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_licenses_come_from_the_cards_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     metadata_save(tmp_path / "README.md", {"license": "other", "license_name": "gemma"})
     recipe = copy.deepcopy(REPORT["recipe"])

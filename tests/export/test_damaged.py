@@ -1,4 +1,4 @@
-"""Folders that cannot be loaded."""
+"""Model folders that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def exported(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: "):
         load_model(tmp_path / "nowhere")
 
 
-def test_no_config(exported: Path) -> None:
-    load_model(exported.parent)  # as a run's folder has its model in it
+def test_a_missing_config_is_an_error(exported: Path) -> None:
+    load_model(exported.parent)  # the folder of a run contains its model
     (exported / "config.json").unlink()
     for folder in (exported, exported.parent):
         with pytest.raises(UserError, match=r"config\.json"):
@@ -38,33 +38,33 @@ def test_no_config(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[]"])
-def test_a_folder_of_another_kind(exported: Path, text: str) -> None:
+def test_other_folders_are_rejected(exported: Path, text: str) -> None:
     (exported / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"model_type ('llama'|None) .*'tiny_audio'"):
         load_model(exported)
 
 
-def test_broken_config(exported: Path) -> None:
+def test_a_damaged_config_is_an_error(exported: Path) -> None:
     (exported / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match=r"config\.json: .*JSON"):
         load_model(exported)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 10_000])
-def test_truncated_weights(exported: Path, keep: int) -> None:
+def test_truncated_weights_are_an_error(exported: Path, keep: int) -> None:
     weights = exported / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     with pytest.raises(UserError, match="model: the weights "):
         load_model(exported)
 
 
-def test_no_weights(exported: Path) -> None:
+def test_missing_weights_are_an_error(exported: Path) -> None:
     (exported / "model.safetensors").unlink()
     with pytest.raises(UserError, match="model: the weights "):
         load_model(exported)
 
 
-def test_every_key_is_accounted_for(exported: Path) -> None:
+def test_missing_and_unexpected_keys_are_named(exported: Path) -> None:
     weights = load_file(exported / "model.safetensors")
     weights["projector.left.weight"] = weights.pop("projector.down.weight")
     weights["ctc_head.bias"] = torch.zeros(99)
@@ -77,19 +77,19 @@ def test_every_key_is_accounted_for(exported: Path) -> None:
         load_model(exported)
 
 
-def test_unknown_part(exported: Path) -> None:
+def test_an_unknown_part_is_named(exported: Path) -> None:
     change_config(exported, projector={"name": "swigloo"})
     with pytest.raises(UserError, match=r"unknown projector 'swigloo'.*'swiglu'"):
         load_model(exported)
 
 
-def test_part_of_another_version(exported: Path) -> None:
+def test_the_error_names_the_version_of_the_export(exported: Path) -> None:
     change_config(exported, projector={"name": "swiglu", "wings": 2}, tiny_audio_version="9.9")
     with pytest.raises(UserError, match=r"config\.json .*wings.*tiny-audio 9\.9"):
         load_model(exported)
 
 
-def test_an_edited_config(exported: Path) -> None:
+def test_an_edited_config_is_rejected(exported: Path) -> None:
     change_config(exported, projector={"name": "swiglu", "wings": 2})
     with pytest.raises(UserError, match=r"config\.json .*wings: "):
         load_model(exported)
@@ -98,7 +98,7 @@ def test_an_edited_config(exported: Path) -> None:
         load_model(exported)
 
 
-def test_missing_or_broken_tokenizer(exported: Path) -> None:
+def test_a_missing_or_damaged_tokenizer_is_an_error(exported: Path) -> None:
     (exported / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="model: the tokenizer "):
         load_model(exported)

@@ -1,4 +1,4 @@
-"""An export format is one module: its options, its writer, and what tells its folders apart."""
+"""An export format is one module. It contains its options, its writer, and a function that recognizes its folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.export.huggingface import export_model
 
 
 class ArraysConfig(ExportConfig):
-    """The projector's weights as NumPy arrays."""
+    """Writes the projector's weights as NumPy arrays."""
 
     name: Literal["arrays"] = "arrays"
     half: bool = False
@@ -72,7 +72,7 @@ def test_a_new_format_is_one_module(model: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("_arrays")
-def test_a_format_does_not_replace_the_export_of_another(model: Path, tmp_path: Path) -> None:
+def test_a_format_does_not_replace_exports_of_other_formats(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     assert main(["export", str(model), str(folder), "--format", "arrays"]) == 0
     assert main(["export", str(model), str(folder)]) == 2
@@ -87,7 +87,7 @@ def test_a_format_does_not_replace_the_export_of_another(model: Path, tmp_path: 
         (["--weights", "some"], "'trained'"),
     ],
 )
-def test_wrong_formats_and_options(
+def test_wrong_formats_and_options_are_rejected(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], named: str
 ) -> None:
     assert main(["export", str(model), str(tmp_path / "new"), *options]) == 2
@@ -95,7 +95,7 @@ def test_wrong_formats_and_options(
     assert not (tmp_path / "new").exists()
 
 
-def test_options_of_the_format_or_of_the_command(model: Path, tmp_path: Path) -> None:
+def test_options_can_be_given_to_the_format_or_the_command(model: Path, tmp_path: Path) -> None:
     for index, options in enumerate((["--weights", "trained"], ["--format", "huggingface:weights=trained"])):
         folder = tmp_path / str(index)
         assert main(["export", str(model), str(folder), *options]) == 0

@@ -1,6 +1,6 @@
-"""How errors about exports read. Other tests check their class, their location and the values they name.
+"""The wording of errors about exports. Other tests check their class, location and values.
 
-To write ``messages.txt`` again, run ``REGENERATE=1 pytest tests/export/test_messages.py`` and read the difference.
+To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/export/test_messages.py`` and read the difference.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).with_name("messages.txt")
 
 
 def loading(exported: Path, folder: Path) -> Iterator[str]:
-    """Damage a copy of the export in many ways, and load it."""
+    """Damage copies of the export in various ways, and load them."""
 
     def after(title: str, change: Callable[[Path], object], load: Callable[[Path], object] = load_model) -> str:
         shutil.rmtree(folder / "copy", ignore_errors=True)

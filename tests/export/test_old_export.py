@@ -1,6 +1,6 @@
-"""An export that an earlier version made loads, and gives the texts that it gave then.
+"""An export of an earlier version can be loaded, and gives the same texts as then.
 
-Without filters, that version left out the pauses of the long recording.
+Without filters, that version did not transcribe the pauses of the long recording.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tiny_audio.cli import main
 from tiny_audio.export.load import load_model
 
 FOLDER = Path(__file__).parent / "old_export"
-"""Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and the code of then."""
+"""Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and the code of that
+version."""
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 
 PIPELINE = """
@@ -37,7 +38,7 @@ print(json.dumps({name: recognizer(waveforms[name])["text"] for name in waveform
 
 
 def syllables(seed: int) -> np.ndarray[Any, Any]:
-    """Tones in noise that swell and change, with short silences between them."""
+    """Return tones in noise that change in volume and pitch, with short silences in between."""
     generator = np.random.default_rng(seed)
     parts = []
     for _ in range(10):
@@ -56,7 +57,7 @@ def waveforms() -> dict[str, np.ndarray[Any, Any]]:
     return dict(zip(("first", "second", "third", "fourth"), clips, strict=True)) | {"long": long, "silence": pause}
 
 
-def test_load_model() -> None:
+def test_the_export_can_be_loaded() -> None:
     model, tokenizer = load_model(FOLDER / "model")
     for name in ("first", "second", "third", "fourth"):
         waveform = torch.from_numpy(waveforms()[name])
@@ -66,7 +67,7 @@ def test_load_model() -> None:
 
 @pytest.mark.usefixtures("pauses_by_loudness")
 @pytest.mark.parametrize("flags", [[], ["--no-filters"]], ids=["filtered", "unfiltered"])
-def test_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_export_can_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = []
     for name, waveform in waveforms().items():
         paths.append(str(tmp_path / f"{name}.wav"))
@@ -80,7 +81,7 @@ def test_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.Capture
         assert segments == EXPECTED["transcribe"]
 
 
-def test_pipeline_with_its_own_code(tmp_path: Path) -> None:
+def test_a_pipeline_can_use_the_code_of_the_export(tmp_path: Path) -> None:
     np.savez(tmp_path / "waveforms.npz", **waveforms())
     arguments = (FOLDER / "model", tmp_path / "waveforms.npz")
     assert run_here(PIPELINE, *arguments, cwd=tmp_path, **offline(tmp_path)) == EXPECTED["pipeline"]

@@ -1,4 +1,4 @@
-"""``tiny-audio push`` against a hub on this machine that speaks the real one's protocol."""
+"""``tiny-audio push`` to a local hub with the protocol of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.models import assemble
 from tiny_audio.cli import main
 from tiny_audio.export.huggingface import export_model
 
-# huggingface_hub's own way to send a large file is one that its HTTP library advises against.
+# huggingface_hub sends large files in a way that its HTTP library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
@@ -36,17 +36,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     with upload_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # whose protocol is a program's own
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its protocol is part of a separate program
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
 
-def test_the_command_uploads_all_of_an_export_and_nothing_else(exported: Path, tmp_path: Path) -> None:
-    """In a process of its own, which reads HF_ENDPOINT and HF_TOKEN as a user sets them."""
+def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
+    """The command runs in a new process, which reads HF_ENDPOINT and HF_TOKEN as set by a user."""
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
-        env["HF_HUB_OFFLINE"] = "0"  # whoever runs the tests may have set it
+        env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE may be set for the tests
         command = [sys.executable, "-m", "tiny_audio.cli", "push", str(exported), "me/my-model", "--private"]
         done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -57,14 +57,14 @@ def test_the_command_uploads_all_of_an_export_and_nothing_else(exported: Path, t
     assert [commit["summary"] for commit in hub.commits] == ["A model that tiny-audio exported"]
 
 
-def test_a_repository_that_is_there_gets_a_commit(hub: UploadHub, exported: Path) -> None:
+def test_an_existing_repository_gets_a_commit(hub: UploadHub, exported: Path) -> None:
     hub.repos["me/there"] = {"LICENSE": b"mine"}
     assert main(["push", str(exported), "me/there"]) == 0
     assert {"LICENSE", "model.safetensors", "README.md"} <= hub.repos["me/there"].keys()
     assert not hub.private
 
 
-def test_a_space_runs_the_commit_of_its_model(
+def test_a_space_uses_the_commit_of_its_model(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(exported), "me/x", "--space", "--private"]) == 0
@@ -81,12 +81,12 @@ def test_a_space_runs_the_commit_of_its_model(
     assert (header["sdk"], header["app_file"]) == ("gradio", "app.py")
 
 
-def test_a_refused_space_is_named(hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejected_space_is_named(hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.refused_spaces = True
     capsys.readouterr()
     assert main(["push", str(exported), "me/x", "--space"]) == 2
     printed = capsys.readouterr()
-    assert printed.out.startswith(f"{hub.endpoint}/me/x/commit/")  # the model is there
+    assert printed.out.startswith(f"{hub.endpoint}/me/x/commit/")  # the model was uploaded
     assert "(403)" in printed.err
     assert "the Space me/x" in printed.err
 
@@ -125,7 +125,7 @@ def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("preupload", 404, "Repository not found", "there is no such owner or repository"),
     ],
 )
-def test_refusals_of_the_hub(
+def test_refusals_of_the_hub_are_explained(
     hub: UploadHub,
     exported: Path,
     capsys: pytest.CaptureFixture[str],
@@ -140,7 +140,7 @@ def test_refusals_of_the_hub(
     assert message in printed_error
 
 
-def test_an_invalid_token(
+def test_an_invalid_token_is_an_error(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
@@ -148,7 +148,7 @@ def test_an_invalid_token(
     assert not hub.repos
 
 
-def test_no_token(
+def test_a_missing_token_is_an_error(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
@@ -156,7 +156,7 @@ def test_no_token(
     assert not hub.requests
 
 
-def test_no_hub(
+def test_an_unavailable_hub_is_an_error(
     hub: UploadHub, exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
@@ -172,11 +172,15 @@ def test_no_hub(
         ("a/b/c", "'a/b/c'"),
     ],
 )
-def test_impossible_names(exported: Path, capsys: pytest.CaptureFixture[str], repo: str, message: str) -> None:
+def test_invalid_names_are_rejected(
+    exported: Path, capsys: pytest.CaptureFixture[str], repo: str, message: str
+) -> None:
     assert message in rejected(capsys, str(exported), repo)
 
 
-def test_folders_without_an_export(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_an_export_are_rejected(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "nowhere: no such folder" in rejected(capsys, str(tmp_path / "nowhere"), "me/x")
     assert "no config.json" in rejected(capsys, str(tmp_path), "me/x")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

@@ -1,4 +1,4 @@
-"""Exports load where this package is not installed."""
+"""Exports can be loaded without this package."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ print(json.dumps(outputs(model, tokenizer)))
 
 
 def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
-    """Export models with every part, and one with a part of another package; return the outputs of each.
+    """Export models with every part, and one with a part of another package. Return the outputs of each.
 
-    ``most`` bounds the models with our parts.
+    ``most`` limits the number of models with our parts.
     """
     expected: dict[Path, Any] = {}
     names = [ENCODERS.names(), DECODERS.names(), PROJECTORS.names()]
@@ -131,7 +131,7 @@ def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
     rows = zip(*(islice(cycle(column), count) for column in [*names, kinds]), strict=True)
     for index, (encoder, decoder, projector, kind) in enumerate(rows):
         model, tokenizer = assemble(encoder, decoder, projector, **kind)
-        # On the hub, names have dots and dashes, too.
+        # On the hub, names can contain dots and dashes.
         folder = tmp_path / f"{index}-{encoder}.{decoder}"
         export_model(model, tokenizer, folder)
         expected[folder] = outputs(model, tokenizer)
@@ -148,7 +148,7 @@ def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
 
 
 @pytest.mark.parametrize("most", [1, pytest.param(None, marks=pytest.mark.slow)])
-def test_loads_without_this_package(tmp_path: Path, most: int | None) -> None:
+def test_exports_load_without_this_package(tmp_path: Path, most: int | None) -> None:
     expected = export_several(tmp_path, most)
     site = only(INSTALLED, tmp_path / "site")
     elsewhere = tmp_path / "elsewhere"
@@ -159,7 +159,7 @@ def test_loads_without_this_package(tmp_path: Path, most: int | None) -> None:
 
 
 @pytest.mark.slow
-def test_loads_in_a_fresh_environment(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_exports_load_in_a_new_environment(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     expected = export_several(tmp_path)
     fresh = fresh_python(tmp_path_factory)
     elsewhere = tmp_path / "elsewhere"

@@ -1,4 +1,4 @@
-"""Which folders an export may replace."""
+"""Folders that an export may replace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
 
 
-def test_replaces_an_older_export(tmp_path: Path) -> None:
+def test_an_older_export_is_replaced(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / "encoders_gone.py").touch()

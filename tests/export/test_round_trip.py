@@ -1,4 +1,4 @@
-"""An exported model, loaded again, equals the model."""
+"""A loaded export equals the exported model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny_audio.projectors import PROJECTORS
 
 
 def combinations() -> Iterator[Any]:
-    """Every encoder and decoder, with and without adapters, in different combinations."""
+    """Yield every encoder and decoder, with and without adapters, in different combinations."""
     encoders, decoders = ENCODERS.names(), DECODERS.names()
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
@@ -31,7 +31,7 @@ def combinations() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("encoder", "decoder", "lora"), list(combinations()))
-def test_round_trip(tmp_path: Path, encoder: str, decoder: str, lora: bool) -> None:
+def test_a_loaded_model_equals_the_exported_model(tmp_path: Path, encoder: str, decoder: str, lora: bool) -> None:
     model, tokenizer = assemble(encoder, decoder, lora=lora, generation=JOINT)
     export_model(model, tokenizer, tmp_path / "model")
     loaded, loaded_tokenizer = load_model(tmp_path / "model")
@@ -48,17 +48,17 @@ def test_round_trip(tmp_path: Path, encoder: str, decoder: str, lora: bool) -> N
 
 
 @pytest.mark.parametrize("projector", PROJECTORS.names())
-def test_round_trip_of_projectors(tmp_path: Path, projector: str) -> None:
+def test_every_projector_can_be_exported_and_loaded(tmp_path: Path, projector: str) -> None:
     model, tokenizer = assemble(projector=projector)
     export_model(model, tokenizer, tmp_path / "model")
     loaded, loaded_tokenizer = load_model(tmp_path / "model")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    # The alignment of a tensor in memory changes the last bit of a narrow product, such as a router's scores.
+    # The memory alignment of a tensor can change the last bit of a narrow product, such as a router's scores.
     torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
-def test_folder_is_complete_and_names_no_base_model(tmp_path: Path) -> None:
+def test_the_folder_is_complete_and_has_no_base_model(tmp_path: Path) -> None:
     model, tokenizer = assemble(lora=True)
     before = model.config.to_dict()
     export_model(model, tokenizer, tmp_path / "model")
@@ -84,7 +84,7 @@ def test_attention_of_another_machine_is_not_exported(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "model" / "config.json").read_text())["encoder"]["attention"] == "auto"
 
 
-def test_mixed_types_are_kept_in_the_file_and_load_as_one(tmp_path: Path) -> None:
+def test_mixed_types_are_saved_but_loaded_as_one_type(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     model.decoder.to(torch.bfloat16)
     export_model(model, tokenizer, tmp_path / "model")
@@ -99,7 +99,7 @@ def test_mixed_types_are_kept_in_the_file_and_load_as_one(tmp_path: Path) -> Non
 
 
 def test_types_can_be_restored(tmp_path: Path) -> None:
-    """As in bf16 training on a GPU: frozen weights in half precision, trained ones in full."""
+    """In bf16 training on a GPU, frozen weights are in half precision and trained weights in full precision."""
     model, tokenizer = assemble(lora=True)
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -116,7 +116,9 @@ def test_types_can_be_restored(tmp_path: Path) -> None:
     assert {name: tensor.dtype for name, tensor in again.items()} == {n: tensor.dtype for n, tensor in first.items()}
 
 
-def test_quiet_and_logging_settings_are_restored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_export_and_loading_print_nothing_and_restore_logging_settings(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model, tokenizer = assemble()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_info()

@@ -1,4 +1,4 @@
-"""Exports of trained weights with references to base checkpoints; merged adapters; the command."""
+"""Exports of trained weights that reference base checkpoints, merged adapters, and the export command."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
 def language_model(folder: Path, seed: int = 0) -> Path:
-    """A tiny decoder in half precision and its tokenizer, as published."""
+    """Write a tiny decoder in half precision and its tokenizer, as for publication."""
     tiny = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
     tokenizer = build_tokenizer(tiny, TRANSCRIPTS)
     torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def language_model(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the checkpoints of an encoder and a decoder."""
+    """Return a folder with the checkpoints of an encoder and a decoder."""
     folder = tmp_path_factory.mktemp("published")
     original("hubert").save_pretrained(folder / "encoder")
     language_model(folder / "decoder")
@@ -55,13 +55,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bases(published: Path, tmp_path: Path) -> dict[str, str]:
-    """Copies of these folders."""
+    """Copy these checkpoints."""
     shutil.copytree(published, tmp_path / "bases")
     return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
 
 
 def trained(bases: dict[str, str], *, lora: bool = True, **encoder: Any) -> tuple[TinyAudioModel, Any]:
-    """A model on frozen checkpoints whose other weights are as after training."""
+    """Return a model with frozen checkpoints and changed other weights, as after training."""
     adapters = {"lora": LORA} if lora else {}
     decoder = DECODERS.parse({"name": "smollm3", "pretrained": bases["decoder"], **adapters})
     tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
@@ -107,7 +107,7 @@ def test_only_trained_weights_are_written(tmp_path: Path, bases: dict[str, str],
     assert any(outputs(loaded, tokenizer)["ids"])
 
 
-def test_types_of_the_training_are_restored(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_types_of_training_are_restored(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -137,7 +137,7 @@ def test_random_parts_need_no_reference(tmp_path: Path) -> None:
     assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model, tokenizer)
 
 
-def test_a_loaded_model_is_complete_and_saved_as_such(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_loaded_model_is_complete_and_is_saved_completely(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     loaded, _ = load_model(tmp_path / "model")
@@ -150,7 +150,7 @@ def test_a_loaded_model_is_complete_and_saved_as_such(tmp_path: Path, bases: dic
 
 
 def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch moves on in the local cache of the hub."""
+    """The branch changes in the local cache of the hub."""
     cache = tmp_path / "hub"
     names = {kind: f"somebody/{kind}" for kind in bases}
     for kind, folder in bases.items():
@@ -170,7 +170,7 @@ def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], mo
         load_model(tmp_path / "model")
 
 
-def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_changed_checkpoint_is_rejected(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     language_model(Path(bases["decoder"]), seed=1)
@@ -193,7 +193,7 @@ def test_a_checkpoint_that_changed(tmp_path: Path, bases: dict[str, str]) -> Non
         ("decoder/chat_template.jinja", "message", "other"),
     ],
 )
-def test_a_base_folder_that_was_edited(
+def test_an_edited_base_folder_is_rejected(
     tmp_path: Path, bases: dict[str, str], file: str, before: str, after: str
 ) -> None:
     model, tokenizer = trained(bases)
@@ -209,7 +209,7 @@ def test_a_base_folder_that_was_edited(
         load_model(tmp_path / "model")
 
 
-def test_hashes_of_older_exports(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_hashes_of_older_exports_are_accepted(tmp_path: Path, bases: dict[str, str]) -> None:
     """Older exports have a hash of the weights only."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
@@ -227,7 +227,7 @@ def test_hashes_of_older_exports(tmp_path: Path, bases: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "lost", ["decoder.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", "ctc_head.bias"]
 )
-def test_every_key_is_accounted_for(tmp_path: Path, bases: dict[str, str], lost: str) -> None:
+def test_missing_and_unexpected_keys_are_named(tmp_path: Path, bases: dict[str, str], lost: str) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     path = tmp_path / "model" / "model.safetensors"
@@ -244,7 +244,7 @@ def test_every_key_is_accounted_for(tmp_path: Path, bases: dict[str, str], lost:
             load(tmp_path / "model")
 
 
-def test_a_tensor_that_the_checkpoint_lacks(tmp_path: Path, bases: dict[str, str]) -> None:
+def test_a_tensor_that_the_checkpoint_lacks_is_named(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     path = tmp_path / "model" / "model.safetensors"
@@ -277,15 +277,15 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
     assert outputs(loaded, tokenizer) == outputs(plain, tokenizer)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["encoder"]["lora"], config["decoder"]["lora"]) == (None, None)
-    # Merged weights have full precision; the others keep their type.
+    # Merged weights have full precision. Other weights keep their type.
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     layer = "decoder.model.model.layers.0.self_attn"
     assert weights[f"{layer}.q_proj.weight"].dtype == torch.float32
     assert weights[f"{layer}.k_proj.weight"].dtype == torch.bfloat16
 
 
-def test_merged_and_trained_alone(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Merged layers differ from the checkpoint; the others are referenced."""
+def test_merged_adapters_can_be_exported_without_base_weights(tmp_path: Path, bases: dict[str, str]) -> None:
+    """Merged layers differ from the checkpoint and are saved. Other layers are references."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]
@@ -321,8 +321,8 @@ print(json.dumps(results))
 """
 
 
-def test_without_this_package_and_without_peft(tmp_path: Path, bases: dict[str, str]) -> None:
-    """The code of the base checkpoints is not run either."""
+def test_exports_load_without_this_package_and_peft(tmp_path: Path, bases: dict[str, str]) -> None:
+    """The code of the base checkpoints is not run."""
     marker = tmp_path / "ran"
     for folder in bases.values():
         path = Path(folder) / "config.json"
@@ -353,7 +353,9 @@ def rejected(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return printed.err
 
 
-def test_bad_input(tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_rejected(
+    tmp_path: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     there, to = str(tmp_path / "model"), str(tmp_path / "to")
     assert f"{there}: no such folder" in rejected(capsys, there, to)
     model, tokenizer = trained(bases)

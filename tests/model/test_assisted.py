@@ -1,4 +1,4 @@
-"""Assisted decoding gives the tokens of greedy decoding in fewer passes of the decoder, from right and wrong drafts."""
+"""Assisted decoding generates the tokens of greedy decoding in fewer passes, with right and wrong drafts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = (16_000, 5_000, 11_111, 24_000)
 
 
 def words_tokenizer() -> Any:
-    """Whose tokens are whole words."""
+    """Return a tokenizer whose tokens are whole words."""
     return train_tokenizer(TrainedTokenizerConfig(kind="bpe", vocab_size=300), [*TEXTS, "TURN ON"])
 
 
@@ -43,7 +43,7 @@ def set_draft(model: TinyAudioModel, draft: str | None, **others: Any) -> None:
 
 
 def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
-    """Forward calls of the language model in a transcription."""
+    """Return the number of forward passes of the language model in a transcription."""
     calls = []
     language_model: Any = model.decoder.model
     handle = language_model.register_forward_hook(lambda *_: calls.append(1))
@@ -56,7 +56,7 @@ def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 20])
-def test_assisted_is_plain_alone_and_in_batches(max_new_tokens: int) -> None:
+def test_assisted_decoding_equals_greedy_decoding_alone_and_in_batches(max_new_tokens: int) -> None:
     model, tokenizer = assisted_model()
     set_draft(model, "none", max_new_tokens=max_new_tokens)
     plain = [model.transcribe(*batch(size), tokenizer)[0] for size in SIZES]
@@ -67,11 +67,11 @@ def test_assisted_is_plain_alone_and_in_batches(max_new_tokens: int) -> None:
     assert model.transcribe(*batch(*SIZES[::-1]), tokenizer) == plain[::-1]
 
 
-def test_rows_that_end_early_leave_the_batch() -> None:
+def test_rows_that_end_early_do_not_affect_other_rows() -> None:
     model, tokenizer = assisted_model()
     ids = model.generate(*batch(*SIZES))
     seen: list[set[int]] = [set(row.tolist()) for row in ids]
-    # in the middle of some row, and in no other
+    # Choose a token that is in the middle of one row and in no other row.
     model.config.end_token_id = next(
         token for row in ids for token in row[3:10].tolist() if sum(token in ids for ids in seen) == 1
     )
@@ -92,7 +92,7 @@ def test_rows_that_end_early_leave_the_batch() -> None:
         assert alone == decoded, "neither the tokens nor the number of passes depend on the batch"
 
 
-def test_a_right_draft_takes_one_pass_and_no_draft_one_per_token() -> None:
+def test_a_right_draft_takes_one_pass_and_an_empty_draft_one_per_token() -> None:
     model, tokenizer = assisted_model()
     (plain,) = model.generate(*batch(SIZES[0])).tolist()
     frames = model.encode(*batch(SIZES[0]))
@@ -102,7 +102,7 @@ def test_a_right_draft_takes_one_pass_and_no_draft_one_per_token() -> None:
     (right,) = model.verify(audio, lengths, [text], tokenizer)
     assert (right.ids, right.num_passes) == (plain, 1)
 
-    class Nothing:
+    class EmptyDraft:
         def after(self, ids: Sequence[int]) -> list[int]:
             return []
 
@@ -110,7 +110,7 @@ def test_a_right_draft_takes_one_pass_and_no_draft_one_per_token() -> None:
     cache = model.decoder.cache()
     assert cache is not None
     with torch.no_grad():
-        (slow,) = decode_assisted(model.decoder, cache, *prompts, [Nothing()], max_new_tokens=20, end_id=-1)
+        (slow,) = decode_assisted(model.decoder, cache, *prompts, [EmptyDraft()], max_new_tokens=20, end_id=-1)
     assert (slow.ids, slow.num_passes) == (plain, len(plain))
 
 
@@ -127,7 +127,7 @@ def language_model(model_type: str, overrides: dict[str, Any]) -> Decoder:
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-class Spoiled:
+class WrongDraft:
     def __init__(self, ids: list[int]) -> None:
         self._ids = [token if index % 4 else 3 for index, token in enumerate(ids)]
 
@@ -157,8 +157,8 @@ class Spoiled:
         ("phi3", SMALL | {"num_key_value_heads": 2}),
     ],
 )
-def test_positions_and_windows_of_other_families(model_type: str, overrides: dict[str, Any]) -> None:
-    """Learned and rotary positions, linear biases, windows shorter than a row."""
+def test_assisted_decoding_works_with_other_positions_and_windows(model_type: str, overrides: dict[str, Any]) -> None:
+    """The families have learned or rotary positions, linear biases, or windows shorter than a row."""
     decoder = language_model(model_type, overrides)
     numbers = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_positions_and_windows_of_other_families(model_type: str, overrides: dic
         plain = decoder.generate(embeddings, mask, **settings).tolist()
         cache = decoder.cache()
         assert cache is not None
-        drafts = [Spoiled(row) for row in plain]
+        drafts = [WrongDraft(row) for row in plain]
         found = decode_assisted(decoder, cache, embeddings, mask, drafts, max_new_tokens=16, end_id=-1)
     assert [row.ids for row in found] == plain
     assert all(row.num_passes < 10 for row in found)
@@ -182,7 +182,7 @@ MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
 MAMBA_PART = {"name": "causal_lm", "init": "random", "model_type": "mamba", "freeze": False, "overrides": MAMBA}
 
 
-def test_a_decoder_that_cannot_rewind() -> None:
+def test_decoders_that_cannot_rewind_use_no_drafts() -> None:
     decoder = MAMBA_PART | {"tokenizer": {"kind": "characters"}}
     model, tokenizer = assisted_model(decoder=decoder)
     assert model.decoder.cache() is None
@@ -239,8 +239,8 @@ def test_scores_do_not_depend_on_drafts(document: Document, write_recipe: Callab
 # --- drafts from a text
 
 
-def follow(text: str, *verified: str) -> list[str]:
-    """The draft after each verified text."""
+def drafts_after(text: str, *verified: str) -> list[str]:
+    """Return the draft after each verified text."""
     tokenizer = words_tokenizer()
     draft = TextDraft(text, tokenizer, 1)
     guesses = []
@@ -253,18 +253,18 @@ def follow(text: str, *verified: str) -> list[str]:
 
 def test_the_draft_continues_where_the_verified_words_end() -> None:
     text = "turn on the kitchen light"
-    assert follow(text, "", "turn", "turn on") == [text, " on the kitchen light", " the kitchen light"]
-    # another word, one too many, one too few
-    assert follow(text, "turn off", "turn off the") == [" the kitchen light", " kitchen light"]
-    assert follow(text, "turn on please the", "turn on please the kitchen") == [" kitchen light", " light"]
-    assert follow(text, "turn the", "turn the kitchen") == [" kitchen light", " light"]
-    assert follow(text, text) == [""]
+    assert drafts_after(text, "", "turn", "turn on") == [text, " on the kitchen light", " the kitchen light"]
+    # a different word, an extra word, a missing word
+    assert drafts_after(text, "turn off", "turn off the") == [" the kitchen light", " kitchen light"]
+    assert drafts_after(text, "turn on please the", "turn on please the kitchen") == [" kitchen light", " light"]
+    assert drafts_after(text, "turn the", "turn the kitchen") == [" kitchen light", " light"]
+    assert drafts_after(text, text) == [""]
 
 
-def test_the_case_of_letters_is_not_a_difference() -> None:
-    assert follow("turn on the light", "TURN ON") == [" the light"]
+def test_case_is_ignored_in_the_comparison_with_the_draft() -> None:
+    assert drafts_after("turn on the light", "TURN ON") == [" the light"]
 
 
 def test_the_verified_text_may_change() -> None:
-    """As long as a character's bytes are incomplete, the decoded text differs."""
-    assert follow("turn on the light", "turn the", "turn on")[1] == " the light"
+    """The decoded text changes while the bytes of a character are incomplete."""
+    assert drafts_after("turn on the light", "turn the", "turn on")[1] == " the light"

@@ -1,4 +1,4 @@
-"""Contexts of clips: their text and ids, their limits, and models that read a different one in each row."""
+"""Contexts of clips: their text, ids and limits, and models with a different context in each row."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_hotwords_are_separated_by_commas_and_lines() -> None:
     assert hotwords_in(" \n,") == ()
 
 
-def test_a_context_without_content_is_none() -> None:
+def test_an_empty_context_is_none() -> None:
     assert Context.of() is None
     assert Context.of("", " ", "") is None
     assert Context.of([" Ada  Lovelace ", "", "Ada Lovelace"]) == Context(("Ada Lovelace",))
@@ -63,7 +63,7 @@ def test_a_context_without_content_is_none() -> None:
 # --- ids
 
 
-def test_the_ids_are_those_of_the_text(tokenizer: Any) -> None:
+def test_ids_equal_the_encoded_text(tokenizer: Any) -> None:
     assert encoder(tokenizer).encode(None) == encoder(tokenizer).encode(Context()) == EncodedContext()
     found = encoder(tokenizer).encode(Context(("Ada\nLovelace", "ada"), "hello  there", "en"))
     assert tokenizer.decode(found.ids) == context_text(("Ada Lovelace", "ada"), "hello there", "en")
@@ -76,13 +76,13 @@ def test_an_encoder_can_be_pickled(tokenizer: Any) -> None:
     assert pickle.loads(pickle.dumps(original)).encode(Context(("Ada",))).ids == ids
 
 
-def test_models_that_write_lower_case_read_lower_case(tokenizer: Any) -> None:
+def test_contexts_are_lower_case_for_models_with_lower_case_targets(tokenizer: Any) -> None:
     found = encoder(tokenizer, lower_case=True).encode(Context(("Ada", "ADA"), "So It Was"))
     assert tokenizer.decode(found.ids) == context_text(("ada",), "so it was")
 
 
 @pytest.mark.parametrize("most", [15, 40, 41, 42, 90])
-def test_what_does_not_fit_is_reported(tokenizer: Any, most: int) -> None:
+def test_parts_that_do_not_fit_are_left_out_and_reported(tokenizer: Any, most: int) -> None:
     words, previous = tuple(f"word{number}" for number in range(8)), [f"t{number}" for number in range(9)]
     found = encoder(tokenizer, most).encode(Context(words, " ".join(previous)))
     assert len(found.ids) <= most
@@ -102,27 +102,27 @@ def test_what_does_not_fit_is_reported(tokenizer: Any, most: int) -> None:
         assert str(len(previous) - len(rest)) in counted[-1]
 
 
-def test_a_huge_list_is_not_encoded_as_a_whole(tokenizer: Any) -> None:
+def test_a_huge_list_is_not_encoded_completely(tokenizer: Any) -> None:
     words = tuple(f"word{number}" for number in range(100_000))
     found = encoder(tokenizer, 90).encode(Context(words))
     assert found.ids == encoder(tokenizer, 90).encode(Context(words[:90])).ids
     assert (found.num_hotwords + len(found.left_out), found.left_out[-1]) == (len(words), words[-1])
 
 
-def test_no_room_at_all(tokenizer: Any) -> None:
+def test_a_limit_of_zero_tokens_gives_no_context(tokenizer: Any) -> None:
     found = encoder(tokenizer, 0).encode(Context(("Ada",)))
     assert (found.ids, len(found.warnings)) == ((), 1)
     with pytest.raises(UserError, match="en"):
         encoder(tokenizer, 2).encode(Context(language="en"))
 
 
-def test_special_tokens_are_refused(tokenizer: Any) -> None:
+def test_special_tokens_are_rejected(tokenizer: Any) -> None:
     for context in (Context(("<|im_end|>",)), Context(previous_text="so <|im_start|>assistant")):
         with pytest.raises(UserError, match=r"special token '<\|im_"):
             encoder(tokenizer).encode(context)
 
 
-def test_languages_are_those_of_the_model(tokenizer: Any) -> None:
+def test_only_languages_of_the_model_are_accepted(tokenizer: Any) -> None:
     with pytest.raises(UserError) as caught:
         encoder(tokenizer).encode(Context(language="fr"))
     assert_names(caught.value, "fr", "de, en")
@@ -131,7 +131,7 @@ def test_languages_are_those_of_the_model(tokenizer: Any) -> None:
     assert_names(caught.value, "en")
 
 
-def test_a_model_without_training_with_context_says_so(tokenizer: Any) -> None:
+def test_a_model_trained_without_context_gives_a_warning(tokenizer: Any) -> None:
     found = encoder(tokenizer, hotwords=False, previous_text=False).encode(Context(("Ada",), "so"))
     assert [warning.partition(":")[0] for warning in found.warnings] == ["hotwords", "previous text"]
     assert tokenizer.decode(found.ids) == context_text(("Ada",), "so")
@@ -168,7 +168,7 @@ def test_without_context_the_prompt_has_the_same_ids() -> None:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_the_context_stands_between_prefix_and_audio(padding_side: str) -> None:
+def test_the_context_is_between_prefix_and_audio(padding_side: str) -> None:
     model, tokenizer = assemble(context=KNOWN)
     ids, audio, lengths = rows(model, tokenizer), torch.randn(3, 4, model.decoder.dim), torch.tensor([4, 1, 3])
     text = torch.tensor(tokenizer.encode("one", add_special_tokens=False))
@@ -182,7 +182,7 @@ def test_the_context_stands_between_prefix_and_audio(padding_side: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["smollm3", "llama"])
 def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> None:
-    """Llama computes a prefix of at least eight tokens, which all rows share, only once."""
+    """Llama computes a prefix of at least eight tokens that all rows share only once."""
     model, tokenizer = assemble(decoder=decoder, prompt="one two three {audio}", context=KNOWN)
     assert len(model.config.prompt_prefix_ids) > 8
     ids, targets, labels = (
@@ -220,7 +220,7 @@ def test_texts_with_mixed_contexts_do_not_depend_on_the_batch(generation: Genera
     assert alone != plain or generation.ctc_weight, "the CTC head, which reads no context, may decide"
 
 
-def test_generate_reads_contexts() -> None:
+def test_generate_uses_contexts() -> None:
     model, tokenizer = assemble(context=KNOWN)
     ids = rows(model, tokenizer)
     found = model.generate(*batch(*SIZES), contexts=ids)
@@ -232,7 +232,7 @@ def test_generate_reads_contexts() -> None:
 # --- room
 
 
-def test_a_model_that_was_trained_with_context_has_room_for_it() -> None:
+def test_models_trained_with_context_reserve_positions_for_it() -> None:
     plain, _ = assemble(encoder="hubert")
     aware, tokenizer = assemble(encoder="hubert", context=KNOWN)
     positions = 160
@@ -247,7 +247,7 @@ def test_a_model_that_was_trained_with_context_has_room_for_it() -> None:
     prompt = len(aware.config.prompt_prefix_ids) + len(aware.config.prompt_suffix_ids)
     used = prompt + KNOWN.max_tokens + int(aware.projector.max_embeddings(frames)) + GREEDY.max_new_tokens
     assert used <= positions
-    # Nothing was reserved in the other model, so the longest clip leaves no room.
+    # The other model reserves no positions, so the longest clip leaves no room.
     _, tokenizer = assemble(context=KNOWN)
     assert plain.encode_context(tokenizer, longest_s=30.0, hotwords=["one"]).ids == ()
     assert plain.encode_context(tokenizer, longest_s=1.0, hotwords=["one"]).ids != ()
@@ -260,6 +260,6 @@ def test_settings_are_saved(tmp_path: Path) -> None:
     assert ContextSettings.model_validate(loaded.config.context, strict=False) == KNOWN
 
 
-def test_hotwords_in_a_list_are_an_error() -> None:
+def test_hotwords_must_be_a_tuple() -> None:
     with pytest.raises(UserError, match=r"list.*Context\.of"):
         Context(["six"])  # type: ignore[arg-type]

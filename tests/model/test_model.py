@@ -1,4 +1,4 @@
-"""TinyAudioModel: what is spliced, scored and generated, recomputed by hand."""
+"""TinyAudioModel: spliced embeddings, scores and generated texts equal those computed step by step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def labels_of(model: TinyAudioModel, texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_rows_are_prefix_own_audio_suffix_and_text(padding_side: str) -> None:
+def test_rows_consist_of_prefix_audio_suffix_and_text(padding_side: str) -> None:
     model, tokenizer = assemble()
     audio, lengths = torch.randn(3, 4, model.decoder.dim), torch.tensor([4, 1, 3])
     said = [tokenizer.encode(text, add_special_tokens=False) for text in ("one", "", "zero two")]
@@ -53,7 +53,7 @@ def test_rows_are_prefix_own_audio_suffix_and_text(padding_side: str) -> None:
         assert bool(real[: len(wanted)].all()), "padding on the other side"
 
 
-def test_the_prompt_may_be_empty() -> None:
+def test_the_prompt_can_be_empty() -> None:
     model, _ = assemble()
     model.config.prompt_prefix_ids, model.config.prompt_suffix_ids = [], []
     audio = torch.randn(1, 3, model.decoder.dim)
@@ -66,8 +66,8 @@ def test_the_prompt_may_be_empty() -> None:
 # --- teacher-forced scores
 
 
-def by_hand(model: TinyAudioModel, size: int, target: Tensor, smoothing: float = 0.0) -> float:
-    """The sum over a row's tokens, from a full forward over one clip alone."""
+def loss_of_one_clip(model: TinyAudioModel, size: int, target: Tensor, smoothing: float = 0.0) -> float:
+    """Return the loss, summed over a row's tokens, from a full forward pass over this clip alone."""
     audio, _ = model.projector(model.encode(clip(size)[None], torch.tensor([size])))
     prefix, suffix = (torch.tensor(ids) for ids in (model.config.prompt_prefix_ids, model.config.prompt_suffix_ids))
     row = torch.cat([model.decoder.embed(part) for part in (prefix,)] + [audio[0], model.decoder.embed(suffix)])
@@ -83,12 +83,12 @@ def by_hand(model: TinyAudioModel, size: int, target: Tensor, smoothing: float =
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_losses_are_what_a_hand_computes(smoothing: float) -> None:
+def test_losses_equal_those_of_single_clips(smoothing: float) -> None:
     model, tokenizer = assemble()
     targets, labels = targets_of(model, tokenizer, TRANSCRIPTS), labels_of(model, TRANSCRIPTS)
     with torch.no_grad():
         scores = model(*batch(*SIZES), targets, labels, label_smoothing=smoothing)
-        wanted = [by_hand(model, size, target, smoothing) for size, target in zip(SIZES, targets, strict=True)]
+        wanted = [loss_of_one_clip(model, size, target, smoothing) for size, target in zip(SIZES, targets, strict=True)]
         assert scores.decoder_loss.tolist() == pytest.approx(wanted, rel=1e-5)
         for row, size in enumerate(SIZES):
             frames = model.encode(clip(size)[None], torch.tensor([size]))
@@ -98,13 +98,13 @@ def test_losses_are_what_a_hand_computes(smoothing: float) -> None:
             assert float(scores.ctc_loss[row]) == pytest.approx(float(alone), rel=1e-5)
 
 
-def test_an_empty_text_is_its_end_token() -> None:
+def test_an_empty_text_has_only_the_end_token() -> None:
     model, tokenizer = assemble()
     (target,) = targets_of(model, tokenizer, [""])
     assert target.tolist() == [model.config.end_token_id]
     with torch.no_grad():
         scores = model(*batch(SIZES[0]), [target], [[]])
-        assert float(scores.decoder_loss) == pytest.approx(by_hand(model, SIZES[0], target), rel=1e-5)
+        assert float(scores.decoder_loss) == pytest.approx(loss_of_one_clip(model, SIZES[0], target), rel=1e-5)
         frames = model.encode(*batch(SIZES[0]))
     assert frames.ctc_logits is not None
     blanks = frames.ctc_logits.log_softmax(-1)[0, :, ctc.BLANK].sum()
@@ -112,7 +112,8 @@ def test_an_empty_text_is_its_end_token() -> None:
 
 
 def test_the_end_token_is_learned() -> None:
-    """Trained on a text, the model says it and stops: targets end with the end token, and its loss counts."""
+    """After training on a text, the model generates the text and stops. Targets end with the end token, which is part
+    of the loss."""
     model, tokenizer = assemble()
     (target,) = targets_of(model, tokenizer, ["one"])
     assert target[-1] == model.config.end_token_id == tokenizer.eos_token_id
@@ -136,7 +137,7 @@ def test_without_a_head_there_is_no_ctc_loss() -> None:
     assert transcript.ctc_text is None
 
 
-def test_a_transform_reaches_the_losses() -> None:
+def test_a_transform_of_features_changes_the_losses() -> None:
     model, tokenizer = assemble()
     targets, labels = targets_of(model, tokenizer, TRANSCRIPTS), labels_of(model, TRANSCRIPTS)
 
@@ -150,7 +151,7 @@ def test_a_transform_reaches_the_losses() -> None:
     assert not torch.equal(plain.ctc_loss, erased.ctc_loss)
 
 
-# --- the same clip alone and in company
+# # --- the same clip alone and in a batch
 
 
 @pytest.mark.parametrize("extra", [0, 4_321])
@@ -179,13 +180,13 @@ def test_texts_do_not_depend_on_the_batch(generation: GenerationConfig) -> None:
 # --- generation
 
 
-def test_lengths_default_to_the_whole_batch() -> None:
+def test_the_default_lengths_are_those_of_the_batch() -> None:
     model, _ = assemble()
     waveforms, lengths = batch(SIZES[0])
     assert model.generate(waveforms).tolist() == model.generate(waveforms, lengths).tolist()
 
 
-def test_settings_override_the_models_own() -> None:
+def test_settings_of_a_call_override_the_models_settings() -> None:
     model, _ = assemble()
     own = model.generate(*batch(SIZES[0]))
     assert own.shape[1] == GREEDY.max_new_tokens, "a model that never ends, so that lengths can be told apart"
@@ -202,7 +203,7 @@ def test_settings_override_the_models_own() -> None:
 
 
 def ending_after(model: TinyAudioModel, size: int, number: int) -> None:
-    """Let the token that the model would say at this place be its end token."""
+    """Make the token that the model generates at this position its end token."""
     model.config.end_token_id = int(model.generate(*batch(size))[0, number])
 
 
@@ -222,7 +223,7 @@ def test_a_text_that_ends_is_not_truncated() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.05, 0.4, 0.95])
-def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
+def test_joint_decoding_selects_the_text_with_the_best_score(weight: float) -> None:
     generation = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=weight)
     model, tokenizer = assemble(generation=generation)
     assert model.ctc_vocabulary is not None
@@ -242,7 +243,7 @@ def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
             for text in [*texts, spelled]:
                 (target,) = targets_of(model, tokenizer, [text])
                 labels = model.ctc_vocabulary.encode(text)
-                score = -(1 - weight) * by_hand(model, size, target)
+                score = -(1 - weight) * loss_of_one_clip(model, size, target)
                 if labels is None:
                     score = -torch.inf
                 else:
@@ -254,7 +255,7 @@ def test_joint_decoding_takes_what_the_formula_says(weight: float) -> None:
 
 
 def test_joint_decoding_can_choose_the_ctc_text() -> None:
-    """A CTC head that is sure outweighs a decoder that is not."""
+    """A confident CTC head outweighs an uncertain decoder."""
     model, tokenizer = assemble(generation=GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=0.9))
     assert model.ctc_head is not None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The prompt, with real tokenizers: trained ones, those in the formats of published families, and broken ones."""
+"""The prompt with tokenizers that are trained here, those of published families, and broken ones."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def rendered(prompt: Prompt, tokenizer: Any) -> str:
     return f"{prefix}{AUDIO}{suffix}"
 
 
-def test_the_audio_stands_where_the_template_puts_the_user(tokenizer: Any) -> None:
+def test_the_audio_is_where_the_template_puts_the_user_message(tokenizer: Any) -> None:
     prompt = build_prompt(PromptConfig(), tokenizer)
     assert rendered(prompt, tokenizer) == "<|user|>{audio}<|assistant|>"
     assert prompt.end_id == tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
-def test_words_go_around_the_audio(tokenizer: Any) -> None:
+def test_the_user_message_can_have_text_around_the_audio(tokenizer: Any) -> None:
     prompt = build_prompt(PromptConfig(user="Transcribe: {audio} now"), tokenizer)
     assert rendered(prompt, tokenizer) == "<|user|>Transcribe: {audio} now<|assistant|>"
 
 
-def test_a_system_message_comes_first(tokenizer: Any) -> None:
+def test_the_system_message_is_first(tokenizer: Any) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>"]}, replace_extra_special_tokens=False)
     prompt = build_prompt(PromptConfig(system="/no_think"), tokenizer)
     assert rendered(prompt, tokenizer) == "<|system|>/no_think<|user|>{audio}<|assistant|>"
 
 
-def test_no_token_is_added_on_the_way(tokenizer: Any) -> None:
+def test_no_token_is_added_to_the_vocabulary(tokenizer: Any) -> None:
     before = len(tokenizer)
     prompt = build_prompt(PromptConfig(), tokenizer)
     special = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
@@ -55,7 +55,7 @@ def test_no_token_is_added_on_the_way(tokenizer: Any) -> None:
     assert len(tokenizer) == before
 
 
-def test_the_same_prompt_twice(tokenizer: Any) -> None:
+def test_the_prompt_is_deterministic(tokenizer: Any) -> None:
     config = PromptConfig(user="Transcribe: {audio}")
     assert build_prompt(config, tokenizer) == build_prompt(config, tokenizer)
 
@@ -68,12 +68,12 @@ def test_the_same_prompt_twice(tokenizer: Any) -> None:
         (PromptConfig(system="system "), "system {audio}"),
     ],
 )
-def test_a_tokenizer_without_a_template_takes_plain_text(tokenizer: Any, config: PromptConfig, text: str) -> None:
+def test_without_a_template_the_prompt_is_plain_text(tokenizer: Any, config: PromptConfig, text: str) -> None:
     tokenizer.chat_template = None
     assert rendered(build_prompt(config, tokenizer), tokenizer) == text
 
 
-def test_plain_text_starts_with_the_token_that_starts_texts(tokenizer: Any) -> None:
+def test_plain_text_starts_with_the_start_token(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     tokenizer.bos_token = "<|user|>"
     assert build_prompt(PromptConfig(), tokenizer).prefix_ids == (tokenizer.bos_token_id,)
@@ -88,7 +88,7 @@ def test_plain_text_starts_with_the_token_that_starts_texts(tokenizer: Any) -> N
         ("{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}", 0),
     ],
 )
-def test_a_template_without_one_place_for_the_audio_is_refused(tokenizer: Any, template: str, times: int) -> None:
+def test_a_template_must_have_exactly_one_place_for_the_audio(tokenizer: Any, template: str, times: int) -> None:
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=rf"^prompt: .* {times} times"):
         build_prompt(PromptConfig(), tokenizer)
@@ -103,13 +103,13 @@ def test_a_template_without_one_place_for_the_audio_is_refused(tokenizer: Any, t
         "{{ messages[5].content }}",
     ],
 )
-def test_a_template_that_fails_is_the_users_to_mend(tokenizer: Any, template: str) -> None:
+def test_a_template_that_fails_is_an_error_of_the_user(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"^prompt: the chat template"):
         build_prompt(PromptConfig(system="hello"), tokenizer)
 
 
-def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
+def test_a_tokenizer_without_an_end_token_is_rejected(tokenizer: Any) -> None:
     tokenizer.eos_token = None
     assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.convert_tokens_to_ids("<|end|>")
     tokenizer.chat_template = None
@@ -118,12 +118,12 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("user", "times"), [("", 0), ("hello", 0), ("{Audio}", 0), ("{audio} {audio}", 2)])
-def test_the_audio_comes_once(user: str, times: int) -> None:
+def test_the_user_message_must_have_one_audio_placeholder(user: str, times: int) -> None:
     with pytest.raises(ValidationError, match=rf"{{audio}} .* {times} times"):
         PromptConfig(user=user)
 
 
-def test_a_prompt_that_a_small_tokenizer_cannot_spell_is_refused(tokenizer: Any) -> None:
+def test_a_prompt_with_unknown_characters_is_rejected(tokenizer: Any) -> None:
     with pytest.raises(UserError, match=r"^prompt: .*TRANSCRIBE"):
         build_prompt(PromptConfig(user="TRANSCRIBE {audio}"), tokenizer)
 
@@ -132,7 +132,7 @@ def test_a_prompt_that_a_small_tokenizer_cannot_spell_is_refused(tokenizer: Any)
 
 HELLO = "hello there"
 FAMILIES = {
-    # family: (system, what is rendered around the audio, the end of a turn)
+    # family: (system, rendered text around the audio, end of a turn)
     "smollm2": (
         "Listen.",
         "<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nTranscribe: {audio}<|im_end|>\n"
@@ -181,18 +181,18 @@ def family_prompt(family: str, folder: Path) -> tuple[Any, PromptConfig, Prompt]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_each_family_reads(family: str, tmp_path: Path) -> None:
+def test_prompts_of_published_families(family: str, tmp_path: Path) -> None:
     tokenizer, _, prompt = family_prompt(family, tmp_path)
     _, wanted, end = FAMILIES[family]
     found = spelled(tokenizer, prompt.prefix_ids) + AUDIO + spelled(tokenizer, prompt.suffix_ids)
-    if family in ("mistral", "zephyr"):  # the space in front of a text, and after a special token
+    if family in ("mistral", "zephyr"):  # SentencePiece adds a space before a text and after a special token
         found = found.removeprefix(" ").replace("<s> ", "<s>").replace("</s> ", "</s>")
     assert found == wanted
     assert tokenizer.convert_ids_to_tokens(prompt.end_id) == end
 
 
 def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
-    """The text of ids; a SentencePiece decoder would take the first one's space away, so its pieces are joined."""
+    """Return the text of ids. Pieces are joined, because a SentencePiece decoder would remove the first space."""
     if tokenizer.unk_token is None:
         return str(tokenizer.decode(list(ids)))
     pieces = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
@@ -202,8 +202,8 @@ def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("r1", "pythia")])
-def test_prompt_reply_and_end_are_what_the_template_renders(family: str, tmp_path: Path) -> None:
-    """r1's template takes thoughts out of what was said before, and pythia has none."""
+def test_prompt_reply_and_end_equal_the_rendered_template(family: str, tmp_path: Path) -> None:
+    """The template of r1 removes thoughts from earlier replies, and pythia has no template."""
     tokenizer, config, prompt = family_prompt(family, tmp_path)
     heard = "how are you"
     user = config.user.replace(AUDIO, heard)
@@ -222,10 +222,10 @@ def squeezed(text: str) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_texts_start_once(family: str, tmp_path: Path) -> None:
+def test_the_start_token_occurs_once(family: str, tmp_path: Path) -> None:
     tokenizer, _, prompt = family_prompt(family, tmp_path)
     starts = [*prompt.prefix_ids, *prompt.suffix_ids].count(tokenizer.bos_token_id)
-    wanted = {"smollm2": 3, "smollm3": 0, "qwen3": 0, "zephyr": 0}.get(family, 1)  # SmolLM2's starts every turn
+    wanted = {"smollm2": 3, "smollm3": 0, "qwen3": 0, "zephyr": 0}.get(family, 1)  # SmolLM2's token starts every turn
     assert starts == wanted
     if wanted == 1:
         assert prompt.prefix_ids[0] == tokenizer.bos_token_id
@@ -233,7 +233,7 @@ def test_texts_start_once(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["smollm3", "llama"])
 @pytest.mark.parametrize("system", [None, "Listen.", "/no_think /system_override"])
-def test_tomorrows_prompt_is_the_same(
+def test_the_prompt_does_not_depend_on_the_date(
     family: str, system: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = chat_tokenizer(family, tmp_path)
@@ -252,7 +252,7 @@ def test_tomorrows_prompt_is_the_same(
     assert build_prompt(config, tokenizer) == today
 
 
-def test_a_clock_at_the_start_of_a_template_keeps_its_first_line(tokenizer: Any) -> None:
+def test_removing_the_date_keeps_the_first_line_of_a_template(tokenizer: Any) -> None:
     tokenizer.chat_template = "\n{{ strftime_now('%Y-%m-%d, %-d/%-m %B %H:%M') }} {{ messages[0].content }}"
     tokenizer.unk_token = None
     text = rendered(build_prompt(PromptConfig(), tokenizer), tokenizer)
@@ -262,14 +262,14 @@ def test_a_clock_at_the_start_of_a_template_keeps_its_first_line(tokenizer: Any)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_templates_that_trim_keep_the_space_before_the_audio(family: str, tmp_path: Path) -> None:
+def test_the_space_before_the_audio_is_kept_by_templates_that_trim(family: str, tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(family, tmp_path)
     prompt = build_prompt(PromptConfig(user="  Transcribe:  {audio} "), tokenizer)
     assert "\nTranscribe:  {audio}<" in rendered(prompt, tokenizer)
 
 
-def test_a_space_of_the_prompt_is_one_space(tmp_path: Path) -> None:
-    """Llama 2's kind of tokenizer puts one in front of all that it encodes, and the end of a prompt starts nothing."""
+def test_no_space_is_added_after_the_audio(tmp_path: Path) -> None:
+    """Tokenizers like Llama 2's add a space before every encoded text, but the suffix continues a text."""
     tokenizer = chat_tokenizer("mistral", tmp_path)
     prompt = build_prompt(PromptConfig(), tokenizer)
     whole = tokenizer.encode("a [/INST]", add_special_tokens=False)
@@ -277,12 +277,12 @@ def test_a_space_of_the_prompt_is_one_space(tmp_path: Path) -> None:
     assert "".join(tokenizer.convert_ids_to_tokens(list(prompt.suffix_ids))) == "▁[/INST]"
 
 
-def test_an_end_that_is_only_a_word_ends_no_text(tokenizer: Any) -> None:
+def test_an_ordinary_word_is_not_used_as_end_token(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} now {% endfor %}"
     assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.eos_token_id
 
 
-def test_a_template_that_knows_no_replies(tokenizer: Any) -> None:
+def test_templates_without_replies_use_the_tokenizers_end_token(tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
@@ -290,7 +290,7 @@ def test_a_template_that_knows_no_replies(tokenizer: Any) -> None:
     assert build_prompt(PromptConfig(), tokenizer).end_id == tokenizer.eos_token_id
 
 
-def test_several_templates_and_none_to_talk_with(tokenizer: Any) -> None:
+def test_several_templates_without_a_default_are_an_error(tokenizer: Any) -> None:
     tokenizer.chat_template = {"rag": "{{ messages[0].content }}"}
     with pytest.raises(UserError, match=r"^prompt: .*rag"):
         build_prompt(PromptConfig(), tokenizer)

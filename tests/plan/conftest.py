@@ -29,7 +29,7 @@ _DONE: dict[Any, DryRunResult] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def dry_runs_of_plans() -> Iterator[None]:
-    """Each model and batch runs once, because many tests plan the same one."""
+    """Cache dry runs, because many tests plan the same model and batch."""
     plain = _step.dry_run
 
     def dry_run(recipe: Recipe, shape: Shape, device: Device, **options: Any) -> DryRunResult:
@@ -53,7 +53,8 @@ def card() -> Plan:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
-    """Puts a GPU with that many bytes into the table; contexts of a real size would hide a tiny model."""
+    """Return a function that adds a GPU with this memory to the table. CUDA contexts take no memory, because they would
+    be much larger than a tiny model."""
     monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
 
     def add(memory_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""How errors of plan, probe and sweep read."""
+"""The wording of errors of plan, probe and sweep."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def message(work: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_how_errors_read(document: Document, write_recipe: Callable[..., Path]) -> None:
-    """All messages of the family, in ``messages.txt``.
+def test_messages(document: Document, write_recipe: Callable[..., Path]) -> None:
+    """Compare all messages with ``messages.txt``.
 
-    After a change: ``REGENERATE=1 pytest tests/plan/test_messages.py``, and review the diff.
+    To regenerate it: ``REGENERATE=1 pytest tests/plan/test_messages.py``. Read the difference.
     """
     path = write_recipe(document)
     blocks = []

@@ -1,4 +1,4 @@
-"""Plans: what a recipe will cost, held against real models, real steps and the arithmetic of layers."""
+"""Plans of a recipe's costs, compared with real models, real steps and the computation of layers."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 # --- the model card
 
 
-def test_the_cards_parameters(card: Plan) -> None:
+def test_parameters_of_the_model_card(card: Plan) -> None:
     counts = {name: part["trainable"] for name, part in card.as_json()["parameters"].items()}
     assert counts == {"encoder": 1_966_080, "projector": 121_643_264, "decoder": 15_335_424, "total": 138_944_768}
 
 
-def test_the_cards_batch_of_5_fits_its_gpu(card: Plan) -> None:
+def test_the_batch_of_the_model_card_fits_its_gpu(card: Plan) -> None:
     (row,) = card.rows
     assert row.fits
     assert 20 * GIB < card.worst.peak_bytes < 30 * GIB
@@ -58,25 +58,26 @@ def test_the_cards_batch_of_5_fits_its_gpu(card: Plan) -> None:
     assert row.changes is None
 
 
-def test_the_cards_weights_gradients_and_moments(card: Plan) -> None:
+def test_weights_gradients_and_moments_of_the_model_card(card: Plan) -> None:
     memory, totals = card.worst.memory, card.total_parameters()
     frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
     assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
-    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # of the batches before, since it accumulates
+    # gradients of the earlier batches, because they are accumulated
+    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)
     assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
-def test_the_cards_work(card: Plan) -> None:
-    """Two FLOPs for each parameter and position; frozen weights cost no more on the way back."""
+def test_flops_of_the_model_card(card: Plan) -> None:
+    """There are two FLOPs per parameter and position. Frozen weights need only one product in the backward pass."""
     flops = card.flops_per_audio_s()
     assert flops["encoder"]["forward"] == pytest.approx(2 * 0.945e9 * 50, rel=0.15)
-    tokens_per_s = 10 + 3.4 + 3.8  # audio, text, a prompt of 38 for 10 s
+    tokens_per_s = 10 + 3.4 + 3.8  # audio, text, and a prompt of 38 tokens per 10 s
     assert flops["decoder"]["forward"] == pytest.approx(2 * 2.83e9 * tokens_per_s, rel=0.1)
     assert flops["encoder"]["backward"] == pytest.approx(flops["encoder"]["forward"], rel=0.1)
     assert flops["projector"]["backward"] == pytest.approx(2 * flops["projector"]["forward"], rel=0.01)
 
 
-def test_the_cards_hours_and_dollars(card: Plan) -> None:
+def test_time_and_cost_of_the_model_card(card: Plan) -> None:
     (row,) = card.rows
     assert card.training_audio_hours == pytest.approx(25_000 * 25 * 10 / 3600)
     assert 0.25 < card.padding_share < 0.45, "batches of five random clips"
@@ -87,15 +88,15 @@ def test_the_cards_hours_and_dollars(card: Plan) -> None:
     assert row.cost == pytest.approx(row.price_per_hour * row.wall_hours)
 
 
-# --- against real models
+# # --- compared with real models
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Sizes of the storages of a kilobyte or more that are kept for the backward pass, each counted once."""
+    """Sizes of all storages of at least a kilobyte that are saved for the backward pass. Each storage counts once."""
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[torch.dtype, int]] = Counter()
-        self._seen: dict[int, Tensor] = {}  # an address stays its own for as long as its tensor is here
+        self._seen: dict[int, Tensor] = {}  # a stored tensor keeps its address from being reused
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
 
 def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Saved, TinyAudioModel]:
-    """What a real forward pass saves, and the model."""
+    """Return the storages that a real forward pass saves, and the model."""
 
     class Tokenizer(SimpleNamespace):
         def __len__(self) -> int:
@@ -159,7 +160,7 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
 def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
 ) -> None:
-    """Every storage that is not a handful of numbers, to the byte."""
+    """Every storage except tiny ones has exactly the same size."""
     document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
     recipe = parse(document, **changes)
     forward, planned_saves = _step._loss, Saved()
@@ -177,7 +178,7 @@ def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     assert planned.memory["weights"] == pytest.approx(size, rel=0.02)
 
 
-def test_the_projectors_work_is_that_of_its_matrices(document: Document) -> None:
+def test_flops_of_the_projector_equal_those_of_its_matrices(document: Document) -> None:
     recipe = parse(document)
     planned = dry_run(recipe, SHAPE, "cpu")
     frames = recipe.encoder.num_frames(int(SHAPE.duration_s * 16_000))
@@ -206,7 +207,7 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
     assert planned.peak_bytes > 8 * planned.parameters["projector"]["trainable"]
 
 
-# --- what costs more
+# # --- settings that need more memory
 
 
 @pytest.mark.parametrize(
@@ -225,13 +226,13 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
         ({"projector__hidden_dim": 512}, {}),
     ],
 )
-def test_what_costs_more(document: Document, more: Document, less: Document) -> None:
+def test_settings_that_need_more_memory(document: Document, more: Document, less: Document) -> None:
     document = changed(document, data__max_duration_s=6.0)
     peaks = [dry_run_worst(parse(document, **changes), "cuda").peak_bytes for changes in (more, less)]
     assert peaks[0] > peaks[1]
 
 
-def test_adapters_cost_by_their_rank(document: Document) -> None:
+def test_memory_and_flops_of_adapters_depend_on_their_rank(document: Document) -> None:
     def planned(rank: int) -> DryRunResult:
         lora = {"rank": rank, "alpha": 8, "targets": ["q_proj", "v_proj"]}
         return dry_run(parse(document, decoder__freeze=True, decoder__lora=lora), SHAPE, "cuda")
@@ -243,8 +244,8 @@ def test_adapters_cost_by_their_rank(document: Document) -> None:
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
-def test_quantized_weights_take_their_bits(document: Document, kind: str, bits: float) -> None:
-    """bitsandbytes is not needed. Other weights are in bf16 on a GPU."""
+def test_memory_of_quantized_weights_depends_on_their_bits(document: Document, kind: str, bits: float) -> None:
+    """This does not need bitsandbytes. Other weights are in bf16 on a GPU."""
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     document = changed(document, **ADAPTED, decoder__overrides=document["decoder"]["overrides"] | wide)
     recipe = parse(document, training__precision="bf16")
@@ -254,23 +255,23 @@ def test_quantized_weights_take_their_bits(document: Document, kind: str, bits: 
     )
     assert plain.parameters == quantized.parameters
     assert plain.flops == quantized.flops
-    heads = 256 // 4 * 2  # channels of keys and of values
+    heads = 256 // 4 * 2  # channels of keys and values
     linear = 2 * (2 * 256 * 256 + 2 * 256 * heads + 3 * 256 * 512)
     saved = plain.memory["weights"] - quantized.memory["weights"]
     assert saved == pytest.approx(linear * (16 - bits) / 8, rel=0.02)
     assert plain.peak_bytes > quantized.peak_bytes
 
 
-def test_flash_attention_needs_no_package_and_keeps_no_mask(document: Document) -> None:
+def test_flash_attention_can_be_planned_without_its_package(document: Document) -> None:
     document = changed(document, training__precision="bf16", execution__device="auto")
-    document["encoder"]["overrides"]["encoder_layers"] = 8  # so that the peak is past the front end
+    document["encoder"]["overrides"]["encoder_layers"] = 8  # with more layers, the peak is after the front end
     attentions = {"encoder__attention": "flash_attention_2", "decoder__attention": "flash_attention_2"}
     flash, sdpa = (dry_run(parse(document, **changes), SHAPE, "cuda") for changes in (attentions, {}))
     assert flash.peak_bytes < sdpa.peak_bytes
     assert flash.parameters == sdpa.parameters
 
 
-def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
+def test_a_fused_loss_needs_memory_for_a_part_of_the_logits(document: Document) -> None:
     tokenizer = {"kind": "bpe", "vocab_size": 5000}
     recipe = parse(document, decoder__tokenizer=tokenizer, execution__device="auto")
     fused, plain = (
@@ -282,7 +283,7 @@ def test_a_fused_loss_holds_a_part_of_the_logits(document: Document) -> None:
     assert fused.parameters == plain.parameters
 
 
-def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
+def test_packed_rows_need_no_flops_for_padding(document: Document) -> None:
     document = changed(document, training__precision="bf16", execution__device="auto", data__max_duration_s=1.5)
     flash, varlen, sdpa = (
         dry_run(parse(document, encoder__attention=name, decoder__attention=name), Shape(6, 1.5), device)
@@ -290,7 +291,7 @@ def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
     )
     assert flash.flops == varlen.flops
     assert flash.memory == varlen.memory
-    # All clips but one are a fifteenth shorter.
+    # All clips except one are shorter by a fifteenth.
     for direction in ("forward", "backward"):
         for name in ("encoder", "decoder"):
             assert 0.8 < varlen.flops[name][direction] / sdpa.flops[name][direction] < 1
@@ -299,7 +300,7 @@ def test_packed_rows_do_no_work_for_padding(document: Document) -> None:
     assert on_cpu["encoder"]["forward"] == varlen.flops["encoder"]["forward"] < padded["encoder"]["forward"]
 
 
-def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
+def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     document = changed(document, batching={"max_clips": 32, "max_padded_s": 40.0}, data__max_duration_s=10.0)
     assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]
     assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
@@ -310,12 +311,12 @@ def test_a_budget_of_seconds_has_two_extremes(document: Document) -> None:
     assert worst_shapes(unbounded) == [Shape(4, 10.0), Shape(80, 0.5)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
-    # A batch holds as many seconds as its budget, less padding and the part of a clip that it has no room for.
+    # A batch has at most as many seconds as its budget. Padding and the unused remainder of the budget are subtracted.
     assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
 
 
-def test_padding_is_that_of_the_planned_order(document: Document) -> None:
-    """Against a sum over the batches of random durations, clip by clip."""
+def test_padding_equals_that_of_the_planned_order(document: Document) -> None:
+    """It is compared with a sum over batches of random durations."""
     document = changed(document, batching={"max_clips": 8, "pool_batches": 1}, data__max_duration_s=10.0)
     recipe = parse(document)
     durations = np.random.default_rng(1).lognormal(np.log(3.0), SPREAD, 5000).clip(0.3, 10.0)
@@ -339,7 +340,7 @@ def test_any_mean_between_the_bounds_can_be_planned(document: Document, mean_s: 
 # --- verdicts
 
 
-def test_what_fits_says_how_much_more_would(document: Document, gpu: Callable[[float], str]) -> None:
+def test_the_row_says_how_many_clips_fit(document: Document, gpu: Callable[[float], str]) -> None:
     recipe = parse(document)
     (row,) = plan_recipe(recipe, gpu=gpu(1e9)).rows
     assert row.fits
@@ -348,7 +349,7 @@ def test_what_fits_says_how_much_more_would(document: Document, gpu: Callable[[f
     assert plan_recipe(more, gpu="thimble").rows[0].needed_bytes == pytest.approx(1e9, rel=0.05)
 
 
-def test_what_does_not_fit_says_what_to_change(
+def test_the_row_suggests_changes_if_the_batch_does_not_fit(
     document: Document, gpu: Callable[[float], str], write_recipe: Callable[..., Path]
 ) -> None:
     path = write_recipe(changed(document, data__max_duration_s=9.0))
@@ -378,7 +379,7 @@ def test_a_smaller_batch_keeps_the_clips_of_a_step(document: Document, gpu: Call
     assert plan_recipe(recipe.with_(change.fields), gpu="thimble").rows[0].fits
 
 
-def test_what_takes_several_changes(document: Document, gpu: Callable[[float], str]) -> None:
+def test_several_changes_can_be_suggested(document: Document, gpu: Callable[[float], str]) -> None:
     recipe = parse(document, batching__max_clips=16, encoder__attention="eager", data__max_duration_s=14.0)
     all_savers = {
         "encoder.attention": "sdpa",
@@ -392,7 +393,9 @@ def test_what_takes_several_changes(document: Document, gpu: Callable[[float], s
     assert plan_recipe(recipe.with_(row.changes[0].fields), gpu="thimble").rows[0].fits
 
 
-def test_what_never_fits(document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_are_no_suggestions_if_nothing_fits(
+    document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     (row,) = plan_recipe(parse(document), gpu=gpu(1000)).rows
     assert row.changes == ()
     assert row.room_for_clips == 0

@@ -1,4 +1,4 @@
-"""``tiny-audio plan``: its table, its JSON, its arguments."""
+"""``tiny-audio plan``: its table, JSON and arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tiny_audio.recipe import load_recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_costs_of_each_gpu(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     from tiny_audio.plan.table import print_plan
 
     print_plan(card)
@@ -42,7 +42,7 @@ def test_the_table(card: Plan, capsys: pytest.CaptureFixture[str]) -> None:
         assert words in out
 
 
-def test_a_verdict_with_changes(
+def test_the_table_shows_suggested_changes(
     document: Document,
     gpu: Callable[[float], str],
     write_recipe: Callable[..., Path],
@@ -61,7 +61,9 @@ def test_a_verdict_with_changes(
     )
 
 
-def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_can_be_printed_as_json(
+    document: Document, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_recipe(document)
     assert main(["plan", str(path), "training.steps=40", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -100,7 +102,7 @@ def test_as_json(document: Document, write_recipe: Callable[..., Path], capsys: 
     assert plan["approximate"] is True
 
 
-def test_prices_and_utilization(document: Document) -> None:
+def test_prices_and_utilization_can_be_given(document: Document) -> None:
     recipe = parse(document)
     base, twice = (plan_recipe(recipe, gpu="l4", price_per_hour=2.0, utilization=share).rows[0] for share in (0.2, 0.4))
     assert base.wall_hours == pytest.approx(2 * twice.wall_hours)
@@ -111,7 +113,7 @@ def test_prices_and_utilization(document: Document) -> None:
     )
 
 
-def test_this_cpu(document: Document) -> None:
+def test_a_cpu_has_no_price(document: Document) -> None:
     (row,) = plan_recipe(parse(document), gpu="cpu").rows
     assert row.fits
     assert (row.price_per_hour, row.cost) == (None, None)
@@ -133,7 +135,7 @@ def test_this_cpu(document: Document) -> None:
         ),
     ],
 )
-def test_arguments_out_of_range(
+def test_arguments_out_of_range_are_rejected(
     document: Document,
     write_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
@@ -147,7 +149,7 @@ def test_arguments_out_of_range(
     assert [value for value in values if value not in err] == []
 
 
-def test_a_checkpoint_that_nobody_knows_needs_the_network(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_checkpoint_needs_the_network(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     recipe = parse(document, encoder={"name": "hubert", "pretrained": "./nowhere"})
     with pytest.raises(UserError, match=r"hubert: there is no folder './nowhere'"):
@@ -155,8 +157,8 @@ def test_a_checkpoint_that_nobody_knows_needs_the_network(document: Document, mo
 
 
 @pytest.mark.slow
-def test_the_memory_of_a_real_process(tmp_path: Path) -> None:
-    """A short form of the benchmark, whose measurement knows nothing of the predictor."""
+def test_the_prediction_is_close_to_the_memory_of_a_real_process(tmp_path: Path) -> None:
+    """This is a short version of the benchmark. The measurement is independent of the prediction."""
     command = [sys.executable, str(ROOT / "benchmarks" / "plan_memory.py"), "full, accumulated", "lora"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

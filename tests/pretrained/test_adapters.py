@@ -1,4 +1,4 @@
-"""The arithmetic of adapters: LoRA, DoRA and rank-stabilized LoRA."""
+"""The computation of adapters: LoRA, DoRA and rank-stabilized LoRA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lora(**fields: Any) -> LoraConfig:
 
 
 def adapted(config: LoraConfig, dtype: torch.dtype = torch.float64) -> Any:
-    """A linear layer with adapters; the inner layer is ``base_layer``."""
+    """Return a linear layer with adapters. The inner layer is ``base_layer``."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(10, 7).to(dtype)}).requires_grad_(False)
     inject_lora(model, config)
@@ -30,7 +30,7 @@ def adapted(config: LoraConfig, dtype: torch.dtype = torch.float64) -> Any:
 
 @pytest.mark.parametrize(("fields", "scale"), [({}, ALPHA / RANK), ({"rslora": True}, ALPHA / math.sqrt(RANK))])
 @pytest.mark.parametrize("dora", [False, True])
-def test_outputs(fields: dict[str, Any], scale: float, dora: bool) -> None:
+def test_outputs_equal_the_formulas(fields: dict[str, Any], scale: float, dora: bool) -> None:
     layer = adapted(lora(dora=dora, **fields))
     weight, bias = layer.base_layer.weight, layer.base_layer.bias
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -49,8 +49,8 @@ def test_outputs(fields: dict[str, Any], scale: float, dora: bool) -> None:
     )
 
 
-def test_magnitudes_of_weights_in_half_precision() -> None:
-    """New adapters change nothing, although the frozen weights are rounded."""
+def test_new_dora_adapters_do_not_change_half_precision_weights() -> None:
+    """The magnitudes are computed from the rounded frozen weights."""
     layer = adapted(lora(dora=True), torch.bfloat16)
     reset_magnitudes(nn.ModuleDict({"q_proj": layer}))
     layer.float()
@@ -58,7 +58,7 @@ def test_magnitudes_of_weights_in_half_precision() -> None:
     torch.testing.assert_close(layer(inputs), layer.base_layer(inputs), rtol=1e-6, atol=1e-6)
 
 
-def test_the_defaults_are_not_part_of_an_identity() -> None:
+def test_default_fields_are_not_part_of_the_identity() -> None:
     plain = {"rank": RANK, "alpha": ALPHA, "dropout": 0.0, "targets": ["q_proj"]}
     assert identity_of(lora()) == identity_of(lora(dora=False, rslora=False)) == plain
     assert identity_of(lora(dora=True)) == plain | {"dora": True}

@@ -1,4 +1,4 @@
-"""Checkpoints on a hub: the revision decides what is read, and one message tells what cannot be read."""
+"""Checkpoints on the hub: the selected revision is read, and one message explains errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tiny_audio.encoders import ENCODERS, EncoderContext
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """Address of a hub with one repository: tag ``v1`` has zeros in its final norm's bias, ``main`` has ones."""
+    """Yield the address of a hub with one repository. The bias of the final norm is zeros in tag ``v1`` and ones in
+    ``main``."""
     hubert(tmp_path / "checkpoint")
     config = (tmp_path / "checkpoint" / "config.json").read_bytes()
     tensors = load_file(tmp_path / "checkpoint" / "model.safetensors")
@@ -48,7 +49,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*wanted: str) -> list[str]:
-    """For each ``repository@revision``: its bias, or the refusal."""
+    """Return the bias for each ``repository@revision``, or the error message."""
     found = []
     for one in wanted:
         repository, _, revision = one.partition("@")
@@ -62,7 +63,7 @@ def read(*wanted: str) -> list[str]:
     return found
 
 
-def test_the_revision_decides_what_is_read(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_selected_revision_is_read(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to_hub(monkeypatch, hub)
     names = ("tiny/hubert", "tiny/hubert@v1", f"tiny/hubert@{'a' * 40}", "tiny/hubert@main")
     *values, no_revision, no_repository = read(*names, "tiny/hubert@v9", "tiny/nothing")
@@ -73,7 +74,7 @@ def test_the_revision_decides_what_is_read(hub: str, monkeypatch: pytest.MonkeyP
     )
     for line in (no_revision, no_repository):
         assert line.endswith("and check the network and `hf auth login` for gated models.")
-    # What was read once is there without a network, by the same revision; what was not is refused.
+    # Revisions that were read before are available without a network. Others are rejected.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     *offline, not_read = read("tiny/hubert@v1", "tiny/hubert@main", "tiny/other")
     assert offline == ["0.0", "1.0"]
@@ -82,7 +83,7 @@ def test_the_revision_decides_what_is_read(hub: str, monkeypatch: pytest.MonkeyP
     assert "check the network" not in not_read
 
 
-def assert_refused(line: str, repository: str) -> None:
+def assert_rejected(line: str, repository: str) -> None:
     assert re.fullmatch(
         rf"hubert: cannot read '{repository}': \S.*\. Give a hub id or the folder of a checkpoint, and check "
         r"the network and `hf auth login` for gated models\.",
@@ -90,8 +91,8 @@ def assert_refused(line: str, repository: str) -> None:
     )
 
 
-@pytest.mark.slow  # the hub's client tries again
-def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # the hub's client retries
+def test_a_missing_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     point_to_hub(monkeypatch, "http://127.0.0.1:9")
     (line,) = read("tiny/hubert")
-    assert_refused(line, "tiny/hubert")
+    assert_rejected(line, "tiny/hubert")

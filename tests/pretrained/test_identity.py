@@ -1,4 +1,4 @@
-"""What the identity of a local checkpoint is made of, and that large files are hashed once."""
+"""The identity of local checkpoints, and the cache of hashes of large files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def replaced(name: str, before: str, after: str) -> Callable[[Path], object]:
 
 
 def other_weights(folder: Path) -> None:
-    """Of the same size, and with the old time of change."""
+    """Replace the weights with others of the same size, and keep the old modification time."""
     path = folder / "model.safetensors"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes()[::-1])
@@ -76,7 +76,7 @@ def other_weights(folder: Path) -> None:
         other_weights,
     ],
 )
-def test_what_shapes_the_model_counts(folder: Path, edit: Callable[[Path], object]) -> None:
+def test_files_that_affect_the_model_change_the_identity(folder: Path, edit: Callable[[Path], object]) -> None:
     before = folder_identity(folder)
     edit(folder)
     assert folder_identity(folder) != before
@@ -96,20 +96,20 @@ def test_what_shapes_the_model_counts(folder: Path, edit: Callable[[Path], objec
         lambda folder: (folder / "logs").mkdir(),
     ],
 )
-def test_what_does_not_shape_the_model(folder: Path, edit: Callable[[Path], object]) -> None:
+def test_other_files_do_not_change_the_identity(folder: Path, edit: Callable[[Path], object]) -> None:
     before = folder_identity(folder)
     edit(folder)
     assert folder_identity(folder) == before
 
 
-def test_the_path_does_not_count(folder: Path, tmp_path: Path) -> None:
+def test_the_path_does_not_change_the_identity(folder: Path, tmp_path: Path) -> None:
     before = folder_identity(folder)
     assert folder_identity(folder.rename(tmp_path / "moved")) == before
     (tmp_path / "link").symlink_to(tmp_path / "moved")
     assert folder_identity(tmp_path / "link") == before
 
 
-def test_large_files_are_read_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_hashed_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     whole = identity.hashlib.file_digest
 
@@ -144,7 +144,7 @@ def test_large_files_are_read_once(folder: Path, cache: Path, monkeypatch: pytes
         ("", False),
     ],
 )
-def test_folders_and_repositories(name: str, local: bool) -> None:
+def test_folders_and_repositories_are_distinguished(name: str, local: bool) -> None:
     assert is_local(name) == local
     section = {"name": "llama", "pretrained": name}
     assert without_path(section) == section | ({"pretrained": LOCAL_FOLDER} if local else {})

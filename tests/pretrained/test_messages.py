@@ -1,6 +1,6 @@
-"""How errors about checkpoints and parts read. Other tests check their class, their location and the values they name.
+"""The wording of errors about checkpoints and parts. Other tests check their class, location and values.
 
-To write ``messages.txt`` again, run ``REGENERATE=1 pytest tests/pretrained/test_messages.py`` and read the difference.
+To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/pretrained/test_messages.py`` and read the difference.
 """
 
 from __future__ import annotations
@@ -99,5 +99,5 @@ def test_messages(tmp_path: Path) -> None:
     fields = (raised(title, registry.parse, values) for title, registry, values in FIELDS)
     paragraphs = [*checkpoints(tmp_path), *fields, *building()]
     text = "\n".join(paragraphs).replace(str(tmp_path), "FOLDER")
-    # Names in transformers depend on its version.
+    # The list of names in transformers depends on its version.
     check_golden(GOLDEN, re.sub(r"Allowed: (\w+, \w+), .*", r"Allowed: \1, …", text))

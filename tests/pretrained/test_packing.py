@@ -1,4 +1,4 @@
-"""Packed rows: equal to padded ones to the last digits of fp64, without padding in any layer, and refused by name."""
+"""Packed rows equal padded rows in fp64, and no layer computes padding. Unsupported families are rejected by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny_audio.projectors import PROJECTORS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["one two", "four", "six"]
-"""Short, because the slowest encoder has 13 frames a second."""
+"""Short texts, because the slowest encoder has 13 frames per second."""
 SIZES = (16_000, 3_000, 9_111)
 ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
 DECODER_FAMILIES = [entry.name for entry in DECODERS.entries() if "varlen" in entry.config.attentions]
@@ -34,7 +34,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "v_proj")}
 EXACT = 1e-12
 
 
-def test_families_that_pack() -> None:
+def test_the_usual_families_support_packing() -> None:
     assert {"hubert", "wav2vec2", "whisper"} <= set(ENCODER_FAMILIES)
     assert {"smollm3", "smollm2", "llama", "qwen3", "gemma3", "causal_lm"} <= set(DECODER_FAMILIES)
 
@@ -43,7 +43,7 @@ def test_families_that_pack() -> None:
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_rows_are_packed_and_back(left: bool) -> None:
+def test_packing_can_be_undone(left: bool) -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
     mask = mask.flip(1) if left else mask
     values = torch.randn(3, 4, 2)
@@ -74,7 +74,7 @@ class Layer(nn.Module):
 
 
 def segments(queries: Tensor, keys: Tensor, values: Tensor, sizes: list[int], window: int | None) -> Tensor:
-    """One product over all rows, under a mask that keeps them apart."""
+    """Compute attention over all rows at once, with a mask that separates them."""
     row = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     position = torch.cat([torch.arange(size) for size in sizes])
     distance = position[:, None] - position
@@ -91,7 +91,7 @@ def random_rows(sizes: list[int], **kind: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 50])
-def test_each_row_attends_to_itself_alone(window: int | None) -> None:
+def test_each_row_attends_only_to_itself(window: int | None) -> None:
     sizes = [5, 1, 9, 3]
     inputs = random_rows(sizes)
     offsets = F.pad(torch.tensor(sizes).cumsum(0), (1, 0)).int()
@@ -108,8 +108,8 @@ def test_each_row_attends_to_itself_alone(window: int | None) -> None:
         assert torch.allclose(found, right, rtol=0, atol=EXACT)
 
 
-def test_the_kernel_is_asked_for_as_much_as_it_puts_out() -> None:
-    """By torch's own account of its shapes; what it computes, a GPU has to show."""
+def test_the_shapes_of_the_kernel_are_correct() -> None:
+    """torch computes the shapes without a GPU. Values need a GPU."""
     query = torch.empty(18, 4, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
     key = torch.empty(18, 2, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
     offsets = torch.tensor([0, 5, 18], dtype=torch.int32, device="meta")
@@ -134,11 +134,11 @@ def test_the_kernel_equals_row_by_row(window: int | None) -> None:
 
 
 @pytest.mark.parametrize(("size", "taken"), [(8, True), (80, True), (256, True), (12, False), (264, False)])
-def test_heads_that_the_kernel_takes(size: int, taken: bool) -> None:
+def test_sizes_of_heads_that_the_kernel_supports(size: int, taken: bool) -> None:
     assert packing.takes_heads(size) is taken
 
 
-def test_scores_that_the_kernel_cannot_compute() -> None:
+def test_unsupported_scores_are_rejected() -> None:
     with pytest.raises(UserError, match=r"^attention: varlen .*softcap"):
         packing.attend(Layer(), *random_rows([3]), None, softcap=30.0)
 
@@ -185,7 +185,7 @@ def scored(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
     [(name, DECODER_FAMILIES[number % len(DECODER_FAMILIES)]) for number, name in enumerate(ENCODER_FAMILIES)]
     + [("whisper", name) for name in DECODER_FAMILIES],
 )
-def test_losses_gradients_and_hypotheses_are_those_of_padded_rows(
+def test_losses_gradients_and_hypotheses_equal_those_of_padded_rows(
     encoder: str, decoder: str, fields: dict[str, Any]
 ) -> None:
     found: list[tuple[dict[str, Tensor], list[str]]] = []
@@ -202,13 +202,13 @@ def test_losses_gradients_and_hypotheses_are_those_of_padded_rows(
     assert len(padded) > 10
     largest = max(float(tensor.abs().max()) for tensor in padded.values())
     for name, wanted in padded.items():
-        # Gemma's norms run in fp32 whatever the weights are.
+        # Gemma's norms compute in fp32 for all types of weights.
         allowed = 1e-6 if decoder == "gemma3" and "norm" in name else EXACT
         assert (packed[name] - wanted).abs().max() <= allowed * max(float(wanted.abs().max()), 1e-3 * largest), name
     assert said == said_packed
 
 
-def test_no_layer_sees_padding_and_no_mask_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_layer_gets_padding_or_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = assemble("hubert", "gemma3", {"attention": "varlen"})
     seen: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
     for part, rows in seen.items():
@@ -235,7 +235,7 @@ def test_no_layer_sees_padding_and_no_mask_is_made(monkeypatch: pytest.MonkeyPat
     assert masks
 
 
-def test_half_precision_under_autocast() -> None:
+def test_packed_rows_work_in_half_precision() -> None:
     for encoder, decoder in (("whisper", "qwen3"), ("hubert", "smollm3")):
         padded, packed = (assemble(encoder, decoder, {"attention": attention}) for attention in ("auto", "varlen"))
         losses = []
@@ -249,7 +249,7 @@ def test_half_precision_under_autocast() -> None:
 
 
 def decoded_positions(fields: dict[str, Any], num_shared: int, decoder: str = "llama") -> torch.Size:
-    """Return the shape ``[B, L]`` of what the layers compute for three rows of 20, 15 and 18 positions."""
+    """Return the shape ``[B, L]`` of the layers' inputs for three rows of 20, 15 and 18 positions."""
     tiny = DECODERS.entry(decoder).config.tiny()
     config = type(tiny).model_validate(tiny.model_dump() | fields)
     built = DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS)))
@@ -267,7 +267,7 @@ def test_families_compute_a_long_prefix_once(name: str) -> None:
     assert decoded_positions({}, 10, name) == (1, 20 + 5 + 8)
 
 
-def test_when_a_prefix_is_computed_once() -> None:
+def test_the_shared_prefix_is_computed_once_if_possible() -> None:
     lora = {"freeze": True, "lora": LORA}
     assert decoded_positions(lora, 10) == (1, 33)
     assert decoded_positions(lora | {"gradient_checkpointing": True}, 10) == (1, 33)
@@ -279,21 +279,21 @@ def test_when_a_prefix_is_computed_once() -> None:
     assert decoded_positions({}, 10, "causal_lm") == (3, 20)
 
 
-# --- refusals
+# # --- errors
 
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [("wavlm", "sdpa"), ("w2v-bert", "sdpa, eager"), ("parakeet", "sdpa, eager"), ("granite-speech", "sdpa")],
 )
-def test_families_that_do_not_pack_refuse_by_name(name: str, allowed: str) -> None:
+def test_families_without_packing_are_rejected(name: str, allowed: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": name, "attention": "varlen"})
     assert_names(caught.value, f"attention: {name} varlen; auto, {allowed}")
 
 
 @pytest.mark.parametrize("registry", [ENCODERS, DECODERS])
-def test_dropout_is_refused(registry: Any) -> None:
+def test_dropout_is_rejected(registry: Any) -> None:
     name = "hubert" if registry is ENCODERS else "llama"
     with pytest.raises(ValidationError, match=r"attention: varlen .*dropout: 0"):
         registry.parse({"name": name, "attention": "varlen", "dropout": 0.1})
@@ -317,7 +317,7 @@ def test_dropout_is_refused(registry: Any) -> None:
         ),
     ],
 )  # fmt: skip
-def test_language_models_that_cannot_pack(model_type: str, overrides: dict[str, Any], values: str) -> None:
+def test_language_models_without_packing_are_rejected(model_type: str, overrides: dict[str, Any], values: str) -> None:
     tiny: Any = DECODERS.entry("causal_lm").config.tiny()  # type: ignore[attr-defined]
     fields = {"model_type": model_type, "overrides": overrides, "attention": "varlen"}
     config = type(tiny).model_validate(tiny.model_dump() | fields)
@@ -326,7 +326,7 @@ def test_language_models_that_cannot_pack(model_type: str, overrides: dict[str, 
     assert_names(caught.value, f"attention: {values}")
 
 
-def test_a_language_model_with_learned_positions_packs() -> None:
+def test_language_models_with_learned_positions_support_packing() -> None:
     tiny: Any = DECODERS.entry("causal_lm").config.tiny()  # type: ignore[attr-defined]
     fields = {"model_type": "gpt2", "overrides": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
     rows = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))

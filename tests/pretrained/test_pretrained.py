@@ -1,4 +1,4 @@
-"""Loading checkpoints from folders: every tensor accounted for, and every error by name."""
+"""Loading of checkpoints from folders: every tensor is accounted for, and errors name the tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tiny_audio.pretrained.checkpoints import published_architecture
 LAYER = "hubert.encoder.layers.0.attention.q_proj.weight"
 
 
-# --- what loads
+# --- checkpoints that load
 
 
 def test_hubert_from_a_checkpoint_with_a_ctc_head(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_hubert_from_a_checkpoint_without_a_head(tmp_path: Path) -> None:
     assert_same_tensors(encoder("hubert", tmp_path / "bare").model, model)  # type: ignore[arg-type]
 
 
-def test_hubert_in_the_form_of_the_released_checkpoints(tmp_path: Path) -> None:
-    """A pickle, with the weight norm's tensors under the names that older versions of torch gave them."""
+def test_hubert_in_the_format_of_the_released_checkpoints(tmp_path: Path) -> None:
+    """A pickle with the names that older versions of torch gave to the tensors of weight norm."""
     model = hubert(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
@@ -59,7 +59,7 @@ def test_the_encoder_of_a_whole_whisper_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_smollm3(tmp_path: Path, tied: bool) -> None:
+def test_smollm3_can_be_loaded(tmp_path: Path, tied: bool) -> None:
     model = smollm3(tmp_path, tie_word_embeddings=tied)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
     loaded: Any = decoder(tmp_path)
@@ -68,7 +68,7 @@ def test_smollm3(tmp_path: Path, tied: bool) -> None:
     assert (weights[0] is weights[1]) is tied
 
 
-def test_tied_embeddings_that_a_checkpoint_holds_twice(tmp_path: Path) -> None:
+def test_tied_embeddings_can_be_stored_twice(tmp_path: Path) -> None:
     smollm3(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     loaded: Any = decoder(tmp_path)
@@ -76,8 +76,9 @@ def test_tied_embeddings_that_a_checkpoint_holds_twice(tmp_path: Path) -> None:
     assert loaded.architecture()["tie_word_embeddings"] is True
 
 
-def test_a_head_that_differs_from_the_embeddings_it_is_said_to_be(tmp_path: Path) -> None:
-    """The weights decide; rebuilt from the architecture, the head would otherwise be lost."""
+def test_a_head_that_differs_from_tied_embeddings_is_kept(tmp_path: Path) -> None:
+    """The config says that the head is tied. If the decoder were rebuilt according to the config, the head would be
+    lost."""
     smollm3(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
     loaded: Any = decoder(tmp_path)
@@ -88,13 +89,13 @@ def test_a_head_that_differs_from_the_embeddings_it_is_said_to_be(tmp_path: Path
     assert not torch.equal(loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight)
 
 
-def test_frozen_weights_keep_their_type_and_trained_ones_are_float32(tmp_path: Path) -> None:
+def test_frozen_weights_keep_their_type_and_trained_weights_are_float32(tmp_path: Path) -> None:
     smollm3(tmp_path / "whole").to(torch.bfloat16).save_pretrained(tmp_path / "half")
     assert {tensor.dtype for tensor in decoder(tmp_path / "half").parameters()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in decoder(tmp_path / "half", freeze=False).parameters()} == {torch.float32}
 
 
-def test_the_dropouts_are_the_recipes(tmp_path: Path) -> None:
+def test_dropout_probabilities_come_from_the_recipe(tmp_path: Path) -> None:
     noisy = {"hidden_dropout": 0.3, "attention_dropout": 0.3, "activation_dropout": 0.3, "feat_proj_dropout": 0.3}
     hubert(tmp_path, **noisy, layerdrop=0.5, mask_time_prob=0.4, mask_feature_prob=0.4)
     torch.manual_seed(0)
@@ -110,7 +111,7 @@ def test_the_dropouts_are_the_recipes(tmp_path: Path) -> None:
     assert part.model.config.layerdrop == 0.0
 
 
-def test_an_earlier_build_needs_no_checkpoint(tmp_path: Path) -> None:
+def test_a_part_can_be_rebuilt_without_its_checkpoint(tmp_path: Path) -> None:
     hubert(tmp_path / "moved")
     built = encoder("hubert", tmp_path / "moved")
     architecture = json.loads(json.dumps(built.architecture()))
@@ -120,7 +121,7 @@ def test_an_earlier_build_needs_no_checkpoint(tmp_path: Path) -> None:
     assert rebuilt.state_dict().keys() == built.state_dict().keys()
 
 
-def test_loading_says_nothing_of_what_is_not_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_does_not_report_unused_tensors(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hubert(tmp_path)
     capfd.readouterr()
     encoder("hubert", tmp_path)
@@ -131,11 +132,11 @@ def test_loading_says_nothing_of_what_is_not_used(tmp_path: Path, capfd: pytest.
 # --- adapters
 
 
-def test_adapters(tmp_path: Path) -> None:
+def test_adapters_are_added_to_the_targets(tmp_path: Path) -> None:
     smollm3(tmp_path)
     part = decoder(tmp_path, lora={"rank": 3, "alpha": 6.0, "targets": ["q_proj", "k_proj"]})
     trainable = {name: tensor for name, tensor in part.named_parameters() if tensor.requires_grad}
-    # 32 channels; 4 heads of queries and 2 of keys, 8 channels each; 2 layers.
+    # 32 channels, 4 heads of queries and 2 of keys with 8 channels each, and 2 layers.
     assert sum(tensor.numel() for tensor in trainable.values()) == 2 * 3 * ((32 + 32) + (32 + 16))
     assert sorted(trainable) == sorted(
         f"model.model.layers.{layer}.self_attn.{target}.lora_{side}.default.weight"
@@ -155,7 +156,7 @@ def test_adapters(tmp_path: Path) -> None:
         assert not torch.equal(part(part.embed(tokens), mask, mask), before)
 
 
-def test_adapters_are_named_by_the_end_of_their_path(tmp_path: Path) -> None:
+def test_targets_can_be_the_end_of_a_path(tmp_path: Path) -> None:
     hubert(tmp_path)
     lora = {"rank": 2, "alpha": 2.0, "targets": ["layers.1.attention.q_proj", "output_dense"]}
     part = encoder("hubert", tmp_path, lora=lora)
@@ -171,11 +172,11 @@ def test_adapters_are_named_by_the_end_of_their_path(tmp_path: Path) -> None:
     ("target", "hint"),
     [("qproj", "did you mean 'q_proj'? "), ("nowhere.k_proj", "did you mean 'down_proj'? "), ("self_attn", "")],
 )
-def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint: str) -> None:
+def test_unknown_targets_are_rejected(tmp_path: Path, target: str, hint: str) -> None:
     smollm3(tmp_path)
     allowed = "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     lora = {"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]}
-    if "." not in target:  # of a family that is known, before anything is read
+    if "." not in target:  # for a known family, before anything is read
         with pytest.raises(ValidationError) as refused:
             decoder(tmp_path, lora=lora)
         assert_names(refused.value, f"lora.targets: smollm3 {target!r}; {hint}{allowed.replace('lm_head, ', '')}")
@@ -202,16 +203,16 @@ def test_adapters_on_layers_that_are_not_there(tmp_path: Path, target: str, hint
         ({"lora": {"rank": 2, "alpha": 2.0, "targets": []}}, "at least 1 item"),
     ],
 )
-def test_fields_that_contradict_each_other(fields: dict[str, Any], values: str) -> None:
+def test_contradicting_fields_are_rejected(fields: dict[str, Any], values: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ENCODERS.parse({"name": "hubert", **fields})
     assert_names(caught.value, values)
 
 
-# --- what does not load
+# # --- checkpoints that do not load
 
 
-def test_a_missing_tensor(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     hubert(tmp_path)
     change(tmp_path, lambda tensors: tensors.pop(LAYER))
     with pytest.raises(UserError) as caught:
@@ -219,7 +220,7 @@ def test_a_missing_tensor(tmp_path: Path) -> None:
     assert_names(caught.value, f"{tmp_path} HubertModel; 1 missing: encoder.layers.0.attention.q_proj.weight;")
 
 
-def test_tensors_without_a_place(tmp_path: Path) -> None:
+def test_unexpected_tensors_are_named(tmp_path: Path) -> None:
     hubert(tmp_path)
     more = {f"hubert.extra.{index}": torch.zeros(1) for index in range(7)}
     change(tmp_path, lambda tensors: tensors.update(more))
@@ -228,7 +229,7 @@ def test_tensors_without_a_place(tmp_path: Path) -> None:
         encoder("hubert", tmp_path)
 
 
-def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
+def test_a_tensor_with_another_shape_is_named(tmp_path: Path) -> None:
     hubert(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({LAYER: torch.zeros(3, 5)}))
     message = "encoder.layers.0.attention.q_proj.weight [3, 5] instead of [32, 32]; "
@@ -236,15 +237,15 @@ def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
         encoder("hubert", tmp_path)
 
 
-def test_a_language_model_without_its_head(tmp_path: Path) -> None:
-    """Unless it is tied: then the embeddings are the head."""
+def test_a_missing_head_is_an_error_unless_it_is_tied(tmp_path: Path) -> None:
+    """If it is tied, the embeddings are the head."""
     smollm3(tmp_path, tie_word_embeddings=False)
     change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(UserError, match=r"SmolLM3ForCausalLM; 1 missing: lm_head\.weight; "):
         decoder(tmp_path)
 
 
-def test_a_checkpoint_of_another_family(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_another_family_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whisper(tmp_path)
     message = rf"^{re.escape(str(tmp_path))} .*'whisper'.*'hubert'"
     capfd.readouterr()
@@ -257,12 +258,12 @@ def test_a_checkpoint_of_another_family(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no/such/folder", "~/no/such/folder"])
-def test_no_such_folder(path: str) -> None:
+def test_a_missing_folder_is_an_error(path: str) -> None:
     with pytest.raises(UserError, match=f"^hubert: .*{re.escape(repr(os.path.expanduser(path)))}"):
         encoder("hubert", path)
 
 
-def test_a_folder_that_holds_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     message = rf"^hubert: {re.escape(repr(str(tmp_path)))} .*config\.json .*model_type"
     for content in (None, "{}"):
         if content is not None:
@@ -282,7 +283,7 @@ def test_a_folder_that_holds_no_checkpoint(tmp_path: Path) -> None:
         ("model.safetensors", None, r"model\.safetensors"),
     ],
 )
-def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
     hubert(tmp_path)
     (tmp_path / file).unlink()
     if content is not None:
@@ -294,15 +295,15 @@ def test_damaged_files(tmp_path: Path, file: str, content: bytes | None, message
 # --- random weights
 
 
-def test_an_override_that_the_architecture_does_not_know() -> None:
+def test_unknown_overrides_are_rejected() -> None:
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"hiden_size": 32}})
     with pytest.raises(UserError) as caught:
         ENCODERS.build(config, EncoderContext())
     assert_names(caught.value, "overrides: HubertConfig 'hiden_size'; 'hidden_size'")
 
 
-def test_overrides_that_cannot_be_built_together() -> None:
-    """Each is a valid number; that heads must divide a width, only the architecture knows."""
+def test_overrides_that_do_not_fit_together_are_rejected() -> None:
+    """Each number is valid, but only the architecture knows that the number of heads must divide the width."""
     tiny: Any = ENCODERS.entry("whisper").config.tiny()
     config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
     message = "^overrides .*: embed_dim must be divisible by num_heads"
@@ -311,7 +312,7 @@ def test_overrides_that_cannot_be_built_together() -> None:
             ENCODERS.build(config, EncoderContext())
 
 
-def test_an_override_that_the_architecture_refuses() -> None:
+def test_invalid_overrides_are_rejected() -> None:
     config = ENCODERS.parse({"name": "hubert", "init": "random", "overrides": {"conv_dim": [16, 16]}})
     with pytest.raises(UserError, match=r"^overrides .*HubertConfig: Configuration for conv"):
         ENCODERS.build(config, EncoderContext())
@@ -320,7 +321,7 @@ def test_an_override_that_the_architecture_refuses() -> None:
         ENCODERS.build(config, EncoderContext())
 
 
-def test_random_parts_publish_nothing_and_pretrained_ones_their_config(tmp_path: Path) -> None:
+def test_only_pretrained_parts_have_a_published_architecture(tmp_path: Path) -> None:
     hubert(tmp_path)
     assert published_architecture(ENCODERS.entry("hubert").config.tiny()) is None  # type: ignore[attr-defined]
     architecture = published_architecture(ENCODERS.parse({"name": "hubert", "pretrained": str(tmp_path)}))
@@ -334,7 +335,7 @@ def test_random_parts_publish_nothing_and_pretrained_ones_their_config(tmp_path:
     assert {tensor.device.type for tensor in built.parameters()} == {"meta"}
 
 
-def test_flash_attention_that_is_not_installed() -> None:
+def test_a_missing_flash_attention_is_named() -> None:
     config: Any = ENCODERS.parse({"name": "hubert", "attention": "flash_attention_2"})
     if torch.cuda.is_available():
         pytest.skip("about machines without a GPU")

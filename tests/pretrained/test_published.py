@@ -1,4 +1,4 @@
-"""The shipped table of architectures, held against the parameter counts that the models are known by."""
+"""The shipped table of architectures, compared with published parameter counts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ ENCODER_MILLIONS = {
     "facebook/w2v-bert-2.0": ("w2v-bert", 580.5),
     "nvidia/parakeet-ctc-0.6b": ("parakeet", 608.0),
     "nvidia/parakeet-ctc-1.1b": ("parakeet", 1_062.0),
-    # The weights of the whole models are 2.3 billion parameters with the language model and the Q-Former.
+    # The whole model has 2.3 billion parameters, including the language model and the Q-Former.
     "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
     "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
-    # 782.4 and 2,038.1 million in the whole models, less Qwen3-0.6B's 596.0 and Qwen3-1.7B's 1,720.6, and the
-    # projectors' 1.7 and 3.1.
+    # The whole models have 782.4 and 2,038.1 million parameters. Qwen3-0.6B's 596.0, Qwen3-1.7B's 1,720.6, and the
+    # projectors' 1.7 and 3.1 are subtracted.
     "Qwen/Qwen3-ASR-0.6B": ("qwen3-asr", 184.7),
     "Qwen/Qwen3-ASR-1.7B": ("qwen3-asr", 314.3),
     "Qwen/Qwen3-ASR-0.6B-hf": ("qwen3-asr", 184.7),
@@ -79,7 +79,7 @@ Context = Callable[[dict[str, Any]], object]
 
 
 def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context: Context) -> float:
-    """In millions, of a part on the meta device; those that two names share count once."""
+    """Return the parameters of a part in millions, built on the meta device. Shared parameters count once."""
     config = registry.parse({"name": name, "pretrained": checkpoint})
     architecture = known_architecture(config)
     assert architecture is not None
@@ -89,29 +89,29 @@ def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context
 
 
 @pytest.mark.parametrize(("checkpoint", "name", "millions"), [(key, *value) for key, value in ENCODER_MILLIONS.items()])
-def test_encoders_have_as_many_parameters_as_they_are_known_for(checkpoint: str, name: str, millions: float) -> None:
+def test_encoders_have_the_published_number_of_parameters(checkpoint: str, name: str, millions: float) -> None:
     assert parameters(ENCODERS, name, checkpoint, EncoderContext) == pytest.approx(millions, rel=0.01)
 
 
 @pytest.mark.parametrize(("checkpoint", "name", "millions"), [(key, *value) for key, value in DECODER_MILLIONS.items()])
-def test_decoders_have_as_many_parameters_as_they_are_known_for(checkpoint: str, name: str, millions: float) -> None:
+def test_decoders_have_the_published_number_of_parameters(checkpoint: str, name: str, millions: float) -> None:
     context = partial(DecoderContext, None)
     assert parameters(DECODERS, name, checkpoint, context) == pytest.approx(millions, rel=0.001)
 
 
-def test_nothing_is_in_the_table_that_is_not_held_against_something() -> None:
+def test_every_entry_of_the_table_is_checked() -> None:
     assert published._table().keys() == ENCODER_MILLIONS.keys() | DECODER_MILLIONS.keys()
 
 
 @pytest.mark.parametrize("checkpoint", DECODER_MILLIONS)
-def test_how_far_a_decoder_reads_is_known(checkpoint: str) -> None:
+def test_the_number_of_positions_of_a_decoder_is_known(checkpoint: str) -> None:
     fields = published._table()[checkpoint]
     assert fields["max_position_embeddings"] >= 4_096
     assert fields["vocab_size"] >= 32_000
 
 
-def test_the_fields_are_those_of_the_families() -> None:
-    """Overhead the old names of rotary settings, which transformers still reads."""
+def test_all_fields_are_known_to_transformers() -> None:
+    """Old names of rotary settings are also allowed, because transformers still reads them."""
     from transformers import CONFIG_MAPPING
 
     older = {"model_type", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"}
@@ -120,7 +120,7 @@ def test_the_fields_are_those_of_the_families() -> None:
         assert not fields.keys() - known - older, checkpoint
 
 
-def test_rotary_settings_arrive() -> None:
+def test_rotary_settings_are_read() -> None:
     def rope(checkpoint: str) -> Any:
         from transformers import CONFIG_MAPPING
 
@@ -140,13 +140,13 @@ def test_rotary_settings_arrive() -> None:
     [(registry, entry.name) for registry in (ENCODERS, DECODERS) for entry in registry.entries()],
     ids=lambda value: value if isinstance(value, str) else value.kind,
 )
-def test_what_a_part_takes_by_default_is_known(registry: Registry[Any, Any], name: str) -> None:
+def test_default_checkpoints_are_in_the_table(registry: Registry[Any, Any], name: str) -> None:
     default = registry.entry(name).config.model_fields["pretrained"].default
-    if default:  # `causal_lm` stands for any
+    if default:  # `causal_lm` has no default
         assert known_architecture(registry.parse({"name": name, "pretrained": default})) is not None
 
 
-def test_what_the_table_cannot_tell() -> None:
+def test_other_checkpoints_and_revisions_are_unknown() -> None:
     known = {"name": "smollm3", "pretrained": "HuggingFaceTB/SmolLM3-3B"}
     architecture = known_architecture(DECODERS.parse(known))
     assert architecture == read_architecture(DECODERS.parse(known))

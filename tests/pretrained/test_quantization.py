@@ -43,7 +43,7 @@ def linear(inputs: int = 48, outputs: int = 20, *, bias: bool = True) -> nn.Line
 
 
 def decoder(kind: Quantization | None, name: str = "smollm3", **fields: Any) -> Any:
-    """A tiny frozen decoder with adapters; its weights are larger than usual, so that rounding matters."""
+    """Return a tiny frozen decoder with adapters. Its weights are larger than usual, so that rounding has an effect."""
     tiny = DECODERS.entry(name).config.tiny()  # type: ignore[attr-defined]
     config = type(tiny).model_validate({**tiny.model_dump(), "freeze": True, "lora": LORA, **fields}, strict=False)
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def decoder(kind: Quantization | None, name: str = "smollm3", **fields: Any) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("inputs", "outputs"), [(48, 20), (576, 192), (6, 3)])
-def test_the_bytes_are_known_without_the_package(bnb: Any, kind: Quantization, inputs: int, outputs: int) -> None:
+def test_memory_is_computed_without_bitsandbytes(bnb: Any, kind: Quantization, inputs: int, outputs: int) -> None:
     real, planned = (
         QuantizedLinear(layer, kind) for layer in (linear(inputs, outputs), linear(inputs, outputs).to("meta"))
     )
@@ -74,7 +74,7 @@ def test_the_bytes_are_known_without_the_package(bnb: Any, kind: Quantization, i
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8 + 32 / 1024)])
-def test_bits_for_each_weight(kind: Quantization, bits: float) -> None:
+def test_bits_per_weight_are_known(kind: Quantization, bits: float) -> None:
     layer = QuantizedLinear(nn.Linear(1024, 1024, bias=False, device="meta"), kind)
     size = 8 * sum(tensor.numel() * tensor.element_size() for tensor in layer.buffers())
     assert size / layer.num_weights == pytest.approx(bits, abs=1e-4)
@@ -82,11 +82,13 @@ def test_bits_for_each_weight(kind: Quantization, bits: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_linear_layer_with_the_restored_weight(bnb: Any, kind: Quantization, dtype: torch.dtype) -> None:
+def test_a_quantized_layer_equals_a_layer_with_the_restored_weight(
+    bnb: Any, kind: Quantization, dtype: torch.dtype
+) -> None:
     plain = linear()
     layer = QuantizedLinear(plain, kind).to(dtype)
     assert (layer.dtype, layer.weight.dtype, layer.bias.dtype) == (dtype,) * 3
-    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # the widest gap between two of nf4's values is 0.3
+    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # the largest gap between two values of nf4 is 0.3
     assert (layer.weight.float() - plain.weight).abs().max() < limit * plain.weight.abs().max()
     twin = nn.Linear(48, 20).to(dtype)
     twin.load_state_dict({"weight": layer.weight, "bias": layer.bias})
@@ -99,25 +101,25 @@ def test_a_linear_layer_with_the_restored_weight(bnb: Any, kind: Quantization, d
     assert all(torch.equal(ours, wanted) for ours, wanted in zip(*grads, strict=True))
 
 
-def test_the_library_computes_the_same(bnb: Any) -> None:
+def test_outputs_equal_those_of_bitsandbytes(bnb: Any) -> None:
     plain = linear(128, 64)
     theirs = bnb.nn.Linear4bit(128, 64, compute_dtype=torch.float32, quant_type="nf4")
     theirs.weight = bnb.nn.Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
     theirs.bias = plain.bias
     theirs = theirs.to("cpu")
-    inputs = torch.randn(3, 128).requires_grad_()  # without a gradient, theirs takes a kernel in half precision
+    inputs = torch.randn(3, 128).requires_grad_()  # without a gradient, bitsandbytes uses a kernel in half precision
     torch.testing.assert_close(QuantizedLinear(plain, "nf4")(inputs), theirs(inputs), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_half_precision_does_not_change_what_is_stored(bnb: Any, kind: Quantization) -> None:
+def test_half_precision_does_not_change_the_quantized_weights(bnb: Any, kind: Quantization) -> None:
     layer, same = (QuantizedLinear(linear(), kind) for _ in range(2))
     layer.to(torch.bfloat16).to(torch.float32)
     assert torch.equal(layer.weight, same.weight)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast(bnb: Any, kind: Quantization) -> None:
+def test_quantized_layers_work_under_autocast(bnb: Any, kind: Quantization) -> None:
     plain = linear()
     layer = QuantizedLinear(plain, kind)
     plain.weight.data = layer.weight
@@ -137,7 +139,7 @@ def test_autocast(bnb: Any, kind: Quantization) -> None:
 # --- a decoder
 
 
-def test_what_is_quantized(bnb: Any) -> None:
+def test_all_linear_layers_except_the_head_are_quantized(bnb: Any) -> None:
     part, plain = decoder("nf4"), decoder(None)
     quantized = dict(quantized_layers(part))
     assert len(quantized) == 2 * 7, "seven linear layers in each of two layers"
@@ -156,7 +158,7 @@ def test_what_is_quantized(bnb: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_alone_and_in_a_padded_batch(bnb: Any, kind: Quantization) -> None:
+def test_logits_do_not_depend_on_the_batch(bnb: Any, kind: Quantization) -> None:
     part = decoder(kind).eval()
     rows = [torch.randn(length, part.dim, generator=torch.Generator().manual_seed(length)) for length in (23, 9, 14)]
     mask = torch.zeros(3, 23, dtype=torch.bool)
@@ -170,8 +172,8 @@ def test_a_row_alone_and_in_a_padded_batch(bnb: Any, kind: Quantization) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_restored_weights(bnb: Any, kind: Quantization) -> None:
-    """In training mode, and with layers that are computed twice."""
+def test_gradients_equal_those_of_the_restored_weights(bnb: Any, kind: Quantization) -> None:
+    """The decoder is in training mode, with gradient checkpointing."""
     grads: list[dict[str, Tensor]] = []
     for restored, checkpointing in ((False, False), (True, False), (False, True)):
         part = decoder(kind, gradient_checkpointing=checkpointing).train()
@@ -189,29 +191,29 @@ def test_gradients_are_those_of_the_restored_weights(bnb: Any, kind: Quantizatio
         assert all(torch.equal(grads[0][name], other[name]) for name in other)
 
 
-# --- refusals
+# # --- errors
 
 
-def test_weights_that_train_are_not_quantized() -> None:
+def test_trainable_weights_cannot_be_quantized() -> None:
     with pytest.raises(ValidationError, match=r"quantization: nf4 .*freeze: true"):
         DECODERS.parse({"name": "smollm3", "freeze": False, "quantization": "nf4"})
     with pytest.raises(ValidationError, match=r"'nf4' or 'int8'"):
         DECODERS.parse({"name": "smollm3", "quantization": "fp4"})
 
 
-def test_quantized_layers_are_not_compiled(document: Document, write_recipe: Callable[..., Path]) -> None:
+def test_quantized_layers_cannot_be_compiled(document: Document, write_recipe: Callable[..., Path]) -> None:
     path = write_recipe(changed(document, decoder={"name": "smollm3", "quantization": "nf4"}))
     with pytest.raises(UserError, match=r"execution\.compile: .*decoder\.quantization: nf4"):
         load_recipe(path, ["execution.compile=true"])
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"decoder\.quantization: int8 .*pip install 'bitsandbytes>="):
         decoder("int8")
 
 
-def test_a_decoder_without_linear_layers(bnb: Any) -> None:
+def test_a_decoder_without_linear_layers_cannot_be_quantized(bnb: Any) -> None:
     gpt2 = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 96}
     with pytest.raises(UserError, match=r"decoder\.quantization: nf4 .*Conv1D"):
         decoder("nf4", "causal_lm", model_type="gpt2", overrides=gpt2, lora=None)

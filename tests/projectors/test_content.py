@@ -1,4 +1,4 @@
-"""Projectors whose output depends on content: mixture of experts, CTC compression, attention."""
+"""Projectors whose output depends on the content: mixture of experts, CTC compression, attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tiny_audio.frames import Frames
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_moe_is_the_sum_of_its_experts_by_their_shares() -> None:
+def test_moe_is_the_weighted_sum_of_its_experts() -> None:
     projector = built("moe", num_experts=3, hidden_dim=16)
     frames = noise(20)
     values = projector.convs(frames).values
@@ -37,7 +37,7 @@ def test_moe_is_the_sum_of_its_experts_by_their_shares() -> None:
         outputs = torch.stack([expert(values) for expert in projector.experts], dim=-1)  # [B, N, H, experts]
         wanted = (outputs @ shares[..., None])[..., 0]
     assert_equal(before_output_norm(projector, frames), wanted)
-    # The router decides: with one expert far ahead, it is alone.
+    # If the router strongly prefers one expert, only this expert is used.
     with torch.no_grad():
         projector.router.bias.copy_(torch.tensor([0.0, 100.0, 0.0]))
     assert_equal(before_output_norm(projector, frames), outputs[..., 1])
@@ -50,13 +50,13 @@ def test_moe_trains_router_and_all_experts() -> None:
     for index in range(3):
         assert projector.router.weight.grad[index].any(), f"nothing tells the router about expert {index}"
         assert projector.experts[index].up.weight.grad.any()
-    # Shares add up to one, so what one expert gains the others lose.
+    # The weights sum to one, so the gradients of the experts cancel.
     scale = projector.router.bias.grad.abs().max()
     assert projector.router.bias.grad.sum().abs() <= 1e-5 * scale
 
 
 def test_moe_sends_different_frames_to_different_experts() -> None:
-    """Trained on two kinds of frames that want contrary outputs, the router tells them apart."""
+    """After training on two kinds of frames with opposite targets, the router distinguishes them."""
     projector = built("moe", replace(CONTEXT, in_dim=4, out_dim=4), strides=[1], num_experts=2, hidden_dim=4).train()
     kinds = torch.eye(4)[:2]
     frames = Frames(kinds[None].repeat(1, 8, 1), torch.tensor([16]), 50.0)
@@ -75,7 +75,7 @@ def test_moe_sends_different_frames_to_different_experts() -> None:
 
 
 def logits_of(*labels: Sequence[int]) -> Tensor:
-    """``[B, T, 4]`` with a clear best label; padding spells garbage."""
+    """Return logits ``[B, T, 4]`` with a clear best label. Padding has other labels."""
     size = max(len(row) for row in labels)
     best = torch.tensor([[*row, *([3, 1] * size)[: size - len(row)]] for row in labels])
     return 5.0 * F.one_hot(best, 4)
@@ -91,11 +91,11 @@ MERGED = (
     [(0, 2), (2, 4), (4, 5)],
 )
 DROPPED = ([(0, 2), (4, 5), (5, 8)], [(0, 3)], [(0, 1)], [(0, 4)], [(1, 2)], [(2, 4)])
-"""Which frames become one embedding, by hand. 0 is the blank; the second clip has nothing else."""
+"""Frames that become one embedding, determined by hand. 0 is the blank. The second clip has only blanks."""
 
 
 @pytest.mark.parametrize(("blanks", "runs"), [("merge", MERGED), ("drop", DROPPED)])
-def test_ctc_compress_by_hand(blanks: str, runs: Sequence[Sequence[tuple[int, int]]]) -> None:
+def test_ctc_compress_averages_runs_of_equal_labels(blanks: str, runs: Sequence[Sequence[tuple[int, int]]]) -> None:
     projector = built("ctc_compress", blanks=blanks, hidden_dim=16)
     frames = noise(*map(len, LABELS), logits=logits_of(*LABELS))
     _, lengths = embed(projector, frames)
@@ -109,12 +109,12 @@ def test_ctc_compress_by_hand(blanks: str, runs: Sequence[Sequence[tuple[int, in
             assert_equal(found[clip, : len(row)], projector.feedforward(averages))
 
 
-def test_ctc_compress_shares_the_gradient_of_a_run() -> None:
+def test_ctc_compress_divides_the_gradient_among_a_run() -> None:
     projector = built("ctc_compress", hidden_dim=16)
     frames = noise(8, 3, logits=logits_of(*LABELS[:2]))
     values = frames.values.clone().requires_grad_()
     embeddings, _ = projector(replace(frames, values=values))
-    embeddings[0, 3].sum().backward()  # the run of frames 5 to 7
+    embeddings[0, 3].sum().backward()  # the run consists of frames 5 to 7
     assert values.grad is not None
     assert not values.grad[0, :5].any()
     assert not values.grad[1].any()
@@ -122,7 +122,7 @@ def test_ctc_compress_shares_the_gradient_of_a_run() -> None:
     assert torch.equal(values.grad[0, 5], values.grad[0, 7])
 
 
-def test_ctc_compress_bounds_its_length_by_the_frames() -> None:
+def test_ctc_compress_has_at_most_as_many_embeddings_as_frames() -> None:
     projector = built("ctc_compress", hidden_dim=16)
     sizes = torch.tensor([1, 7, 1500])
     assert projector.max_embeddings(sizes).tolist() == [1, 7, 1500]
@@ -135,7 +135,7 @@ def test_only_ctc_compress_needs_a_head() -> None:
     assert {entry.name for entry in ENTRIES if entry.config.needs_ctc} == CONTENT_DECIDES
 
 
-def test_transformer_knows_the_order_and_the_distance() -> None:
+def test_transformer_depends_on_order_and_distance() -> None:
     from tiny_audio.projectors._attention import rotated
 
     projector = shaken(built("transformer", **SMALL))
@@ -144,7 +144,7 @@ def test_transformer_knows_the_order_and_the_distance() -> None:
     turned = frames.values.unflatten(1, (-1, 5)).flip(1).flatten(1, 2)
     back, _ = embed(projector, replace(frames, values=turned))
     assert (straight - back.flip(1)).abs().max() > 1e-3 * straight.abs().max()
-    # A query meets the same key with the same score wherever both are, as far apart.
+    # The score of a query and a key depends only on their distance.
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
     queries, keys = (rotated(vector.expand(1, 1, 300, 8))[0, 0] for vector in (query, key))
     scores = queries @ keys.T
@@ -153,7 +153,7 @@ def test_transformer_knows_the_order_and_the_distance() -> None:
     torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(300))
 
 
-def test_transformer_looks_at_the_whole_clip_and_no_further() -> None:
+def test_transformer_attends_to_the_whole_clip_but_not_to_padding() -> None:
     projector = built("transformer", **SMALL)
     frames = noise(40, 22)
     values = frames.values.clone().requires_grad_()
@@ -167,7 +167,7 @@ def test_transformer_looks_at_the_whole_clip_and_no_further() -> None:
 
 
 @pytest.mark.parametrize("name", ["qformer", "transformer"])
-def test_dropout_is_of_training_only(name: str) -> None:
+def test_dropout_is_only_used_in_training(name: str) -> None:
     torch.manual_seed(0)
     plain, dropping = built(name, **SMALL), built(name, dropout=0.3, **SMALL)
     frames = noise(40)

@@ -1,4 +1,4 @@
-"""Projectors against the transformers modules and the arithmetic that they are modeled on."""
+"""Projectors compared with the transformers modules and the formulas that they implement."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_mlp_equals_moss_transcribe_diarize() -> None:
         adaptor_input_dim=4 * CONTEXT.in_dim, text_config=text, projector_bias=True, projector_hidden_act="silu"
     )
     original = shaken(modeling.MossTranscribeDiarizeMultiModalProjector(config))
-    original.norm = torch.nn.Identity()  # a LayerNorm there, an RMSNorm here
+    original.norm = torch.nn.Identity()  # the original has a LayerNorm, and ours an RMSNorm
     ours = built("mlp", activation="silu", bias=True)
     assert_equal_on_stacks(ours, original)
 
@@ -101,7 +101,7 @@ def test_the_average_of_an_incomplete_stack_has_only_its_frames() -> None:
         assert_equal(before_output_norm(ours, frames)[1, 1], ours.feedforward(frames.values[1, 4:6].mean(0)))
 
 
-def test_mlp_with_a_hidden_norm_is_tiny_audios_projector_of_2026() -> None:
+def test_mlp_with_a_hidden_norm_equals_tiny_audios_projector_of_2026() -> None:
     context = replace(CARD, out_dim=1024)
     with torch.device("meta"):
         full = PROJECTORS.build(configured("mlp", hidden_dim=2048, hidden_norm=True), context)
@@ -130,7 +130,7 @@ QFORMER_NAMES = [
     (r"\.output_query\.dense\.", ".feedforward.down."),
     (r"\.output_query\.LayerNorm\.", ".norm."),
 ]
-"""transformers' names of a Granite Speech projector, piece by piece, and ours."""
+"""Parts of names in transformers' Granite Speech projector, and our names."""
 
 
 def granite(num_layers: int, every: int) -> Any:
@@ -184,7 +184,7 @@ def test_global_qformer_equals_blip2_with_a_mask() -> None:
     assert embed(ours, frames)[1] == [3, 3, 3]
 
 
-def test_qformer_defaults_follow_its_mode() -> None:
+def test_qformer_defaults_depend_on_its_mode() -> None:
     windowed, whole = built("qformer", **SMALL), built("qformer", mode="global", **SMALL)
     sizes = torch.tensor([1, 15, 16, 1500])
     assert windowed.max_embeddings(sizes).tolist() == [3, 3, 6, 300]
@@ -193,7 +193,7 @@ def test_qformer_defaults_follow_its_mode() -> None:
     assert configured("qformer", mode="global").min_frames() == 1
 
 
-def test_conv_without_overlap_is_a_linear_layer_on_stacked_frames() -> None:
+def test_conv_without_overlap_equals_a_linear_layer_on_stacked_frames() -> None:
     projector = built("conv", strides=[5], channels=16, hidden_dim=32)
     (conv,) = projector.convs.convs
     frames = noise(5, 12, 40)
@@ -205,8 +205,8 @@ def test_conv_without_overlap_is_a_linear_layer_on_stacked_frames() -> None:
 
 
 @pytest.mark.parametrize(("stride", "kernel"), [(2, 3), (2, 2), (3, 4), (3, 7), (1, 4)])
-def test_conv_windows_lie_around_their_stride(stride: int, kernel: int) -> None:
-    """Each output sees its own stride, and what the kernel has more, half before and half after."""
+def test_conv_windows_are_centered_on_their_stride(stride: int, kernel: int) -> None:
+    """A window covers its own stride. If the kernel is longer, it extends equally to both sides."""
     projector = built("conv", strides=[stride], kernel_sizes=[kernel])
     (conv,) = projector.convs.convs
     for size in range(1, 12):

@@ -1,4 +1,4 @@
-"""What the public checks of projectors reject."""
+"""Projectors that the public checks reject."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Wrapped(Projector):
-    """A projector as it should be, for mistakes to be put in."""
+    """A correct projector, from which incorrect ones are derived."""
 
     def __init__(self, inner: Projector) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Wrapped(Projector):
         return embeddings
 
 
-class CoarseInHalf(Wrapped):
+class RoundsInHalf(Wrapped):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         embeddings, lengths = super().forward(frames)
         if torch.is_autocast_enabled("cpu"):
@@ -52,7 +52,7 @@ class HasItsOwnDevice(Wrapped):
         self.register_buffer("window", torch.ones(5, device="cpu"))
 
 
-class CountsOnTheDevice(Wrapped):
+class ComputesLengthsOnTheDevice(Wrapped):
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
         device = next(self.parameters()).device
         return super().max_embeddings(num_frames.to(device))
@@ -62,7 +62,7 @@ class CountsOnTheDevice(Wrapped):
     ("mistake", "check", "message"),
     [
         (
-            CoarseInHalf,
+            RoundsInHalf,
             "autocast",
             r"embeddings of frames in torch\.float32 under bf16 autocast .*\d+\.\d% of their RMS, and 5% is allowed",
         ),
@@ -73,13 +73,15 @@ class CountsOnTheDevice(Wrapped):
         ),
         (HasItsOwnDevice, "meta_device", r"built on the meta device, window is on cpu"),
         (
-            CountsOnTheDevice,
+            ComputesLengthsOnTheDevice,
             "meta_device",
             r"built on the meta device, max_embeddings of 1 and 100 frames is .*; it must need no weights",
         ),
     ],
 )
-def test_the_kit_refuses(mistake: type[Wrapped], check: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checks_find_errors(
+    mistake: type[Wrapped], check: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = PROJECTORS.entry("swiglu")
 
     def build(config: Any, context: Any) -> Projector:

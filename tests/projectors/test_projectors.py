@@ -1,4 +1,4 @@
-"""Every projector at settings that change its shape, its sizes, and settings that contradict each other."""
+"""Every projector: settings that change its shape, its size, and contradicting settings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_contract_holds_at_other_settings(name: str, fields: dict[str, Any]) -> 
 def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], None]) -> None:
     config = configured("qformer", window=17, num_queries=1, cross_attention_every=2, **SMALL)
     if check.__name__ == "check_gradients":
-        # Among one query, attention has nothing to choose: what scores it learns nothing, as in the original.
+        # With a single query, attention has no choice. Its scores have no gradient, as in the original.
         with pytest.raises(
             AssertionError, match=r"gradient of layers\.0\.self_attention\.attention\.query\.weight is all"
         ):
@@ -69,7 +69,7 @@ def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_max_embeddings_is_exact(entry: Entry[Any, Any]) -> None:
-    """For one clip of any length: neither more nor fewer."""
+    """For one clip of any length, the number of embeddings is exact."""
     if entry.name in CONTENT_DECIDES:
         assert entry.config.needs_ctc
         return
@@ -80,7 +80,7 @@ def test_max_embeddings_is_exact(entry: Entry[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_the_default_says_where_it_is_from(entry: Entry[Any, Any]) -> None:
+def test_every_config_cites_a_paper(entry: Entry[Any, Any]) -> None:
     summary, blank, *evidence = (entry.config.__doc__ or "").split("\n")
     assert summary.endswith(".")
     assert not blank.strip()
@@ -102,13 +102,13 @@ def test_the_default_says_where_it_is_from(entry: Entry[Any, Any]) -> None:
         ),
     ],
 )
-def test_sizes_at_the_cards_widths(name: str, fields: dict[str, Any], wanted: int) -> None:
+def test_parameter_counts_at_the_model_cards_widths(name: str, fields: dict[str, Any], wanted: int) -> None:
     with torch.device("meta"):
         projector = built(name, CARD, **fields)
     assert sum(tensor.numel() for tensor in projector.parameters()) == wanted + 2048
 
 
-def test_swiglu_is_the_cards() -> None:
+def test_swiglu_equals_the_model_cards_projector() -> None:
     with torch.device("meta"):
         projector = built("swiglu", CARD)
     assert list(projector.state_dict()) == [
@@ -121,8 +121,8 @@ def test_swiglu_is_the_cards() -> None:
     assert sum(tensor.numel() for tensor in projector.parameters()) == 121_643_264
 
 
-def test_building_for_its_shapes_loads_no_compiler() -> None:
-    """Drawing normal numbers on the meta device does, and takes two seconds of `validate`."""
+def test_building_on_the_meta_device_loads_no_compiler() -> None:
+    """Drawing normal numbers on the meta device would load it, which would add two seconds to `validate`."""
     command = (
         "import sys, torch; from tiny_audio.projectors import PROJECTORS, ProjectorContext\n"
         "torch.set_default_device('meta')\n"
@@ -187,13 +187,13 @@ def test_building_for_its_shapes_loads_no_compiler() -> None:
         ("transformer", {"dropout": 1.0}, "should be less than 1"),
     ],
 )
-def test_contradictions(name: str, fields: dict[str, Any], values: str) -> None:
+def test_contradicting_settings_are_rejected(name: str, fields: dict[str, Any], values: str) -> None:
     with pytest.raises(ValidationError) as caught:
         configured(name, **fields)
     assert_names(caught.value, values)
 
 
-def test_a_recipe_without_a_head_is_refused(document: Any, write_recipe: Callable[..., Path]) -> None:
+def test_ctc_compress_needs_a_ctc_head(document: Any, write_recipe: Callable[..., Path]) -> None:
     document["projector"] = "ctc_compress"
     message = "projector.ctc_compress: "
     with pytest.raises(UserError, match=re.escape(message)):
@@ -201,7 +201,7 @@ def test_a_recipe_without_a_head_is_refused(document: Any, write_recipe: Callabl
     assert load_recipe(write_recipe({**document, "ctc": {}})).projector == configured("ctc_compress")
 
 
-def test_a_recipe_says_lists_and_modes(document: Any, write_recipe: Callable[..., Path]) -> None:
+def test_a_recipe_can_set_lists_and_modes(document: Any, write_recipe: Callable[..., Path]) -> None:
     path = write_recipe(document)
     assert load_recipe(path, ["projector=conv", "projector.strides=[2,2]"]).projector == configured(
         "conv", strides=[2, 2]

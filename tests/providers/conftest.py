@@ -1,4 +1,4 @@
-"""A server that answers like each provider, and providers that ask it."""
+"""A server that imitates every provider, and providers that use it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def make(server: Vendors) -> Iterator[Any]:
-    """A provider of a name that asks the server, with short pauses."""
+    """Return a function that builds a provider that uses the server, with short pauses."""
     made: list[Provider] = []
 
     def build(name: str, **fields: Any) -> Provider:

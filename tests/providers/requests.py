@@ -1,4 +1,4 @@
-"""The clip that providers are sent, their keys' variables, and the providers over HTTP."""
+"""The clip that is sent to providers, the environment variables of their keys, and the providers over HTTP."""
 
 from __future__ import annotations
 

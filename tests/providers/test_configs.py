@@ -36,7 +36,7 @@ def test_a_model_without_a_known_price_has_none() -> None:
 
 @pytest.mark.parametrize("name", VARIABLES)
 @pytest.mark.parametrize("value", [None, "", "  "])
-def test_without_a_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+def test_a_missing_key_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
     monkeypatch.delenv(VARIABLES[name], raising=False)
     if value is not None:
         monkeypatch.setenv(VARIABLES[name], value)
@@ -46,7 +46,7 @@ def test_without_a_key(monkeypatch: pytest.MonkeyPatch, name: str, value: str | 
 
 
 @pytest.mark.parametrize("key", ["sk-two\nlines", "sk with a blank", "sk-ключ"])
-def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_an_invalid_key_is_an_error(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("DEEPGRAM_API_KEY", key)
     with pytest.raises(
         UserError, match="DEEPGRAM_API_KEY contains characters that keys never have; set it again"
@@ -55,7 +55,7 @@ def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, key: str) -> 
     assert key not in str(caught.value)
 
 
-def test_the_variable_of_a_compatible_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compatible_server_can_have_its_own_key_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     fields = {"name": "openai_compatible", "base_url": "http://localhost/v1", "model": "a", "key_variable": "MY_KEY"}
     with pytest.raises(UserError, match="openai_compatible needs a key, but the environment variable MY_KEY"):
@@ -75,12 +75,12 @@ def test_the_variable_of_a_compatible_server(monkeypatch: pytest.MonkeyPatch) ->
         ("openai_compatible", "nowhere", "is not a URL"),
     ],
 )
-def test_addresses_that_are_none(name: str, url: str, message: str) -> None:
+def test_invalid_addresses_are_rejected(name: str, url: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PROVIDERS.parse({"name": name, "base_url": url, "model": "a"})
 
 
-def test_addresses_that_may_be() -> None:
+def test_valid_addresses_are_accepted() -> None:
     for url in ("http://localhost:1/v1/", "http://127.0.0.1:1/v1", "http://[::1]:1/v1", "https://api.eu.example.com"):
         assert PROVIDERS.parse({"name": "openai", "base_url": url}).base_url == url.rstrip("/")  # type: ignore[attr-defined]
     PROVIDERS.parse({"name": "openai_compatible", "base_url": "http://gpu-box:8000/v1", "model": "a"})

@@ -1,4 +1,4 @@
-"""Providers when something fails: retries, pauses, refused keys, and answers that are not as documented."""
+"""Failures of providers: retries, pauses, rejected keys, and invalid responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tiny_audio.runtime.retries import asked_wait_s
 
 
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
-    """Every provider with the first case, and the first provider with every case. The slow tests have the rest."""
+    """Parametrize with every provider and the first case, and with the first provider and every case. Slow tests have
+    all other combinations."""
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
         for name in OVER_HTTP:
@@ -32,7 +33,7 @@ def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDeco
     return pytest.mark.parametrize(f"name,{parameter}", rows)
 
 
-# --- bad days
+# # --- failures
 
 
 @crossed(
@@ -48,16 +49,16 @@ def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDeco
     ],
     ids=["429 with seconds", "429 with ms", "429", "500", "503", "408", "cut off"],
 )
-def test_what_passes_is_tried_again(server: Vendors, make: Any, name: str, fault: Fault) -> None:
+def test_temporary_failures_are_retried(server: Vendors, make: Any, name: str, fault: Fault) -> None:
     server.faults = [fault, fault]
     assert make(name).transcribe(AUDIO).text == TEXT
     first = server.asked[0]
     assert [asked.path for asked in server.asked].count(first.path) == 3
-    assert [asked.audio for asked in server.asked[:3]] == [AUDIO] * 3  # the whole request, again
+    assert [asked.audio for asked in server.asked[:3]] == [AUDIO] * 3  # the whole request is repeated
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)
-def test_no_answer_in_time(server: Vendors, make: Any, name: str) -> None:
+def test_a_timeout_is_a_failure(server: Vendors, make: Any, name: str) -> None:
     server.faults = [Fault("stall")] * 2
     message = rf"^{name}: no answer from {server.url}\S* within 0\.2 s \(after 2 tries\)$"
     with pytest.raises(ProviderError, match=message):
@@ -66,7 +67,7 @@ def test_no_answer_in_time(server: Vendors, make: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)
-def test_errors_without_an_end(server: Vendors, make: Any, name: str) -> None:
+def test_permanent_failures_stop_after_the_last_retry(server: Vendors, make: Any, name: str) -> None:
     server.faults = [Fault("status", 502, body="Bad\n gateway")] * 3
     with pytest.raises(ProviderError, match=rf"^{name}: POST {server.url}/\S+ answered 502: Bad gateway \(after 3 tr"):
         make(name, max_retries=2).transcribe(AUDIO)
@@ -74,7 +75,7 @@ def test_errors_without_an_end(server: Vendors, make: Any, name: str) -> None:
 
 
 @crossed("status", [400, 413, 415, 422], ["400", "413", "415", "422"])
-def test_a_clip_that_is_refused_is_not_sent_again(server: Vendors, make: Any, name: str, status: int) -> None:
+def test_a_rejected_clip_is_not_sent_again(server: Vendors, make: Any, name: str, status: int) -> None:
     server.faults = [Fault("status", status)]
     with pytest.raises(ProviderError, match=rf"answered {status}: .*on purpose") as caught:
         make(name).transcribe(AUDIO)
@@ -90,7 +91,7 @@ def test_a_clip_that_is_refused_is_not_sent_again(server: Vendors, make: Any, na
     ],
     ids=["401", "402", "403", "404", "no money"],
 )
-def test_who_is_refused_stops(server: Vendors, make: Any, name: str, fault: Fault) -> None:
+def test_a_rejected_account_is_not_retried(server: Vendors, make: Any, name: str, fault: Fault) -> None:
     server.faults = [fault]
     with pytest.raises(
         ProviderRefusedError, match=rf"^{name}: POST {server.url}/\S+ answered {fault.status}: .*purpose"
@@ -99,7 +100,7 @@ def test_who_is_refused_stops(server: Vendors, make: Any, name: str, fault: Faul
     assert len(server.asked) == 1
 
 
-def test_a_key_goes_nowhere_in_the_open() -> None:
+def test_keys_are_not_sent_unencrypted() -> None:
     fields = {"name": "openai_compatible", "base_url": "http://example.com/v1", "model": "whisper"}
     assert PROVIDERS.parse(fields).key_variable is None
     assert PROVIDERS.parse({**fields, "base_url": "https://example.com/v1", "key_variable": "MY_KEY"})
@@ -131,7 +132,9 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
     ],
     ids=["HTML", "half", "nothing", "no field", "a list", "an error"],
 )
-def test_answers_that_are_none(server: Vendors, make: Any, name: str, body: str, message: str) -> None:
+def test_responses_that_are_not_json_are_failures(
+    server: Vendors, make: Any, name: str, body: str, message: str
+) -> None:
     server.faults = [Fault("body", 200, body=body)]
     with pytest.raises(ProviderError, match=rf"^{name}: {message}"):
         make(name).transcribe(AUDIO)
@@ -149,13 +152,13 @@ def test_answers_that_are_none(server: Vendors, make: Any, name: str, body: str,
         ("assemblyai", '{"upload_url": 1}', "upload_url: Input should be a valid string"),
     ],
 )
-def test_answers_with_a_part_that_is_wrong(server: Vendors, make: Any, name: str, body: str, place: str) -> None:
+def test_responses_with_wrong_fields_are_failures(server: Vendors, make: Any, name: str, body: str, place: str) -> None:
     server.faults = [Fault("body", 200, body=body)]
     with pytest.raises(ProviderError, match=place):
         make(name).transcribe(AUDIO)
 
 
-def test_a_server_that_is_not_there(make: Any) -> None:
+def test_an_unavailable_server_is_a_failure(make: Any) -> None:
     provider = make("openai_compatible", base_url="http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(ProviderError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached: .* \(after 1 try\)$"):
         provider.transcribe(AUDIO)
@@ -167,7 +170,7 @@ def test_a_redirect_is_not_followed_with_the_key(server: Vendors, make: Any) -> 
         make("openai").transcribe(AUDIO)
 
 
-def test_a_server_may_say_whether_to_try_again(server: Vendors, make: Any) -> None:
+def test_the_server_can_decide_about_retries(server: Vendors, make: Any) -> None:
     server.faults = [Fault("status", 400, {"x-should-retry": "true"})]
     assert make("openai").transcribe(AUDIO).text == TEXT
     server.faults = [Fault("status", 500, {"x-should-retry": "false"})]
@@ -178,7 +181,7 @@ def test_a_server_may_say_whether_to_try_again(server: Vendors, make: Any) -> No
 # --- pauses
 
 
-def test_a_pause_is_as_long_as_is_asked_for(server: Vendors, make: Any) -> None:
+def test_pauses_last_as_long_as_requested(server: Vendors, make: Any) -> None:
     server.faults = [limited(retry_after_ms="150"), limited(retry_after="0.1")]
     make("deepgram").transcribe(AUDIO)
     first, second, third = (asked.at for asked in server.asked)
@@ -186,14 +189,14 @@ def test_a_pause_is_as_long_as_is_asked_for(server: Vendors, make: Any) -> None:
     assert third - second >= 0.1
 
 
-def test_where_one_is_told_to_wait_all_wait(server: Vendors, make: Any) -> None:
+def test_a_requested_pause_applies_to_all_requests(server: Vendors, make: Any) -> None:
     provider = make("deepgram")
     server.faults = [limited(retry_after_ms="300")]
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(provider.transcribe, AUDIO)
         while not server.asked or server.faults:
             time.sleep(0.002)
-        time.sleep(0.1)  # the answer has to arrive
+        time.sleep(0.1)  # wait for the response to arrive
         second = pool.submit(provider.transcribe, AUDIO)
         assert first.result() == second.result()
     refused, *others = (asked.at for asked in server.asked)
@@ -201,7 +204,7 @@ def test_where_one_is_told_to_wait_all_wait(server: Vendors, make: Any) -> None:
     assert min(others) - refused >= 0.3
 
 
-def test_without_a_word_pauses_double(server: Vendors, make: Any) -> None:
+def test_pauses_double_by_default(server: Vendors, make: Any) -> None:
     server.faults = [limited()] * 3
     make("deepgram", retry_wait_s=0.04).transcribe(AUDIO)
     times = [asked.at for asked in server.asked]
@@ -209,14 +212,14 @@ def test_without_a_word_pauses_double(server: Vendors, make: Any) -> None:
     assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
 
 
-def test_a_server_that_asks_for_no_pause_gets_one(server: Vendors, make: Any) -> None:
+def test_a_requested_pause_of_zero_is_replaced(server: Vendors, make: Any) -> None:
     server.faults = [limited(retry_after="0")] * 3
     make("deepgram", retry_wait_s=0.04).transcribe(AUDIO)
     pauses = [later.at - sooner.at for sooner, later in itertools.pairwise(server.asked)]
     assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True))
 
 
-def test_too_long_a_pause_is_a_failure(server: Vendors, make: Any) -> None:
+def test_a_too_long_pause_is_a_failure(server: Vendors, make: Any) -> None:
     server.faults = [limited(retry_after="3600")]
     with pytest.raises(ProviderError, match=r"answered 429: .*\(it asks to wait 3600 s; max_wait_s is 120\)"):
         make("deepgram").transcribe(AUDIO)
@@ -249,6 +252,6 @@ NOW = 1_800_000_000.0
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": ""}, None),
     ],
 )
-def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_requested_pauses_are_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
     asked = asked_wait_s(headers, NOW)
     assert asked == (None if seconds is None else pytest.approx(seconds))

@@ -1,4 +1,4 @@
-"""What providers send and return, over real connections to a server of the tests."""
+"""Requests and results of providers, over real connections to a local server."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tiny_audio.providers import (
 )
 
 
-def test_there_are_providers() -> None:
+def test_providers_are_registered() -> None:
     assert PROVIDERS.names() == [
         *("assemblyai", "deepgram", "elevenlabs", "openai", "openai_compatible", "pocketsphinx"),
     ]
     assert len(OVER_HTTP) == 5
 
 
-# --- what is asked and answered
+# # --- requests and responses
 
 
 def test_assemblyai(server: Vendors, make: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_compatible_server_may_need_no_key(server: Vendors, make: Any) -> None
     assert "authorization" not in server.asked[0].headers
 
 
-def test_the_language_may_be_found_out(server: Vendors, make: Any) -> None:
+def test_the_language_can_be_detected(server: Vendors, make: Any) -> None:
     for name in OVER_HTTP:
         make(name, language=None).transcribe(AUDIO)
     said = [asked.query | asked.form for asked in server.asked]
@@ -129,7 +129,7 @@ def test_silence_is_an_empty_text(server: Vendors, make: Any, name: str) -> None
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)
-def test_everyone_gets_his_own_answer(server: Vendors, make: Any, name: str) -> None:
+def test_concurrent_requests_get_their_own_results(server: Vendors, make: Any, name: str) -> None:
     clips = {encode(torch.full((800,), number / 50)): f"clip {number}" for number in range(20)}
     server.texts |= clips
     server.faults = [limited(retry_after_ms="5"), Fault("cut")] * 3
@@ -142,13 +142,13 @@ def test_everyone_gets_his_own_answer(server: Vendors, make: Any, name: str) -> 
 # --- AssemblyAI's jobs
 
 
-def test_a_job_that_fails(server: Vendors, make: Any) -> None:
+def test_a_failed_job_is_a_failure(server: Vendors, make: Any) -> None:
     server.statuses = ["processing", "error"]
     with pytest.raises(ProviderError, match=r"^assemblyai: transcript job-0 failed: Transcoding failed\.$"):
         make("assemblyai").transcribe(AUDIO)
 
 
-def test_a_job_without_an_end(server: Vendors, make: Any) -> None:
+def test_a_job_that_does_not_end_is_a_failure(server: Vendors, make: Any) -> None:
     server.statuses = ["processing"]
     provider = make("assemblyai", timeout_s=0.2)
     with pytest.raises(ProviderError, match=r"transcript job-0 is processing after 0\.2 s \(timeout_s\)"):
@@ -156,13 +156,13 @@ def test_a_job_without_an_end(server: Vendors, make: Any) -> None:
     assert len(server.asked) > 4
 
 
-def test_a_job_in_a_state_of_its_own(server: Vendors, make: Any) -> None:
+def test_an_unknown_job_status_is_a_failure(server: Vendors, make: Any) -> None:
     server.statuses = ["asleep"]
     with pytest.raises(ProviderError, match="transcript job-0 has the status 'asleep', which is unknown"):
         make("assemblyai").transcribe(AUDIO)
 
 
-def test_a_finished_job_without_a_text(server: Vendors, make: Any) -> None:
+def test_a_finished_job_without_a_text_is_handled(server: Vendors, make: Any) -> None:
     done = Fault("body", 200, body='{"id": "job-0", "status": "completed", "text": null}')
     server.statuses = ["queued"]
     provider = make("assemblyai", timeout_s=5)
@@ -175,13 +175,13 @@ def test_a_finished_job_without_a_text(server: Vendors, make: Any) -> None:
 # --- audio
 
 
-def test_audio_as_it_is_sent() -> None:
+def test_audio_is_sent_as_flac() -> None:
     waveform = 0.5 * torch.sin(torch.arange(4_000) / 7)
     info = soundfile.info(io.BytesIO(encode(waveform)))
     assert (info.format, info.subtype, info.samplerate, info.channels) == ("FLAC", "PCM_16", 16_000, 1)
     torch.testing.assert_close(load_audio(encode(waveform), max_duration_s=1), waveform, atol=1e-4, rtol=0)
     loud = load_audio(encode(8 * waveform), max_duration_s=1)
-    torch.testing.assert_close(loud, 2 * waveform, atol=1e-3, rtol=0)  # quieter, not clipped
+    torch.testing.assert_close(loud, 2 * waveform, atol=1e-3, rtol=0)  # attenuated instead of clipped
     assert len(load_audio(encode(torch.zeros(800)), max_duration_s=1)) == 800
 
 
@@ -197,7 +197,7 @@ def sphinx() -> Iterator[Provider]:
 
 
 @pytest.mark.slow
-def test_pocketsphinx_hears_real_speech(sphinx: Provider) -> None:
+def test_pocketsphinx_transcribes_real_speech(sphinx: Provider) -> None:
     if not SPEECH.exists():
         pytest.skip("no recorded speech on this machine")
     rows = [json.loads(line) for line in (SPEECH / "all.jsonl").read_text().splitlines()]
@@ -214,11 +214,11 @@ def test_pocketsphinx_hears_real_speech(sphinx: Provider) -> None:
     assert [sphinx.transcribe(clip) for clip in reversed(clips)] == heard[::-1]
 
 
-def test_pocketsphinx_on_what_is_too_short(sphinx: Provider) -> None:
+def test_pocketsphinx_gives_no_text_for_very_short_audio(sphinx: Provider) -> None:
     assert sphinx.transcribe(encode(torch.zeros(400))) == ProviderTranscript("", ())
 
 
-def test_pocketsphinx_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pocketsphinx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     with pytest.raises(UserError, match=r"needs the package pocketsphinx: pip install 'tiny-audio\[pocketsphinx\]'"):
         PROVIDERS.build(PROVIDERS.parse("pocketsphinx"))

@@ -1,6 +1,6 @@
-"""The official clients against the server that the providers are tested with: does it know what they send?
+"""The official clients, used with the tests' server, to check that the server accepts their requests.
 
-They are no dependency of this project; where they are installed, this runs:
+The clients are not dependencies of this project. To run these tests, install them:
 
     pip install openai assemblyai deepgram-sdk elevenlabs
 
@@ -34,7 +34,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 
 def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked]]:
-    """What our provider hears, and what it sends for it."""
+    """Return the result of our provider, and its requests."""
     provider = PROVIDERS.build(PROVIDERS.parse(config))
     before = len(server.asked)
     heard = provider.transcribe(AUDIO)
@@ -43,11 +43,12 @@ def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked
 
 
 def same(theirs: list[Asked], ours: list[Asked]) -> None:
-    """Method, path, query, key and form."""
+    """Compare method, path, query, key and form."""
     assert len(theirs) == len(ours)
     for one, other in zip(theirs, ours, strict=True):
         assert (one.method, one.path, one.query) == (other.method, other.path, other.query)
-        left = {key: value for key, value in one.form.items() if value != "null"}  # of those that were not given
+        # the client sends null for omitted fields
+        left = {key: value for key, value in one.form.items() if value != "null"}
         assert left == other.form or "audio_url" in left
         assert left.keys() == other.form.keys()
         assert one.audio == other.audio

@@ -15,7 +15,7 @@ REGISTRIES = (ENCODERS, PROJECTORS, DECODERS, SOURCES)
 
 
 def configs() -> list[type[BaseModel]]:
-    """Every section and every part's config."""
+    """Return the configs of all sections and parts."""
     found: dict[type[BaseModel], None] = {}
 
     def visit(annotation: Any) -> None:

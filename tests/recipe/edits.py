@@ -1,4 +1,4 @@
-"""Edits of a recipe's plain YAML values, and the errors of loading them."""
+"""Edits of a recipe's plain YAML values, and the errors from loading them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
-    """A copy with the field at a dotted path set; ``...`` removes it."""
+    """Return a copy in which the field at a dotted path is set. ``...`` removes the field."""
     document = copy.deepcopy(document)
     *parents, last = path.split(".")
     section = document
@@ -31,19 +31,19 @@ def changed(document: Document, path: str, value: Any) -> Document:
 
 
 def errors_of(path: Path, *overrides: str) -> list[str]:
-    """The lines of the message: a heading, then one line for each error."""
+    """Return the lines of the error message: a heading, and one line per error."""
     with pytest.raises(UserError) as caught:
         load_recipe(path, overrides)
     return str(caught.value).splitlines()
 
 
 def location(line: str) -> str:
-    """The location that an error begins with."""
+    """Return the location at the start of an error."""
     return line.split(": ")[0].strip()
 
 
 def assert_error(lines: list[str], location: str, *values: str) -> None:
-    """One of the lines is an error at this location, and it names these values."""
+    """Check that one of the lines is an error at this location with these values."""
     found = [line.strip().removeprefix(f"{location}: ") for line in lines if line.strip().startswith(f"{location}: ")]
     assert found, "\n".join(lines)
     assert any(all(value in message for value in values) for message in found), "\n".join(found)

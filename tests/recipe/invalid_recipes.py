@@ -1,4 +1,4 @@
-"""Recipes that are not valid: where each one is wrong, and which values its message must name."""
+"""Invalid recipes, each with the location of its error and the values in its message."""
 
 from __future__ import annotations
 
@@ -143,12 +143,12 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("encoder.freeze", True, "encoder.whisper.freeze", []),
     ("decoder.freeze", True, "decoder.smollm3.freeze", []),
     ("training.init_from", {"path": "x", "parts": ["ctc_head"]}, "training.init_from.parts", ["ctc_head"]),
-    # architectures that count no frames
+    # architectures for which frames cannot be counted
     ("encoder", {**HUBERT, "overrides": {"conv_stride": [0] * 7}}, "encoder.hubert.overrides", []),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": 5}}, "encoder.hubert.overrides", []),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": ["a"] * 7}}, "encoder.hubert.overrides", []),
     ("encoder", {**HUBERT, "overrides": {"conv_kernel": [1]}}, "encoder.hubert.overrides", []),
-    # fields without an effect, and others
+    # fields without an effect
     ("encoder.attention", "flash_attention_2", "encoder.whisper.attention", []),
     ("encoder", {"name": "whisper", "learning_rate": 1e-5}, "encoder.whisper.learning_rate", []),
     ("decoder", {"name": "smollm3", "weight_decay": 0.1}, "decoder.smollm3.weight_decay", ["lora"]),
@@ -159,4 +159,4 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("data.target_text", "upper", "data.target_text", ["none", "upper"]),
     ("data.evaluation", {"clips": SPEECH}, "data.evaluation.clips", []),
 ]  # fmt: skip
-"""(dotted path, its value, location of the error, values that the message names); ``...`` removes the field."""
+"""(dotted path, value, location of the error, values in its message). ``...`` removes the field."""

@@ -1,4 +1,4 @@
-"""Overrides of a command line, changes in code and ``extends``: validated like the file."""
+"""Overrides of the command line, changes in code, and ``extends``. They are validated like the file."""
 
 from __future__ import annotations
 
@@ -29,29 +29,27 @@ def test_naming_a_part_replaces_its_section(document: Document, write_recipe: Wr
     assert load_recipe(path, ["encoder=hubert"]).encoder == ENCODERS.parse("hubert")
 
 
-def test_renaming_a_part_keeps_its_fields_and_fails_where_they_do_not_fit(
-    document: Document, write_recipe: Write
-) -> None:
+def test_renaming_a_part_keeps_its_fields_and_fails_if_they_do_not_fit(document: Document, write_recipe: Write) -> None:
     path = write_recipe(changed(document, "encoder", {"name": "hubert", "train_front_end": True, "dropout": 0.1}))
     _, error = errors_of(path, "encoder.name=whisper")
     assert_error([error], "encoder.whisper.train_front_end", "encoder.name=whisper")
     assert error.endswith("encoder=whisper")
     assert load_recipe(path, ["encoder=whisper"]).encoder == ENCODERS.parse("whisper")
-    # The hint is about fields: an unknown name has none, and neither has an error elsewhere.
+    # The hint is about fields, so unknown names and errors elsewhere do not have it.
     assert "encoder=whispr" not in errors_of(path, "encoder.name=whispr")[1]
     assert "decoder=llama" not in errors_of(path, "decoder.name=llama", "training.steps=0")[1]
     path = write_recipe(changed(document, "encoder", {"name": "hubert", "dropout": 0.1}))
     assert load_recipe(path, ["encoder.name=whisper"]).encoder == ENCODERS.parse({"name": "whisper", "dropout": 0.1})
 
 
-def test_kept_fields_that_fit_the_part_but_not_the_recipe(document: Document, write_recipe: Write) -> None:
+def test_kept_fields_that_break_a_cross_field_rule_are_explained(document: Document, write_recipe: Write) -> None:
     path = write_recipe(changed(document, "projector", {"name": "linear", "stack": 400}))
     _, error = errors_of(path, "projector.name=swiglu")
     assert_error([error], "projector.swiglu", "400")
     assert error.endswith("projector=swiglu")
 
 
-def test_extends_is_validated_as_one(document: Document, write_recipe: Write) -> None:
+def test_a_recipe_is_validated_together_with_its_base(document: Document, write_recipe: Write) -> None:
     write_recipe(document, "base.yaml")
     child = write_recipe("extends: base.yaml\ntraining: {steps: 50}\nencoder: hubert\n")
     recipe = load_recipe(child, ["training.warmup_steps=4"])
@@ -103,6 +101,6 @@ def test_errors_of_changes_in_code_are_located(
     assert_error(errors, where, *values)
 
 
-def test_a_change_leads_through_sections_only(document: Document, write_recipe: Write) -> None:
+def test_a_change_below_a_value_is_an_error(document: Document, write_recipe: Write) -> None:
     with pytest.raises(UserError, match=r"training\.steps\.more.* 20.*'more'"):
         load_recipe(write_recipe(document)).with_({"training.steps.more": 1})

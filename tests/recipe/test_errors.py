@@ -1,4 +1,4 @@
-"""Every way to get a recipe wrong ends in one clear message."""
+"""Every error in a recipe gives one clear message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.recipe import load_recipe
 
 
 @pytest.mark.parametrize(("path", "value", "where", "values"), INVALID)
-def test_an_error_names_its_location_and_what_is_allowed(
+def test_errors_contain_their_location_and_values(
     document: Document, write_recipe: Write, path: str, value: Any, where: str, values: list[str]
 ) -> None:
     file = write_recipe(changed(document, path, value))
@@ -28,10 +28,10 @@ def test_an_error_names_its_location_and_what_is_allowed(
     assert all(len(error) < 1100 for error in errors)
 
 
-def test_how_errors_read(write_recipe: Write) -> None:
-    """All messages of the family, in ``messages.txt``.
+def test_messages(write_recipe: Write) -> None:
+    """Compare all messages with ``messages.txt``.
 
-    After a change: ``REGENERATE=1 pytest tests/recipe/test_errors.py -k how_errors_read``, and review the diff.
+    To regenerate it: ``REGENERATE=1 pytest tests/recipe/test_errors.py -k test_messages``. Read the difference.
     """
     blocks = []
     for path, value, _, _ in INVALID:
@@ -41,7 +41,7 @@ def test_how_errors_read(write_recipe: Write) -> None:
     check_golden(Path(__file__).with_name("messages.txt"), "\n\n".join(blocks) + "\n")
 
 
-def test_a_clip_that_is_sped_up_must_still_fill_the_projector(document: Document, write_recipe: Write) -> None:
+def test_sped_up_clips_must_have_enough_frames_for_the_projector(document: Document, write_recipe: Write) -> None:
     path = write_recipe(changed(document, "projector.stack", 15))
     assert load_recipe(path, ["augmentation.speed=[0.9, 1]"])
     values = ("15", "data.min_duration_s", "0.3 s", "augmentation.speed", "0.15 s", "8")
@@ -61,7 +61,7 @@ def test_a_clip_that_is_sped_up_must_still_fill_the_projector(document: Document
         (["training.keep_best.patience=1", "execution.evaluate_every=10"], "patience", ["1", "2 evaluations"]),
     ],
 )
-def test_keep_best_needs_evaluations_that_can_differ(
+def test_keep_best_needs_several_evaluations_of_its_set(
     document: Document, write_recipe: Write, overrides: list[str], where: str, values: list[str]
 ) -> None:
     document = changed(document, "execution", {"evaluate_every": 6, "evaluate_set": "held_out"})
@@ -75,7 +75,7 @@ def test_keep_best_needs_evaluations_that_can_differ(
 @pytest.mark.parametrize(
     ("value", "given"), [(".inf", "Infinity"), ("-.inf", "-Infinity"), (".nan", "NaN"), ("1e999", "Inf")]
 )
-def test_numbers_are_finite(document: Document, write_recipe: Write, value: str, given: str) -> None:
+def test_infinite_and_nan_numbers_are_rejected(document: Document, write_recipe: Write, value: str, given: str) -> None:
     errors = errors_of(write_recipe(document), f"training.learning_rate={value}")
     assert_error(errors, "training.learning_rate", "finite", given)
 
@@ -118,7 +118,7 @@ def test_all_cross_field_errors_are_named_at_once(document: Document, write_reci
         ({"name": "hubert"}, {"path": "x"}, ["training.init_from"]),
     ],
 )
-def test_a_released_ctc_head_needs_an_encoder_that_has_one(
+def test_a_pretrained_ctc_head_needs_an_encoder_that_has_one(
     document: Document, write_recipe: Write, encoder: Document, init_from: Document | None, values: list[str]
 ) -> None:
     document |= {"ctc": {"init": "pretrained"}, "encoder": encoder}
@@ -127,13 +127,15 @@ def test_a_released_ctc_head_needs_an_encoder_that_has_one(
     assert_error([error], "ctc.init", *values)
 
 
-def test_a_released_ctc_head_goes_with_parts_of_another_run(document: Document, write_recipe: Write) -> None:
+def test_a_pretrained_ctc_head_can_be_combined_with_parts_of_another_run(
+    document: Document, write_recipe: Write
+) -> None:
     document |= {"ctc": {"init": "pretrained"}, "encoder": {"name": "hubert"}}
     document["training"]["init_from"] = {"path": "x", "parts": ["projector"]}
     assert load_recipe(write_recipe(document)).ctc is not None
 
 
-def test_a_weighted_sum_in_a_frozen_encoder_has_a_rate(document: Document, write_recipe: Write) -> None:
+def test_a_weighted_sum_in_a_frozen_encoder_can_have_a_learning_rate(document: Document, write_recipe: Write) -> None:
     document["encoder"] = {"name": "hubert", "layer": "weighted", "learning_rate": 1e-2}
     assert load_recipe(write_recipe(document)).encoder.learning_rate == 1e-2
     document["encoder"]["weight_decay"] = 0.1
@@ -148,7 +150,7 @@ def test_the_context_of_a_published_decoder_is_known(document: Document, write_r
     assert_error([error], "decoder.smollm3", "65536", "10 s", "65600")
 
 
-def test_a_thousand_errors_end_in_a_count(document: Document, write_recipe: Write) -> None:
+def test_a_long_list_of_errors_is_shortened(document: Document, write_recipe: Write) -> None:
     document["training"] |= {f"x{index}": 1 for index in range(1000)}
     lines = errors_of(write_recipe(document))
     assert lines[0].endswith("(1000 errors):")
@@ -156,7 +158,7 @@ def test_a_thousand_errors_end_in_a_count(document: Document, write_recipe: Writ
     assert "950" in lines[-1]
 
 
-def test_a_value_as_large_as_the_file_is_shortened(document: Document, write_recipe: Write) -> None:
+def test_a_huge_value_is_shortened(document: Document, write_recipe: Write) -> None:
     document["prompt"] = {"user": "x" * 100_000}
     document["training"]["schedule"] = "y" * 100_000
     document["z" * 100_000] = 1

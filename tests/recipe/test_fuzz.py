@@ -1,4 +1,4 @@
-"""Whatever becomes of a valid recipe, loading it ends in a recipe or in a message for the user."""
+"""Loading any change of a valid recipe gives a recipe or a message for the user."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ VALUES = st.recursive(
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container below ``value`` with each of its keys or indices."""
+    """Yield every container below ``value`` with each of its keys or indices."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     for key in keys:
         yield value, key
@@ -91,12 +91,12 @@ def insert(draw: Callable[..., Any], document: Any) -> None:
 
 
 def transplant(draw: Callable[..., Any], document: Any) -> None:
-    """One part of the recipe lands in the place of another."""
+    """Replace one value by another value of the recipe."""
     (source, key), (container, place) = (draw(st.sampled_from(list(places(document)))) for _ in range(2))
     container[place] = copy.deepcopy(source[key])
 
 
-def bury(draw: Callable[..., Any], document: Any) -> None:
+def nest(draw: Callable[..., Any], document: Any) -> None:
     container, key = draw(st.sampled_from(list(places(document))))
     for _ in range(draw(st.integers(1, 120))):
         container[key] = [container[key]]
@@ -108,7 +108,7 @@ def mutated(draw: Callable[..., Any]) -> str:
     for _ in range(draw(st.integers(1, 4))):
         if not document:
             break
-        draw(st.sampled_from([replace, replace, remove, insert, transplant, bury]))(draw, document)
+        draw(st.sampled_from([replace, replace, remove, insert, transplant, nest]))(draw, document)
     return json.dumps(document, ensure_ascii=draw(st.booleans()))
 
 
@@ -139,7 +139,7 @@ def test_the_variants_are_valid(file: Path) -> None:
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(text=mutated())
-def test_a_mutated_document(file: Path, text: str) -> None:
+def test_mutated_documents(file: Path, text: str) -> None:
     check(file, text.encode(errors="surrogatepass"))
 
 
@@ -207,7 +207,7 @@ def test_many_mutated_texts(file: Path, content: bytes) -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(content=st.binary(max_size=200))
-def test_junk(file: Path, content: bytes) -> None:
+def test_random_bytes(file: Path, content: bytes) -> None:
     check(file, content)
 
 
@@ -222,5 +222,5 @@ PATHS = st.sampled_from(
         st.one_of(st.text(max_size=20), st.tuples(PATHS, st.text(max_size=12)).map("=".join)), max_size=3
     )
 )
-def test_any_overrides(file: Path, overrides: list[str]) -> None:
+def test_random_overrides(file: Path, overrides: list[str]) -> None:
     check(file, PLAIN.encode(), overrides)

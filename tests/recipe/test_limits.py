@@ -1,4 +1,4 @@
-"""Limits of clips and transcripts follow from the configs of the parts."""
+"""Limits of clips and transcripts, computed from the configs of the parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_audio.recipe.limits import ContextLimits, limit_errors
 
 
 def known(name: str, **fields: Any) -> tuple[EncoderConfig, Any]:
-    """A config that knows its checkpoint, and the encoder that is built from the same fields."""
+    """Return a config that knows its checkpoint's architecture, and the encoder built from the same fields."""
     fields = original(name, **fields).config.to_dict()
     config = ENCODERS.parse({"name": name, "pretrained": "some/where"})
     with torch.device("meta"):
@@ -33,7 +33,7 @@ def known(name: str, **fields: Any) -> tuple[EncoderConfig, Any]:
         ("qwen3-asr", {"n_window": 25}, 14.0),
     ],
 )
-def test_frames_are_those_of_the_checkpoint(name: str, fields: dict[str, Any], rate: float) -> None:
+def test_frames_are_counted_with_the_checkpoints_architecture(name: str, fields: dict[str, Any], rate: float) -> None:
     config, encoder = known(name, **fields)
     assert encoder.frame_rate == rate
     for num_samples in (1, 400, 639, 640, 641, 16_000, 33_333, 479_999):
@@ -41,7 +41,7 @@ def test_frames_are_those_of_the_checkpoint(name: str, fields: dict[str, Any], r
 
 
 @pytest.mark.parametrize(("positions", "seconds"), [(100, 2.0), (750, 15.0), (3_000, 60.0)])
-def test_whispers_limit_is_its_positions(positions: int, seconds: float) -> None:
+def test_whispers_limit_depends_on_its_positions(positions: int, seconds: float) -> None:
     config, _ = known("whisper", max_source_positions=positions)
     assert config.max_duration_s() == seconds
 
@@ -54,7 +54,7 @@ def test_limits_of_published_checkpoints_need_no_network() -> None:
 
 
 @pytest.mark.parametrize("field", ["max_position_embeddings", "n_positions", "max_seq_len"])
-def test_the_context_has_different_names(field: str) -> None:
+def test_the_number_of_positions_has_several_names(field: str) -> None:
     decoder = DECODERS.parse({"name": "causal_lm", "pretrained": "some/where"})
     assert decoder.with_architecture({field: 77}).max_positions() == 77
 
@@ -66,8 +66,8 @@ def with_positions(document: Document, positions: int, **changes: Any) -> Contex
     return ContextLimits(recipe.model_copy(update={"decoder": decoder}), num_prompt_ids=7)
 
 
-def test_what_fits_the_context(document: Document) -> None:
-    # 10 s are 500 frames, and the projector stacks 5.
+def test_limits_follow_from_the_number_of_positions(document: Document) -> None:
+    # 10 s are 500 frames, and the projector stacks 5 of them.
     limits = with_positions(document, 140, generation__max_new_tokens=20)
     assert (limits.audio, limits.needed, limits.max_target_ids) == (100, 127, 33)
     assert limits.longest_evaluation_s == pytest.approx(11.3), "113 embeddings of 0.1 s, the prompt and the text"

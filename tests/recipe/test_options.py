@@ -1,4 +1,4 @@
-"""Every option of a recipe is described, and read by the code."""
+"""Every option of a recipe is documented, and used by the code."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tiny_audio.data.augmentation import AugmentationConfig, FeatureAugmentation
 from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
 
 SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "pretrained", "rank"}
-"""Leaf fields with a self-explanatory name, or whose default alone differs in a part."""
+"""Fields whose names need no explanation, or that a part redeclares only to change the default."""
 
 
-def test_every_field_is_described() -> None:
+def test_every_field_is_documented() -> None:
     assert [f"{config.__name__}.{name}" for config, name in FIELDS if not is_described(config, name)] == []
 
 
@@ -36,22 +36,23 @@ def _flat(annotation: Any) -> Iterator[Any]:
         yield from _flat(argument)
 
 
-def test_what_may_be_null_is_null_by_default() -> None:
-    """So that a recipe which takes back a field of its base with ``null`` says the same as one that sets it to null."""
+def test_fields_that_can_be_null_are_null_by_default() -> None:
+    """In a recipe that extends another, ``null`` removes a field of the base. This must mean the same as setting it to
+    null."""
     fields = [(config, name, config.model_fields[name]) for config, name in FIELDS]
     nullable = [(config, name, field) for config, name, field in fields if type(None) in get_args(field.annotation)]
     assert nullable
     assert [f"{config.__name__}.{name}" for config, name, field in nullable if field.default is not None] == []
 
 
-def test_every_section_and_part_is_described() -> None:
+def test_every_section_and_part_is_documented() -> None:
     assert [config.__name__ for config in configs() if not config.__doc__] == []
 
 
 # --- dead options
 
 SENT_AS = {"SyntheticConfig": "Job"}
-"""Configs whose dump becomes another class, in another process, which is the one to read the fields."""
+"""Configs that are sent to another process as another class. That class reads the fields."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def reads() -> AttributeReads:
 
 
 def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
-    """Whether some code reads the field of this config, not only a field of the same name elsewhere."""
+    """Whether some code reads this field of this config. A field with the same name in another class does not count."""
     classes = {base for known in configs() for base in known.__mro__ if issubclass(base, BaseModel)} | {config}
     family = {
         other.__name__
@@ -71,7 +72,7 @@ def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
         if config is AugmentationConfig and any(
             isinstance(kind, type) and issubclass(kind, base) for kind in get_args(config.model_fields[name].annotation)
         ):
-            return reads.is_read({config.__name__}, reader)  # goes through all fields of this type
+            return reads.is_read({config.__name__}, reader)  # this method reads all fields of this type
     return reads.is_read({*family, SENT_AS.get(config.__name__, config.__name__)}, name)
 
 
@@ -84,10 +85,11 @@ def test_there_are_no_dead_options(reads: AttributeReads) -> None:
     ("config", "name"),
     [(EvaluationConfig, "steps"), (ExecutionConfig, "seed"), (CtcConfig, "dropout"), (TrainingConfig, "normalizer")],
 )
-def test_a_dead_option_is_found_even_if_another_class_has_one_of_the_same_name(
+def test_a_dead_option_is_found_although_its_name_is_used_elsewhere(
     reads: AttributeReads, config: type[BaseModel], name: str
 ) -> None:
-    """A field that were added to the config under this name would be dead, though the name is read elsewhere."""
+    """If the config had a field with this name, nothing would read it. Fields of other classes with this name are
+    read."""
     assert any(read.attribute == name for read in reads.reads)
     assert name not in config.model_fields
     assert not is_read(reads, config, name)
@@ -119,7 +121,7 @@ class Holder:
 """
 
 
-def test_reads_are_told_apart_by_type() -> None:
+def test_reads_are_distinguished_by_type() -> None:
     reads = AttributeReads([SOURCE])
     fields = ("steps", "unused", "checked", "asked")
     assert [reads.is_read({"Speed"}, name) for name in fields] == [True, False, False, True]

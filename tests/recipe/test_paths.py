@@ -1,4 +1,5 @@
-"""``~`` and environment variables in every path: of recipes, overrides, the command line and the environment."""
+"""``~`` and environment variables are expanded in all paths: of recipes, overrides, the command line and the
+environment."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def configs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("config", list(configs()))
-def test_every_path_of_a_config(config: type[BaseModel], tmp_path: Path) -> None:
+def test_paths_of_every_config_are_expanded(config: type[BaseModel], tmp_path: Path) -> None:
     fields = config.model_fields.keys() & PATHS
     if not fields:
         pytest.skip("has no path")
@@ -55,18 +56,20 @@ def test_every_path_of_a_config(config: type[BaseModel], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["owner/name", "./a", "a~b", "$NOT_SET/a", "${NOT_SET}", "~nobody-of-that-name/a", ""])
-def test_what_stays_as_it_is(text: str) -> None:
+def test_other_texts_are_not_expanded(text: str) -> None:
     assert expand_path(text) == text
 
 
-def test_a_file_of_that_very_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("~", "$CORPORA", "price_$HOME"):
         (tmp_path / name).mkdir()
         assert expand_path(name) == name
 
 
-def test_recipes_and_overrides(document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_paths_of_recipes_and_overrides_are_expanded(
+    document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
     monkeypatch.setenv("RECIPES", str(tmp_path))
     (home / "base.yaml").write_text(json.dumps(changed(document, data__train__clips__path="$CORPORA/train.jsonl")))
     (tmp_path / "mine.yaml").write_text("extends: ~/base.yaml\n")
@@ -89,16 +92,18 @@ def test_recipes_and_overrides(document: Document, tmp_path: Path, monkeypatch: 
         ("-", "-"),
     ],
 )
-def test_words_of_the_command_line(word: str, expected: str, home: Path) -> None:
+def test_arguments_of_the_command_line_are_expanded(word: str, expected: str, home: Path) -> None:
     assert expanded(word) == expected.format(home=home)
 
 
-def test_a_command_finds_a_recipe_at_home(document: Document, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_finds_a_recipe_in_the_home_folder(
+    document: Document, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "recipe.yaml").write_text(json.dumps(document))
     assert main(["validate", "~/recipe.yaml"]) == 0
 
 
-def test_the_cache_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_expanded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", "$HOME/cache")
     assert cache_dir() == home / "cache"
     monkeypatch.delenv("TINY_AUDIO_CACHE")

@@ -1,4 +1,4 @@
-"""Recipes that are valid, and what decides their identity."""
+"""Valid recipes, and the fields that are part of their identity."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def test_every_part_makes_a_valid_recipe(document: Document, write_recipe: Write
         for entry in registry.entries():
             config = entry.config.tiny()
             content = changed(document, section, {"name": entry.name, **config.model_dump(mode="json")})
-            # Long enough for the slowest encoder, and with the labels that a projector may want.
+            # Clips must be long enough for the slowest encoder, and a projector may need CTC labels.
             content |= {"ctc": {}, "data": {**content["data"], "min_duration_s": 2.0}}
             assert getattr(load_recipe(write_recipe(content)), section) == config
             parts += 1
     assert parts >= 3
 
 
-def test_a_path_may_be_text(document: Document, write_recipe: Write) -> None:
+def test_a_path_can_be_text(document: Document, write_recipe: Write) -> None:
     assert load_recipe(str(write_recipe(document))) == load_recipe(write_recipe(document))
 
 
-def test_the_example_of_the_tests_is_small(tmp_path: Path) -> None:
+def test_the_recipe_of_the_tests_is_small(tmp_path: Path) -> None:
     assert len(json.dumps(tiny_recipe(tmp_path))) < 2000
 
 
@@ -97,7 +97,7 @@ IDENTITY = {
 
 
 def test_the_run_id_is_short_and_stable(write_recipe: Write) -> None:
-    """It is the same in every process, and a new version has to keep it."""
+    """The id must be the same in every process and every version."""
     assert load_recipe(write_recipe(tiny_recipe(Path("clips")))).run_id() == "86c4b512"
 
 
@@ -113,7 +113,7 @@ def test_a_default_that_is_written_out_does_not_change_the_run_id(document: Docu
 
 
 @pytest.mark.parametrize("path", NO_IDENTITY)
-def test_what_does_not_decide_the_weights_does_not_change_the_run_id(
+def test_fields_that_do_not_affect_the_weights_do_not_change_the_run_id(
     document: Document, write_recipe: Write, path: str
 ) -> None:
     before = load_recipe(write_recipe(document))
@@ -130,7 +130,7 @@ def test_paths_do_not_change_the_run_id(document: Document, write_recipe: Write)
 
 
 @pytest.mark.parametrize("path", IDENTITY)
-def test_what_decides_the_weights_changes_the_run_id(document: Document, write_recipe: Write, path: str) -> None:
+def test_fields_that_affect_the_weights_change_the_run_id(document: Document, write_recipe: Write, path: str) -> None:
     before = load_recipe(write_recipe(document))
     after = load_recipe(write_recipe(changed(document, path, IDENTITY[path])))
     assert before.run_id() != after.run_id()
@@ -171,10 +171,8 @@ def test_fields_that_choose_the_weights_change_the_run_id(document: Document, wr
     assert len({run_ids(saving[:1], **kind)[0] for kind in (*kinds, average)}) == 1 + len(kinds)
 
 
-def test_an_optional_field_that_is_not_given_is_no_part_of_the_identity(
-    document: Document, write_recipe: Write
-) -> None:
-    """So a new optional field changes no existing id."""
+def test_optional_fields_that_are_not_set_are_not_part_of_the_identity(document: Document, write_recipe: Write) -> None:
+    """So new optional fields do not change existing ids."""
 
     def nones(value: Any) -> list[str]:
         if isinstance(value, dict):
@@ -186,7 +184,7 @@ def test_an_optional_field_that_is_not_given_is_no_part_of_the_identity(
     assert nones(recipe.training_identity()) == nones(recipe.evaluation_identity()) == []
 
 
-def test_the_evaluation_has_an_identity_of_its_own(document: Document, write_recipe: Write) -> None:
+def test_the_evaluation_has_its_own_identity(document: Document, write_recipe: Write) -> None:
     def identity(path: str = "execution.log_every", value: Any = 5) -> str:
         return content_hash(load_recipe(write_recipe(changed(document, path, value))).evaluation_identity())
 

@@ -1,4 +1,4 @@
-"""Every recipe that ships: valid, with its claim, and scored on what it was not trained on."""
+"""Shipped recipes: they are valid, describe their claim, and are scored on data that is not used for training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Silent:
         pass
 
 
-def test_there_are_recipes() -> None:
+def test_recipes_are_found() -> None:
     assert len(RECIPES) >= 3
     assert {path for path in FOLDER.rglob("*.yaml") if path.parent.name != "variants"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_valid_and_says_what_it_claims(path: Path) -> None:
+def test_a_recipe_is_valid_and_describes_its_claim(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.data.evaluation, "a recipe without an evaluation set claims nothing"
     header = path.read_text().split("\n\n")[0]
@@ -65,7 +65,7 @@ HERE = {"device": "cpu", "num_workers": 0, "evaluate_every": None, "evaluate_set
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its own parts at ``tiny()`` size, on a handful of clips, on a CPU."""
+    """Return the recipe with ``tiny()`` versions of its parts, on a few clips, on a CPU."""
     document = recipe.model_dump(mode="json")
     for kind, registry in (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS)):
         tiny: Any = registry.entry(document[kind]["name"]).config.tiny()
@@ -80,7 +80,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     clips = {"name": "manifest", "path": str(write_clips(folder, 4))}
     document["data"] |= {"train": {"clips": clips}, "evaluation": {"held_out": clips}}
     document["data"] |= {"min_duration_s": 0.3, "max_duration_s": 10.0}
-    # The trained tokenizer knows the transcripts' characters only; prompts have tests with tokenizers of their own.
+    # The trained tokenizer only knows the characters of the transcripts. Prompts have their own tests.
     document["prompt"] = {}
     document["training"] |= TINY
     document["execution"] |= HERE
@@ -91,7 +91,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_from_end_to_end_with_its_parts_at_tiny_size(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs_with_tiny_versions_of_its_parts(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     report = Run(shrunk(recipe, tmp_path), path.stem, tmp_path / "run", Silent()).complete()
     names = {part["part"]: part["name"] for part in report["parts"]}
@@ -116,7 +116,7 @@ def test_the_checkpoints_of_a_recipe_are_known_offline(path: Path) -> None:
         assert part.init == "random" or known_architecture(part) is not None, f"add {part.pretrained} to the table"
 
 
-def test_the_cards_numbers() -> None:
+def test_parameter_counts_equal_those_of_the_model_card() -> None:
     parameters = describe_recipe(load_recipe(FOLDER / "tiny_audio.yaml"))["parameters"]
     assert {part: counts["trainable"] for part, counts in parameters.items()} == {
         "encoder": 1_966_080,

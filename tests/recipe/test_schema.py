@@ -1,4 +1,4 @@
-"""The JSON schema says what the loader accepts."""
+"""The JSON schema accepts the recipes that the loader accepts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.recipe.edits import Document, changed
 from tiny_audio.recipe import Recipe, recipe_schema
 
 
-def test_the_schema_completes_the_shipped_shape(document: Document) -> None:
+def test_the_schema_accepts_a_valid_recipe(document: Document) -> None:
     schema = recipe_schema()
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert schema["additionalProperties"] is False
@@ -33,7 +33,7 @@ def test_the_schema_rejects_what_the_loader_rejects(document: Document, path: st
 
 
 def _violations(root: Document, schema: Document, value: Any, place: str) -> Iterator[str]:
-    """The part of JSON Schema that ours uses."""
+    """Yield violations of the part of JSON Schema that our schema uses."""
     if "$ref" in schema:
         yield from _violations(root, root["$defs"][schema["$ref"].rpartition("/")[2]], value, place)
     for group in ("anyOf", "oneOf"):

@@ -1,4 +1,4 @@
-"""The device that a setting means, and batches that a GPU cannot hold at once."""
+"""The device of a setting, and batches that do not fit GPU memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("mps", True, False, None),
     ],
 )
-def test_the_device_of_a_setting(
+def test_settings_select_the_device(
     monkeypatch: pytest.MonkeyPatch, setting: str, cuda: bool, mps: bool, chosen: str | None
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
@@ -55,7 +55,7 @@ def test_memory_is_measured() -> None:
     code = (
         "from tiny_audio.runtime.memory import peak_resident_bytes as peak\n"
         "before = peak(); block = bytearray(b'x' * 2**28); print(before, peak())"
-    )  # in a fresh process, since the peak of this one may be far above what it uses now
+    )  # a new process, because the peak of this process may be far above its current use
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 2**20 < before < before + 2**27 < after < machine_bytes()
@@ -68,7 +68,7 @@ def test_memory_is_measured() -> None:
     ids=["cuda", "mps"],
 )
 @pytest.mark.parametrize("room", [1, 2, 3, 7, 8])
-def test_parts_are_as_large_as_fits_and_in_order(room: int, error: RuntimeError) -> None:
+def test_batches_are_split_until_they_fit(room: int, error: RuntimeError) -> None:
     sizes = []
 
     def run(items: Sequence[int]) -> list[int]:
@@ -93,7 +93,7 @@ def test_a_single_item_that_is_too_large_is_an_error() -> None:
 
 
 def small_memory(model: TinyAudioModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """No more than two clips fit; gives the sizes of batches that did."""
+    """Allow at most two clips per batch. Return the sizes of the batches that fit."""
     encode, sizes = model.encode, list[int]()
 
     def limited(waveforms: Tensor, lengths: Tensor) -> Frames:
@@ -106,7 +106,9 @@ def small_memory(model: TinyAudioModel, monkeypatch: pytest.MonkeyPatch) -> list
     return sizes
 
 
-def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transcription_and_evaluation_continue_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = assemble()
     write_clips(tmp_path, 5)
     source = SOURCES.build(
@@ -128,7 +130,7 @@ def test_recordings_and_evaluations_go_on_in_smaller_batches(tmp_path: Path, mon
     assert max(sizes) == 2
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_treated_as_a_lack_of_memory() -> None:
     def run(items: Sequence[int]) -> list[int]:
         raise RuntimeError("a shape does not fit")
 

@@ -1,4 +1,4 @@
-"""Variables of launchers in the environment: whole sets, and what notebooks and clusters leave behind."""
+"""Launcher variables in the environment: complete sets, and variables left by notebooks and clusters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def variables(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("values", LEFT, ids=str)
-def test_what_was_left_behind_is_a_single_process(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+def test_leftover_variables_mean_a_single_process_with_a_note(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str]
+) -> None:
     variables(monkeypatch, values)
     launch = Launch.read()
     assert (launch.rank, launch.size) == (0, 1)
@@ -63,9 +65,7 @@ def test_what_was_left_behind_is_a_single_process(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("values", SILENT, ids=str)
-def test_nothing_is_said_about_what_describes_one_process(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, str]
-) -> None:
+def test_variables_of_one_process_give_no_note(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
     variables(monkeypatch, values)
     assert Launch.read() == Launch()
 
@@ -83,14 +83,14 @@ def test_nothing_is_said_about_what_describes_one_process(
         ({"RANK": "", "LOCAL_RANK": ""}, "RANK, LOCAL_RANK"),
     ],
 )
-def test_an_unusable_world_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], name: str) -> None:
+def test_invalid_variables_are_rejected(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], name: str) -> None:
     variables(monkeypatch, place(0, 2, 29500) | changes)
     with pytest.raises(UserError, match=rf"\b{name}\b.*torchrun"):
         Launch.read()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_processes_that_do_not_come_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+def test_joining_times_out_if_processes_are_missing(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     port = free_port()
     variables(monkeypatch, place(rank, 2, port))
     monkeypatch.setattr(worlds, "_JOIN_TIMEOUT", timedelta(seconds=0.5))
@@ -101,7 +101,7 @@ def test_processes_that_do_not_come_are_not_waited_for(monkeypatch: pytest.Monke
     assert len(notes) == (rank == 0)
 
 
-def test_a_world_of_three_meets() -> None:
+def test_three_processes_can_join() -> None:
     def size(rank: int) -> tuple[int, float]:
         with joined(CPU) as world:
             return world.size, world.sum([rank])[0]
@@ -109,7 +109,7 @@ def test_a_world_of_three_meets() -> None:
     assert in_processes(3, size) == [(3, 3.0)] * 3
 
 
-def test_values_reach_the_main_process_whole_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_arrive_completely_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox, "_PART_BYTES", 10)
 
     def work(world: World) -> list[object]:
@@ -125,7 +125,7 @@ def test_values_reach_the_main_process_whole_and_in_order(monkeypatch: pytest.Mo
     assert [number for rank, number, _ in first if rank == 2] == [0, 1, 2]
 
 
-def test_the_end_of_a_process_is_noticed() -> None:
+def test_a_process_that_ended_is_noticed() -> None:
     def work(rank: int) -> None:
         with joined(CPU) as world:
             if rank == 1:

@@ -18,7 +18,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
 def test_freed_memory_is_returned() -> None:
     pieces = [bytes(50_000) for _ in range(2_000)]
-    kept = pieces[1::100]  # the rest is between these pieces
+    kept = pieces[1::100]  # the freed memory is between these objects
     before = resident_bytes()
     del pieces
     release_freed_memory()

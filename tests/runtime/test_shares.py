@@ -18,15 +18,15 @@ def test_every_item_is_in_one_share_and_shares_are_balanced(size: int) -> None:
     assert split_evenly(durations_s, size) == shares
 
 
-def test_one_long_item_gets_a_share_of_its_own() -> None:
+def test_one_long_item_gets_its_own_share() -> None:
     assert split_evenly([1.0, 1.0, 100.0, 1.0], 2) == [[2], [0, 1, 3]]
 
 
-def test_unknown_durations_are_spread() -> None:
+def test_items_of_unknown_duration_are_spread() -> None:
     assert sorted(map(len, split_evenly([0.0] * 8, 4))) == [2, 2, 2, 2]
     assert sorted(map(len, split_evenly([0.0, 5.0, 0.0, 5.0], 2))) == [2, 2]
 
 
-def test_fewer_items_than_shares() -> None:
+def test_there_can_be_fewer_items_than_shares() -> None:
     assert split_evenly([3.0], 3) == [[0], [], []]
     assert split_evenly([], 2) == [[], []]

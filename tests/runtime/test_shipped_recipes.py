@@ -1,4 +1,4 @@
-"""Recipes that ship with the package: found by name, shadowed by local files, and complete in a copy."""
+"""Shipped recipes: they are found by name, local files have priority, and copies are complete."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def test_a_name_is_found_in_any_folder(given: str, file: str) -> None:
 
 
 @pytest.mark.parametrize("local", ["quickstart", "quickstart.yaml"])
-def test_a_local_file_of_that_name_wins(local: str) -> None:
+def test_a_local_file_has_priority(local: str) -> None:
     Path(local).write_text("a: 1")
     assert read_yaml(Path("quickstart")) == {"a": 1}
     assert local_instead_of_shipped("quickstart") == Path(local)
 
 
-def test_a_local_folder_of_that_name_does_not_win() -> None:
+def test_a_local_folder_has_no_priority() -> None:
     Path("quickstart").mkdir()
     assert find_file("quickstart") == RECIPES / "quickstart.yaml"
 
 
-def test_the_shipped_file_itself_is_no_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_file_is_not_a_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RECIPES)
     assert local_instead_of_shipped("quickstart") is None
 
@@ -65,7 +65,7 @@ def test_the_shipped_file_itself_is_no_local_file(monkeypatch: pytest.MonkeyPatc
         ("/nowhere/an4.yaml", "an4"),
     ],
 )
-def test_an_unknown_name_lists_the_known_ones(given: str, nearest: str) -> None:
+def test_an_unknown_name_lists_the_known_names(given: str, nearest: str) -> None:
     with pytest.raises(UserError) as raised:
         read_yaml(Path(given))
     assert str(raised.value).startswith(f"{given} ")
@@ -81,7 +81,7 @@ def test_extends_finds_local_files_first() -> None:
 
 
 @pytest.mark.parametrize("base", ["laptop", "laptop.yaml"])
-def test_a_file_extends_the_recipe_whose_name_it_has(base: str) -> None:
+def test_a_file_can_extend_the_shipped_recipe_with_its_name(base: str) -> None:
     Path("laptop.yaml").write_text(f"extends: {base}\na: 1")
     assert read_yaml(Path("laptop")) == read_yaml(RECIPES / "laptop.yaml") | {"a": 1}
 
@@ -92,7 +92,7 @@ def test_a_copy_is_the_same_recipe_in_any_folder(name: str) -> None:
     assert read_yaml(Path("copy.yaml")) == read_yaml(RECIPES / f"{name}.yaml")
 
 
-def test_a_header_is_a_claim_and_the_hardware() -> None:
+def test_a_header_has_a_claim_and_the_hardware() -> None:
     header = read_header("slam_asr", shipped_files()["slam_asr"])
     assert header.claim.startswith("SLAM-ASR (Ma et al. 2024")
     assert header.claim.endswith(".")

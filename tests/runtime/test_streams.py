@@ -1,4 +1,4 @@
-"""Standard streams: encodings that lack characters, closed streams, readers that go away, full disks."""
+"""Standard streams: limited encodings, closed streams, readers that stop, and full disks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[byt
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
     ],
 )
-def test_an_encoding_that_lacks_characters(hypotheses: Path, variables: dict[str, str], option: str | None) -> None:
+def test_output_in_an_encoding_that_lacks_characters(
+    hypotheses: Path, variables: dict[str, str], option: str | None
+) -> None:
     done = run("rescore", hypotheses, "--normalizer", "lower", *([option] if option else []), **variables)
     assert done.returncode == 0, done.stderr
     if option:
@@ -53,7 +55,7 @@ def test_a_message_in_an_encoding_that_lacks_characters(hypotheses: Path) -> Non
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
+def test_commands_work_with_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
     command = [*PROGRAM, "rescore", str(hypotheses), "--html", str(tmp_path / "p.html")]
     done = subprocess.run(["bash", "-c", f'"$@" {closed}', "bash", *command], capture_output=True, check=False)
     assert done.returncode == 0
@@ -63,7 +65,7 @@ def test_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
 
 
 @pytest.mark.parametrize(("script", "code"), [('"$@" | true; exit ${PIPESTATUS[0]}', 3), ('"$@" > /dev/full', 2)])
-def test_output_that_nobody_takes(hypotheses: Path, script: str, code: int) -> None:
+def test_output_that_cannot_be_written_gives_one_message(hypotheses: Path, script: str, code: int) -> None:
     if "/dev/full" in script and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     done = subprocess.run(
@@ -76,5 +78,5 @@ def test_output_that_nobody_takes(hypotheses: Path, script: str, code: int) -> N
 @pytest.mark.parametrize(
     ("name", "line"), [("a b.wav", "a b.wav"), ("a\nb\tc\r", r"a\nb\tc\r"), ("\x1b[2J\u2028é", r"\u001b[2J\u2028é")]
 )
-def test_on_one_line(name: str, line: str) -> None:
+def test_names_are_shown_on_one_line(name: str, line: str) -> None:
     assert on_one_line(name) == line

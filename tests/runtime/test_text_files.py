@@ -1,4 +1,4 @@
-"""Text inputs in UTF-8, UTF-16 and UTF-32, with and without a byte order mark, through every reader."""
+"""Text files in UTF-8, UTF-16 and UTF-32, with and without a byte order mark, for every reader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clip(path: Path) -> None:
     soundfile.write(path, 0.1 * np.sin(np.arange(16_000) * 0.1), 16_000)
 
 
-def test_text(tmp_path: Path, encoding: str) -> None:
+def test_texts_are_decoded(tmp_path: Path, encoding: str) -> None:
     text = f"a{TEXT}\r\n{TEXT}\u2028\n"
     (tmp_path / "x").write_bytes(text.encode(encoding))
     assert decoded((tmp_path / "x").read_bytes()) == text
@@ -38,13 +38,13 @@ def test_text(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"a", b"\xef\xbb\xbf"])
-def test_short_texts(tmp_path: Path, content: bytes) -> None:
+def test_short_texts_are_decoded(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     with open_text(tmp_path / "x") as file:
         assert file.read() == decoded(content) == content.decode("utf-8-sig")
 
 
-def test_manifests(tmp_path: Path, encoding: str) -> None:
+def test_manifests_are_decoded(tmp_path: Path, encoding: str) -> None:
     clip(tmp_path / "a.wav")
     rows = [{"audio_filepath": "a.wav", "text": TEXT}, {"audio_filepath": "none.wav", "text": TEXT}]
     (tmp_path / "m.jsonl").write_bytes("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode(encoding))
@@ -55,7 +55,7 @@ def test_manifests(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
-def test_tables(tmp_path: Path, encoding: str, table: str) -> None:
+def test_tables_are_decoded(tmp_path: Path, encoding: str, table: str) -> None:
     (tmp_path / "data").mkdir()
     clip(tmp_path / "data" / "a.wav")
     row = {"file_name": "a.wav", "text": TEXT}
@@ -65,14 +65,14 @@ def test_tables(tmp_path: Path, encoding: str, table: str) -> None:
     assert [one.text for one in source.index().utterances] == [TEXT]
 
 
-def test_hypotheses(tmp_path: Path, encoding: str) -> None:
+def test_hypotheses_are_decoded(tmp_path: Path, encoding: str) -> None:
     row = {"audio_filepath": "a.wav", "duration": 1, "text": TEXT, "pred_text": TEXT}
     (tmp_path / "h.jsonl").write_bytes(json.dumps(row, ensure_ascii=False).encode(encoding))
     (target,) = read_targets([tmp_path / "h.jsonl"])
     assert target.rows["a.wav"]["text"] == TEXT
 
 
-def test_hypotheses_of_computers_with_other_unicode_forms(tmp_path: Path) -> None:
+def test_hypotheses_match_in_any_unicode_form(tmp_path: Path) -> None:
     row = {"audio_filepath": "réunion.wav", "duration": 1, "text": "déjà", "pred_text": "déjà"}
     for form in ("NFC", "NFD"):
         line = unicodedata.normalize(form, json.dumps(row, ensure_ascii=False))  # type: ignore[arg-type]
@@ -81,12 +81,12 @@ def test_hypotheses_of_computers_with_other_unicode_forms(tmp_path: Path) -> Non
     assert [entry["wer"] for entry in rescored.summary["targets"]] == [0, 0]
 
 
-def test_recipes(tmp_path: Path, encoding: str) -> None:
+def test_recipes_are_decoded(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "r.yaml").write_bytes(f"prompt:\n  system: '{TEXT}'\n".encode(encoding))
     assert read_yaml(tmp_path / "r.yaml") == {"prompt": {"system": TEXT}}
 
 
-def test_what_is_no_text(tmp_path: Path) -> None:
+def test_files_that_are_not_text_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match=r"x.jsonl"):
         read_targets([tmp_path / "x.jsonl"])

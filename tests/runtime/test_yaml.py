@@ -65,7 +65,7 @@ Write = Callable[..., Path]
         ("&name 5", 5),
     ],
 )
-def test_scalars_are_read_as_people_mean_them(text: str, value: object) -> None:
+def test_scalars_are_read_as_users_expect(text: str, value: object) -> None:
     read = parse_mapping(f"key: {text}", "r.yaml")["key"]
     assert read == value
     assert type(read) is type(value)
@@ -94,7 +94,7 @@ TREES = st.recursive(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(st.text(max_size=5), TREES, max_size=4))
-def test_what_is_dumped_reads_back(document: dict[str, Any]) -> None:
+def test_dumped_documents_can_be_read(document: dict[str, Any]) -> None:
     assert parse_mapping(dump_yaml(document), "r.yaml") == document
 
 
@@ -164,7 +164,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "9" * 100_000, r"'9{76}\.\.\. is too large"),
     ],
 )
-def test_what_yaml_may_not_say(text: str, message: str) -> None:
+def test_unsupported_yaml_is_rejected(text: str, message: str) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
         parse_mapping(text, "r.yaml")
@@ -173,6 +173,6 @@ def test_what_yaml_may_not_say(text: str, message: str) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_numbers_as_wide_as_the_file_are_read_fast() -> None:
+def test_huge_numbers_are_read_fast() -> None:
     assert parse_mapping("a: 1." + "0" * 200_000 + "e0", "r.yaml") == {"a": 1.0}
     assert parse_mapping("a: 1e999999999", "r.yaml") == {"a": math.inf}

@@ -32,52 +32,52 @@ Write = Callable[..., Path]
         (b"", "empty"),
     ],
 )
-def test_files_that_are_no_recipe(write_recipe: Write, content: bytes, message: str) -> None:
+def test_files_that_are_not_recipes_are_rejected(write_recipe: Write, content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_yaml(write_recipe(content))
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(write_recipe: Write) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_key(write_recipe: Write) -> None:
     assert read_yaml(write_recipe(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")) == {"a": 1, "b": 2}
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.yaml .*Allowed: .*quickstart"):
         read_yaml(tmp_path / "nowhere.yaml")
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"folder"):
         read_yaml(tmp_path)
 
 
-def test_a_path_below_a_file(write_recipe: Write) -> None:
+def test_a_path_below_a_file_is_an_error(write_recipe: Write) -> None:
     with pytest.raises(UserError, match=r"^cannot read .*recipe.yaml/x: .*Not a directory"):
         read_yaml(write_recipe("a: 1") / "x")
 
 
-def test_a_path_that_no_file_can_have() -> None:
+def test_an_impossible_path_is_an_error() -> None:
     with pytest.raises(UserError, match=r"^cannot read .*embedded null"):
         read_yaml(Path("a\0b"))
     with pytest.raises(UserError, match=r"^cannot read .*File name too long"):
         read_yaml(Path("a" * 5000))
 
 
-def test_a_link_to_itself(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     with pytest.raises(UserError, match=r"^cannot read .*loop.yaml: .*Too many levels of symbolic links"):
         read_yaml(tmp_path / "loop.yaml")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission(write_recipe: Write) -> None:
+def test_a_file_without_permission_is_an_error(write_recipe: Write) -> None:
     path = write_recipe("a: 1")
     path.chmod(0)
     with pytest.raises(UserError, match=r"^cannot read .*Permission denied"):
         read_yaml(path)
 
 
-def test_an_endless_file() -> None:
+def test_an_endless_file_is_an_error() -> None:
     with pytest.raises(UserError, match="256 KiB"):
         read_yaml(Path("/dev/zero"))
 
@@ -91,7 +91,7 @@ def test_extends_merges_mappings_key_by_key_and_replaces_the_rest(write_recipe: 
     assert read_yaml(child) == {"a": {"x": 1, "y": [3]}, "b": 1, "d": 4}
 
 
-def test_null_takes_back_what_the_base_says(write_recipe: Write) -> None:
+def test_null_removes_a_field_of_the_base(write_recipe: Write) -> None:
     write_recipe("data: {train: {a: x, b: {name: y}}}\nctc: {weight: 1}", "base.yaml")
     child = write_recipe("extends: base.yaml\ndata: {train: {a: null}}\nctc: null\nother: null")
     assert read_yaml(child) == {"data": {"train": {"b": {"name": "y"}}}}
@@ -125,7 +125,7 @@ def test_extends_through_a_chain_in_folders(write_recipe: Write, tmp_path: Path)
     assert read_yaml(write_recipe("extends: sub/middle.yaml\nc: 3")) == {"a": 1, "b": 2, "c": 3}
 
 
-def test_a_chain_may_not_be_longer_than_its_bound(write_recipe: Write) -> None:
+def test_the_length_of_a_chain_is_limited(write_recipe: Write) -> None:
     write_recipe("a: 1", "r0.yaml")
     for number in range(1, MAX_EXTENDS + 1):
         path = write_recipe(f"extends: r{number - 1}.yaml", f"r{number}.yaml")
@@ -134,7 +134,7 @@ def test_a_chain_may_not_be_longer_than_its_bound(write_recipe: Write) -> None:
     assert read_yaml(path.with_name("r7.yaml")) == {"a": 1}
 
 
-def test_a_circle(write_recipe: Write) -> None:
+def test_a_cycle_is_an_error(write_recipe: Write) -> None:
     write_recipe("extends: recipe.yaml", "base.yaml")
     with pytest.raises(UserError, match=r"extends: .*recipe.yaml -> .*base.yaml -> .*recipe.yaml"):
         read_yaml(write_recipe("extends: base.yaml"))
@@ -157,7 +157,7 @@ def test_a_circle(write_recipe: Write) -> None:
         ("null", r"recipe.yaml: extends .*None"),
     ],
 )
-def test_a_base_that_is_none(write_recipe: Write, extends: str, message: str) -> None:
+def test_an_invalid_base_is_an_error(write_recipe: Write, extends: str, message: str) -> None:
     write_recipe(b"\x89PNG\r\n", "binary.bin")
     write_recipe("- a", "list.yaml")
     with pytest.raises(UserError, match=message):
@@ -187,13 +187,13 @@ def test_a_base_that_is_none(write_recipe: Write, extends: str, message: str) ->
         }),
     ],
 )  # fmt: skip
-def test_overrides(override: str, expected: dict[str, Any]) -> None:
+def test_overrides_are_applied(override: str, expected: dict[str, Any]) -> None:
     document = {"training": {"steps": 1, "seed": 1}, "projector": "conv"}
     assert apply_overrides(document, [override]) == expected
     assert document == {"training": {"steps": 1, "seed": 1}, "projector": "conv"}
 
 
-def test_the_last_override_wins_and_they_build_on_each_other() -> None:
+def test_overrides_are_applied_in_order() -> None:
     assert apply_overrides({}, ["a.x=1", "a.x=2", "a.y=3"]) == {"a": {"x": 2, "y": 3}}
 
 
@@ -224,7 +224,7 @@ def test_the_last_override_wins_and_they_build_on_each_other() -> None:
         ("extends=other.yaml", "override 'extends=other.yaml'"),
     ],
 )
-def test_overrides_that_say_nothing(override: str, message: str) -> None:
+def test_invalid_overrides_are_rejected(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         apply_overrides({"training": {"steps": 1, "betas": [1, 2]}}, [override])
     assert len(str(caught.value)) < 300
