@@ -65,7 +65,7 @@ def test_comparing_needs_no_model_and_no_torch(made: Path) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-# # --- verdicts
+# --- verdicts
 
 
 def test_a_run_does_not_differ_from_itself(made: Path) -> None:

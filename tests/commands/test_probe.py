@@ -152,7 +152,7 @@ def test_predictions_are_close_to_measurements(probed: Probe) -> None:
     assert json.loads(json.dumps(shown)) == shown
 
 
-# # --- errors
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forks")
 def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
-    # a large limit, because a fork includes the memory of the tests
+    # The limit is large, because a fork includes the memory of the tests.
     with Process(recipe, 1000.0, 0.1, True) as process:
         assert process._child is not None
         os.kill(process._child.pid, signal.SIGKILL)

@@ -152,7 +152,7 @@ def test_folders_differ_even_if_names_do_not(recipe: Path) -> None:
     assert all(set(run.folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") for run in found)
 
 
-# # --- rejected before a run starts
+# --- rejected before a run starts
 
 
 def test_all_errors_are_named_and_no_run_starts(

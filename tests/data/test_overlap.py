@@ -107,5 +107,5 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # other kinds of overlap contain the copies, which also have the same text
+    # The copies are found by sound, and also have the same text.
     assert set(found["test"].clips["text"]) <= {3}

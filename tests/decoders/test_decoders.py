@@ -86,7 +86,7 @@ def audio(*sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
     return waveforms, torch.tensor(sizes)
 
 
-# # --- families with their kinds of tokenizers
+# --- families with their kinds of tokenizers
 
 
 @pytest.mark.parametrize("family", ["smollm2", "llama", "gemma3", "pythia"])

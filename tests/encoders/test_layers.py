@@ -152,7 +152,7 @@ def test_missing_tensors_below_the_selected_layer_are_named(family: tuple[str, A
         build(name, tmp_path, layer=2)
 
 
-# # --- the contract checks
+# --- the contract checks
 
 
 def rebuilt_by(name: str, change: Callable[[Any, Any], Any], patch: pytest.MonkeyPatch) -> EncoderConfig:

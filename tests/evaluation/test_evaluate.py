@@ -175,7 +175,7 @@ def test_the_cost_of_a_provider_is_reported(call: Output, server: Vendors, train
     assert len(server.asked) == 8
 
 
-# # --- failures
+# --- failures
 
 
 def test_failed_clips_have_no_hypothesis_and_are_retried(

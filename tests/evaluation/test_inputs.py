@@ -105,7 +105,7 @@ def test_unusable_data_is_rejected(trained: Path, tmp_path: Path) -> None:
         read_data([str(path)], None)
 
 
-# # --- invalid targets
+# --- invalid targets
 
 
 @pytest.mark.parametrize(

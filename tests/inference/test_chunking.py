@@ -95,7 +95,7 @@ def test_without_a_pause_chunks_overlap_between_soft_moments() -> None:
 
 
 def test_a_brief_pause_in_a_long_chunk_is_a_cut_without_an_overlap() -> None:
-    # only the last two pauses are after the usual duration
+    # Only the last two pauses are after the usual duration.
     waveform = recording([(0.5, 4.0), (0.3, 2.0), (0.2, 1.0), (0.3, 9.0)])
     found = spans(waveform)
     assert 7.9 < found[0][1] < 8.4

@@ -254,7 +254,7 @@ def drafts_after(text: str, *verified: str) -> list[str]:
 def test_the_draft_continues_where_the_verified_words_end() -> None:
     text = "turn on the kitchen light"
     assert drafts_after(text, "", "turn", "turn on") == [text, " on the kitchen light", " the kitchen light"]
-    # a different word, an extra word, a missing word
+    # The verified text has a different word, an extra word, or a missing word.
     assert drafts_after(text, "turn off", "turn off the") == [" the kitchen light", " kitchen light"]
     assert drafts_after(text, "turn on please the", "turn on please the kitchen") == [" kitchen light", " light"]
     assert drafts_after(text, "turn the", "turn the kitchen") == [" kitchen light", " light"]

@@ -151,7 +151,7 @@ def test_a_transform_of_features_changes_the_losses() -> None:
     assert not torch.equal(plain.ctc_loss, erased.ctc_loss)
 
 
-# # --- the same clip alone and in a batch
+# --- the same clip alone and in a batch
 
 
 @pytest.mark.parametrize("extra", [0, 4_321])

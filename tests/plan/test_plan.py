@@ -62,8 +62,7 @@ def test_weights_gradients_and_moments_of_the_model_card(card: Plan) -> None:
     memory, totals = card.worst.memory, card.total_parameters()
     frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
     assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
-    # gradients of the earlier batches, because they are accumulated
-    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)
+    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # accumulated in the earlier batches
     assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
@@ -88,7 +87,7 @@ def test_time_and_cost_of_the_model_card(card: Plan) -> None:
     assert row.cost == pytest.approx(row.price_per_hour * row.wall_hours)
 
 
-# # --- compared with real models
+# --- compared with real models
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -207,7 +206,7 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
     assert planned.peak_bytes > 8 * planned.parameters["projector"]["trainable"]
 
 
-# # --- settings that need more memory
+# --- settings that need more memory
 
 
 @pytest.mark.parametrize(
@@ -245,7 +244,7 @@ def test_memory_and_flops_of_adapters_depend_on_their_rank(document: Document) -
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
 def test_memory_of_quantized_weights_depends_on_their_bits(document: Document, kind: str, bits: float) -> None:
-    """This does not need bitsandbytes. Other weights are in bf16 on a GPU."""
+    """Other weights are in bf16 on a GPU."""
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     document = changed(document, **ADAPTED, decoder__overrides=document["decoder"]["overrides"] | wide)
     recipe = parse(document, training__precision="bf16")
@@ -393,7 +392,7 @@ def test_several_changes_can_be_suggested(document: Document, gpu: Callable[[flo
     assert plan_recipe(recipe.with_(row.changes[0].fields), gpu="thimble").rows[0].fits
 
 
-def test_there_are_no_suggestions_if_nothing_fits(
+def test_nothing_is_suggested_if_nothing_fits(
     document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (row,) = plan_recipe(parse(document), gpu=gpu(1000)).rows

@@ -279,7 +279,7 @@ def test_the_shared_prefix_is_computed_once_if_possible() -> None:
     assert decoded_positions({}, 10, "causal_lm") == (3, 20)
 
 
-# # --- errors
+# --- errors
 
 
 @pytest.mark.parametrize(

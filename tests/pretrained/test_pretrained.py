@@ -209,7 +209,7 @@ def test_contradicting_fields_are_rejected(fields: dict[str, Any], values: str) 
     assert_names(caught.value, values)
 
 
-# # --- checkpoints that do not load
+# --- checkpoints that do not load
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

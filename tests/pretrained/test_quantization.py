@@ -191,7 +191,7 @@ def test_gradients_equal_those_of_the_restored_weights(bnb: Any, kind: Quantizat
         assert all(torch.equal(grads[0][name], other[name]) for name in other)
 
 
-# # --- errors
+# --- errors
 
 
 def test_trainable_weights_cannot_be_quantized() -> None:

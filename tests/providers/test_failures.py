@@ -33,7 +33,7 @@ def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDeco
     return pytest.mark.parametrize(f"name,{parameter}", rows)
 
 
-# # --- failures
+# --- failures
 
 
 @crossed(

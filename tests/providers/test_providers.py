@@ -35,7 +35,7 @@ def test_providers_are_registered() -> None:
     assert len(OVER_HTTP) == 5
 
 
-# # --- requests and responses
+# --- requests and responses
 
 
 def test_assemblyai(server: Vendors, make: Any) -> None:

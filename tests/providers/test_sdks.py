@@ -47,7 +47,7 @@ def same(theirs: list[Asked], ours: list[Asked]) -> None:
     assert len(theirs) == len(ours)
     for one, other in zip(theirs, ours, strict=True):
         assert (one.method, one.path, one.query) == (other.method, other.path, other.query)
-        # the client sends null for omitted fields
+        # The client sends null for omitted fields.
         left = {key: value for key, value in one.form.items() if value != "null"}
         assert left == other.form or "audio_url" in left
         assert left.keys() == other.form.keys()

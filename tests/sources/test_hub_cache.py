@@ -99,7 +99,7 @@ def test_row_groups_above_the_disk_limit_are_kept_in_memory_up_to_a_limit(
     source = build(tmp_path, cache_gb=1e-9)
     utterances = source.index().utterances
     size = sum(len(loquacious_row(number)["wav"]["bytes"]) for number in range(15))
-    # room for two of three
+    # There is room for two of the three row groups.
     monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))
     fetched = []
     for number in (0, 5, 0, 5, 10, 5, 0):  # the first clip of each of the three row groups

@@ -219,7 +219,7 @@ def test_speech_does_not_depend_on_the_order_of_sentences() -> None:
     deliveries = [
         Delivery(f"{ACCENTS[accent]}+{voice}", 170, 50, 50, 0)
         for accent in ("en-us", "en-gb-scotland")
-        # voices with breath, echo, noise or flutter
+        # These voices have breath, echo, noise or flutter.
         for voice in ("f2", "Alicia", "klatt3", "m1", "sandro", "Marco", "victor")
     ]
 

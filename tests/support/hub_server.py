@@ -282,7 +282,7 @@ def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     from huggingface_hub import HfFileSystem, constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    # transformers caches a client that keeps its endpoint.
+    # The library transformers caches a client that keeps its endpoint.
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)

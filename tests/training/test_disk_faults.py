@@ -98,7 +98,7 @@ def test_a_disk_error_while_reading_durations_is_not_cached(tmp_path: Path, monk
     source = parquet(tmp_path, duration=None)
 
     def hidden(self: pq.ParquetFile, group: int, **options: Any) -> Any:
-        # an error of the operating system, because nothing can be read at the start of this file
+        # Nothing can be read at the start of this file, so this raises an error of the operating system.
         Path("/proc/self/mem").read_bytes()
 
     with monkeypatch.context() as patch:

@@ -118,7 +118,7 @@ def test_each_dropped_clip_is_listed_once(tmp_path: Path) -> None:
 
 def test_the_message_names_an_example_of_each_reason() -> None:
     dropped = [Dropped("a", "empty", "0 bytes"), Dropped("b", "empty", "no samples"), Dropped("c", "channels", "99")]
-    # the recipe excludes these, so they do not count
+    # The recipe excludes these clips, so they do not count.
     dropped += [Dropped(f"d{number}", "too_long", "lasts 99 s") for number in range(100)]
     check_dropped(dropped, 6, 0.5)
     with pytest.raises(UserError) as refusal:
