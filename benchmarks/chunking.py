@@ -3,12 +3,12 @@
     python benchmarks/chunking.py runs/quickstart                                           60 synthesized sentences
     python benchmarks/chunking.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl
 
-The clips are joined as they are, and with the pauses within and between them cut out, so that every chunk that reaches
-its maximum duration must be cut within speech. The recording is transcribed in chunks, with pauses by silero-vad and by
-loudness, with and without the durations of the training clips, and with cuts that the model chooses. Words that a cut
-loses or doubles are deletions and insertions beyond those of the clips one by one.
+The clips are joined, once unchanged, and once without the pauses within and between them. Without pauses, every chunk
+of the maximum duration ends within speech. The recording is transcribed in chunks: with pauses found by silero-vad and
+by loudness, with and without the durations of the training clips, and with cuts that the model chooses. Words that are
+lost or repeated at a cut are additional deletions and insertions, compared with single clips.
 
-It also measures how likely silero-vad finds speech and sounds without speech.
+It also measures the probabilities of speech that silero-vad gives for speech and for other sounds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def durations_of(path: Path) -> ClipDurations:
 
 
 def without_pauses(wave: np.ndarray) -> np.ndarray:
-    """The frames that are speech, with 64 ms before and after."""
+    """Return the frames that are speech, with 64 ms before and after them."""
     network = silero()
     assert network is not None, "this benchmark needs silero-vad"
     found = SpeechProbabilities(network)
@@ -62,7 +62,7 @@ def without_pauses(wave: np.ndarray) -> np.ndarray:
 
 
 def row(name: str, references: list[str], hypotheses: list[str], chunks: object = "", suppressed: object = "") -> list:
-    # As one text: alignments over the joints of clips can only be cheaper.
+    # Score all clips as one text, because alignment across clips can only reduce the errors.
     (one,) = align([" ".join(references)], [" ".join(hypotheses)], normalizer("lower"))
     errors = (one.substitutions, one.deletions, one.insertions)
     return [name, f"{one.errors / one.num_reference_words:.1%}", *errors, chunks, suppressed]
@@ -97,7 +97,7 @@ def recording(record: Record, recognizer: Transcriber, known: ClipDurations | No
 
 
 def highest(wave: np.ndarray) -> float:
-    """The highest probability of speech in a clip."""
+    """Return the highest probability of speech in a clip."""
     network = silero()
     assert network is not None, "this benchmark needs silero-vad"
     found = SpeechProbabilities(network)
@@ -106,7 +106,7 @@ def highest(wave: np.ndarray) -> float:
 
 
 def over_telephone(wave: np.ndarray) -> np.ndarray:
-    """The sound at 8 kHz, without the band below 300 Hz, in 8-bit mu-law."""
+    """Convert a clip to 8 kHz and 8-bit mu-law, without frequencies below 300 Hz."""
     narrow = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, 8000)
     narrow = torchaudio.functional.highpass_biquad(narrow, 8000, TELEPHONE_HZ[0]).clamp(-1, 1)
     coded = torchaudio.functional.mu_law_encoding(narrow, 256)

@@ -1,4 +1,4 @@
-"""Measure what lists of hotwords change: errors on rare words, on other words, and words that nobody spoke.
+"""Measure the effect of hotwords: errors on rare words and on other words, and words that nobody spoke.
 
     python benchmarks/context.py runs/mine --data test.jsonl --text train.jsonl --words 100
 
@@ -9,7 +9,7 @@ inserted words of the list, as in Le et al. 2021 (arXiv 2104.02194). Differences
 bootstrap over clips.
 
 Then silence, faint noise and loud noise are transcribed without a list and with each of the lists, with and without the
-hallucination filters. Every word there is an invention.
+hallucination filters. Every transcribed word is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _LEVELS = {"silence": 0.0, "faint noise": 0.001, "loud noise": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """A clip, its reference and its two lists."""
+    """A clip, its reference and its two lists of hotwords."""
 
     waveform: Tensor
     reference: str
@@ -111,7 +111,7 @@ def difference(before: np.ndarray, after: np.ndarray, errors: int, words: int, s
 
 
 def transcribe(transcriber: Transcriber, cases: Sequence[Case], way: str) -> list[str]:
-    """Return the texts in lower case, as the references are."""
+    """Return the texts in lower case, like the references."""
     contexts = [Context.of(case.lists[way]) for case in cases]
     found = transcriber.transcribe([case.waveform for case in cases], contexts=contexts)
     return [normalizer("lower")(one.text) for one in found]

@@ -70,7 +70,7 @@ WORKERS = 2
 BATCH = 16
 SHUFFLE_BUFFER = 1000
 ROW_GROUP = 100
-"""Rows, as the datasets library writes columns of audio."""
+"""Rows per row group, as written by the datasets library for audio."""
 SHARDS = 8
 GIB = 2**30
 SCHEMA = pa.schema(
@@ -90,7 +90,7 @@ WORDS = ("THE", "OF", "AND", "TO", "IN", "A", "THAT", "IT", "WAS", "HIS", "HE", 
 
 
 def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
-    """Encoded clips of a manifest, their seconds and texts, again and again."""
+    """Yield encoded clips of a manifest with their durations and texts, repeatedly."""
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     clips = [((manifest.parent / row["audio_filepath"]).read_bytes(), row["duration"], row["text"]) for row in rows]
     while True:
@@ -98,7 +98,7 @@ def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
 
 
 def noise() -> Iterator[tuple[bytes, float, str]]:
-    """Clips of a log-normal of durations, low-passed noise that swells as syllables do; 64, again and again."""
+    """Yield 64 clips repeatedly: low-passed noise with the loudness of syllables, and log-normal durations."""
     rng = np.random.default_rng(0)
     clips = []
     for seconds in np.clip(rng.lognormal(math.log(6.0), 0.75, 64), 0.5, 30.0):
@@ -114,7 +114,7 @@ def noise() -> Iterator[tuple[bytes, float, str]]:
 
 
 def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count: int) -> None:
-    """``count`` clips in parquet files as LoquaciousSet has them."""
+    """Write ``count`` clips to Parquet files in LoquaciousSet's format."""
     for shard in range(SHARDS):
         rows = []
         for number in range(shard, count, SHARDS):
@@ -125,11 +125,11 @@ def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=ROW_GROUP)
 
 
-# --- the three
+# --- the three loaders
 
 
 def ours(folder: Path, cache: Path, epoch: int, clock: Callable[[], float] = time.perf_counter) -> tuple[int, float]:
-    """Clips and seconds of one epoch; every page of the waveforms is read once."""
+    """Return the number of clips and the seconds of one epoch. Every memory page of the waveforms is read once."""
     clips = gathered(folder, cache)
     decoder = DECODERS.entry("smollm3").config.tiny()
     tokenizer = build_tokenizer(decoder, clips.texts)
@@ -146,13 +146,13 @@ def ours(folder: Path, cache: Path, epoch: int, clock: Callable[[], float] = tim
 
 
 def gathered(folder: Path, cache: Path) -> ClipSet:
-    """All clips of the shards."""
+    """Return all clips of the shards."""
     config = SOURCES.parse({"name": "parquet", "path": str(folder), "audio_column": "wav", "id_column": "ID"})
     return ClipSet.gather({"clips": SOURCES.build(config, SourceContext(cache))}, 0.1, 60.0)
 
 
 def streaming(folder: Path, tokenizer: Any, epoch: int) -> tuple[int, float]:
-    """Clips and seconds of one epoch of ``datasets`` in streaming mode."""
+    """Return the number of clips and the seconds of one epoch of ``datasets`` in streaming mode."""
     from datasets import Audio, load_dataset
 
     files = sorted(map(str, folder.glob("*.parquet")))
@@ -167,14 +167,14 @@ def streaming(folder: Path, tokenizer: Any, epoch: int) -> tuple[int, float]:
 
 
 def decoded(rows: list[dict[str, Any]], tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """A padded batch: waveforms, lengths, targets."""
+    """Return a padded batch: waveforms, lengths, targets."""
     waveforms = [torch.from_numpy(soundfile.read(io.BytesIO(row["wav"]["bytes"]), dtype="float32")[0]) for row in rows]
     targets = [torch.tensor(tokenizer.encode(row["text"], add_special_tokens=False)) for row in rows]
     return pad_sequence(waveforms, batch_first=True), torch.tensor([len(row) for row in waveforms]), targets
 
 
 def decoding(folder: Path) -> tuple[int, float]:
-    """Clips, and seconds of the slower of two processes that decode half of them each."""
+    """Return the number of clips, and the seconds of the slower of two processes that each decode half of them."""
     files = sorted(folder.glob("*.parquet"))
     barrier, results = multiprocessing.Barrier(WORKERS), multiprocessing.SimpleQueue()
     processes = [
@@ -199,7 +199,7 @@ def _decode(files: list[Path], barrier: Any, results: Any) -> None:
 
 
 def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> None:
-    """Shared-memory batches against torch's own shared memory."""
+    """Compare shared-memory batches with torch's own shared memory."""
 
     def cpu_s() -> float:
         usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -223,7 +223,7 @@ def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> Non
 
 
 def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> None:
-    """Epochs of the three, in turns."""
+    """Measure alternating epochs of the three loaders."""
     with tempfile.TemporaryDirectory() as folder:
         shards, cache = Path(folder) / "shards", Path(folder) / "cache"
         shards.mkdir()
@@ -270,7 +270,7 @@ def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> N
 
 
 def write_metadata(folder: Path, count: int) -> None:
-    """Shards of ``count`` rows without audio."""
+    """Write shards of ``count`` rows without audio."""
     rng = np.random.default_rng(0)
     shards = max(1, count // 100_000)
     texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(1000)]
@@ -293,7 +293,7 @@ def write_metadata(folder: Path, count: int) -> None:
 
 
 def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
-    """One part of planning, in this process."""
+    """Run one stage of planning in this process."""
     started = time.perf_counter()
     clips = gathered(shards, cache)
     opened_s = time.perf_counter() - started
@@ -310,7 +310,7 @@ def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
 
 
 def planning(record: Record, count: int) -> None:
-    """Metadata, an index, a plan; each in a process of its own."""
+    """Measure writing metadata, indexing and planning, each in its own process."""
     record.say(f"## Planning {count:,} clips")
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:

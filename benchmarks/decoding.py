@@ -1,7 +1,8 @@
-"""Part of ``benchmarks/data.py``: the time to decode clean clips, against libsndfile without any check of the file.
+"""Part of ``benchmarks/data.py``: the time to decode valid clips, compared with libsndfile without any checks.
 
-The baseline believes each header: it opens the file, decodes in blocks, checks the samples, averages the channels and
-resamples. Ours also compares the header with the file. Both decode the same bytes in turns, and who begins changes.
+The baseline trusts each header: it opens the file, decodes in blocks, checks the samples, averages the channels and
+resamples. Our decoder also compares the header with the file. Both decode the same bytes, alternately, in changing
+order.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ FORMATS = (
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
-    """Does not seek after each read."""
+    """A file that does not seek after each read."""
 
     def seekable(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
-def believing(data: bytes) -> torch.Tensor:
-    """Decode a clip as its header says."""
+def decode_by_header(data: bytes) -> torch.Tensor:
+    """Decode a clip without checking its header."""
     with ForwardFile(io.BytesIO(data)) as file:
         blocks, left = [], file.frames
         assert "should be" not in file.extra_info
@@ -56,10 +57,10 @@ def decoding_speed(record: Record, clips: list[np.ndarray], rounds: int) -> None
     """Compare both ways on clips ``[samples]`` in all formats.
 
     Args:
-        rounds: for each format; each gives one ratio of CPU time.
+        rounds: number of rounds per format. Each round gives one ratio of CPU times.
     """
     ways: dict[str, Callable[[bytes], torch.Tensor]] = {
-        "baseline": believing,
+        "baseline": decode_by_header,
         "ours": lambda data: load_audio(data, max_duration_s=1e6),
     }
     rows, worst = [], 1.0

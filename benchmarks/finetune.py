@@ -1,4 +1,4 @@
-"""Compare fine-tuning of pretrained parts with the plain way and with a plain loop over transformers' modules.
+"""Compare fine-tuning of pretrained parts with a plain variant and with a plain loop over transformers' modules.
 
     python benchmarks/finetune.py                       small random checkpoints and noise, a minute
     python benchmarks/finetune.py --encoder whisper-tiny.en --decoder SmolLM2-135M-Instruct --manifest train.jsonl
@@ -59,7 +59,7 @@ KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "convolution", "linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
 }
-"""Kinds of operations, by parts of their names. All others work element by element or copy."""
+"""Kinds of operations, by parts of their names. Other operations are elementwise or copy."""
 
 
 def random_checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -117,7 +117,7 @@ def recipe_of(arguments: argparse.Namespace, attention: str) -> Recipe:
         "prompt": {} if arguments.real else {"user": INSTRUCTION + "{audio}"},
         "data": {"target_text": "lower", "train": {"speech": {"name": "manifest", "path": str(arguments.manifest)}}},
         "batching": {"max_clips": 1000, "max_padded_s": arguments.padded_s},
-        # Adam's first steps would enlarge differences in the last bits.
+        # Adam's first steps would amplify rounding errors.
         "training": {"steps": 100, "learning_rate": 1e-6, "schedule": "constant"},
         "execution": {"device": "cpu"},
     }
@@ -125,7 +125,7 @@ def recipe_of(arguments: argparse.Namespace, attention: str) -> Recipe:
 
 
 class Way:
-    """A model in training."""
+    """A model in training, in one of the three ways."""
 
     def __init__(self, arguments: argparse.Namespace, attention: str, keeps_frames: bool) -> None:
         self.recipe = recipe_of(arguments, attention)
@@ -165,7 +165,7 @@ class Way:
 
 
 class OfTransformers(Way):
-    """The plain loop over transformers' own modules."""
+    """The plain loop with transformers' own modules."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import peft
@@ -206,7 +206,7 @@ class OfTransformers(Way):
 
 
 def kinds_of(step: Callable[[], Any]) -> Counter[str]:
-    """Return the processor seconds of a step's operations, by kind."""
+    """Return the processor seconds of the operations in a step, by kind."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     seconds: Counter[str] = Counter()
@@ -246,7 +246,7 @@ def compare(arguments: argparse.Namespace, record: Record) -> None:
         "ours": Way(arguments, "auto", keeps_frames=True),
     }
     batches = ways["ours"].batches(arguments.batches)
-    for way in ways.values():  # warm-up, with a batch that is not kept
+    for way in ways.values():  # warm-up, with a batch that is not used later
         way.loss(Batch(batches[0].waveforms * 0.5, batches[0].lengths, batches[0].targets, None, []))
     seconds = {name: np.zeros((arguments.epochs + 1, len(batches))) for name in ways}
     largest = 0.0

@@ -52,17 +52,17 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
 
 FEWER_PASSES, CLIPS = 1.8, 500
-"""The bars: passes of plain decoding over those of assisted decoding, on at least this many clips."""
+"""Targets: minimum ratio of passes in plain and assisted decoding, and minimum number of clips."""
 RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
 
 
 @dataclass
 class Passes:
-    """Forward calls of a decoder while it is watched."""
+    """Counts the forward calls of a decoder."""
 
     calls: int = 0
     rows: int = 0
-    """Clips in all of them, padding of a batch that has ended included."""
+    """Number of rows in all calls, including rows of clips that have ended."""
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def counted(model: TinyAudioModel) -> Iterator[Passes]:
 
 
 def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list[int]]:
-    """Clips by number: alone, or in batches of like length, longest first."""
+    """Return batches of clip indices: single clips, or batches of similar length, longest first."""
     order = sorted(range(len(clips)), key=lambda number: -len(clips[number]))
     found = []
     while order:
@@ -92,7 +92,7 @@ def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list
 
 
 def padded(clips: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Waveforms ``[B, S]`` and lengths ``[B]``."""
+    """Return waveforms ``[B, S]`` and lengths ``[B]``."""
     lengths = torch.tensor([len(clip) for clip in clips], device=device)
     return pad_sequence(list(clips), batch_first=True).to(device), lengths
 
@@ -102,7 +102,7 @@ def until_end(ids: list[int], end: int) -> list[int]:
 
 
 def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds by contender and round, in an order that changes with the round."""
+    """Return seconds by contender and round. The order of contenders changes in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)
@@ -118,7 +118,7 @@ def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.d
 
 
 def evaluation_clips(recipe: Recipe, count: int | None) -> list[Tensor]:
-    """Waveforms of a recipe's evaluation sets, or of an even sample of them."""
+    """Return the waveforms of a recipe's evaluation sets, or of an even sample of them."""
     sources = {name: SOURCES.build(part, SourceContext(cache_dir())) for name, part in recipe.data.evaluation.items()}
     limit = ContextLimits(recipe).longest_evaluation_s
     clips = ClipSet.gather(sources, 0.0, limit).clips
@@ -127,7 +127,7 @@ def evaluation_clips(recipe: Recipe, count: int | None) -> list[Tensor]:
 
 
 def trained(arguments: argparse.Namespace, record: Record) -> None:
-    """A trained model on real drafts."""
+    """Measure a trained model with its own drafts."""
     device = torch.device(arguments.device)
     model, tokenizer = load_model(arguments.model)
     model.to(device, torch.bfloat16 if arguments.bf16 else None)
@@ -154,7 +154,7 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
             model.transcribe(*padded([chosen[index] for index in indices], device), tokenizer)
 
     def tokens(way: str) -> tuple[list[list[int]], list[int]]:
-        """Ids of each clip, and the passes that it took part in."""
+        """Return the ids of each clip, and the number of passes that it took part in."""
         draft, budget = ways[way]
         model.config.generation = greedy | {"draft": draft}
         ids: list[list[int]] = [[]] * len(clips)
@@ -209,20 +209,21 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     record.bar(f"{fewer:.2f} times fewer passes of the decoder, at least {FEWER_PASSES:g}", fewer >= FEWER_PASSES)
 
 
-class Spoiled:
-    """A draft of ids that are known, a share of which are wrong."""
+class WrongDraft:
+    """A draft of known ids, of which a share is wrong."""
 
     def __init__(self, ids: list[int], wrong: float, seed: int) -> None:
         rng = random.Random(seed)
         self._ids = [token - 1 if token and rng.random() < wrong else token for token in ids]
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """What is left."""
+        """Return the rest of the draft."""
         return self._ids[len(ids) :]
 
 
 def random_weights(arguments: argparse.Namespace, record: Record) -> None:
-    """What a pass of a large decoder costs, by one token and by many; and what merging adapters saves."""
+    """Measure a large decoder: the cost of a pass with one token and with many tokens, and the gain of merging
+    adapters."""
     device = torch.device(arguments.device)
     base = CARD
     if not arguments.full_size:
@@ -254,13 +255,13 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
 
     @torch.no_grad()
     def assisted(budget: float | None, wrong: float) -> int:
-        """How many clips have the tokens of plain decoding."""
+        """Return the number of clips with the same tokens as in plain decoding."""
         same = 0
         for indices in batches_of(clips, budget):
             audio, lengths = model.projector(model.encode(*padded([clips[index] for index in indices], device)))
             nothing = torch.empty(0, dtype=torch.long, device=device)
             prompts = model.splice(audio, lengths, [nothing] * len(indices), padding_side="left")
-            drafts = [Spoiled(known[index], wrong, index) for index in indices]
+            drafts = [WrongDraft(known[index], wrong, index) for index in indices]
             cache = model.decoder.cache()
             assert cache is not None
             found = decode_assisted(model.decoder, cache, *prompts, drafts, max_new_tokens=RANDOM_TOKENS, end_id=-1)
@@ -282,7 +283,7 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
                 if isinstance(module, BaseTunerLayer):
                     module.merge()
         calls = {}
-        for name, work in contenders.items():  # warm-up, and the passes
+        for name, work in contenders.items():  # warm-up, and the number of passes
             with counted(model) as passes:
                 work()
             calls[name] = passes.rows / len(clips)

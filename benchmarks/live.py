@@ -44,12 +44,12 @@ BLOCK_S = 0.1
 PAUSES_S = (0.7, 2.0)
 CLIPS_PER_STREAM = 5
 AUDIBLE_DB = -30.0
-"""Level relative to the loudest 10 ms of a clip above which its first sound begins."""
+"""The first sound of a clip starts above this level, relative to its loudest 10 ms."""
 
 
 @dataclass
 class Measured:
-    """What was measured over all streams."""
+    """Measurements over all streams."""
 
     audio_s: float = 0.0
     detecting_s: float = 0.0
@@ -59,9 +59,9 @@ class Measured:
     texts: list[str] = field(default_factory=list)
     """The text of each clip."""
     equal: list[bool] = field(default_factory=list)
-    """Whether each final text is that of the transcriber."""
+    """Whether each final text equals that of the transcriber."""
     partial_words: list[bool] = field(default_factory=list)
-    """Whether each word of each partial text is in the final text at its position."""
+    """Whether each word of each partial text is in the final text at the same position."""
     stable_words: list[bool] = field(default_factory=list)
     num_partials: int = 0
 
@@ -74,14 +74,14 @@ def recorded(manifest: Path, number: int) -> Clips:
 
 
 def first_sound(clip: np.ndarray) -> float:
-    """Seconds before the first sound of a clip."""
+    """Return the seconds before the first sound of a clip."""
     frames = clip[: len(clip) // 160 * 160].reshape(-1, 160)
     levels = 10 * np.log10((frames**2).mean(1) + 1e-12)
     return float(np.argmax(levels > levels.max() + AUDIBLE_DB)) / 100
 
 
 def joined(clips: Clips, seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """A stream of clips, and the start of the first sound and the end of each clip in seconds."""
+    """Return a stream of clips, and for each clip the start of its first sound and its end in seconds."""
     rng, parts, spans, samples = np.random.default_rng(seed), [], [], 0
     for clip, _ in [*clips, (np.zeros(0, np.float32), "")]:
         pause = np.zeros(int(rng.uniform(*PAUSES_S) * SAMPLE_RATE), np.float32)

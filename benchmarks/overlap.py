@@ -1,4 +1,5 @@
-"""Fingerprints of sound: cost, copies that are found, and different recordings that are taken for copies.
+"""Measure fingerprints of sound: their cost, the copies that are found, and different recordings that are mistaken for
+copies.
 
     python benchmarks/overlap.py ../shared/speech/an4/train.jsonl ../shared/speech/an4/dev.jsonl \\
         ../shared/speech/librispeech-sample/all.jsonl
@@ -70,7 +71,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def synthetic(prints: list[Landmarks], size: int, rng: np.random.Generator) -> list[Landmarks]:
-    """Fingerprints with the hashes of speech, in random combinations."""
+    """Return fingerprints with the hashes of speech in random combinations."""
     pool = np.concatenate([each.hashes for each in prints])
     length = int(np.median([len(each) for each in prints]))
     frames = np.sort(rng.integers(0, 400, length)).astype(np.int32)

@@ -30,7 +30,7 @@ Document = dict[str, Any]
 
 
 def merged(base: Any, changes: Any) -> Any:
-    """Mappings joined; anything else replaced, and a part that is given by its name too."""
+    """Merge mappings recursively. Other values are replaced, also a part that is given by its name."""
     if not isinstance(base, dict) or not isinstance(changes, dict) or "name" in changes:
         return changes
     return {key: merged(base.get(key, {}), changes.get(key, base.get(key))) for key in (base | changes)}
@@ -128,7 +128,7 @@ CUDA_CASES: dict[str, Document] = {
 
 @dataclass
 class StandInTokenizer:
-    """As many ids as a real one, and as many for a text; no network."""
+    """Has as many ids as a real tokenizer, and encodes a text to as many. It needs no network."""
 
     size: int
     characters_per_token: float
@@ -142,12 +142,12 @@ class StandInTokenizer:
         return self.size
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Ids of which only the number matters."""
+        """Return ids of which only the number matters."""
         return [3] * round(len(text) / self.characters_per_token)
 
 
 def predict(document: Document) -> int:
-    """Peak bytes of a step, from the recipe alone."""
+    """Return the peak bytes of a step, predicted from the recipe."""
     from tiny_audio.plan import plan_recipe
     from tiny_audio.recipe import Recipe
 
@@ -157,7 +157,7 @@ def predict(document: Document) -> int:
 
 
 def measure(document: Document) -> int:
-    """Peak bytes of three steps of training, from the machine alone."""
+    """Return the measured peak bytes of three training steps."""
     import torch
 
     from tiny_audio.data.clips import ClipSet
@@ -186,7 +186,7 @@ def measure(document: Document) -> int:
     model, tokenizer, vocabulary = build(recipe, "cuda" if on_gpu else "cpu")
     target_encoder = TargetEncoder(tokenizer, tokenizer.eos_token_id, vocabulary, recipe.encoder)
     trainer = Trainer(recipe, model, clips, target_encoder, Path.cwd(), StopSignal(), Listener())
-    # The peak starts anew: building a model has one of its own.
+    # Reset the peak, because building a model has its own peak.
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -196,7 +196,7 @@ def measure(document: Document) -> int:
 
 
 def warm_up() -> None:
-    """Load what every step loads, so that it counts as there before."""
+    """Load everything that steps need, so that it is not measured."""
     import torch
     import transformers.models.hubert.modeling_hubert
     import transformers.models.smollm3.modeling_smollm3
@@ -208,7 +208,7 @@ def warm_up() -> None:
 
 
 def build(recipe: Any, device: str) -> Any:
-    """The recipe's model with random weights, whatever its checkpoints; a tokenizer; CTC characters."""
+    """Return the recipe's model with random weights, a tokenizer, and CTC characters."""
     import torch
 
     from tiny_audio.ctc import CtcVocabulary
@@ -240,13 +240,13 @@ def build(recipe: Any, device: str) -> Any:
 
 
 def status(field: str) -> int:
-    """A field of the kernel's account of this process, in bytes."""
+    """Return a field of the kernel's status of this process, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 
 def write_clips(document: Document, folder: Path) -> None:
-    """Noise of the longest duration, and some a little shorter, with transcripts of 15 characters a second."""
+    """Write noise of the maximum duration or slightly shorter, with transcripts of 15 characters per second."""
     import numpy as np
 
     longest = document["data"]["max_duration_s"]
@@ -266,9 +266,9 @@ def write_clips(document: Document, folder: Path) -> None:
 
 
 def in_a_process(document: Document) -> int:
-    """The measurement, where nothing else has ever allocated."""
+    """Measure in a new process, in which nothing was allocated before."""
     environment = os.environ | {
-        # Freed blocks go back to the kernel at once, and no thread keeps an arena of its own.
+        # Freed blocks are returned to the kernel at once, and threads share one arena.
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",

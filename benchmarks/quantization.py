@@ -33,7 +33,7 @@ from tiny_audio.training.trainer import Trainer
 
 
 class Notes:
-    """Prints notes, and no steps."""
+    """Prints notes, but no steps."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """See :class:`tiny_audio.training.trainer.Callback`."""
@@ -68,13 +68,13 @@ def recipe_of(options: argparse.Namespace, kind: str | None) -> Recipe:
 
 
 def bytes_of_linear_layers(decoder: Any) -> int:
-    """Bytes of the linear layers that are, or could be, quantized."""
+    """Return the bytes of the linear layers that are or can be quantized."""
     layers = quantizable(decoder).values()
     return sum(tensor.nbytes for layer in layers for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 def texts_of(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[list[str], float]:
-    """Texts of held-out clips, and the processor time that they took."""
+    """Return the texts of held-out clips, and the processor seconds that decoding took."""
     rows = [json.loads(line) for line in options.held_out.read_text().splitlines()[: options.clips]]
     waveforms = [load_audio(options.held_out.parent / row["audio_filepath"], max_duration_s=15.0) for row in rows]
     inputs = TinyAudioProcessor(tokenizer)([waveform.numpy() for waveform in waveforms])

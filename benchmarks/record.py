@@ -19,8 +19,8 @@ class Record:
     """Collects lines for the console and for a Markdown page.
 
     Args:
-        title: of the page.
-        path: where :meth:`write` puts it; None prints only.
+        title: title of the page.
+        path: path of the page. None only prints.
     """
 
     def __init__(self, title: str, path: Path | None) -> None:
@@ -33,7 +33,7 @@ class Record:
             f"    {command()}",
         ]
         self.broken: list[str] = []
-        """Claims whose bounds do not hold."""
+        """Claims that do not hold."""
         print("\n".join(self._lines[2:]))
 
     def say(self, text: str = "") -> None:
@@ -41,12 +41,12 @@ class Record:
         self._add("", text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table: the first column to the left, numbers to the right."""
+        """Add a table. The first column is left-aligned, and the others are right-aligned."""
         self._add("", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}")
         self._add(*(f"| {' | '.join(map(str, row))} |" for row in rows))
 
     def bar(self, claim: str, holds: bool) -> None:
-        """Add a claim with a bound, and whether the bound holds."""
+        """Add a claim, and whether it holds."""
         self._add(f"- {claim}: {'holds' if holds else 'FAILS'}")
         if not holds:
             self.broken.append(claim)

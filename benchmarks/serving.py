@@ -63,7 +63,7 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, texts])
 
 @dataclass
 class Load:
-    """What the clients saw."""
+    """The responses to the clients."""
 
     latencies: list[float] = field(default_factory=list)
     audio_s: float = 0.0
@@ -71,11 +71,11 @@ class Load:
     errors: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     memory: list[tuple[int, float]] = field(default_factory=list)
-    """Numbers of answers, and the server's memory in MB."""
+    """Number of responses, and the server's memory in MB at that time."""
 
 
 def transcribe(model: Path, files: list[Path]) -> tuple[float, float, list[str]]:
-    """Seconds, processor seconds and texts of one process that transcribes all files."""
+    """Transcribe all files in one process. Return its seconds, processor seconds and texts."""
     command = [sys.executable, "-c", TRANSCRIBE, str(model), *map(str, files)]
     wall, cpu, texts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return wall, cpu, texts
@@ -94,7 +94,7 @@ def memory_mb(pid: int) -> float:
 async def load(
     url: str, pid: int, files: list[Path], texts: list[str], clients: int, seconds: float, requests: int
 ) -> Load:
-    """Send files from many clients for some seconds, and at least as many as ``requests``."""
+    """Send files from many clients for some seconds, and at least ``requests`` files."""
     seen, deadline = Load(), time.perf_counter() + seconds
     durations = [audio_duration(path) for path in files]
     numbers = itertools.count()

@@ -1,4 +1,4 @@
-"""Synthesize sentences with the start time of each word. A separate process, because espeak-ng is GPL-3.
+"""Synthesize sentences, with the start time of each word. It is a separate process, because espeak-ng is GPL-3.
 
     python benchmarks/spoken_words.py FOLDER NUMBER SEED
 
@@ -26,7 +26,7 @@ SPOKEN_ACCENTS = ("en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-x-gbclan",
 
 
 class Event(ctypes.Structure):
-    """``espeak_EVENT`` of espeak-ng's ``speak_lib.h``."""
+    """The structure ``espeak_EVENT`` in espeak-ng's ``speak_lib.h``."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -40,8 +40,8 @@ class Event(ctypes.Structure):
     )
 
 
-class ListeningEspeak(Espeak):
-    """An espeak-ng whose word events are kept: character, from 1, and sample."""
+class EspeakWithWordEvents(Espeak):
+    """An espeak-ng that collects word events: the index of the character, from 1, and of the sample."""
 
     def __init__(self) -> None:
         self.words: dict[int, int] = {}
@@ -62,18 +62,18 @@ def main(folder: Path, number: int, seed: int) -> None:
     while len(rows) < number:
         line = grammar.GRAMMARS[rng.choice(GRAMMARS)](rng)
         text = grammar.written(line)
-        # Where a word is spelled in phonemes, characters of what is spoken are not those of the text.
+        # If words are given as phonemes, character indices do not match the text.
         if grammar.spoken(line) != text or not grammar.is_held_out(text):
             continue
         voice = f"{ACCENTS[rng.choice(SPOKEN_ACCENTS)]}+{rng.choice(HELD_OUT_VOICES)}"
         delivery = Delivery(voice, rng.randint(150, 210), rng.randint(40, 60), rng.randint(40, 60), rng.randint(0, 20))
-        with ListeningEspeak() as espeak:
+        with EspeakWithWordEvents() as espeak:
             audio = espeak.say(text, delivery)
             words = dict(espeak.words)
         begins = [
             index + 1 for index in range(len(text)) if text[index] != " " and (index == 0 or text[index - 1] == " ")
         ]
-        if not set(begins) <= words.keys():  # espeak-ng says some words as one
+        if not set(begins) <= words.keys():  # espeak-ng joins some words into one
             continue
         path = folder / f"{len(rows):04d}.flac"
         soundfile.write(path, 0.4 * audio / np.abs(audio).max(), RATE_HZ)

@@ -61,7 +61,7 @@ PARTS = ("encoder", "projector", "decoder")
 
 
 def hubert(**overrides: Any) -> dict[str, Any]:
-    """The encoder of plan_memory, smaller."""
+    """Return the encoder of plan_memory in a smaller size."""
     return {**HUBERT, "overrides": {**HUBERT["overrides"], **overrides}}
 
 
@@ -79,11 +79,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder": {"overrides": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}},
     },
 }
-"""On top of plan_memory's recipe of random weights."""
+"""Changes to plan_memory's recipe of random weights."""
 
 
 class Bench:
-    """A model, clips, and steps over them in either way."""
+    """A model and clips, with steps in both ways."""
 
     def __init__(self, document: dict[str, Any], device: str, durations_s: np.ndarray) -> None:
         self.recipe = Recipe.model_validate_json(json.dumps(document))
@@ -103,11 +103,11 @@ class Bench:
         self.noise = torch.randn(int((durations_s.max() + 1) * SAMPLE_RATE))
 
     def tokens(self, duration_s: float) -> int:
-        """Of a clip's text, its end token included."""
+        """Return the number of tokens of a clip's text, including the end token."""
         return max(2, round(duration_s * CHARACTERS_PER_S / CHARACTERS_PER_TOKEN) + 1)
 
     def batch(self, durations_s: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Noise as waveforms ``[B, S]``, lengths ``[B]``, and ids as targets."""
+        """Return noise as waveforms ``[B, S]``, lengths ``[B]``, and ids as targets."""
         lengths = [int(duration * SAMPLE_RATE) for duration in durations_s]
         waveforms = torch.zeros(len(lengths), max(lengths))
         for row, length in enumerate(lengths):
@@ -120,12 +120,13 @@ class Bench:
         )
 
     def ours(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
-        """Summed loss, by the model's own forward pass."""
+        """Return the summed loss, computed by the model's own forward pass."""
         loss: torch.Tensor = self.model(waveforms, lengths, targets).decoder_loss.sum()
         return loss
 
     def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
-        """Summed loss: logits at every position, in fp32, and a loss that ignores those without a label."""
+        """Return the summed loss, computed from fp32 logits at every position. Positions without a label are
+        ignored."""
         model = self.model
         audio, audio_lengths = model.projector(model.encode(waveforms, lengths))
         embeddings, mask = model.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
@@ -136,7 +137,7 @@ class Bench:
         return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=-100, reduction="sum")
 
     def step(self, way: str, durations_s: Sequence[float]) -> float:
-        """Seconds of one optimizer step."""
+        """Take one optimizer step, and return its seconds."""
         batch = self.batch(durations_s)
         self._synchronize()
         started = time.perf_counter()
@@ -150,7 +151,7 @@ class Bench:
         return time.perf_counter() - started
 
     def peak_bytes(self, way: str, clips: int, duration_s: float) -> int:
-        """Most memory that a step over equal clips holds beyond what is held between steps."""
+        """Return the peak memory of a step with equal clips, minus the memory between steps."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -167,7 +168,7 @@ class Bench:
         return peak
 
     def check_equal(self) -> None:
-        """Both ways give the same loss, so that they do the same work."""
+        """Check that both ways give the same loss."""
         batch = self.batch([1.0, 2.0, 3.1])
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_half):
             ours, plain = self.ours(*batch), self.plain(*batch)
@@ -179,7 +180,7 @@ class Bench:
 
 
 def drawn_durations(manifest: Path | None) -> np.ndarray:
-    """Of 20,000 clips: a log-normal, or those of a manifest, drawn with replacement."""
+    """Return the durations of 20,000 clips: log-normal, or drawn from a manifest with replacement."""
     rng = np.random.default_rng(0)
     if manifest is None:
         return np.clip(rng.lognormal(math.log(MEDIAN_S), SIGMA, CLIPS), SHORTEST_S, LONGEST_S)
@@ -188,29 +189,29 @@ def drawn_durations(manifest: Path | None) -> np.ndarray:
 
 
 def plan(durations_s: np.ndarray, **settings: Any) -> list[np.ndarray]:
-    """Durations of the clips of every batch of an epoch."""
+    """Return the durations of the clips in every batch of an epoch."""
     planned = plan_epoch(durations_s, BatchingConfig(**settings), 0, 0)
     return [durations_s[list(planned[k])] for k in range(len(planned))]
 
 
 def padding(batches: list[np.ndarray]) -> float:
-    """As a share of all that is computed on."""
+    """Return padding as a share of all computed positions."""
     return 1 - sum(float(batch.sum()) for batch in batches) / sum(len(batch) * float(batch.max()) for batch in batches)
 
 
 def sample(batches: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """Evenly, from the batch of the shortest longest clip to that of the longest."""
+    """Return an even sample of batches, ordered by their longest clip."""
     ordered = sorted(batches, key=lambda batch: float(batch.max()))
     places = (np.arange(count) + 0.5) * len(ordered) / count
     return [ordered[int(place)] for place in places]
 
 
 Steps = dict[str, list[tuple[str, np.ndarray]]]
-"""By a name: steps as ways to take them and the durations of their clips."""
+"""Steps by name: the way, and the durations of the clips."""
 
 
 def timed_rounds(bench: Bench, steps: Steps, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds ``[rounds, steps]`` by name; those of all names take turns, evenly over a round."""
+    """Return seconds ``[rounds, steps]`` by name. In each round, the steps of all names alternate evenly."""
     for turns in steps.values():  # warm-up
         bench.step(*turns[len(turns) // 2])
     seconds = {name: np.zeros((rounds, len(turns))) for name, turns in steps.items()}
@@ -226,14 +227,14 @@ def timed_rounds(bench: Bench, steps: Steps, rounds: int) -> dict[str, np.ndarra
     return seconds
 
 
-def undisturbed(seconds: np.ndarray) -> np.ndarray:
-    """``[rounds, steps]`` -> ``[steps]``: the least of each, since what disturbs a machine only adds."""
+def minimum_of_rounds(seconds: np.ndarray) -> np.ndarray:
+    """Return the minimum of each step, ``[rounds, steps]`` -> ``[steps]``, because disturbances only add time."""
     least: np.ndarray = seconds.min(0)
     return least
 
 
 def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int) -> None:
-    """The same number of clips a step: what is gained, of what arithmetic allows."""
+    """Compare steps with the same number of clips, and compute the possible gain."""
     record.say(f"## {clips} clips in every step")
     plans = {
         "plain": plan(bench.durations_s, max_clips=clips, pool_batches=1),
@@ -244,17 +245,17 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
     grid = [longest * share for share in (0.04, 0.12, 0.25, 0.5, 0.75, 1.0)]
     steps: Steps = {way: [(way, batch) for batch in batches] for way, batches in sampled.items()}
     for way in plans:
-        # One clip is a little shorter, so that there is a mask, as in other batches.
+        # One clip is slightly shorter, so that there is a mask as in other batches.
         steps[f"curve of {way}"] = [(way, np.array([top] * (clips - 1) + [0.95 * top])) for top in grid]
     seconds = timed_rounds(bench, steps, rounds)
     audio = {way: sum(float(batch.sum()) for batch in batches) for way, batches in sampled.items()}
     by_curve = {}
     for way, batches in sampled.items():
-        least = undisturbed(seconds[f"curve of {way}"])
-        # Relative errors count, so that short steps weigh as much as long ones.
+        least = minimum_of_rounds(seconds[f"curve of {way}"])
+        # Errors are relative, so that short and long steps have the same weight.
         curve = np.polyfit(grid, least, 2, w=1 / least)
         by_curve[way] = sum(float(np.polyval(curve, batch.max())) for batch in batches)
-    rate = {way: audio[way] / float(undisturbed(seconds[way]).sum()) for way in plans}
+    rate = {way: audio[way] / float(minimum_of_rounds(seconds[way]).sum()) for way in plans}
     record.table(
         ("", "padding, 20,000 clips", "audio s/s, least disturbed", "by round", "by the curve"),
         [
@@ -283,11 +284,11 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
 
 
 def largest(bench: Bench, bound: float) -> tuple[int, float]:
-    """Clips that the plain loop can take, and padded seconds that ours can, within ``bound`` bytes."""
+    """Return the clips of the plain loop, and the padded seconds of our loop, that fit ``bound`` bytes."""
     longest = float(bench.durations_s.max())
 
     def bytes_of(way: str, duration_s: float, few: int, many: int) -> tuple[float, float]:
-        """Constant, and for each clip."""
+        """Return the constant bytes, and the bytes per clip."""
         low, high = bench.peak_bytes(way, few, duration_s), bench.peak_bytes(way, many, duration_s)
         return low - few * (high - low) / (many - few), (high - low) / (many - few)
 
@@ -296,7 +297,7 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
     while clips > 1 and bench.peak_bytes("plain", clips, longest) > bound:
         clips -= 1
     budgets = []
-    # Short clips have more prompts to a second, long ones attend over more.
+    # Short clips have more prompts per second, and attention covers more positions in long clips.
     for share in (1.0, 0.35, 0.1):
         constant, each = bytes_of("ours", longest * share, 2, 6)
         budgets.append((bound - constant) / each * longest * share)
@@ -307,7 +308,7 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
 
 
 def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: int) -> None:
-    """The same peak memory, each at its largest batch: how much more audio passes."""
+    """Compare the largest batches with the same peak memory."""
     clips, budget = largest(bench, bound)
     record.say(f"## {bound / GIB:.2f} GiB for a step")
     record.say(
@@ -326,7 +327,7 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
     }
     seconds = timed_rounds(bench, steps, rounds)
     audio = {name: sum(float(batch.sum()) for batch in batches) for name, batches in sampled.items()}
-    rate = {name: audio[name] / float(undisturbed(seconds[name]).sum()) for name in plans}
+    rate = {name: audio[name] / float(minimum_of_rounds(seconds[name]).sum()) for name in plans}
     host = Host.of(bench.device, bench.recipe.execution, bench.recipe.training)
     work = work_of(bench.recipe, "cuda" if bench.device.type == "cuda" else "cpu")
     flops = {
@@ -365,7 +366,7 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
 
 
 def profile(bench: Bench, way: str, batch: np.ndarray) -> str:
-    """The operations that take the most time, as an indented table."""
+    """Return the operations that take the most time, as an indented table."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if bench.device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
@@ -377,7 +378,7 @@ def profile(bench: Bench, way: str, batch: np.ndarray) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what is freed, as a GPU's allocator does; a CPU would spend its time on having pages zeroed."""
+    """Let glibc reuse freed memory, like a GPU's allocator. Otherwise, a CPU would spend its time on zeroing pages."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -385,7 +386,7 @@ def keep_freed_memory() -> None:
 
 
 def document_of(arguments: argparse.Namespace, longest_s: float) -> dict[str, Any]:
-    """The recipe, which names data that nobody reads."""
+    """Return the recipe. Its data is never read."""
     if arguments.full_size:
         kernel = {"attention": arguments.attention}
         base = merged(merged(CARD, CARD_RANKS), {"encoder": kernel, "decoder": kernel})

@@ -1,4 +1,4 @@
-"""Measure the promises of `tiny-audio transcribe` on synthesized speech.
+"""Measure the claims about `tiny-audio transcribe` on synthesized speech.
 
     python benchmarks/transcription.py runs/quickstart                 minutes on two cores
     python benchmarks/transcription.py runs/quickstart --hours 0.1     a quick look
@@ -48,7 +48,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 MAX_WER_DIFFERENCE, MAX_START_ERROR_S, MAX_MEMORY_GAIN = 0.005, 0.1, 1.25
 PAUSES_S = (0.5, 3.0)
 ROOM_DBFS = -75.0
-"""Of the noise under the shorter recording; the long one's pauses are digital silence."""
+"""Level of the noise in the shorter recording. Pauses of the long recording are digital silence."""
 NUM_TIMED, NUM_SPOKEN = 200, 400
 ATTENUATION_DB = 40.0
 TELEPHONE_HZ = (300, 3400)
@@ -62,7 +62,7 @@ Clips = list[tuple[np.ndarray, str]]
 
 
 def sentences(number: int, seed: int) -> Clips:
-    """Held-out sentences in held-out voices, as in the quickstart's evaluation, from another seed."""
+    """Return held-out sentences in held-out voices, as in the quickstart's evaluation, with another seed."""
     config = {
         "name": "synthetic",
         "num_utterances": number,
@@ -90,7 +90,7 @@ def texts(recognizer: Transcriber, clips: Sequence[np.ndarray]) -> list[str]:
 
 
 def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float | None) -> int:
-    """A FLAC file of about so many seconds; gives how many of the clips are in it."""
+    """Write a FLAC file of about this duration, and return the number of clips in it."""
     rng = np.random.default_rng(1)
     samples = used = 0
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
@@ -105,9 +105,9 @@ def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float 
 
 
 def transcribed(model: Path, audio: Path, *options: str) -> tuple[float, float]:
-    """Run the command; seconds and peak MiB of its process."""
+    """Run the command. Return the seconds and the peak MiB of its process."""
     command = [sys.executable, "-m", "tiny_audio.cli", "transcribe", str(model), str(audio), *options]
-    # A process inherits the peak of the one that starts it, so a small one does.
+    # A process inherits the peak of its parent, so it is started by a small process.
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", PEAK_OF, *command], check=True, capture_output=True, text=True)
     return time.monotonic() - started, int(done.stdout) / 1024
@@ -125,7 +125,7 @@ def long_recording(
     for path, number in ((long, used), (short, num_short)):
         seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
         result = json.loads(path.with_suffix(".json").read_text())
-        # Both as one long text: alignments over the joints of sentences can only be cheaper.
+        # Score both as one long text, because alignment across sentences can only reduce the errors.
         whole = " ".join(references[:number])
         rates = wer([whole], [result["text"]]), wer([whole], [" ".join(one_by_one[:number])])
         rows[path] = (result, rates, peak, seconds, number)
@@ -201,7 +201,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
 
 
 def non_speech_clips() -> dict[str, list[np.ndarray]]:
-    """50 clips of 1 to 9 s without a word."""
+    """Return 50 clips of 1 to 9 s without words."""
     rng = np.random.default_rng(5)
 
     def seconds() -> np.ndarray:
@@ -287,7 +287,7 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
     record.bar("speech within the band of telephones is not taken for noise or tones", not any(classified))
     soft_texts = [one.text for one in results["40 dB softer"]]
     gone = {
-        name: words_gone(references, kept, [one.text for one in result])
+        name: lost_words(references, kept, [one.text for one in result])
         for name, result in results.items()
         if name != "telephone"
     }
@@ -304,7 +304,7 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
 
 
 def in_band(wave: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
-    """The sound with an empty spectrum outside a band."""
+    """Remove all frequencies outside a band."""
     spectrum, frequencies = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
     spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0
     return np.fft.irfft(spectrum, len(wave)).astype(np.float32)
@@ -320,8 +320,8 @@ def silence_before(record: Record, filtered: Transcriber, clips: Clips) -> None:
     record.bar("within a point of the same without", max(rates.values()) - rates[0] <= MAX_WER_OF_SILENCE)
 
 
-def words_gone(references: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
-    """Words of the references that were right before, and are not after."""
+def lost_words(references: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
+    """Return the number of reference words that were right before and are not right after."""
     right = [
         [
             reference == word
@@ -335,7 +335,7 @@ def words_gone(references: Sequence[str], before: Sequence[str], after: Sequence
 
 
 def lost(references: Sequence[str], result: Sequence[str]) -> tuple[int, int]:
-    """Number of deleted words, and of sentences without any text."""
+    """Return the number of deleted words, and of sentences without any text."""
     alignments = align(references, result, normalizer("lower"))
     return sum(one.deletions for one in alignments), sum(not text for text in result)
 

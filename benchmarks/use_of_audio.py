@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio, and whether that separates right texts from invented ones.
+"""Measure how much a model uses the audio, and whether this distinguishes right texts from invented ones.
 
     python benchmarks/use_of_audio.py runs/quickstart/model --data DATA... --clips 100
 
@@ -41,21 +41,21 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 
 RIGHT, INVENTED = 0.2, 0.8
-"""Highest word error rate of a right text, and lowest of an invented text."""
+"""Maximum word error rate of a right text, and minimum of an invented text."""
 _PADDED_S = 60.0
 WITHOUT = ("no embeddings", "silence", "mean embedding", "another clip")
 
 
 @dataclass
 class Clip:
-    """A clip, its embeddings, and the losses of its reference and of its decoded text."""
+    """A clip, its audio embeddings, and the losses of its reference and of its decoded text."""
 
     reference: str
     speaker: str | None
     audio: Tensor
-    """``[N, H]``."""
+    """Audio embeddings ``[N, H]``."""
     silence: Tensor
-    """``[N, H]``, of as many samples of silence."""
+    """Audio embeddings ``[N, H]`` of silence with the same number of samples."""
     text: str
 
 
@@ -103,7 +103,7 @@ def ids(model: TinyAudioModel, tokenizer: Any, text: str) -> list[int]:
 
 
 def others(clips: Sequence[Clip], texts: Sequence[str]) -> list[Tensor]:
-    """Return the audio of another clip for each clip, by the rule of the evaluation."""
+    """Return the audio of another clip for each clip, chosen as in evaluation."""
     partners = choose_partners(texts)
     return [clips[0 if index is None else index].audio for index in partners]
 
@@ -185,7 +185,7 @@ def main() -> int:
 
 
 def separation(record: Record, sets: Sequence[tuple[str, list[Clip], Transcripts, dict[str, np.ndarray]]]) -> None:
-    """Add a table of how well each score separates right from invented texts, over all sets."""
+    """Add a table that shows how well each score separates right from invented texts, over all sets."""
     rates = np.concatenate([scored.errors / np.maximum(1, scored.words) for _, _, scored, _ in sets])
     written = np.concatenate([[bool(clip.text.strip()) for clip in clips] for _, clips, _, _ in sets])
     right, invented = (rates <= RIGHT) & written, (rates >= INVENTED) & written

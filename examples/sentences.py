@@ -28,7 +28,7 @@ _SHARED_WORDS = 5
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n%\n")
 _CLAUSE_END = re.compile(r"[;:\"]|--|–|—")
 _REFERENCE = re.compile(r"^\S+\d+:\d+\s", re.MULTILINE)
-"""The number of a verse at the start of its line."""
+"""Chapter and verse at the start of a line."""
 _REMARK = re.compile(r"\[[^\]]*\]|\([^)]*\)|\\[^\\]*\\")
 """Remarks in brackets, and pronunciations between backslashes."""
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")

@@ -1,4 +1,4 @@
-"""A strided convolution over the encoder's frames, then two linear layers, as SLAM-LLM and WeST have it."""
+"""A strided convolution over the encoder's frames and two linear layers, as in SLAM-LLM and WeST."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig
 
 
 class StridedConvConfig(ProjectorConfig):
-    """Strided convolution: a window that slides over neighboring frames, then two linear layers."""
+    """Strided convolution over neighboring frames, then two linear layers."""
 
     name: Literal["strided_conv"] = "strided_conv"
     stride: PositiveInt = 5
@@ -21,18 +21,18 @@ class StridedConvConfig(ProjectorConfig):
     """Channels of the convolution."""
 
     def min_frames(self) -> int:
-        """One window."""
+        """Return the number of frames in one window."""
         return 2 * self.stride
 
     @classmethod
     def tiny(cls) -> Self:
-        """A stride of 3 and 32 channels."""
+        """Return a config with a stride of 3 and 32 channels."""
         return cls(stride=3, hidden_dim=32)
 
 
 @PROJECTORS.register
 def build_strided_conv(config: StridedConvConfig, context: ProjectorContext) -> Projector:
-    """Build it between the two widths."""
+    """Build the projector."""
     gain = config.output_rms if config.output_rms is not None else context.embedding_rms
     return StridedConvProjector(context.in_dim, context.out_dim, config.stride, config.hidden_dim, gain)
 
@@ -49,14 +49,14 @@ class StridedConvProjector(Projector):
         nn.init.constant_(self.norm.weight, gain)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """One per started stride."""
+        """Return one embedding per stride, rounded up."""
         return (num_frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Frames ``[B, T, D]`` -> embeddings ``[B, ⌈T/k⌉, H]``; windows that reach over a clip's end see zeros."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. Windows see zeros beyond the end of a clip."""
         values = frames.zeroed().values.transpose(1, 2)
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))
         embeddings = self.down(F.gelu(hidden).transpose(1, 2))
-        # Norms run in their own precision: under autocast the embeddings come in half.
+        # Norms compute in the type of their weights, but under autocast the embeddings are in half precision.
         return self.norm(embeddings.to(self.norm.weight.dtype)), self.max_embeddings(frames.lengths)

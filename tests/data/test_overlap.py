@@ -107,5 +107,5 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # The copies are found by sound, and also have the same text.
+    # The texts of copies are not counted again.
     assert set(found["test"].clips["text"]) <= {3}

@@ -19,7 +19,7 @@ SECOND = 16_000
 
 @pytest.fixture(scope="module")
 def model_config() -> Any:
-    """vLLM's config of the export."""
+    """Return vLLM's config of the export."""
     from vllm.config import ModelConfig
     from vllm.plugins import load_general_plugins
 
@@ -67,7 +67,7 @@ def test_every_tensor_has_a_name_in_vllm() -> None:
     assert {str(new).split(".")[0] for new in mapped.values() if new} == {"encoder", "projector", "language_model"}
 
 
-def test_texts_are_those_of_the_export() -> None:
+def test_texts_equal_those_of_the_export() -> None:
     """Loads all weights, and decodes clips of several lengths in one batch."""
     from tiny_audio_vllm.compare import texts_of_export, texts_of_vllm
 
