@@ -231,7 +231,7 @@ class SetComparison:
 def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
     """Choose the metadata column whose groups are resampled as a whole. None means that utterances are resampled.
 
-    The first of these is chosen that exists:
+    The first of these columns that exists is chosen:
 
     1. the column that the user named
     2. the column in ``evaluation.group_by`` of the recipes

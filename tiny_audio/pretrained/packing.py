@@ -189,7 +189,8 @@ def _attend_row_by_row(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute the same attention in any precision and on any device, with one call of SDPA for each row."""
+    """Compute the attention of :func:`attend_by_kernel` in any precision and on any device, with one call of SDPA per
+    row."""
     sizes, num_keys = offsets.diff().tolist(), key_offsets.diff().tolist()
     attended = []
     rows = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), num_keys, strict=True)

@@ -17,9 +17,9 @@ Quantization = Literal["nf4", "int8"]
 
 REQUIREMENT = "bitsandbytes>=0.50"
 _BLOCK = 64
-"""Weights that share a scale in ``nf4``."""
+"""Number of weights that share a scale in ``nf4``."""
 _NESTED_BLOCK = 256
-"""Scales of ``nf4`` that share a scale, because the scales are quantized, too."""
+"""Number of scales that are quantized together in ``nf4``."""
 
 
 class QuantizedLinear(nn.Module):

@@ -19,7 +19,7 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     transformers uses gradient checkpointing only in training mode.
 
     Raises:
-        UserError: no linear layer's path ends in a LoRA target.
+        UserError: a LoRA target matches no linear layer.
     """
     if part.freeze:
         model.requires_grad_(False)
@@ -34,7 +34,7 @@ def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
     """Add the adapters in place, without peft's wrapper, so that the keys of the model's other weights do not change.
 
     Raises:
-        UserError: there is a target in which no linear layer's path ends.
+        UserError: a target matches no linear layer.
     """
     linear = [f".{path}" for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in lora.targets:

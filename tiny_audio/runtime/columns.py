@@ -1,4 +1,4 @@
-"""Format tables of aligned columns for the terminal, and names so that they fit on one line."""
+"""Format aligned columns for the terminal, and names on one line."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """List files at any depth by their relative paths (with ``/``), sorted. Follow links and skip hidden files.
 
-    A folder is listed once, even if several paths lead to it: under its own name if that is below ``folder``, else
+    If several paths lead to a folder, it is listed once: under its own name if that is below ``folder``, otherwise
     under the first link.
 
     Args:

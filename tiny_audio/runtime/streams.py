@@ -30,10 +30,12 @@ def prepare_streams() -> None:
             _closed.add(name)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if not isinstance(stream, io.TextIOWrapper):  # such as a notebook's
+        if not isinstance(stream, io.TextIOWrapper):  # such as the stream of a notebook
             continue
         if sys.platform == "win32" and "PYTHONIOENCODING" not in os.environ:
-            stream.reconfigure(encoding="utf-8", errors=_ERRORS)  # the default encoding there lacks many characters
+            stream.reconfigure(
+                encoding="utf-8", errors=_ERRORS
+            )  # the default encoding on Windows lacks many characters
         else:
             stream.reconfigure(errors=_ERRORS)
 

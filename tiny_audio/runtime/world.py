@@ -39,7 +39,7 @@ uses ``execution.parallel`` instead, and inference needs no engine."""
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and the rank of this process. A single process gets its own values back at once.
+    """The processes of a run, and the rank of this process. With a single process, collectives return its own values.
 
     Methods are collectives unless they say otherwise. All processes must call collectives in the same order.
     """

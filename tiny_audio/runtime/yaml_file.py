@@ -229,8 +229,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """Apply overrides such as ``training.steps=100``. Missing sections are created, and values are read as YAML.
 
     Raises:
-        UserError: an override has another form, its value is not valid YAML, or its path leads through a value that is
-            not a mapping.
+        UserError: an override does not have this form, its value is not valid YAML, or its path leads through a value
+            that is not a mapping.
     """
     for override in overrides:
         path, value = parse_override(override)
@@ -242,7 +242,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Split an override such as ``training.steps=100`` into its dotted path and its value, which is read as YAML.
 
     Raises:
-        UserError: the override has another form, or its value is not valid YAML.
+        UserError: the override does not have this form, or its value is not valid YAML.
     """
     path, equals, text = override.partition("=")
     keys = path.split(".")
