@@ -87,7 +87,7 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     from tiny_audio.encoders._granite_speech import MaskedConformerLayer
 
     architecture = transformers_config(Architecture, config, context.architecture, dropout=config.dropout)
-    # With `layer`, the number of layers no longer says where the middle was.
+    # With `layer`, some layers are removed. The middle must be computed before that.
     middle = getattr(architecture, "middle_layer", architecture.num_layers // 2)
     architecture.middle_layer = middle
     cut = keep_layers(architecture, config, r"layers")

@@ -38,11 +38,11 @@ _SPACING = 24
 """Two cuts are at least this part of the maximum duration of a chunk apart. With more candidates, more words were wrong
 (6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
 _ENDS = 12
-"""Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 %, and more than 12 gave the
-same 3.8 %."""
+"""Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 % wrong words, and more than 12
+gave the same 3.8 %."""
 _MARGIN = 20.0
 """A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
-10 gave 5.5 %, and any higher value than 20 the same 3.8 %."""
+10 gave 5.5 % wrong words, and values above 20 the same 3.8 %."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -131,7 +131,7 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
-        Other cuts are tried if at least half of the chunks of a stretch are bad. If this is still so with the best
+        Other cuts are tried if at least half of the chunks of a stretch are bad. If half are bad even with the best
         cuts, the model does not know this kind of speech. Then the chunks stay, and fewer and fewer stretches are
         tried.
 

@@ -23,7 +23,7 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""This much of a pause is kept with the speech next to it, because it may contain soft consonants."""
+"""Duration of the part of a pause that is kept with the speech next to it, because it may contain soft consonants."""
 _CONTEXT = 64
 """Samples before a frame that the network also receives."""
 _WEIGHTS = "silero_vad.jit"

@@ -33,9 +33,8 @@ def prepare_streams() -> None:
         if not isinstance(stream, io.TextIOWrapper):  # such as the stream of a notebook
             continue
         if sys.platform == "win32" and "PYTHONIOENCODING" not in os.environ:
-            stream.reconfigure(
-                encoding="utf-8", errors=_ERRORS
-            )  # the default encoding on Windows lacks many characters
+            # The default encoding on Windows lacks many characters.
+            stream.reconfigure(encoding="utf-8", errors=_ERRORS)
         else:
             stream.reconfigure(errors=_ERRORS)
 

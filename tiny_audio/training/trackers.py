@@ -123,7 +123,7 @@ class WeightsAndBiases:
         self._call(lambda: self._run.log({"step": step, **values}))
 
     def close(self) -> None:
-        """Send what is left, and end the service's process."""
+        """Send the remaining points, and end the service's process."""
         self._call(lambda: self._run.finish())
 
     def _call(self, work: Callable[[], object]) -> None:

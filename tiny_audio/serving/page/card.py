@@ -47,7 +47,7 @@ class Card:
     words: bool
     """Whether the model can give the times of words."""
     prompt: Literal["hotwords", "previous_text"] | None
-    """What the server takes a prompt for. None if the model was trained with neither."""
+    """What a prompt in a request is used as. None if the model was trained with neither."""
     parts: tuple[Part, ...]
     scores: tuple[Score, ...]
     """From the model card. Empty if there is none, or if the model was not evaluated."""
