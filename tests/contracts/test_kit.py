@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tiny_audio import testing
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig
 from tiny_audio.frames import Frames
@@ -340,9 +342,13 @@ def test_a_decoder_needs_a_tokenizer_to_train() -> None:
         check_decoder(config)
 
 
-def test_correct_parts_pass_all_checks() -> None:
-    check_encoder(ENCODERS.entry("whisper").config.tiny())  # type: ignore[attr-defined]
-    check_decoder(DECODERS.entry("smollm3").config.tiny())  # type: ignore[attr-defined]
+@pytest.mark.parametrize("kind", ["encoder", "projector", "decoder"])
+def test_all_checks_of_a_kind_are_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[tuple[int, object]] = []
+    checks = [partial(lambda number, config: run.append((number, config)), number) for number in range(3)]
+    monkeypatch.setattr(testing, f"{kind.upper()}_CHECKS", checks)
+    getattr(testing, f"check_{kind}")("config")
+    assert run == [(number, "config") for number in range(3)]
 
 
 @pytest.mark.parametrize(("check", "name"), [(check_encoder, "whisper"), (check_decoder, "smollm3")])

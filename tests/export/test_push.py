@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from huggingface_hub import constants
 
 from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
 from tests.support.models import assemble
+from tests.support.tutorial import tiny_audio
 from tiny_audio.cli import main
 from tiny_audio.export.huggingface import export_model
 
@@ -47,8 +45,8 @@ def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
         env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE may be set for the tests
-        command = [sys.executable, "-m", "tiny_audio.cli", "push", str(exported), "me/my-model", "--private"]
-        done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True)
+        command = ["push", str(exported), "me/my-model", "--private"]
+        (done,) = tiny_audio(None, [command], anew=["huggingface_hub"], **env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{hub.endpoint}/me/my-model/commit/")
     files = {path.name: path.read_bytes() for path in exported.iterdir() if path.name != "optimizer.pt"}

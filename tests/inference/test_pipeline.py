@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,7 +23,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from tests.conftest import write_odd_clips
 from tests.support.models import assemble
-from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run
+from tests.support.remote_code import fresh_python, offline, run, run_here
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
 from tiny_audio.export.huggingface import export_model
@@ -319,9 +320,7 @@ def test_a_pipeline_can_be_saved(folder: Path, tmp_path: Path, pipe: Any) -> Non
 
 TRANSCRIBE = """
 import json, os, shutil, sys
-site, folder, *paths = sys.argv[1:]
-if site:
-    sys.path.append(site)
+folder, *paths = sys.argv[1:]
 import importlib.util
 assert importlib.util.find_spec("tiny_audio") is None
 assert shutil.which("ffmpeg") is None
@@ -352,7 +351,7 @@ print(json.dumps(results))
 """
 
 
-def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[str], site: Path | str) -> None:
+def check_texts(folder: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     """Check that a process without this package and without any programs gives the same texts."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
@@ -364,7 +363,7 @@ def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[st
     texts = expected(folder)
     paths = [folder / name for name in FILES]
     environment = {**offline(tmp_path), "PATH": str(nothing), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    found = run(python, flags, TRANSCRIBE, site, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
+    found = run(TRANSCRIBE, tmp_path / "a-model.v1", *paths, cwd=nothing, **environment)
     assert found == {
         "alone": texts,
         "batches": texts,
@@ -379,11 +378,11 @@ def check_texts(folder: Path, tmp_path: Path, python: Path | str, flags: list[st
 
 
 def test_a_pipeline_works_without_this_package_and_ffmpeg(folder: Path, tmp_path: Path) -> None:
-    check_texts(folder, tmp_path, sys.executable, ["-I", "-S"], only(INSTALLED, tmp_path / "site"))
+    check_texts(folder, tmp_path, run_here)
 
 
 @pytest.mark.slow
 def test_a_pipeline_works_in_a_new_environment(
     folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    check_texts(folder, tmp_path, fresh_python(tmp_path_factory), ["-I"], "")
+    check_texts(folder, tmp_path, partial(run, fresh_python(tmp_path_factory), ["-I"]))

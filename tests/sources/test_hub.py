@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from tests.support.parquet_shards import (
     loquacious_shard,
     parquet_bytes,
 )
+from tests.support.tutorial import python
 from tiny_audio.commands.run import Run
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.recipe import Recipe
@@ -190,7 +188,9 @@ def test_a_config_can_name_a_folder(hub: Hub, tmp_path: Path) -> None:
 def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path) -> None:
     build(tmp_path / "cache", split="dev").index()
     code = (
-        "import sys, json\n"
+        "import json, pyarrow, sys\n"
+        "for dims in (2, 3, 4, 5):\n"  # which datasets registers when it is imported
+        "    pyarrow.unregister_extension_type(f'datasets.features.features.Array{dims}DExtensionType')\n"
         "from pathlib import Path\n"
         "from tiny_audio.sources import SOURCES, SourceContext\n"
         "def build(**fields):\n"
@@ -202,9 +202,9 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
         "sizes = [len(source.encoded(utterance)) for utterance in source.index().utterances]\n"
         "print(json.dumps([kept, early, sizes]))\n"
     )
-    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
-    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": ""}
+    anew = ["datasets", "huggingface_hub"]
+    done = python(None, code, str(tmp_path / "cache"), anew=anew, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     kept, early, sizes = json.loads(done.stdout)
     assert (kept, early) == (4, ["huggingface_hub"]), "what is in the cache needs neither network nor datasets"

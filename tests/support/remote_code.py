@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import transformers.dynamic_module_utils
 from filelock import FileLock
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -64,6 +65,8 @@ def run_here(
         importlib.invalidate_caches()
         CONFIG_MAPPING._extra_content.clear()  # remove our classes
         transformers.dynamic_module_utils.HF_MODULES_CACHE = environment["HF_MODULES_CACHE"]
+        constants.HF_HUB_OFFLINE = True
+        constants.HF_HUB_CACHE = environment.get("HF_HUB_CACHE", os.path.join(environment["HF_HOME"], "hub"))
         sys.argv = ["-c", *map(str, arguments)]
         exec(code, {"__name__": "__main__"})
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -65,12 +65,23 @@ print(json.dumps(results))
 """
 
 
-def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.CompletedProcess[str]:
+def called(
+    site: Path | None, work: Callable[[], int | None], anew: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Do work in a fork in which the folder's packages are installed. The fork imports this package again, but not
-    torch."""
+    torch.
+
+    Args:
+        site: the folder.
+        work: the work of the fork.
+        anew: other packages that the fork imports again.
+        environment: variables of the fork, added to those of the test.
+    """
+    imported_anew = {"tiny_audio", "tests", *anew}
 
     def with_site() -> int | None:
-        for name in [name for name in sys.modules if name.partition(".")[0] in ("tiny_audio", "tests")]:
+        os.environ.update(environment)
+        for name in [name for name in sys.modules if name.partition(".")[0] in imported_anew]:
             del sys.modules[name]
         if site:
             sys.path.insert(0, str(site))
@@ -81,19 +92,23 @@ def called(site: Path | None, work: Callable[[], int | None]) -> subprocess.Comp
     return subprocess.CompletedProcess([], process.returncode, out, err)
 
 
-def python(site: Path | None, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(
+    site: Path | None, code: str, *arguments: str, anew: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run code as :func:`called` does."""
 
     def work() -> None:
         sys.argv = ["-c", *arguments]
         exec(code, {"__name__": "__main__"})
 
-    return called(site, work)
+    return called(site, work, anew, **environment)
 
 
-def tiny_audio(site: Path | None, commands: list[list[str]]) -> list[subprocess.CompletedProcess[str]]:
-    """Run each command line, all in one process."""
-    done = python(site, EACH_COMMAND, json.dumps(commands))
+def tiny_audio(
+    site: Path | None, commands: list[list[str]], anew: Sequence[str] = (), **environment: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run each command line, all in one fork, as :func:`called` does."""
+    done = python(site, EACH_COMMAND, json.dumps(commands), anew=anew, **environment)
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
     return [subprocess.CompletedProcess(command, *result) for command, result in results]

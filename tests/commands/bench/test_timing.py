@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.conftest import Document
+from tests.support.processes import finish, fork
 from tiny_audio.commands.bench._measure import peak_bytes, random_frames
 from tiny_audio.commands.bench.command import Options, benchmark_projectors
 from tiny_audio.commands.bench.tables import timings_table
@@ -42,6 +46,24 @@ def test_random_frames_have_runs_of_labels() -> None:
     assert 0.45 < float(changes) < 0.55
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest measures in a fork of the test, because a new interpreter would import torch for seconds."""
+
+    def run(command: list[str], env: dict[str, str], stdout: int, check: bool) -> SimpleNamespace:
+        assert (command[:3], check) == ([sys.executable, "-m", "pytest"], False)
+
+        def work() -> int:
+            os.environ.clear()
+            os.environ.update(env)
+            return pytest.main(command[3:])
+
+        return SimpleNamespace(returncode=finish(fork(work, stdout=stdout, stderr=None))[0])
+
+    monkeypatch.setattr("tiny_audio.commands.bench.timing.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("forked")
 def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[str]) -> None:
     variants = read_variants(
         "swiglu:hidden_dim=64+stack=4,transformer:dim=32+num_heads=4+num_layers=1+feedforward_dim=64"
