@@ -27,6 +27,7 @@ def texts(config: SyntheticConfig) -> list[str]:
         grammars=list(config.grammars),
         sentences=config.sentences,
         sentence_file=None,
+        split_file=None,
         **{name: [] for name in ("accents", "voices")},
         **{name: [0, 0] for name in ("rate_wpm", "pitch", "pitch_range", "word_gap_ms", "peak_dbfs")},
         noise_snr_db=None,

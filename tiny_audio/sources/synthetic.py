@@ -28,7 +28,7 @@ from tiny_audio.registry import did_you_mean
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._manifest import Columns, read_manifest
 from tiny_audio.sources._shared import cache_key
-from tiny_audio.sources._synthetic.grammar import VERSION
+from tiny_audio.sources._synthetic.grammar import VERSION, save_split
 from tiny_audio.sources._synthetic.sentence_file import is_held_out, read_sentences, spoken
 from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAINING_VOICES, UNNATURAL_VOICES
 
@@ -38,6 +38,7 @@ _MIN_SHARE = 20
 """Minimum number of utterances per worker process. Synthesizing fewer is faster than starting a process."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
+_SPLIT = "split.json"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
 # Not strict, because YAML has lists, not tuples. The elements are strict.
@@ -223,6 +224,8 @@ def _synthesize(config: SyntheticConfig, sentences: list[str] | None, folder: Pa
         if sentences is not None:
             pairs = (f"{sentence}\t{spoken(sentence)}\n" for sentence in sentences)
             (unfinished / _SENTENCES).write_text("".join(pairs), encoding="utf-8")
+        elif config.sentences != "all":
+            save_split(unfinished / _SPLIT)
         _run_workers(config, unfinished, workers)
         seconds = _merge_rows(unfinished)
         try:
@@ -243,7 +246,8 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
         "folder": str(folder),
         "num_workers": num_workers,
         "voices": sides[config.voices] if isinstance(config.voices, str) else config.voices,
-        "sentence_file": None if config.sentences_file is None else _SENTENCES,
+        "sentence_file": _SENTENCES if (folder / _SENTENCES).exists() else None,
+        "split_file": _SPLIT if (folder / _SPLIT).exists() else None,
     }
     root = str(Path(tiny_audio.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -287,7 +291,7 @@ def _merge_rows(folder: Path) -> float:
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
         share.unlink()
-    for leftover in (*folder.glob("errors-*.txt"), *folder.glob(_SENTENCES)):
+    for leftover in (*folder.glob("errors-*.txt"), *folder.glob(_SENTENCES), *folder.glob(_SPLIT)):
         leftover.unlink()
     rows.sort(key=lambda row: str(row["audio_filepath"]))
     with (folder / "manifest.jsonl").open("w", encoding="utf-8") as manifest:

@@ -7,12 +7,13 @@ A line is a sequence of words separated by spaces. Spelled letters are upper cas
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 from tiny_audio.sources._synthetic.words import (
     CITIES,
@@ -97,8 +98,30 @@ class _Sample:
     ``_MIN_PHRASE_SHARE`` of the sample."""
 
 
-@cache
+_SAMPLES: dict[str, _Sample] = {}
+"""The samples of the grammars. Computing them takes two seconds."""
+
+
+def save_split(path: Path) -> None:
+    """Save what the split is computed from, for other processes."""
+    samples = {name: _sample(name) for name in GRAMMARS}
+    rows = {name: [sorted(lines.frequent), sorted(lines.phrases)] for name, lines in samples.items()}
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def load_split(path: Path) -> None:
+    """Load what :func:`save_split` saved, so that it is not computed again."""
+    for name, (frequent, phrases) in json.loads(path.read_text(encoding="utf-8")).items():
+        _SAMPLES[name] = _Sample(frozenset(frequent), frozenset(phrases))
+
+
 def _sample(name: str) -> _Sample:
+    if name not in _SAMPLES:
+        _SAMPLES[name] = _draw_sample(name)
+    return _SAMPLES[name]
+
+
+def _draw_sample(name: str) -> _Sample:
     rng = random.Random(f"split of {name}")
     lines = [written(GRAMMARS[name](rng)) for _ in range(_SAMPLE_SIZE)]
     sentences = Counter(lines)

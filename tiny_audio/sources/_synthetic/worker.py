@@ -53,6 +53,8 @@ class Job:
     """``train``, ``held_out`` or ``all``. It selects the sentences of the grammars."""
     sentence_file: str | None
     """File in the folder to use instead of the grammars. Each line has a label, a tab, and text for espeak-ng."""
+    split_file: str | None
+    """File in the folder from :func:`grammar.save_split`. None if no sentence of a grammar is left out."""
     rate_wpm: tuple[int, int]
     pitch: tuple[int, int]
     pitch_range: tuple[int, int]
@@ -163,6 +165,8 @@ def run(job: Job) -> None:
     """Write the job's FLAC files, and their rows as ``rows-<worker>.jsonl``."""
     folder = Path(job.folder)
     sentences = SentenceFile(folder / job.sentence_file, job.seed) if job.sentence_file else None
+    if job.split_file:
+        grammar.load_split(folder / job.split_file)
     with (folder / f"rows-{job.worker}.jsonl").open("w", encoding="utf-8") as rows:
         for first in range(job.worker * GROUP, job.num_utterances, job.num_workers * GROUP):
             with Espeak() as espeak:
