@@ -1,4 +1,7 @@
-"""Shared fixtures: recipes of tiny parts, clips and manifests."""
+"""Shared fixtures: recipes of tiny parts, clips and manifests.
+
+The process that hands out tests to others imports this file before they start. Therefore functions import PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import copy
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
-
-from tiny_audio.decoders import DECODERS
-from tiny_audio.encoders import ENCODERS
-from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference import chunking
-from tiny_audio.projectors import PROJECTORS
 
 # Tests do not need protection against power failures, and flushing files would take a tenth of a run's time.
 os.fsync = lambda descriptor: None
 
 Document = dict[str, Any]
+SAMPLE_RATE = 16_000
 TEXTS = ("yes", "no", "stop now", "go on", "left", "turn right")
 
 
@@ -40,6 +38,10 @@ def pytest_collection_finish() -> None:
 
 def tiny_recipe(folder: Path) -> Document:
     """Return a valid recipe of tiny parts as plain YAML values. It reads ``manifest.jsonl`` in ``folder``."""
+    from tiny_audio.decoders import DECODERS
+    from tiny_audio.encoders import ENCODERS
+    from tiny_audio.projectors import PROJECTORS
+
     encoder = ENCODERS.entry("whisper").config.tiny()
     projector = PROJECTORS.entry("swiglu").config.tiny()
     decoder = DECODERS.entry("smollm3").config.tiny()
@@ -57,17 +59,32 @@ def tiny_recipe(folder: Path) -> Document:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def given_flops() -> Iterator[None]:
+    """Runs do not count the FLOPs of a clip: the dry runs of the model take longer than the training of a tiny one.
+
+    tests/training/test_ledger.py has runs that do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if train := sys.modules.get("tiny_audio.commands.run.train"):  # importing it takes seconds
+            work = sys.modules["tiny_audio.plan.work"].Work((1e5, 1e7, 1e4), (1e5, 1e2, 1e4), 4, 10.0)
+            patch.setattr(train, "work_of", lambda recipe, device: work)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pauses_by_loudness() -> Iterator[None]:
     """Find pauses without silero-vad, because the sounds of many tests are noise."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunking, "silero", lambda: None)
+        patch.setattr("tiny_audio.inference.chunking.silero", lambda: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Two threads are not faster on such small models, and much slower on a busy machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig(steps=1, learning_rate=1.0)
 WORK = Work((1e6, 2e6, 0.0), (10.0, 0.0, 100.0), 3, 12.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_flops() -> Iterator[None]:
+    """Here runs count FLOPs with dry runs, as those of users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiny_audio.commands.run.train.work_of", work_of)
+        yield
 
 
 def host(**changes: Any) -> Host:
