@@ -126,7 +126,7 @@ def test_empty_texts_can_be_aligned():
 
 
 @given(pairs)
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_counts_are_consistent_and_equal_jiwers(rows):
     references, hypotheses = map(list, zip(*rows, strict=True))
     result = score(references, hypotheses, LOWER, num_bootstrap=100)
@@ -147,7 +147,7 @@ def test_counts_are_consistent_and_equal_jiwers(rows):
 
 
 @given(pairs, st.integers(0, 3))
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_interval_contains_the_estimate(rows, seed):
     references, hypotheses = map(list, zip(*rows, strict=True))
     result = score(references, hypotheses, LOWER, num_bootstrap=200, seed=seed)
@@ -156,7 +156,7 @@ def test_interval_contains_the_estimate(rows, seed):
 
 
 @given(pairs)
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_identical_texts_have_no_error(rows):
     references = [reference for reference, _ in rows]
     result = score(references, references, ENGLISH, num_bootstrap=100)
@@ -164,7 +164,7 @@ def test_identical_texts_have_no_error(rows):
 
 
 @given(pairs)
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_paired_difference_is_antisymmetric(rows):
     references, hypotheses = map(list, zip(*rows, strict=True))
     one = paired_difference(references, references, hypotheses, LOWER, num_bootstrap=100)

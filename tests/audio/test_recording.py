@@ -37,10 +37,10 @@ def decoded(path: Path, track: int | None = None, channel: int | None = None) ->
         ("clean.m4a", ["-c:a", "aac"]),
         ("clean.mp4", ["-c:a", "libmp3lame"]),
         ("clean.webm", ["-c:a", "libopus"]),
-        ("clean.mka", ["-c:a", "libvorbis"]),
-        ("clean.wma", ["-c:a", "wmav2"]),
-        ("clean48.mkv", ["-c:a", "flac", "-ar", "48000"]),
+        pytest.param("clean.mka", ["-c:a", "libvorbis"], marks=pytest.mark.slow),
+        pytest.param("clean.wma", ["-c:a", "wmav2"], marks=pytest.mark.slow),
         ("clean51.mov", ["-c:a", "pcm_s16le", "-ac", "6"]),
+        pytest.param("clean48.mkv", ["-c:a", "flac", "-ar", "48000"], marks=pytest.mark.slow),
     ],
 )
 def test_valid_files_are_decoded_completely(

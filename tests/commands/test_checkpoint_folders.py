@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUICK = (
     "whisper of 75 positions",
-    "gpt2 with 96 positions",
     "llama with a pad token beyond its rows",
     "an adapter beside the weights",
     "a pickle that is cut off",

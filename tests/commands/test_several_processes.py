@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_clips
+from tests.support.fast import fast_ones
 from tests.support.worlds import free_port, in_processes
 from tests.support.worlds import place as place_of
 from tiny_audio.cli import main
@@ -137,7 +138,7 @@ def test_evaluation_continues_with_another_number_of_processes(place: Path, tmp_
     ]
 
 
-@pytest.mark.parametrize("interrupted", [0, 1])
+@pytest.mark.parametrize("interrupted", fast_ones([0, 1], 1))
 def test_an_interruption_keeps_finished_transcripts(
     place: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
 ) -> None:

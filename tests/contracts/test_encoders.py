@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from tiny_audio.registry import Entry
 from tiny_audio.testing import ENCODER_CHECKS
 
 PARTS = parts(ENCODERS)
+WAV2VEC2_CHECKS = ("check_lengths", "check_invariance", "check_save_load", "check_gradients")
 
 
 @pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
@@ -19,7 +21,20 @@ def test_config(entry: Entry[EncoderConfig, Encoder]) -> None:
     check_config(entry)
 
 
-@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
+def contract() -> Iterator[Any]:
+    """Return every check of every encoder.
+
+    ``check_packing`` does ``check_layers``, too, so the fast run does it once. HuBERT and wav2vec 2.0 have the same
+    code, so the fast run does only a few checks of the latter.
+    """
+    for entry in PARTS:
+        for check in ENCODER_CHECKS:
+            is_twice = check.__name__ == "check_layers" and "varlen" in entry.config.attentions
+            is_like_hubert = entry.name == "wav2vec2" and check.__name__ not in WAV2VEC2_CHECKS
+            marks = [pytest.mark.slow] if is_twice or is_like_hubert else []
+            yield pytest.param(entry, check, id=f"{entry.name}-{check.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize(("entry", "check"), list(contract()))
 def test_contract(entry: Entry[EncoderConfig, Encoder], check: Callable[[EncoderConfig], None]) -> None:
     check(entry.config.tiny())

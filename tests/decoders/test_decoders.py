@@ -12,6 +12,7 @@ import transformers
 from pydantic import ValidationError
 
 from tests.support.chat_tokenizers import chat_tokenizer
+from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer, load_tokenizer
@@ -89,7 +90,7 @@ def audio(*sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
 # --- families with their kinds of tokenizers
 
 
-@pytest.mark.parametrize("family", ["smollm2", "llama", "gemma3", "pythia"])
+@pytest.mark.parametrize("family", fast_ones(["smollm2", "llama", "gemma3", "pythia"], "smollm2", "gemma3"))
 def test_a_decoder_learns_transcripts_and_their_end_and_can_be_saved(family: str, tmp_path: Path) -> None:
     """If the pad token is also the end token, masking labels by id would leave out the end, and generation would not
     stop."""

@@ -105,7 +105,9 @@ def test_logits_are_equal(pair: tuple[Any, Decoder]) -> None:
         assert_equal(decoder(decoder.embed(tokens[1:2, :5]), mask[1:2, :5], mask[1:2, :5]), alone)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"num_beams": 3}, marks=pytest.mark.slow)], ids=["greedy", "beams"]
+)
 def test_generated_ids_are_equal(pair: tuple[Any, Decoder], settings: dict[str, Any]) -> None:
     model, decoder = pair
     tokens = torch.randint(3, 60, (4, 9), generator=torch.Generator().manual_seed(1))

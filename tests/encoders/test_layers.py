@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.encoder_checkpoints import DEPTH_FIELDS, FAMILIES, assert_equal, bare, build, original, speech
+from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
@@ -23,7 +24,7 @@ from tiny_audio.testing import ENCODER_CHECKS
 DEPTH = 3
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=fast_ones(FAMILIES, *(name for name in FAMILIES if name != "wav2vec2")))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """Return a name, the original model with three layers, and its checkpoint."""
     name = request.param

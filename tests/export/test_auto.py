@@ -18,6 +18,7 @@ from transformers import (
     TextStreamer,
 )
 
+from tests.support.fast import fast_ones
 from tests.support.models import GREEDY, JOINT, assemble, change_config, outputs, two_clips
 from tiny_audio.config import UserError
 from tiny_audio.export.huggingface import export_model
@@ -35,8 +36,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("auto", [AutoModel, AutoModelForSpeechSeq2Seq, TinyAudioModel])
-@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    ("auto", "trusted"),
+    [
+        (AutoModel, False),
+        (AutoModel, True),
+        (AutoModelForSpeechSeq2Seq, False),
+        (TinyAudioModel, False),
+        pytest.param(AutoModelForSpeechSeq2Seq, True, marks=pytest.mark.slow),
+        pytest.param(TinyAudioModel, True, marks=pytest.mark.slow),
+    ],
+)
 def test_trust_remote_code_is_not_needed_with_this_package(exported: Path, auto: Any, trusted: bool) -> None:
     model = auto.from_pretrained(exported, trust_remote_code=trusted)
     processor = AutoProcessor.from_pretrained(exported, trust_remote_code=trusted)
@@ -92,7 +102,7 @@ def test_half_precision(
     assert error < 16 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+@pytest.mark.parametrize("device_map", fast_ones(["cpu", "auto", {"": "cpu"}], "auto", {"": "cpu"}))
 def test_device_maps_work(exported: Path, device_map: Any) -> None:
     model = AutoModel.from_pretrained(exported, device_map=device_map)
     tokenizer = load_model(exported)[1]

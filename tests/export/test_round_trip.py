@@ -27,7 +27,10 @@ def combinations() -> Iterator[Any]:
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
             encoder, decoder = encoders[index % len(encoders)], decoders[(index + lora) % len(decoders)]
-            yield pytest.param(encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}")
+            marks = [] if lora or index == 0 else [pytest.mark.slow]  # test_combinations.py has each part without
+            yield pytest.param(
+                encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}", marks=marks
+            )
 
 
 @pytest.mark.parametrize(("encoder", "decoder", "lora"), list(combinations()))

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.conftest import Document, changed
+from tests.support.fast import fast_ones
 from tests.support.models import assemble, batch
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS, Decoder, DecoderContext, build_tokenizer
@@ -55,7 +56,7 @@ def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
 # --- the same text
 
 
-@pytest.mark.parametrize("max_new_tokens", [1, 2, 20])
+@pytest.mark.parametrize("max_new_tokens", fast_ones([1, 2, 20], 1, 20))
 def test_assisted_decoding_equals_greedy_decoding_alone_and_in_batches(max_new_tokens: int) -> None:
     model, tokenizer = assisted_model()
     set_draft(model, "none", max_new_tokens=max_new_tokens)

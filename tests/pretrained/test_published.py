@@ -88,12 +88,21 @@ def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context
     return sum(tensor.numel() for tensor in part.parameters()) / 1e6
 
 
-@pytest.mark.parametrize(("checkpoint", "name", "millions"), [(key, *value) for key, value in ENCODER_MILLIONS.items()])
+def first_of_each_family(millions: dict[str, tuple[str, float]]) -> list[Any]:
+    """Return each checkpoint with its values. All but the first checkpoint of a family are marked slow."""
+    first = {name: checkpoint for checkpoint, (name, _) in reversed(millions.items())}
+    return [
+        pytest.param(checkpoint, *value, marks=[] if first[value[0]] == checkpoint else [pytest.mark.slow])
+        for checkpoint, value in millions.items()
+    ]
+
+
+@pytest.mark.parametrize(("checkpoint", "name", "millions"), first_of_each_family(ENCODER_MILLIONS))
 def test_encoders_have_the_published_number_of_parameters(checkpoint: str, name: str, millions: float) -> None:
     assert parameters(ENCODERS, name, checkpoint, EncoderContext) == pytest.approx(millions, rel=0.01)
 
 
-@pytest.mark.parametrize(("checkpoint", "name", "millions"), [(key, *value) for key, value in DECODER_MILLIONS.items()])
+@pytest.mark.parametrize(("checkpoint", "name", "millions"), first_of_each_family(DECODER_MILLIONS))
 def test_decoders_have_the_published_number_of_parameters(checkpoint: str, name: str, millions: float) -> None:
     context = partial(DecoderContext, None)
     assert parameters(DECODERS, name, checkpoint, context) == pytest.approx(millions, rel=0.001)

@@ -137,7 +137,7 @@ def test_the_variants_are_valid(file: Path) -> None:
         assert isinstance(load_recipe(file), Recipe)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(text=mutated())
 def test_mutated_documents(file: Path, text: str) -> None:
     check(file, text.encode(errors="surrogatepass"))
@@ -192,7 +192,7 @@ def test_the_plain_recipe_is_valid(file: Path) -> None:
     assert load_recipe(file).training.learning_rate == 1e-4
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(content=mutated_bytes())
 def test_mutated_text(file: Path, content: bytes) -> None:
     check(file, content)
@@ -205,7 +205,7 @@ def test_many_mutated_texts(file: Path, content: bytes) -> None:
     check(file, content)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(content=st.binary(max_size=200))
 def test_random_bytes(file: Path, content: bytes) -> None:
     check(file, content)
@@ -216,7 +216,7 @@ PATHS = st.sampled_from(
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     overrides=st.lists(
         st.one_of(st.text(max_size=20), st.tuples(PATHS, st.text(max_size=12)).map("=".join)), max_size=3

@@ -20,6 +20,9 @@ from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.shipped_recipes import shipped_recipes
 
 RECIPES = list(shipped_recipes().values())
+SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
+"""Recipes that differ at tiny size from others in nothing that runs, as those in ``projectors/`` do but for their
+projector, which tests/test_combinations.py has in whole models."""
 
 
 class Silent:
@@ -90,7 +93,17 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.slow] if path.parent.name == "projectors" or path.stem in SAME_TRAINING else [],
+        )
+        for path in RECIPES
+    ],
+)
 def test_a_recipe_runs_with_tiny_versions_of_its_parts(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     report = Run(shrunk(recipe, tmp_path), path.stem, tmp_path / "run", Silent()).complete()

@@ -92,7 +92,7 @@ TREES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.dictionaries(st.text(max_size=5), TREES, max_size=4))
 def test_dumped_documents_can_be_read(document: dict[str, Any]) -> None:
     assert parse_mapping(dump_yaml(document), "r.yaml") == document

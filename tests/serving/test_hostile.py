@@ -136,7 +136,9 @@ def uploads() -> Iterator[tuple[str, bytes]]:
         yield f"head {index}", head
 
 
-UPLOADS = list(uploads())
+@pytest.fixture(scope="module")
+def hostile() -> list[tuple[str, bytes]]:
+    return list(uploads())
 
 
 def send(server: Served, data: bytes) -> int | None:
@@ -172,16 +174,20 @@ def check(server: Served, cases: list[tuple[str, bytes]], caplog: pytest.LogCapt
     assert send(server, request(form(part("file", CLIP, "a.wav"), part("response_format", b"text")))) == 200
 
 
-def test_there_are_200_hostile_uploads() -> None:
-    assert len(UPLOADS) >= 200
+def test_there_are_200_hostile_uploads(hostile: list[tuple[str, bytes]]) -> None:
+    assert len(hostile) >= 200
     assert text_of(CLIP)
 
 
-def test_some_hostile_uploads_are_rejected(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
-    fast = [(name, data) for name, data in UPLOADS if not name.startswith(("damaged", "late", "header", "silence"))]
-    check(hostile_server, fast[::8] + [case for case in UPLOADS if case[0].startswith("damaged")][:1], caplog)
+def test_some_hostile_uploads_are_rejected(
+    hostile_server: Served, hostile: list[tuple[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = [(name, data) for name, data in hostile if not name.startswith(("damaged", "late", "header", "silence"))]
+    check(hostile_server, fast[::8] + [case for case in hostile if case[0].startswith("damaged")][:1], caplog)
 
 
 @pytest.mark.slow
-def test_all_hostile_uploads_are_rejected(hostile_server: Served, caplog: pytest.LogCaptureFixture) -> None:
-    check(hostile_server, UPLOADS, caplog)
+def test_all_hostile_uploads_are_rejected(
+    hostile_server: Served, hostile: list[tuple[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    check(hostile_server, hostile, caplog)

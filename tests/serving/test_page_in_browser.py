@@ -302,6 +302,7 @@ def test_a_canceled_key_and_a_disconnected_microphone_are_handled(context: Any, 
     playwright.expect(page.locator("#record")).to_be_focused()
 
 
+@pytest.mark.slow
 def test_a_recording_is_transcribed_without_live_text(context: Any, server: Served) -> None:
     """This happens if the browser cannot connect or the server has too many streams."""
     context.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
@@ -312,6 +313,7 @@ def test_a_recording_is_transcribed_without_live_text(context: Any, server: Serv
     assert text.split() == text_of(encoded(waveform)).split()
 
 
+@pytest.mark.slow
 def test_the_page_resamples_the_microphone_if_the_browser_does_not(context: Any, server: Served, speech: Any) -> None:
     """Firefox rejects a microphone whose rate differs from that of the audio context."""
     context.add_init_script(

@@ -113,10 +113,10 @@ def test_the_limit_holds_for_several_processes(tmp_path: Path) -> None:
     tmp_path.mkdir()
 
     def work(cache: DiskCache) -> None:
-        for number in range(60):
+        for number in range(30):
             cache.get(f"{os.getpid()}-{number}", lambda: clips(10_000))
 
-    processes = [child(tmp_path, work) for _ in range(6)]
+    processes = [child(tmp_path, work) for _ in range(4)]
     for process in processes:
         go(process)
     peak = 0

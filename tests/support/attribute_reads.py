@@ -59,6 +59,9 @@ class AttributeReads:
             self.reads.clear()
             for tree in self._trees:
                 _Scope(self, {}, {}, "", "").run(tree.body)
+        self._by_attribute: dict[str, list[Read]] = defaultdict(list)
+        for read in self.reads:
+            self._by_attribute[read.attribute].append(read)
 
     @classmethod
     def of_package(cls, folder: Path) -> AttributeReads:
@@ -73,10 +76,9 @@ class AttributeReads:
         """
         names = set(names)
         return any(
-            read.attribute == attribute
-            and read.cls in names
+            read.cls in names
             and not (read.inside in names and (read.function.startswith("_") or read.function in ("", "tiny")))
-            for read in self.reads
+            for read in self._by_attribute[attribute]
         )
 
     def is_class(self, name: str) -> bool:
@@ -180,9 +182,11 @@ class _Scope:
                         self.bind_types(item.optional_vars, types)
             case _:
                 pass
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            return
         for child in ast.iter_child_nodes(node):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
+            if isinstance(node, ast.Assign | ast.AnnAssign) and child is node.value:
+                continue  # it was bound
             if isinstance(child, ast.expr):
                 self.of(child)
             elif isinstance(child, ast.stmt):

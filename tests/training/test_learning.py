@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
+from tests.support.fast import fast_ones
 from tests.support.training import (
     RecordingCallback,
     different,
@@ -67,10 +68,10 @@ def test_bf16_training_keeps_fp32_weights(document: Document, tmp_path: Path) ->
     assert {tensor.dtype for tensor in trainer.bare_model.parameters()} == {torch.float32}
     curve = logged(tmp_path, "loss")
     assert curve[-1] < 0.7 * curve[0]
-    full = make_trainer(changed(document, **steps), tmp_path / "fp32")
+    full = make_trainer(changed(document, **(steps | {"training__steps": 2})), tmp_path / "fp32")
     full.run()
     assert logged(tmp_path / "fp32", "loss")[0] == pytest.approx(curve[0], rel=0.02)
-    assert logged(tmp_path / "fp32", "loss") != curve
+    assert logged(tmp_path / "fp32", "loss") != curve[:2]
 
 
 def test_label_smoothing_changes_the_loss(document: Document, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_frozen_weights_do_not_change_and_adapters_do(document: Document, tmp_pa
     assert {name for name in before if name.startswith(("projector.", "ctc_head."))} <= moved
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", fast_ones(["fp32", "bf16"], "fp32"))
 def test_evaluation_during_training_does_not_change_the_weights(
     document: Document, tmp_path: Path, precision: str
 ) -> None:

@@ -157,6 +157,7 @@ def test_exports_without_bitsandbytes(
     assert "pip install 'bitsandbytes>=" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_adapters.py does so without quantization
 def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
     """Merged weights can be quantized again. A checkpoint does not contain them, so the export must."""
     document, folder = stage

@@ -152,8 +152,14 @@ def peak_bytes(part: nn.Module, run: Any) -> int:
     return counted.peak_bytes
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-@pytest.mark.parametrize("name", ENCODER_NAMES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if kind == "lora" or name == "whisper" else [pytest.mark.slow])
+        for name in ENCODER_NAMES
+        for kind in ("full", "lora")
+    ],
+)
 def test_gradient_checkpointing_saves_memory_of_an_encoder(name: str, kind: str) -> None:
     depth = DEPTH_FIELDS.get(name, "num_hidden_layers")
     trains = {"freeze": False} if kind == "full" else {"freeze": True, "lora": adapted(ENCODERS, name)}
@@ -167,8 +173,14 @@ def test_gradient_checkpointing_saves_memory_of_an_encoder(name: str, kind: str)
     assert peaks[1] < 0.6 * peaks[0], "without weights and gradients"
 
 
-@pytest.mark.parametrize(("kind", "attention"), [("full", "auto"), ("lora", "varlen"), ("frozen", "auto")])
-@pytest.mark.parametrize("name", PLAIN_HEADS)
+@pytest.mark.parametrize(
+    ("name", "kind", "attention"),
+    [
+        pytest.param(name, kind, attention, marks=[] if kind == "full" or name == "smollm3" else [pytest.mark.slow])
+        for name in PLAIN_HEADS
+        for kind, attention in (("full", "auto"), ("lora", "varlen"), ("frozen", "auto"))
+    ],
+)
 def test_gradient_checkpointing_saves_memory_of_a_decoder(name: str, kind: str, attention: str) -> None:
     trains: dict[str, Any] = {"freeze": kind != "full"}
     if kind == "lora":

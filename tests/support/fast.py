@@ -1,0 +1,15 @@
+"""Which cases of a parametrized test are in the fast run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def fast_ones(values: Iterable[Any], *fast: Any) -> list[Any]:
+    """These values as parameters: all but the ``fast`` ones are marked slow."""
+    values = list(values)
+    assert all(value in values for value in fast), "a fast value is none of the values"
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
