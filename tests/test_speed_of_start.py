@@ -15,17 +15,18 @@ import json, sys
 attempts = []
 sys.addaudithook(lambda event, args: attempts.append(event) if event in {"socket.connect", "socket.getaddrinfo"} else 0)
 from tiny_audio.cli import main
+exec(sys.argv[2])
 codes = [main(arguments) for arguments in json.loads(sys.argv[1])]
 modules = sorted({name.split(".")[0] for name in sys.modules} | {name for name in sys.modules if "tiny_audio" in name})
 print(json.dumps([codes, modules, attempts]), file=sys.stderr)
 """
 
 
-def imported_by(*commands: list[str]) -> set[str]:
-    """Return the top-level modules, and all modules of this package, after commands that must succeed without a
-    network."""
+def imported_by(*commands: list[str], code: str = "") -> set[str]:
+    """Return the top-level modules, and all modules of this package, after code and commands that must succeed
+    without a network."""
     process = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps(commands)],
+        [sys.executable, "-c", CHILD, json.dumps(commands), code],
         cwd=ROOT,
         env={key: value for key, value in os.environ.items() if not key.startswith("HF_")} | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -47,11 +48,38 @@ def test_help_imports_nothing_heavy() -> None:
     assert not [name for name in modules if name.startswith(parts)]
 
 
-def test_commands_that_only_check_import_torch_at_most() -> None:
+BUILD = """
+from importlib.util import find_spec
+from pathlib import Path
+import torch
+from tiny_audio.projectors import PROJECTORS, ProjectorContext
+from tiny_audio.sources import SOURCES, SourceContext
+context = SourceContext(Path(CACHE))
+sources = [SOURCES.build(entry.config.tiny(), context) for entry in SOURCES.entries() if entry.name != "synthetic"]
+assert not {"pyarrow", "huggingface_hub", "httpx2", "fsspec"} & set(sys.modules)
+with torch.device("meta"):
+    for entry in PROJECTORS.entries():
+        PROJECTORS.build(entry.config(), ProjectorContext(64, 64, 50.0, 1.0))
+if find_spec("espeakng_loader"):
+    SOURCES.build(SOURCES.entry("synthetic").config.tiny(), context).index()
+    assert list(Path(CACHE).rglob("*.flac"))
+maps = Path("/proc/self/maps")
+assert not maps.exists() or "espeak" not in maps.read_text()
+"""
+"""Building sources, building projectors for their shapes, and synthesizing speech, without a guarded ``__main__``.
+
+Drawing normal numbers on the meta device would load a compiler, which takes two seconds of `validate`. espeak-ng may be
+loaded only in a process of its own.
+"""
+
+
+def test_commands_that_only_check_import_torch_at_most(tmp_path: Path) -> None:
     recipe = "recipes/quickstart.yaml"
     dry_run = ["sweep", recipe, "training.seed=0,1", "--dry-run"]
-    modules = imported_by(["validate", recipe], ["list"], ["schema"], dry_run)
+    modules = imported_by(
+        ["validate", recipe], ["list"], ["schema"], dry_run, code=BUILD.replace("CACHE", repr(str(tmp_path)))
+    )
     assert {"tiny_audio.encoders.whisper", "tiny_audio.recipe", "pydantic"} <= modules
     heavy = {"transformers", "tokenizers", "peft", "accelerate", "datasets", "torchaudio", "soundfile", "tensorboard"}
-    heavy |= {"sympy"}  # PyTorch's compiler imports it
+    heavy |= {"espeakng_loader", "sympy"}  # PyTorch's compiler imports the latter
     assert not modules & (heavy | {"jiwer"})
