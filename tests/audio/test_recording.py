@@ -9,6 +9,7 @@ import pytest
 
 from tests.audio.encoded_clips import encoded
 from tests.audio.encoded_files import clip, ffmpeg, offset, speech
+from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.ffmpeg import has_ffmpeg
@@ -54,7 +55,7 @@ def test_valid_files_are_decoded_completely(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.mov"])
+@pytest.mark.parametrize("name", fast_ones(["late.mp4", "late.mkv", "late.mov"], "late.mp4", "late.mkv"))
 def test_audio_that_starts_after_the_video_keeps_its_position(
     place: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,7 +74,10 @@ def test_audio_without_video_that_starts_late_keeps_its_position(place: Path, na
     assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("hole.mkv", "pcm_s16le"), ("hole.webm", "libopus"), ("hole.mp4", "aac")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("hole.mkv", "pcm_s16le"), ("hole.mp4", "aac"), pytest.param("hole.webm", "libopus", marks=pytest.mark.slow)],
+)
 def test_audio_after_a_gap_keeps_its_position(place: Path, name: str, codec: str) -> None:
     hole = "[0][1]concat=n=2:v=0:a=1,aselect='lt(t,2)+gte(t,5)'"
     ffmpeg("-i", place / "one.wav", "-i", place / "two.wav", "-filter_complex", hole, "-c:a", codec, place / name)

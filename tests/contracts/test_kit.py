@@ -351,7 +351,9 @@ def test_all_checks_of_a_kind_are_run(kind: str, monkeypatch: pytest.MonkeyPatch
     assert run == [(number, "config") for number in range(3)]
 
 
-@pytest.mark.parametrize(("check", "name"), [(check_encoder, "whisper"), (check_decoder, "smollm3")])
+@pytest.mark.parametrize(
+    ("check", "name"), [(check_encoder, "whisper"), pytest.param(check_decoder, "smollm3", marks=pytest.mark.slow)]
+)
 def test_errors_are_found_by_the_complete_checks(check: Change, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Registry[Any, Any] = ENCODERS if check is check_encoder else DECODERS
 

@@ -78,7 +78,7 @@ def test_settings_of_a_call_override_the_models_settings(exported: Path) -> None
     assert model.generate(**batch, num_beams=2, num_return_sequences=2).shape[0] == 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", fast_ones([torch.float16, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("encoder", "decoder", "hidden_size"),
     # HuBERT's positional convolution is grouped. With the 8 channels per group of its tiny config, oneDNN's bf16 kernel

@@ -13,6 +13,7 @@ import soundfile
 import torch
 import torchaudio
 
+from tests.support.fast import fast_ones
 from tests.support.paths import SHARED
 from tiny_audio.audio.load import load_audio
 from tiny_audio.frames import SAMPLE_RATE
@@ -106,7 +107,7 @@ def within(wave: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:
 BANDS = {"telephone": (300, 3400), "8 kHz": (0, 4000), "radio": (300, 2700), "6 kHz": (0, 3000), "11 kHz": (0, 5512)}
 
 
-@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("band", fast_ones(BANDS, "telephone", "6 kHz", "11 kHz"))
 def test_speech_in_a_narrow_band_is_accepted(synthetic: list[np.ndarray], band: str) -> None:
     rng = np.random.default_rng(0)
     for wave in synthetic[::3]:

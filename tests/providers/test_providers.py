@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from tests.providers.requests import AUDIO, OVER_HTTP, SPEECH
+from tests.support.fast import fast_ones
 from tests.support.provider_server import KEY, TEXT, Fault, Vendors, limited
 from tiny_audio.analysis.scoring import normalizer, score
 from tiny_audio.audio.load import load_audio
@@ -128,7 +129,7 @@ def test_silence_is_an_empty_text(server: Vendors, make: Any, name: str) -> None
     assert make(name).transcribe(AUDIO).text == ""
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize("name", fast_ones(OVER_HTTP, "assemblyai", "openai"))
 def test_concurrent_requests_get_their_own_results(server: Vendors, make: Any, name: str) -> None:
     clips = {encode(torch.full((800,), number / 50)): f"clip {number}" for number in range(20)}
     server.texts |= clips
