@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from torch.nn import functional as F
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.models import assemble, batch
 from tests.support.training import ActingCallback, gather, logged, make_trainer, parse, recipe_on
+from tiny_audio.commands.run.state import LearnedVocabulary, RunState, TrainingInputs, TrainingState
 from tiny_audio.ctc import AlignmentConfig
+from tiny_audio.decoders import TrainedTokenizerConfig, train_tokenizer
 from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.recipe._cross_field_rules import cross_field_errors
+from tiny_audio.training.alignment_labels import choose_labels
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 MODEL, TOKENIZER = assemble()
@@ -71,6 +76,19 @@ def test_nearest_tokens_leave_out_repeats_and_blanks() -> None:
     audio = MODEL.decoder.embed(torch.tensor([[one, one, one, two, two]])).detach()
     audio[0, 1] *= -1  # similar to no token
     assert AlignmentLoss(AlignmentConfig(), IDS).nearest(MODEL.decoder, audio, torch.tensor([4])) == [[one, one, two]]
+
+
+def test_tokens_without_a_label_are_spelled() -> None:
+    one, two, three = IDS[:3]
+    spelled = AlignmentLoss(AlignmentConfig(), [one, two], {three: [two, one]})
+    audio, lengths = embeddings(6), torch.tensor([6, 5])
+    end = torch.tensor([MODEL.config.end_token_id])
+    targets = [torch.cat([torch.tensor(ids), end]) for ids in ([one, three], [three, three])]
+    losses, fits = spelled(MODEL.decoder, audio, lengths, targets)
+    pieces = [torch.cat([torch.tensor(ids), end]) for ids in ([one, two, one], [two, one, two, one])]
+    assert torch.equal(losses, AlignmentLoss(AlignmentConfig(), [one, two])(MODEL.decoder, audio, lengths, pieces)[0])
+    assert fits.tolist() == [True, True]
+    assert spelled(MODEL.decoder, audio, torch.tensor([6, 3]), targets)[1].tolist() == [True, False]
 
 
 def test_a_clip_with_too_few_embeddings_is_left_out() -> None:
@@ -182,3 +200,50 @@ def test_tokens_without_an_embedding_are_not_labels(document: Document, monkeypa
     assert ids
     monkeypatch.setattr(type(recipe.decoder), "num_embeddings", lambda _: ids[-1])
     assert TranscriptVocabulary.learn(recipe, clips, None).token_ids == ids[:-1]
+
+
+def test_the_most_frequent_pieces_of_words_become_labels() -> None:
+    words = [
+        f"{start}{middle}{end}"
+        for start in ("be", "so", "ta")
+        for middle in ("rk", "nd", "ll")
+        for end in ("ing", "ed", "er", "ly")
+    ]
+    tokenizer = train_tokenizer(TrainedTokenizerConfig(vocab_size=300), words * 3)
+    counts = Counter(token for word in words for token in tokenizer.encode(word, add_special_tokens=False))
+    assert len(counts) == len(words)  # each word is a token
+    labels, pieces = choose_labels(tokenizer, counts, most=30)
+    assert len(labels) <= 30
+    assert pieces.keys() == counts.keys()
+    assert {piece for row in pieces.values() for piece in row} == set(labels)
+    for token, row in pieces.items():
+        assert 2 <= len(row) <= 4
+        assert "".join(tokenizer.convert_ids_to_tokens(row)) == tokenizer.convert_ids_to_tokens(token)
+    assert (
+        choose_labels(tokenizer, counts, most=None) == choose_labels(tokenizer, counts, most=36) == (sorted(counts), {})
+    )
+
+
+def test_tokens_that_cannot_be_spelled_stay_labels() -> None:
+    tokenizer = train_tokenizer(TrainedTokenizerConfig(vocab_size=60), ["banana", "bandana", "cabana"])
+    counts = Counter(range(len(tokenizer)))
+    labels, pieces = choose_labels(tokenizer, counts, most=8)
+    assert set(tokenizer.all_special_ids) <= set(labels)
+    assert counts.keys() == set(labels) | pieces.keys()
+
+
+def test_a_run_keeps_the_spelling(document: Document, tmp_path: Path) -> None:
+    tokens = {"kind": "bpe", "vocab_size": 60}
+    document = changed(document, decoder__tokenizer=tokens, alignment={"max_labels": 8})
+    recipe = parse(document)
+    learned = TranscriptVocabulary.learn(recipe, gather(recipe), None)
+    assert learned.pieces
+    spelling = LearnedVocabulary("x", **asdict(learned))
+    RunState({}, "now", training=TrainingState(TrainingInputs("x"), spelling=spelling)).write(tmp_path)
+    read = RunState.read(tmp_path)
+    assert read is not None
+    assert read.training is not None
+    assert read.training.spelling is not None
+    assert read.training.spelling.vocabulary == learned
+    make_trainer(document, tmp_path / "run").run()
+    assert min(logged(tmp_path / "run", "alignment_loss")) > 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,24 @@ class AlignmentLoss(nn.Module):
 
     Args:
         config: the recipe's section ``alignment``.
-        token_ids: the tokens of all training transcripts, ascending. Fewer labels than the whole vocabulary need less
-            time and memory.
+        token_ids: the labels, ascending. Fewer labels than the whole vocabulary need less time and memory.
+        pieces: the labels that spell each other token of the training transcripts, see
+            :mod:`tiny_audio.training.alignment_labels`.
     """
 
     token_ids: Tensor
 
-    def __init__(self, config: AlignmentConfig, token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        token_ids: Sequence[int],
+        pieces: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.config = config
+        labels = {token: label for label, token in enumerate(token_ids, start=ctc.BLANK + 1)}
+        self._labels = {token: [label] for token, label in labels.items()}
+        self._labels |= {token: [labels[piece] for piece in row] for token, row in pieces.items()}
         self.register_buffer("token_ids", torch.tensor(token_ids, dtype=torch.long), persistent=False)
 
     def forward(
@@ -45,8 +55,8 @@ class AlignmentLoss(nn.Module):
             targets: B rows of token ids, each ending in the end token, which is not aligned.
         """
         logits = self._logits(decoder, audio)
-        found = torch.searchsorted(self.token_ids, torch.cat([row[:-1] for row in targets])) + 1
-        labels = [row.tolist() for row in torch.split(found.cpu(), [len(row) - 1 for row in targets])]
+        texts = (row[:-1].tolist() for row in targets)
+        labels = [[label for token in text for label in self._labels[token]] for text in texts]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
         # The gradient of an infinite loss is not finite, so a target that does not fit is replaced by an empty one.
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]

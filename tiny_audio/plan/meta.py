@@ -104,10 +104,12 @@ def build_stand_in(
         if recipe.decoder.quantization:
             quantize(model.decoder, recipe.decoder.quantization)
     if recipe.alignment is not None:
-        # The labels are the tokens of the training transcripts. These are unknown here, so assume all tokens.
+        # The labels come from the training transcripts. These are unknown here, so assume the largest number of labels.
         vocab_size = recipe.decoder.num_embeddings() if tokenizer is None else len(tokenizer)
         if vocab_size is not None:
-            model.alignment = AlignmentLoss(recipe.alignment, range(vocab_size))
+            model.alignment = AlignmentLoss(
+                recipe.alignment, range(min(vocab_size, recipe.alignment.max_labels or vocab_size))
+            )
     return model
 
 

@@ -76,7 +76,7 @@ def assemble(
             reset_magnitudes(getattr(model, kind))
     if recipe.alignment is not None:
         assert learned.token_ids is not None
-        model.alignment = AlignmentLoss(recipe.alignment, learned.token_ids)
+        model.alignment = AlignmentLoss(recipe.alignment, learned.token_ids, dict(learned.pieces or ()))
     rows = recipe.decoder.num_embeddings()
     target_encoder = TargetEncoder(
         tokenizer,

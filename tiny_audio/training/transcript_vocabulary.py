@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ from tiny_audio.data.clips import ClipSet
 from tiny_audio.decoders import build_tokenizer, load_tokenizer, restore_tokenizer
 from tiny_audio.model.context import CONTEXT_CHARACTERS
 from tiny_audio.recipe import Recipe
+from tiny_audio.training.alignment_labels import choose_labels
 from tiny_audio.training.initialize import StartingPoint
 
 
@@ -23,7 +25,9 @@ class TranscriptVocabulary:
     characters: str | None
     """Characters of a randomly initialized CTC head, in the order of its labels. None if there is no such head."""
     token_ids: list[int] | None = None
-    """Tokens of the transcripts, ascending. None if the recipe has no alignment loss."""
+    """Labels of the alignment loss, ascending. None if the recipe has no alignment loss."""
+    pieces: list[tuple[int, list[int]]] | None = None
+    """The other tokens of the transcripts, each with the labels that spell it (see ``AlignmentConfig.max_labels``)."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
@@ -43,10 +47,12 @@ class TranscriptVocabulary:
         learned = cls(tokenizer, characters)
         if recipe.alignment is None:
             return learned
-        encode = learned.decoder_tokenizer(recipe, start).encode
-        ids = {token for text in clips.texts for token in encode(text, add_special_tokens=False)}
+        used = learned.decoder_tokenizer(recipe, start)
+        counts = Counter(token for text in clips.texts for token in used.encode(text, add_special_tokens=False))
         rows = recipe.decoder.num_embeddings()  # clips with other tokens are dropped
-        return replace(learned, token_ids=sorted(token for token in ids if rows is None or token < rows))
+        counts = Counter({token: count for token, count in counts.items() if rows is None or token < rows})
+        token_ids, pieces = choose_labels(used, counts, recipe.alignment.max_labels)
+        return replace(learned, token_ids=token_ids, pieces=list(pieces.items()) or None)
 
     def decoder_tokenizer(self, recipe: Recipe, start: StartingPoint | None) -> Any:
         """Return the decoder's tokenizer. A trained decoder needs the tokenizer that it was trained with."""

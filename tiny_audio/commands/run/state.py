@@ -41,11 +41,12 @@ class LearnedVocabulary:
     tokenizer: str | None
     characters: str | None
     token_ids: list[int] | None = None
+    pieces: list[tuple[int, list[int]]] | None = None
 
     @property
     def vocabulary(self) -> TranscriptVocabulary:
         """The vocabulary without the fingerprint."""
-        return TranscriptVocabulary(self.tokenizer, self.characters, self.token_ids)
+        return TranscriptVocabulary(self.tokenizer, self.characters, self.token_ids, self.pieces)
 
 
 @dataclass

@@ -1,0 +1,61 @@
+"""Choose the labels of the alignment loss among the decoder's tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import chain, repeat
+from typing import Any
+
+from tokenizers import Tokenizer, models, trainers
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte tokens of sentencepiece: their letters are not spoken
+_MOST_SAMPLES = 1_000_000  # tokens that the pieces are learned from, which takes seconds
+
+
+def choose_labels(
+    tokenizer: Any, counts: Mapping[int, int], most: int | None
+) -> tuple[list[int], dict[int, list[int]]]:
+    """Choose about ``most`` labels, and spell the other tokens with them.
+
+    The labels are pieces of the transcripts' tokens, found with byte-pair encoding, that are tokens themselves.
+
+    Args:
+        tokenizer: the decoder's tokenizer.
+        counts: the number of times that each token occurs in the transcripts.
+        most: see ``AlignmentConfig.max_labels``.
+
+    Returns:
+        The labels, ascending. For each token that is not a label, its labels in order. A token that cannot be spelled
+        becomes a label itself.
+    """
+    if most is None or len(counts) <= most:
+        return sorted(counts), {}
+    special, ids = set(tokenizer.all_special_ids), tokenizer.get_vocab()
+    tokens = sorted(counts)  # the result does not depend on the order of the transcripts
+    names = dict(zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True))
+    spoken = {token: name for token, name in names.items() if token not in special and not _BYTE.fullmatch(name)}
+    scale = max(1.0, sum(counts.values()) / _MOST_SAMPLES)
+    samples = chain.from_iterable(repeat(name, round(counts[token] / scale) or 1) for token, name in spoken.items())
+    learned = Tokenizer(models.BPE())
+    learned.train_from_iterator(samples, trainers.BpeTrainer(vocab_size=most, show_progress=False))
+    usable = {name for name in learned.get_vocab() if name in ids and ids[name] not in special}
+    spelled = {token: _split(name, usable) for token, name in spoken.items()}
+    pieces = {
+        token: [ids[name] for name in parts] for token, parts in spelled.items() if parts and parts != [names[token]]
+    }
+    labels = {piece for row in pieces.values() for piece in row} | (counts.keys() - pieces.keys())
+    return sorted(labels), pieces
+
+
+def _split(name: str, usable: set[str]) -> list[str] | None:
+    """Return the fewest usable pieces that ``name`` consists of, or None if there are none."""
+    best: list[list[str] | None] = [[]]  # for each prefix of the name
+    for end in range(1, len(name) + 1):
+        found = [
+            [*before, name[start:end]]
+            for start, before in enumerate(best)
+            if before is not None and name[start:end] in usable
+        ]
+        best.append(min(found, key=len, default=None))
+    return best[-1]
