@@ -6,9 +6,9 @@
 Each saved step of each run decodes the clips greedily. The table has the audio and the time of training up to that
 step, the word error rate, and the bits per token from the audio (see :mod:`tiny_audio.analysis.audio_bits`).
 
-Runs with an alignment loss have a second error rate, that of the projector alone: each audio embedding is replaced by
-the most similar token or the blank, and repeated tokens and blanks are removed. Steps of ``alignment.alone_steps`` have
-this one only.
+Runs with an alignment loss also have the error rates of the projector alone, for words and characters. Each audio
+embedding is replaced by the most similar token or the blank, and repeated tokens and blanks are removed. Steps of
+``alignment.alone_steps`` have only these rates.
 
 Results are kept, so that further steps can be added. ``execution.checkpoint_every`` and ``execution.keep_checkpoints``
 decide which steps of a run are saved.
@@ -66,6 +66,7 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
             texts = [tokenizer.decode(tokens) for tokens in ids]
             scored = score(references, texts, rule, groups=groups)
             row |= {"projector_wer": scored.wer, "projector_wer_interval": scored.wer_interval}
+            row |= {"projector_cer": scored.cer}
         if not is_alone:
             scored = score(references, [clip.text for clip in found], rule, groups=groups)
             row |= {"wer": scored.wer, "wer_interval": scored.wer_interval, **bits(model, tokenizer, found)}
@@ -148,7 +149,8 @@ def main() -> int:
                 kept += measure(name, saved, missing, options.clips, options.normalizer)
                 options.kept.write_text("".join(json.dumps(row) + "\n" for row in kept))
     record = Record("Open vocabulary", None)
-    head = ("run", "set", "step", "hours of audio", "minutes", "clips", "WER", "WER, projector alone", "bits per token")
+    alone = ("WER, projector alone", "CER, projector alone")
+    head = ("run", "set", "step", "hours of audio", "minutes", "clips", "WER", *alone, "bits per token")
     record.table(head, [shown(row) for row in kept])
     if options.plot:
         options.plot.write_text(plot(kept, sets[0].name))
@@ -159,7 +161,8 @@ def shown(row: Row) -> tuple[str, ...]:
     """Return the cells of a row."""
     start = (row["name"], row["set"], f"{row['step']}", f"{row['hours']:.2f}", f"{row['minutes']:.0f}")
     rates = (with_interval(row, key, 100, 1) for key in ("wer", "projector_wer"))
-    return *start, f"{row['measured']}", *rates, with_interval(row, "bits_from_audio", 1, 2)
+    characters = f"{row['projector_cer']:.1%}".replace("%", " %") if "projector_cer" in row else ""
+    return *start, f"{row['measured']}", *rates, characters, with_interval(row, "bits_from_audio", 1, 2)
 
 
 def with_interval(row: Row, key: str, factor: float, digits: int) -> str:

@@ -52,8 +52,9 @@ class AlignmentConfig(Config):
     an audio embedding that equals its token's embedding gets a probability of 82 % at 0.04, but only 4 % at 0.1 (mean
     over 20,776 labels of SmolLM2-135M)."""
     max_labels: PositiveInt | None = None
-    """About the number of tokens that are labels. Each other token of the transcripts is spelled with these tokens.
-    Frequent labels are learned from less speech than rare words. None makes every token of the transcripts a label."""
+    """Number of labels that are chosen: pieces of words that are frequent in the transcripts and are tokens of the
+    decoder. Other tokens are spelled with them, so rare words need no speech of their own. There are a few more labels
+    if tokens cannot be spelled. None makes every token of the transcripts a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. An audio embedding that is less similar to every token
     counts as a blank."""

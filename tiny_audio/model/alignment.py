@@ -22,8 +22,7 @@ class AlignmentLoss(nn.Module):
     Args:
         config: the recipe's section ``alignment``.
         token_ids: the labels, ascending. Fewer labels than the whole vocabulary need less time and memory.
-        pieces: the labels that spell each other token of the training transcripts, see
-            :mod:`tiny_audio.training.alignment_labels`.
+        pieces: tokens of the training transcripts that are not labels, each with the labels that spell it.
     """
 
     token_ids: Tensor

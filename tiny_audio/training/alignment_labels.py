@@ -16,7 +16,7 @@ _MOST_SAMPLES = 1_000_000  # tokens that the pieces are learned from, which take
 def choose_labels(
     tokenizer: Any, counts: Mapping[int, int], most: int | None
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Choose about ``most`` labels, and spell the other tokens with them.
+    """Choose the labels, and spell all other tokens with them.
 
     The labels are pieces of the transcripts' tokens, found with byte-pair encoding, that are tokens themselves.
 
@@ -26,8 +26,8 @@ def choose_labels(
         most: see ``AlignmentConfig.max_labels``.
 
     Returns:
-        The labels, ascending. For each token that is not a label, its labels in order. A token that cannot be spelled
-        becomes a label itself.
+        The labels, ascending, and the labels that spell each other token. A token that cannot be spelled becomes a
+        label.
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}
