@@ -220,7 +220,6 @@ def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> 
         ({"encoder__attention": "eager"}, {}),
         ({}, {"encoder__freeze": True}),
         ({"ctc": {"weight": 0.5}}, {}),
-        ({"alignment": {}}, {}),
         ({"alignment": {}}, {"alignment": {"max_labels": 5}}),
         ({"augmentation__speed": [0.8, 1.0]}, {}),
         ({"projector__hidden_dim": 512}, {}),
