@@ -1,4 +1,4 @@
-"""The command line: reads arguments and returns exit codes. The commands are implemented in ``tiny_audio/commands/``.
+"""The command line: read arguments and return exit codes. The commands are implemented in ``tiny_audio/commands/``.
 
 Large libraries are imported only when a command runs, so that ``--help`` is fast.
 """
@@ -269,7 +269,7 @@ def transcribe(
     from tiny_audio.model.prompt import Context
 
     if as_json and output_format not in (None, "json"):
-        raise UserError(f"--json and --format {output_format} contradict each other; remove one of them")
+        raise UserError(f"--json and --format {output_format} exclude each other; remove one of them")
     options = Options(
         format="json" if as_json else output_format or "text",
         output_dir=output_dir,

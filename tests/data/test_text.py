@@ -132,11 +132,11 @@ def test_a_target_text_can_be_pickled_for_loader_processes() -> None:
     [
         (
             {"write_punctuation": True, "name": "whisper_english"},
-            "write_punctuation has no effect under name whisper_english, which removes punctuation; remove it",
+            "write_punctuation has no effect with the normalizer whisper_english, which removes punctuation; remove it",
         ),
         (
             {"remove_markers": True, "name": "basic"},
-            "remove_markers has no effect under name basic, which removes brackets itself; remove it",
+            "remove_markers has no effect with the normalizer basic, which removes brackets itself; remove it",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_steps_without_effect_are_rejected(fields: dict[str, Any], message: str)
         ({"true_case": 1}, "data.target_text.true_case: should be a valid boolean, not 1"),
         (
             {"name": "basic", "remove_markers": True},
-            "data.target_text: remove_markers has no effect under name basic",
+            "data.target_text: remove_markers has no effect with the normalizer basic",
         ),
     ],
 )

@@ -368,7 +368,7 @@ def test_unreadable_clips_are_reported(call: Output, trained: Path, tmp_path: Pa
     code, out, _ = call(trained / "run", "--data", manifest, "--output-dir", tmp_path / "out")
     assert code == 0
     name = trained / "nan.wav"
-    assert f"not transcribed by run: mixed/{name}: non_finite: {name}: holds NaN or infinite samples" in out
+    assert f"not transcribed by run: mixed/{name}: non_finite: {name}: contains NaN or infinite samples" in out
     assert "not listed: mixed/mixed.jsonl:3: audio_missing: " in out
     manifest.write_text(json.dumps(rows[1]) + "\n")
     code, _, err = call(trained / "run", "--data", manifest, "--output-dir", tmp_path / "other")

@@ -89,7 +89,7 @@ def test_json_lines(place: Path) -> None:
         ("b.wav", "metadata.csv:3", "bad_row", "1 cells, but the header has 2"),
         (b"b.wav,\xff", "metadata.csv:3", "bad_unicode", "not UTF-8"),
         ("text.wav,yes", "text.wav", "undecodable", "not an audio file that can be decoded"),
-        ("empty.wav,yes", "empty.wav", "empty", "a file of 0 bytes"),
+        ("empty.wav,yes", "empty.wav", "empty", "the file is empty"),
     ],
 )
 def test_bad_rows_are_dropped_with_their_line(
@@ -136,7 +136,7 @@ def test_file_names_match_in_any_unicode_form(place: Path, form: Literal["NFC", 
         ("[" * 100_000, "not_json", "not JSON"),
         ("[1]", "not_an_object", "not a JSON object, but [1]"),
         (b'{"file_name": "a.wav", "text": "\xff"}', "bad_unicode", "not UTF-8"),
-        ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "contains half a character"),
+        ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "contains an incomplete character"),
         ('{"file_name": "a.wav", "text": 3}', "text_missing", "'text' must be a text, not 3"),
         ('{"file_name": ["a.wav"], "text": "yes"}', "audio_missing", "not ['a.wav']"),
     ],

@@ -64,7 +64,7 @@ def test_a_bad_row_is_dropped_with_its_reason(
     [
         (None, "audio_missing", "no audio; "),
         ({"bytes": None, "path": "a.wav"}, "audio_missing", "no audio; "),
-        ({"bytes": b"", "path": None}, "empty", "a file of 0 bytes"),
+        ({"bytes": b"", "path": None}, "empty", "the file is empty"),
         ({"bytes": b"no audio" * 50, "path": None}, "undecodable", "not an audio file that can be decoded"),
     ],
 )

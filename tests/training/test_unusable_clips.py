@@ -60,7 +60,7 @@ def test_unusable_clips_below_the_ceiling_are_listed(mixed: Path, tmp_path: Path
     assert {name: drop.reason for name, drop in listed.items()} == {
         f"clips/{name}": reason for name, reason in REASONS.items()
     }
-    assert listed["clips/nan.wav"].detail == "nan.wav: holds NaN or infinite samples"
+    assert listed["clips/nan.wav"].detail == "nan.wav: contains NaN or infinite samples"
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["dropped_clips"] == len(REASONS)
 
 

@@ -1,8 +1,8 @@
-"""Keep the times of damaged raw AAC files (ADTS), whose frames have no times.
+"""Keep times correct in damaged raw AAC files (ADTS), whose frames have no timestamps.
 
-FFmpeg skips bytes that are not frames, so all later sound would begin too early. Here, empty frames take the place of
-such bytes. FFmpeg's decoder yields nothing for an empty frame, but counts its duration, so the gap is filled and
-reported like a gap in a container.
+FFmpeg skips bytes that are not frames, so all later sound would begin too early. This module replaces such bytes by
+empty frames. FFmpeg outputs no samples for an empty frame, but counts its duration. The gap is then filled with silence
+and reported, like a gap in other formats.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _END = b"\xe0"
 
 @contextmanager
 def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
-    """Provide a file in which empty frames take the place of lost ones, and the number of bytes that are no frames.
+    """Provide a file with empty frames instead of lost frames, and the number of bytes that do not belong to frames.
 
-    If there are no such bytes, or if the file is not ADTS, this is ``path`` itself.
+    If there are no such bytes, or if the file is not ADTS, the file is ``path`` itself.
 
     Raises:
         OSError: the file cannot be read, or there is no space for a copy.
@@ -50,7 +50,7 @@ def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
-    """Return the pieces of the file with empty frames for lost ones, and the number of bytes between frames."""
+    """Return the pieces of the file with empty frames for lost frames, and the number of bytes between frames."""
     start = after_id3(data, 0)
     if data.read(start, 1) != b"\xff":
         return (), 0
@@ -83,13 +83,13 @@ class _Run:
 
 
 class _Stream:
-    """The frames of a file. A frame counts only if another frame or the end follows it."""
+    """The frames of a file. A frame is valid only if another frame or the end of the file follows it."""
 
     def __init__(self, content: mmap.mmap, start: int, end: int) -> None:
         self._content, self._start, self._end = content, start, end
 
     def runs(self) -> Iterator[_Run]:
-        """Yield all frames, as runs; nothing if the file does not begin with a frame."""
+        """Yield all frames, as runs. If the file does not begin with a frame, yield nothing."""
         at = self._start
         while self._size(self._start):
             first, frames = at, 0
@@ -103,7 +103,7 @@ class _Stream:
             at = found.start()
 
     def _confirmed(self, at: int) -> int:
-        """Return the size of the frame at this position; 0 if there is none, or if no other frame follows it."""
+        """Return the size of the frame at this position; 0 if there is no valid frame."""
         size = self._size(at)
         after = at + size
         return size if size and (after == self._end or self._size(after)) else 0

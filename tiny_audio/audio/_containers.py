@@ -1,10 +1,10 @@
 """Find the actual end of the samples in WAV, AIFF, W64, CAF and AU files.
 
 Programs first write a placeholder for the size of the samples and replace it at the end. If a program is stopped,
-writes to a pipe or exceeds 4 GiB, the size in the header is wrong. Then the samples end at the chunks that follow them,
-or else at the end of the file.
+writes to a pipe or exceeds 4 GiB, the size in the header is wrong. In this case, the samples end where another chunk
+begins, or at the end of the file.
 
-In this module, a chunk is a named block of bytes in a file, and a declared size is one that the header states.
+In this module, a chunk is a named block of bytes in a file. A declared size is the size in the header.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Container:
 
 
 def container_layout(data: Data) -> Layout | None:
-    """Return how to read a file whose header is wrong; None if the header is right or the format is another one."""
+    """Return how to read a file whose header is wrong; None if the header is right or the format is not supported."""
     parse = _PARSERS.get(data.read(0, 4))
     parts: list[Part] = []
     notes, cut_off = [], None
@@ -88,9 +88,9 @@ def container_layout(data: Data) -> Layout | None:
     if not wrong and len(parts) < 2:
         return None
     if len(parts) == _MAX_CHUNKS and parse is not None:
-        cut_off = f"only the first {len(parts):,} of the files in it are used"
+        cut_off = f"only the first {len(parts):,} of its joined files are used"
     if len(parts) > 1:
-        notes.append(f"{len(parts)} files one after the other; all of them are used")
+        notes.append(f"{len(parts)} joined files; all of them are used")
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off)
 
 
@@ -274,7 +274,7 @@ def _w64(data: Data, begin: int) -> _Container | None:
             + struct.pack("<Q", 24 + size)
         )
 
-    # libsndfile reads everything after the header as samples, so a file with chunks after the samples needs a layout.
+    # libsndfile reads everything after the header as samples, which is wrong if chunks follow the samples.
     readable = declared is None or start + declared + 8 > data.size
     return _Container(start, declared, float(byte_rate or 1), header, chunk, max(1, frame_bytes), readable)
 

@@ -1,4 +1,4 @@
-"""Decode recordings with libsndfile: as one file, or in parts if the header is wrong or the file is damaged."""
+"""Decode recordings with libsndfile. If the header is wrong or the file is damaged, it is decoded in parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 _BLOCK_SAMPLES = 1 << 20
-"""Number of samples decoded at a time, over all channels, so that memory does not depend on the stated length."""
+"""Number of samples decoded at a time, over all channels. The limit keeps memory independent of the stated length."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
@@ -180,7 +180,7 @@ class Decoder:
         return Block(rate, mixed)
 
     def _without_bad_samples(self, rate: int, block: torch.Tensor) -> torch.Tensor:
-        """Replace samples that are not finite or out of range by silence, unless this concerns most of the block."""
+        """Replace samples that are not finite or out of range by silence, unless most of the block is bad."""
         bad = (~(block.abs() <= MAX_AMPLITUDE)).any(dim=1)
         count = int(bad.sum())
         if count == 0 or 2 * count > len(bad):
@@ -227,14 +227,15 @@ class Decoder:
                 raise AudioError("channels", f"{name}: {file.channels} channels; 1 to {MAX_CHANNELS} are allowed")
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise AudioError(
-                    "sample_rate", f"{name}: a rate of {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed"
+                    "sample_rate",
+                    f"{name}: the sampling rate is {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed",
                 )
             if frames >= _UNKNOWN_FRAMES:
                 raise AudioError(
                     "unknown_length", f"{name}: the header does not state the length; write the file again"
                 )
             if frames == 0:
-                raise AudioError("empty", f"{name}: holds no samples, or none that can be decoded")
+                raise AudioError("empty", f"{name}: contains no samples that can be decoded")
             seconds = self._now_s + frames / rate
             if self._max_duration_s is not None and seconds > self._max_duration_s:
                 raise AudioError(

@@ -40,14 +40,14 @@ def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     """
     if isinstance(source, bytes):
         if not source:
-            raise AudioError("empty", f"{name}: a file of 0 bytes")
+            raise AudioError("empty", f"{name}: the file is empty")
         yield Data(_Memory(source))
         return
     descriptor = _descriptor(source, name)
     try:
         data = Data(descriptor)
         if data.size == 0:
-            raise AudioError("empty", f"{name}: a file of 0 bytes")
+            raise AudioError("empty", f"{name}: the file is empty")
         yield data
     except AudioError as error:
         if error.reason in _DISK_REASONS:

@@ -14,7 +14,8 @@ _BLOCK_BYTES = 1 << 20
 _MAX_HEADER = 16
 _MIN_FRAME_BYTES = 10
 _PART_SAMPLES = 1 << 20
-"""Samples of a part, over all channels. If a part is damaged, only its samples are decoded again."""
+"""A part ends after this number of samples, over all channels. If a part is damaged, only its samples are decoded
+again."""
 _MAX_BLOCK = 65_535
 _MAX_FRAMES = 2_000_000
 """At most this many frames are read, to limit memory for hostile files. Ten hours of audio have a tenth of this."""
@@ -96,7 +97,8 @@ def flac_layout(data: Data, careful: bool) -> Layout | None:
         careful: check every frame. If False, only the last frame is checked.
 
     Returns:
-        None if the file is not FLAC or has no frames, or if its last frame is as stated and ``careful`` is False.
+        None if the file is not FLAC or has no frames, or if ``careful`` is False and the last frame ends where the
+        header says.
     """
     start = after_id3(data, 0)
     if data.read(start, 8) != b"fLaC\x00\x00\x00\x22":
@@ -175,7 +177,7 @@ def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
 
 
 def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
-    """Yield everything that looks like a frame, with a preliminary ``end``."""
+    """Yield everything that looks like a frame. The ``end`` of each frame is preliminary."""
     position = stream.audio
     while position < end:
         block = data.read(position, min(_BLOCK_BYTES, end - position))

@@ -20,7 +20,7 @@ _HEADER_BYTES = 4
 _CONFIRMED_BY = 2
 """Bytes found at an unexpected position count as a frame only if this many frames follow."""
 _MAX_TAG_BYTES = 1_024
-"""Larger tags at the end of a file are left out, because they make the decoder print warnings."""
+"""Larger tags at the end of a file are not given to the decoder, because it would print warnings."""
 _TOLERANCE_S = 0.1
 _LEAST_BYTES_PER_S, _MOST_BYTES_PER_S = 500, 60_000
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
@@ -136,8 +136,8 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     cut_off = None
     if end - stop >= _HEADER_BYTES:
         cut_off = (
-            f"damaged: its last {end - stop:,} bytes are not read, because the bytes before them have more than "
-            f"{_MAX_LOST_BYTES:,} bytes without audio or {_MAX_RUNS:,} damaged places"
+            f"damaged: its last {end - stop:,} bytes are not read, because more than {_MAX_LOST_BYTES:,} bytes before "
+            f"them contain no audio, or because {_MAX_RUNS:,} places before them are damaged"
         )
     for group in _groups(runs):
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
@@ -156,7 +156,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
             )
     several = sum(bool(run.tag) for run in runs)
     if several > 1:
-        notes.append(f"{several} files one after the other; all of them are used")
+        notes.append(f"{several} joined files; all of them are used")
     usual = inside is None and len(runs) == 1 and runs[0].declared > 0 and size - end <= _MAX_TAG_BYTES
     if usual and not notes and not cut_off:
         return None
@@ -315,7 +315,7 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 
 
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
-    """Yield the runs of each recording. Bytes are lost between two runs of the same recording."""
+    """Yield the runs of each recording. Two runs belong to the same recording if bytes are lost between them."""
     first = 0
     for index in range(1, len(runs) + 1):
         if index == len(runs) or runs[index].tag or not runs[index].lost_before or runs[index].kind != runs[first].kind:

@@ -15,7 +15,8 @@ _HEAD_BYTES = 27
 _FIRST, _LAST = 2, 4
 """Flags that mark the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
-"""Files with this many pages are left to libsndfile, to limit memory for hostile files. A page usually has 4 KB."""
+"""Files with this many pages are read by libsndfile as they are, to limit memory for hostile files. A page usually has
+4 KB."""
 _LATE_S = 30.0
 """If the first page ends later than this, the recording began in the middle of a running stream."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -91,7 +92,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
         return None
     if len(parts) == 1 and len(links) == 1 and not damage and joined == data.size:
         return None
-    note = f"{num_streams} streams one after the other; all of them are used" if num_streams > 1 else None
+    note = f"{num_streams} joined streams; all of them are used" if num_streams > 1 else None
     return Layout(tuple(parts), note, cut_off, damage)
 
 
@@ -115,7 +116,7 @@ def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
 
 
 def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
-    """Return a page with the whole packets of the page that is cut off; empty if it has none."""
+    """Return a page with the whole packets of the page that is cut off; empty if there are no whole packets."""
     head = data.read(last.end, _HEAD_BYTES + 255)
     if head[:5] != b"OggS\0" or len(head) < _HEAD_BYTES or head[14:18] != last.serial.to_bytes(4, "little"):
         return b""
@@ -218,7 +219,7 @@ def _ranges(pages: Sequence[_Page]) -> list[range]:
 
 
 def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
-    """Renumber the headers' pages so that ``following`` is the next number and a decoder sees no gap."""
+    """Renumber the headers' pages so that the next page has the number ``following``. A decoder then finds no gap."""
     pages = []
     for index, page in enumerate(headers):
         number = following - len(headers) + index & 0xFFFFFFFF

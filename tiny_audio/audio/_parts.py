@@ -14,7 +14,7 @@ from tiny_audio.runtime.files import SeekableBytes
 
 _BLOCK_BYTES = 1 << 16
 MAX_SILENCE_S = 6 * 3600.0
-"""Longest silence that takes the place of missing sound, because times in a hostile file may be years apart."""
+"""Maximum total silence that replaces missing sound. Without a limit, times in a hostile file could be years apart."""
 
 
 class Data:
@@ -63,18 +63,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Part:
-    """A section of a recording. Its pieces, joined, are a file that libsndfile can decode."""
+    """A section of a recording. Its joined pieces are a file that libsndfile can decode."""
 
     pieces: tuple[bytes | range, ...]
     """New bytes, and byte ranges of the original file."""
     start_s: float | None = None
     """Time in the recording at which the part begins; None if unknown."""
     end_s: float | None = None
-    """Time at which the part ends. If None, the part follows the previous one, after a gap of ``gap_s``."""
+    """Time at which the part ends. If None, the part follows the previous part, after a gap of ``gap_s``."""
     gap_s: float = 0.0
     """Seconds that are lost before this part, used if ``end_s`` is None."""
     frames: tuple[PartFrame, ...] = ()
-    """Frames into which the part can be divided if it cannot be decoded as a whole; empty if it is indivisible."""
+    """Frames into which the part can be divided if it cannot be decoded as a whole; empty if it cannot be divided."""
 
 
 @dataclass(frozen=True)

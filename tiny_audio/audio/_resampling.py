@@ -14,7 +14,7 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter has one phase per output sample of a period. With the exact ratio for 44,101 Hz, that needs gigabytes.
+    # The filter has one phase per output sample of a period. The exact ratio for 44,101 Hz would need gigabytes.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 

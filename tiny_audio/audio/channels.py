@@ -11,7 +11,8 @@ from tiny_audio.config import UserError
 
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
-"""Largest allowed sample. Some float files use the 16-bit scale; larger values would overflow later."""
+"""Largest allowed absolute value of a sample. Some float files use the 16-bit scale. Larger values would overflow
+later."""
 _CANCELED = 0.5
 """Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this ratio. The
 ratio is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
@@ -80,6 +81,8 @@ class DownMix:
         """
         low, high = (float(bound) for bound in torch.aminmax(block))  # NaN if a sample is NaN
         if not math.isfinite(high - low):
-            raise AudioError("non_finite", f"{self._name}: holds NaN or infinite samples")
+            raise AudioError("non_finite", f"{self._name}: contains NaN or infinite samples")
         if max(high, -low) > MAX_AMPLITUDE:
-            raise AudioError("out_of_range", f"{self._name}: holds samples above {MAX_AMPLITUDE:,.0f} times full scale")
+            raise AudioError(
+                "out_of_range", f"{self._name}: contains samples above {MAX_AMPLITUDE:,.0f} times full scale"
+            )

@@ -44,7 +44,7 @@ def warn_of_gaps(name: str, gaps: Sequence[tuple[float, float]], problem: str, c
     Args:
         name: the recording's name in messages.
         gaps: start and end of each gap in seconds.
-        problem: what there is in these gaps, such as ``no sound``.
+        problem: a description of the gaps, such as ``no sound``.
         cause: the decoder's message.
     """
     listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])

@@ -50,7 +50,8 @@ _DEMUXERS = (
     "g722,gsm,gxf,iff,ircam,live_flv,loas,matroska,mlp,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,"
     "ogg,oma,paf,pvf,qcp,rm,sbc,sds,sox,tak,truehd,tta,voc,w64,wav,wsd,wtv,wv,xwma"
 )
-"""Formats that FFmpeg may read. Playlists (HLS, DASH, concat and others) are left out: they name other files."""
+"""Formats that FFmpeg may read. Playlists (HLS, DASH, concat and others) are left out, because they can name any other
+file."""
 
 HINT = (
     "for m4a, mp4, aac, wma, webm and amr install the FFmpeg program (apt install ffmpeg; brew install ffmpeg; winget "
@@ -78,8 +79,8 @@ def ffmpeg_blocks(
     """Yield an audio track of a file as mono float32 blocks at 16 kHz.
 
     Audio keeps its position in time: if a track begins late or has a gap, silence is inserted. Damaged sections are
-    also replaced by silence, and a warning with their positions is logged. FFmpeg opens neither files nor
-    network addresses to which the file refers.
+    also replaced by silence, and a warning with their positions is logged. FFmpeg opens no files or network addresses
+    that the file names.
 
     Args:
         path: the file.
@@ -100,7 +101,7 @@ def _blocks(
     headers = _headers(path)
     chosen = _choose(_tracks(headers), track, name)
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # FFmpeg mixes more than two channels to two, because it knows the speaker position of each channel.
+    # FFmpeg mixes more than two channels to two, because it uses the speaker position of each channel.
     layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
     # The first timestamp is often the encoder's delay, which FFmpeg has already removed from the samples.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
@@ -132,7 +133,7 @@ def _blocks(
         log = errors.read(_MAX_LOG_BYTES).decode(errors="replace").replace(f"file:{path}: ", "")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     if num_lost_bytes:
-        problems.append(f"{num_lost_bytes:,} bytes are no AAC frames")
+        problems.append(f"{num_lost_bytes:,} bytes are not AAC frames")
     cause = " ".join(" ".join(problems or [f"status {code}" if code else "no samples"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
@@ -140,7 +141,7 @@ def _blocks(
         _warn_of_gaps(path, [*absolute, "-map", f"0:a:{chosen}"], name, cause if problems or code != 0 else None)
     if samples < MIN_DURATION_S * SAMPLE_RATE:
         raise AudioError(
-            "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of sound; at least {MIN_DURATION_S} s is needed"
+            "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of audio; at least {MIN_DURATION_S} s is needed"
         )
 
 
@@ -169,7 +170,7 @@ def _tracks(log: str) -> list[Track]:
 def _begins_late(log: str) -> bool:
     """Whether all tracks of a file begin late, in a format whose times should begin at 0.
 
-    By default, FFmpeg removes such a gap. In other formats, such as MPEG-TS, times may begin anywhere.
+    By default, FFmpeg removes such a gap. In other formats, such as MPEG-TS, times may begin at any value.
     """
     start = _START.search(log)
     return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
@@ -178,7 +179,8 @@ def _begins_late(log: str) -> bool:
 def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
     """Yield a message if the file has less audio than its headers state.
 
-    The duration of a video is not checked, because its audio may be shorter than its images.
+    The duration of a video is not checked, because its audio may be shorter than its images. The file size in AVI and
+    ASF headers is always checked.
     """
     stated = _DURATION.search(log)
     if stated and "Estimating duration" not in log and ": Video: " not in log:
@@ -205,10 +207,10 @@ def _choose(tracks: Sequence[Track], track: int | None, name: str) -> int:
         return track - 1
     chosen = next((index for index, one in enumerate(tracks) if one.is_default), 0)
     if len(tracks) > 1:
-        why = "the default one" if tracks[chosen].is_default else "because none is the default"
+        why = "the default track" if tracks[chosen].is_default else "because none is the default"
         warn_once(
             f"{name}: has {len(tracks)} audio tracks; track {chosen + 1} is used, {why} "
-            f"({tracks[chosen].description}); choose another one with --audio-track"
+            f"({tracks[chosen].description}); choose another track with --audio-track"
         )
     return chosen
 

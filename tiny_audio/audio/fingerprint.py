@@ -71,7 +71,7 @@ def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         for first in range(0, num_frames, _BLOCK_FRAMES)
     ]
     levels = torch.cat(blocks, dim=1).T  # [T, bins]
-    # Pooling one axis after the other gives the same result with a fraction of the work.
+    # Pooling over each axis separately gives the same result with a fraction of the work.
     largest = F.max_pool1d(levels, 2 * _NEAR_BINS + 1, stride=1, padding=_NEAR_BINS)
     largest = F.max_pool1d(largest.T, 2 * _NEAR_FRAMES + 1, stride=1, padding=_NEAR_FRAMES).T
     floor = levels.max() * 10 ** (-_FLOOR_DB / 20)

@@ -25,8 +25,8 @@ SNDFILE: dict[str, tuple[str, ...]] = {
     "SDS": (".sds",),
     "XI": (".xi",),
 }
-"""Suffixes by libsndfile's name of the format. RAW, MAT4 and MAT5 (``.mat``), SD2, MPC2K and WVE are left out. They
-have no header, or other kinds of files have the same suffix."""
+"""Suffixes by libsndfile's name of the format. RAW, MAT4 and MAT5 (``.mat``), SD2, MPC2K and WVE are left out, because
+they have no header or share their suffix with other kinds of files."""
 
 FFMPEG = (
     *(".m4a", ".m4b", ".m4r", ".aac", ".amr", ".awb", ".3ga", ".wma", ".weba", ".mka", ".ac3", ".eac3", ".dts"),

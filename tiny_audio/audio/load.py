@@ -113,7 +113,9 @@ def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name
             f"most {MAX_CHANNELS} channels, is required (soundfile.read returns the transpose)",
         )
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError("sample_rate", f"{name}: a rate of {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed")
+        raise AudioError(
+            "sample_rate", f"{name}: the sampling rate is {rate:,} Hz; {MIN_RATE:,} to {MAX_RATE:,} Hz are allowed"
+        )
     count = samples.shape[-1]
     if count > max_duration_s * rate:
         raise AudioError("too_long", f"{name}: {count / rate:.2f} s of audio; at most {max_duration_s:g} s is allowed")

@@ -18,7 +18,7 @@ _OTHER_PROGRAM_MAY = ("undecodable", "truncated", "empty", "unknown_length", "ch
 def recording_blocks(
     path: Path, name: str, *, track: int | None = None, channel: int | None = None
 ) -> Iterator[Tensor]:
-    """Yield a recording in blocks ``[samples]`` at 16 kHz. If libsndfile cannot decode it, FFmpeg is used if installed.
+    """Yield a recording in blocks ``[samples]`` at 16 kHz. FFmpeg, if installed, decodes what libsndfile cannot.
 
     Damaged sections are replaced by silence, and a warning with their positions is logged.
 

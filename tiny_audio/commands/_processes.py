@@ -12,7 +12,7 @@ from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World, joined
 
 _TIMEOUT = timedelta(days=30)
-"""Timeout of a collective. Finished processes wait for the slowest one."""
+"""Timeout of a collective. It is long, because finished processes wait for the slowest process."""
 
 
 @contextmanager

@@ -24,7 +24,8 @@ def warn_of_local_recipe(recipe: Path | None) -> Path | None:
 
     if recipe is not None and (local := local_instead_of_shipped(str(recipe))):
         print(
-            f"{recipe} is the file {local} in this folder, not the recipe that ships with tiny-audio", file=sys.stderr
+            f"using the file {local}, not the recipe {recipe} that ships with tiny-audio",
+            file=sys.stderr,
         )
     return recipe
 
@@ -101,15 +102,15 @@ PageKind = Annotated[
 
 # export and push
 ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Output folder. An earlier export in it is replaced.")]
-ExportFormat = Annotated[str, Option("--format", help="A registered format. Options follow as NAME:key=value,...")]
+ExportFormat = Annotated[str, Option("--format", help="A registered format. To set options: NAME:key=value,...")]
 MergeLora = Annotated[
     bool, Option("--merge-lora", help="Merge LoRA adapters into the weights. Loading then needs no peft.")
 ]
 Weights = Annotated[
     str | None,
     Option(
-        help="all, or trained: only the trained weights; the base models are downloaded when the model is loaded. "
-        "Default: all."
+        help="Weights to write: all or trained. With trained, loading the model downloads the base models. Default: "
+        "all."
     ),
 ]
 Step = Annotated[
@@ -224,8 +225,8 @@ Hypotheses = Annotated[
 Cost = Annotated[
     str | None,
     Option(
-        help="Cost of an edit: unit (1 each, as in jiwer), sclite (4/3/3, as in NIST's sclite), compounds or joined (1 "
-        "each; compounds match, as on the Open ASR Leaderboard). Default: the normalizer's."
+        help="Costs of edits: unit (1 each, as in jiwer), sclite (4/3/3, as in NIST's sclite), compounds or joined (1 "
+        "each; compounds match, as on the Open ASR Leaderboard). Default: the costs of the normalizer."
     ),
 ]
 

@@ -35,7 +35,9 @@ def evaluate(
     group_by: str | None,
     as_json: bool,
 ) -> None:
-    """Print the scores of each target on each set; see :func:`tiny_audio.evaluation.harness.evaluate_targets`.
+    """Evaluate each target on each set, and print the scores.
+
+    See :func:`tiny_audio.evaluation.harness.evaluate_targets`.
 
     Raises:
         UserError: a target or the data cannot be used.

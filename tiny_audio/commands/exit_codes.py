@@ -41,7 +41,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))
-        # Others are errors such as a full disk. Without errno and filename, a library could not be loaded.
+        # Report errors such as a full disk. An OSError without errno and filename means that a library was not loaded.
         if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
             discard_unwritable_output()
             return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
@@ -68,7 +68,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
-    """Print the error, unless another process of this run prints it. Return ``code``."""
+    """Print the error, unless another process of this command prints it. Return ``code``."""
     if not (isinstance(error, TinyAudioError) and error.origin):
         print(f"{prefix}{error}" or "stopped", file=sys.stderr)
     return code

@@ -22,7 +22,7 @@ def export(
 
     Args:
         run: folder of a run, of one of its checkpoints, or of an exported model.
-        folder: where to write; an earlier export there is replaced.
+        folder: the output folder. An earlier export in it is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge adapters into the base weights.
         weights: the format's option ``weights``. None uses the default.
@@ -67,8 +67,8 @@ def _card(run: Path, source: Path) -> str | None:
             return model_card(read, base_licenses(read["recipe"]))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"{report}: damaged, or written by another version: {type(error).__name__}: {error}; run the run's "
-                "command again to write it"
+                f"{report}: damaged, or written by another version: {type(error).__name__}: {error}; to write it "
+                "again, run the same command that started the run"
             ) from error
     own = source / _CARD
     return own.read_text(encoding="utf-8") if own.is_file() else None

@@ -24,11 +24,11 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
     Args:
         folder: folder of an exported model or of a finished run.
         repo: ``owner/name``.
-        private: make a new repository private. An existing one is not changed.
+        private: make a new repository private. An existing repository is not changed.
         space: also upload a Space of the same name, in which visitors can try the model.
 
     Yields:
-        the URL of each commit: that of the model, and that of the Space.
+        the URLs of the commits: first the model's, then the Space's.
 
     Raises:
         UserError: the export is incomplete, there is no token, or the hub rejects the upload or does not answer.
@@ -49,7 +49,7 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
         raise UserError(f"{repo!r} has no owner; give owner/name")
     if get_token() is None:
         raise UserError(
-            "there is no token for the hub; set HF_TOKEN to one with write access "
+            "there is no token for the hub; set HF_TOKEN to a token with write access "
             "(https://huggingface.co/settings/tokens), or run `hf auth login`"
         )
     api = HfApi()

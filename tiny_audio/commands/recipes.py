@@ -52,7 +52,7 @@ def _copy(name: str, to: Path) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{path} exists and is not overwritten; give another path after --copy") from None
+        raise UserError(f"{path} already exists; give another path after --copy") from None
     except FileNotFoundError:
         raise UserError(f"--copy {to}: the folder {path.absolute().parent} does not exist; create it first") from None
     return path

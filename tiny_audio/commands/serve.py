@@ -73,7 +73,7 @@ def serve(
         live=LiveLimits(max_streams=max_streams),
     )
     if not all(options.api_keys):
-        raise UserError("an API key is empty; give a key, or leave the option out to need none")
+        raise UserError("an API key is empty; give a key, or leave the option out to allow requests without a key")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with listen(host, port) as listening:
         loaded, tokenizer = load_model(folder)
@@ -87,7 +87,7 @@ def serve(
             print(f"warning: {warning}", file=sys.stderr)
         if host not in _LOOPBACK and not options.api_keys:
             print(
-                f"warning: without an API key, everyone who can reach {host} can use this server; add --api-key",
+                f"warning: no API key is set, so everyone who can reach {host} can use this server; add --api-key",
                 file=sys.stderr,
             )
         with Engine(transcriber) as engine:

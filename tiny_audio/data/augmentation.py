@@ -1,4 +1,4 @@
-"""Augment training clips. Seeds depend on the clip and the epoch, so workers and restarts do not affect the result.
+"""Augment training clips. Seeds depend only on the clip and the epoch, so workers and restarts change no result.
 
 To add an augmentation, write a subclass of :class:`WaveformAugmentation` or :class:`FeatureAugmentation` here, and add
 a field to :class:`AugmentationConfig`. Fields of the same kind are applied in the order in which they are defined.
@@ -50,8 +50,8 @@ class WaveformAugmentation(Config, ABC):
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length before and after the clip. Without it, a model whose training clips all start with
-    speech fails on recordings that start with silence."""
+    """Silence of random length before and after the clip. If all training clips start with speech, a model fails on
+    recordings that start with silence."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
     """Maximum silence before the clip."""
@@ -142,7 +142,7 @@ class AddedNoise(WaveformAugmentation, ABC):
     """Base class of the sections that add noise at a random signal-to-noise ratio."""
 
     snr_db: tuple[float, float]
-    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
+    """Minimum and maximum signal-to-noise ratio. A ratio between them is drawn for each clip."""
 
     @field_validator("snr_db")
     @classmethod
@@ -170,7 +170,7 @@ class NoiseConfig(AddedNoise):
     """Folder of audio files, at any depth. A run records the names and sizes of the files, because they affect the
     weights."""
     snr_db: tuple[float, float] = (5.0, 25.0)
-    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
+    """Minimum and maximum signal-to-noise ratio. A ratio between them is drawn for each clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Share of the clips that get noise."""
 
@@ -191,7 +191,7 @@ class WhiteNoiseConfig(AddedNoise):
     """White noise: all frequencies have equal power."""
 
     snr_db: tuple[float, float] = (15.0, 40.0)
-    """Lowest and highest signal-to-noise ratio. A ratio between them is drawn for each clip."""
+    """Minimum and maximum signal-to-noise ratio. A ratio between them is drawn for each clip."""
     probability: float = Field(default=0.5, gt=0, le=1)
     """Share of the clips that get white noise."""
 
@@ -220,8 +220,8 @@ class SpecAugmentConfig(FeatureAugmentation):
     num_time_masks: NonNegativeInt = 2
     """Number of time masks for each clip."""
     time_masks_per_s: NonNegativeFloat = 0.0
-    """Number of additional time masks per second of a clip. The number for a clip is rounded up or down at random.
-    These masks cover the same share of long and short clips."""
+    """Number of additional time masks per second of a clip, so that long and short clips are masked equally. The number
+    for a clip is rounded up or down at random."""
     max_time_mask_s: PositiveFloat = 0.4
     """Maximum length of a time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
@@ -313,7 +313,7 @@ class AugmentationConfig(Config):
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
-    """Return a hash of all sounds that are mixed into clips, or None if there are none.
+    """Return a hash of all sounds that augmentation uses, or None if there are none.
 
     Raises:
         UserError: a folder or a file in it cannot be used. The message names the section.
@@ -354,7 +354,7 @@ def augment_waveform(
     if factor != 1.0:
         import torchaudio
 
-        # Resample as if the clip had another sample rate. Round factors to 1 % to keep the kernel small.
+        # Changing the speed means resampling. Factors are rounded to 1 % to keep the kernel small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, _loudness(waveform), max_duration_s)
     for section in config.sections():

@@ -47,7 +47,7 @@ class Batch:
     """Planned clips that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Send short tensors as lists. Each tensor would get its own shared memory, which is slow for a few numbers.
+        # Send short tensors as lists. Otherwise, each tensor gets its own shared memory, which is slow for few numbers.
         targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
         return {**self.__dict__, "targets": targets, "lengths": lengths}
 
@@ -66,7 +66,7 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """Return a copy in page-locked memory. Transfers from it overlap with computation. Called by the DataLoader."""
+        """Return a copy in page-locked memory. The DataLoader calls it, so that transfers overlap with computation."""
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -87,8 +87,9 @@ class Batch:
 class PlannedBatches(Dataset[Batch]):
     """The batches of one planned epoch. Batch k does not depend on the number of workers.
 
-    If a run has several processes, each takes a slice of every global batch: clips ``rank``, ``rank + world_size``, ….
-    Clips are sorted by duration, so all slices take about the same time. A slice may be empty.
+    If a run has several processes, each process takes a slice of every global batch: the clips at ``rank``,
+    ``rank + world_size``, …. Clips are sorted by duration, so all slices take about the same time. A slice may be
+    empty.
     """
 
     def __init__(
@@ -164,14 +165,14 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # The text fits the clip, but not the sped-up clip. Use the recorded speed.
+        # The text may be too long only for the sped-up clip, so use the recorded speed.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which is unpickled as this tensor."""
+    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which unpickles to such a tensor."""
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:
@@ -181,7 +182,7 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as loader processes do. The last bits of resampled audio depend on the number of threads."""
+    """Use one thread, as in loader processes, because the last bits of resampled audio depend on the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -19,7 +19,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons for dropping clips that are outside data.min_duration_s and data.max_duration_s."""
+"""Reasons of dropped clips whose duration is not between data.min_duration_s and data.max_duration_s."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 
@@ -37,7 +37,7 @@ class Clip:
         """Decode the waveform ``[S]``.
 
         Raises:
-            AudioError: the clip is unusable, or its duration differs much from the index.
+            AudioError: the clip is unusable, or its duration is very different from the duration in the index.
         """
         utterance = self.utterance
         audio = self.source.encoded(utterance)
@@ -74,7 +74,7 @@ class Clips(Sequence[Clip]):
     groups: np.ndarray | None
     """``[n]`` int64. Clips of one group are fetched together. If None, each clip is fetched alone."""
     weights: np.ndarray | None
-    """``[n]`` float64. Average number of occurrences of each clip in an epoch. If None, each clip occurs once."""
+    """``[n]`` float64: average number of occurrences of each clip in an epoch. If None, each clip occurs once."""
     target_text: TargetText
     """Rewrites the transcripts."""
 
@@ -97,7 +97,7 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the row before a clip in its set.
 
-        It is empty if there is no such row, or if the rows have no metadata ``column`` or different values in it.
+        It is empty if there is no such row, or if the two rows do not have the same value in the metadata ``column``.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:
@@ -229,7 +229,7 @@ def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_d
 
 
 def _joined_groups(groups: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Renumber the groups of all sets. A clip that is fetched alone becomes its own group."""
+    """Renumber the groups of all sets, so that they are distinct. A clip that is fetched alone becomes a group."""
     if all(group is None for group in groups):
         return None
     joined, first = [], 0

@@ -1,6 +1,6 @@
-"""Draw the contexts of training clips: hotwords among distractors, previous text, and the language.
+"""Draw the contexts of training clips: lists of hotwords, previous text, and the language.
 
-Seeds depend on the clip and the epoch, so workers and restarts do not affect the result.
+Seeds depend only on the clip and the epoch, so workers and restarts change no result.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TrainingContexts:
     config: ContextConfig
     encoder: ContextEncoder
     rare_words: tuple[str, ...]
-    """Words of the training transcripts that can be hotwords, sorted. Empty if the config has no hotwords."""
+    """Sorted words of the training transcripts that can be hotwords. Empty if the config has no hotwords."""
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
@@ -104,7 +104,7 @@ class TrainingContexts:
         return found.ids
 
     def _hotwords(self, text: str, rng: random.Random) -> tuple[list[str], set[str]]:
-        """Return a list of hotwords, and the subset that occurs in the transcript."""
+        """Return a list of hotwords, and those of them that were chosen from the transcript."""
         config = self.config.hotwords
         if config is None or rng.random() >= config.probability:
             return [], set()

@@ -18,9 +18,11 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
 
     **Every clip is scored, except clips that are too long for the model.** ``data.min_duration_s`` and
     ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out clips that are longer than
-    :mod:`tiny_audio.model.limits` allows. ``evaluate`` compares recognizers with different limits on the same clips, so
-    it keeps all clips. A clip that is too long for a recognizer counts as its failure. ``data.target_text`` does not
-    rewrite these transcripts. An empty reference means that nobody speaks, so every word of the hypothesis is an error.
+    :mod:`tiny_audio.model.limits` allows. ``evaluate`` keeps all clips, because it compares recognizers with different
+    limits on the same clips. If a clip is too long for a recognizer, it counts as a failure of this recognizer.
+
+    ``data.target_text`` does not rewrite these transcripts. An empty reference means that nobody speaks, so every word
+    of the hypothesis is an error.
 
     Args:
         name: name of the set. The ids of its clips start with it.

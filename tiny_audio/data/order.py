@@ -1,7 +1,7 @@
 """Plan the batches of an epoch. The plan depends only on the clips' columns, the settings, the seed and the epoch.
 
-Planning is arithmetic on columns, so ten million clips take seconds. To resume, a run needs only the hash of the plan,
-the epoch and the index of the batch.
+A plan is computed from whole columns, so ten million clips take only seconds. To resume, a run needs only the hash of
+the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def plan_epoch(
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return the indices of the clips in this epoch.
 
-    The number of occurrences is the increase of ``floor(weight × epochs + random phase)`` in this epoch.
+    The number of occurrences of a clip is the increase of ``floor(weight × epochs + random phase)`` in this epoch.
     """
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
@@ -143,7 +143,7 @@ def _windows(
     by_group = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
     shuffled = rng.permutation(len(firsts))
-    # The last group of a window may exceed the size of the window.
+    # A window may exceed its size by a part of its last group.
     filled = np.cumsum(sizes[shuffled])
     start, done = 0, 0
     while start < len(shuffled):
@@ -182,7 +182,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Yield the end of each batch. Batches are filled up to the limits. A clip over a limit gets its own batch."""
+    """Yield the end of each batch. Batches are filled up to the limits. A clip that exceeds a limit is alone."""
     start, longest = 0, 0.0
     for index, duration in enumerate(durations):
         longest = max(longest, duration)

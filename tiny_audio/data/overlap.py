@@ -1,7 +1,7 @@
 """Find overlaps of evaluation sets and training data: the same address, recording, speaker, text or sound.
 
 This module reads only the indexes. :mod:`tiny_audio.data.sound_overlap` compares the audio. Columns are compared by
-value: a speaker with two names is not found, and two speakers with the same name count as one.
+value. If a speaker has two different names, the overlap is not found. Two speakers with the same name count as one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shared:
 
     comparison: Comparison
     clips: Mapping[By, Sequence[int]]
-    """Indices of the clips that are counted for each kind of overlap."""
+    """For each kind of overlap, the indices of the clips that count for it."""
 
     def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
         """Return the comparison with these kinds marked as excluded from the score, and the indices of their clips."""
@@ -69,7 +69,7 @@ def find_overlaps(
     Args:
         training: the training clips.
         evaluation: the evaluation sets by name.
-        sounds: for each evaluation set, the index of each clip that sounds like a training clip, with the name of the
+        sounds: for each evaluation set, the clips that sound like a training clip, as index of the clip -> name of the
             training set. None if sound was not compared.
         why_no_sounds: the reason why sound was not compared. None leaves the reason out of reports.
     """
@@ -148,7 +148,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Normalize an address, so that different paths to a folder, and different commits on the hub, are the same."""
+    """Return an address in a form that does not depend on the path to a folder or the commit on the hub."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

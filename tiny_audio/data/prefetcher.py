@@ -1,4 +1,4 @@
-"""Fetches row groups before the planned batches need them."""
+"""Fetch row groups before the planned batches need them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _POLL_S = 0.5
 
 
 class Prefetcher:
-    """Fetches row groups in the order of the plan, by reading one clip of each.
+    """Fetches row groups in the order of the plan, by reading one clip of each row group.
 
-    The training process calls :meth:`reached` for each batch. Fetching runs ``ahead_clips`` clips ahead, because a
-    batch takes its clips from a whole shuffle window.
+    The training process calls :meth:`reached` for each batch. Fetching is ``ahead_clips`` clips ahead, because a batch
+    takes its clips from a whole shuffle window.
 
-    Enter this context after the loader processes have started, and exit it before the next ones start. A process that
-    is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. If the process is about
-    to end, exiting does not wait, because a stalled hub may take minutes. The threads are daemons and end with it.
+    Enter this context after the loader processes have started, and exit it before new loader processes start. A process
+    that is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. If the process is
+    about to end, exiting does not wait, because a stalled hub may take minutes. The threads are daemons, so they end
+    with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.

@@ -1,13 +1,13 @@
 """Send padded waveforms from loader processes to the training process through reusable shared memory.
 
 torch allocates new shared memory for every batch. The page faults in both processes take longer than the copy, and each
-batch needs a connection between the processes. Here, every loader process reuses a few blocks of memory. The receiver
-maps each block once, and marks it as free when no tensor uses it anymore.
+batch needs a connection between the processes. In this module, every loader process reuses a few blocks of memory. The
+receiver maps each block once, and marks it as free when no tensor uses it anymore.
 
 A block begins with a header of one page. Its first byte is 1 while the receiver uses a batch in the block.
 
-With torch's shared memory instead, loading and decoding an epoch takes 1.13 times the CPU time (median of 10 pairs,
-from 0.89 to 1.32; ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores).
+Loading and decoding an epoch with torch's shared memory takes 1.13 times the CPU time (median of 10 pairs, from 0.89 to
+1.32; ``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 SUPPORTED = hasattr(os, "memfd_create")
-"""Whether the system has anonymous memory files. Linux has them."""
+"""Whether the system has anonymous memory files, as Linux does."""
 
 _HEADER_BYTES = mmap.PAGESIZE
 _LEAST_BYTES = 1 << 26

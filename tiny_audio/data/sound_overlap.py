@@ -1,7 +1,7 @@
 """Find evaluation clips that sound like training clips, by their audio fingerprints.
 
 The sorted landmarks of the evaluation clips stay in memory (1.5 kB per second of audio). Training clips are compared
-one by one and are not kept, so memory does not grow with the training data.
+one by one, so memory does not grow with the training data.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tiny_audio.audio.fingerprint import Landmarks, landmarks
 from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
-"""Thresholds for copies. Let n be the number of landmarks of the clip that has fewer. Two clips are copies if they
-share at least ``_MIN_SHARED`` landmarks at one offset, and at least ``_CHANCE + _MIN_SHARE * n``.
-``benchmarks/overlap.py`` measures this on AN4 and LibriSpeech."""
+"""Thresholds for copies. Two clips are copies if they share at least ``_MIN_SHARED`` landmarks at one offset, and at
+least ``_CHANCE + _MIN_SHARE * n``, where n is the number of landmarks of the clip with fewer landmarks.
+``benchmarks/overlap.py`` measures this rule on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
 _OFFSETS = 1 << 24
 """Upper bound of the number of offsets between two clips: more than twice the hops in the longest clip."""
@@ -83,7 +83,7 @@ class EvaluationSounds:
         such as a clip of half a second, are not found.
 
         Returns:
-            for each evaluation set, the index of each copy, with the name of the training set.
+            for each evaluation set, its copies of training clips, as index of the clip -> name of the training set.
         """
         places = [(name, row) for name, clips in self.sets.items() for row in range(len(clips))]
         copies: dict[str, dict[int, str]] = {name: {} for name in self.sets}

@@ -1,4 +1,4 @@
-"""Folders of sounds to mix into clips. Each process lists a folder once and decodes a sound when it is drawn."""
+"""Folders of sounds for augmentation. Each process lists a folder once, and decodes a sound when it is drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sounds:
     names: tuple[str, ...]
     """Sorted paths below the folder. Sounds are drawn by their index in this list."""
     fingerprint: str
-    """Hash of names and sizes. If it changes, the same random numbers may select other sounds."""
+    """Hash of names and sizes. If it is different, the same random numbers may select different sounds."""
 
     def check(self) -> float:
         """Read the header of every file, to find unusable files before training.
@@ -46,7 +46,7 @@ class Sounds:
             hours of sound.
 
         Raises:
-            UserError: files are unreadable, too short or too long. The message has their number and the first one.
+            UserError: files are unreadable, too short or too long. The message has their number and the first problem.
         """
         with ThreadPoolExecutor(_THREADS, "headers") as pool:
             found = list(pool.map(self._duration, self.names))
@@ -68,7 +68,7 @@ class Sounds:
         return seconds
 
     def load(self, index: int) -> Tensor | None:
-        """Decode a sound ``[S]``. If it is damaged behind a valid header, log this once and return None."""
+        """Decode a sound ``[S]``. If the file is damaged after a valid header, log a warning and return None."""
         path = self.folder / self.names[index]
         if path in _KEPT:
             _KEPT.move_to_end(path)

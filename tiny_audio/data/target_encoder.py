@@ -13,18 +13,19 @@ from tiny_audio.frames import SAMPLE_RATE
 
 MAX_CHARACTERS_PER_S = 200.0
 """Maximum number of characters per second of audio. Even auctioneers speak only about 50, so a longer text is not the
-transcript. It is rejected before tokenization, because a text of thousands of words could need gigabytes."""
+transcript of the clip. It is rejected before tokenization, because a text of thousands of words could need
+gigabytes."""
 _ANY_CLIP_S = 5.0
-"""Minimum duration that a clip counts for in this check, because durations in metadata are rounded."""
+"""In this check, shorter clips count as this long, because durations in metadata are rounded."""
 
 
 class TargetError(ValueError):
-    """A clip cannot be used for training: its transcript has no target, or the target does not fit the audio."""
+    """A clip cannot be used for training, because its transcript has no target or its target does not fit the audio."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """A short code by which dropped clips are counted, see :class:`tiny_audio.sources.Dropped`."""
+        """A short code for counting, see :class:`tiny_audio.sources.Dropped`."""
 
 
 def too_many_characters(text: str, duration_s: float) -> str | None:
@@ -89,8 +90,8 @@ class TargetEncoder:
         if self.max_ids is not None and len(ids) >= self.max_ids:
             raise TargetError(
                 "text_too_long",
-                f"{len(ids):,} tokens and the end token do not fit the decoder, which has room for "
-                f"{self.max_ids:,} next to the prompt and the longest clip",
+                f"{len(ids):,} tokens and the end token do not fit the decoder's context, which has room for "
+                f"{self.max_ids:,} in addition to the prompt and the longest clip",
             )
         if self.unknown is not None and self.unknown in ids:
             raise TargetError("unknown_token", f"the tokenizer has no token for a character of {text!r}")

@@ -1,7 +1,7 @@
 """Rewrite transcripts as target text, which is the text that the model learns to write (``data.target_text``).
 
-:mod:`tiny_audio.analysis.scoring` normalizes references and hypotheses for scoring (``evaluation.normalizer``). It
-never changes target text. Both use the same normalizers.
+For scoring, :mod:`tiny_audio.analysis.scoring` normalizes references and hypotheses with the same normalizers
+(``evaluation.normalizer``). It does not change target text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class TargetTextConfig(Config):
     brackets, such as ``(inaudible)``. If a marker replaces audible words, the model learns to omit words, so remove
     such clips from the data."""
     remove_fillers: bool = False
-    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, also spelled like ummm. The answer uh-huh is kept."""
+    """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, and longer spellings such as ummm. The answer uh-huh is
+    kept."""
     name: NormalizerName = "none"
     """One of the normalizers of the evaluation. ``target_text: lower`` is short for ``target_text: {name: lower}``."""
     true_case: bool = False
@@ -70,7 +71,7 @@ class TargetTextConfig(Config):
                 ("remove_markers", "removes brackets itself"),
             ):
                 if getattr(self, step):
-                    raise ValueError(f"{step} has no effect under name {self.name}, which {why}; remove it")
+                    raise ValueError(f"{step} has no effect with the normalizer {self.name}, which {why}; remove it")
         return self
 
 

@@ -51,7 +51,7 @@ class HotwordsConfig(Config):
     """Share of the lists that have no word of the transcript. They teach the model to ignore a list. A clip whose
     transcript has no rare word always gets such a list."""
     num_common: NonNegativeInt = 1000
-    """This number of the most frequent words in the training transcripts are never hotwords."""
+    """Number of the most frequent words in the training transcripts that are never used as hotwords."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -76,7 +76,7 @@ class PreviousTextConfig(Config):
     """Metadata column, such as ``chapter``. The previous text of a clip is the transcript of the row before it in its
     set, if both rows have the same value in this column. The rows must be in the order of the recording."""
     max_words: PositiveInt = 50
-    """Maximum number of words. Of a longer text, the last words are used."""
+    """Maximum number of words. If the text is longer, its last words are used."""
 
 
 class LanguageConfig(Config):

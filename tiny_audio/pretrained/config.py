@@ -32,13 +32,13 @@ class LoraConfig(Config):
     """Low-rank adapters on frozen linear layers (Hu et al. 2021, arXiv 2106.09685)."""
 
     rank: PositiveInt
-    """Width of the bottleneck; an adapter has rank · (inputs + outputs) parameters."""
+    """Width of the bottleneck. An adapter has rank · (inputs + outputs) parameters."""
     alpha: PositiveFloat
     """The adapter's output is scaled by alpha / rank, or by alpha / √rank with ``rslora``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of the dropout on the adapters' inputs."""
     targets: tuple[str, ...] = Field(min_length=1)
-    """Names of the linear layers, such as ``q_proj``; every layer whose path ends in one is adapted."""
+    """Names of linear layers, such as ``q_proj``. Adapters are added to every layer whose path ends in one of them."""
     dora: bool = Field(default=False, json_schema_extra=LATER)
     """Also train the norm of each row of the adapted weights (DoRA, Liu et al. 2024, arXiv 2402.09353). This adds one
     parameter per output. Training is slower, because each pass computes the norms of all rows."""
@@ -51,7 +51,7 @@ class TransformersPartConfig(Config):
     """Base of encoder and decoder configs."""
 
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
-    """Attention implementations of the family; ``auto`` selects the first."""
+    """Attention implementations of the family. ``auto`` selects the first."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
@@ -67,31 +67,31 @@ class TransformersPartConfig(Config):
     pretrained: str
     """Hub id or local folder of the checkpoint."""
     revision: str | None = None
-    """Commit, tag or branch on the hub; None is the newest commit of the main branch."""
+    """Commit, tag or branch on the hub. None uses the newest commit of the main branch."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """``random`` builds the architecture that ``overrides`` describe. It does not read ``pretrained``."""
+    """``random`` builds the architecture described by ``overrides``, with random weights. It ignores ``pretrained``."""
     overrides: dict[str, JsonValue] = Field(default={})
-    """Fields of the transformers config, on top of its defaults; for ``init: random`` only."""
+    """Fields of the transformers config that differ from its defaults. Only for ``init: random``."""
     freeze: bool = True
     """Do not train the weights. With ``lora``, only the adapters train."""
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights. None trains no adapters."""
     attention: Attention = "auto"
-    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
-    In half precision on a GPU, it uses PyTorch's kernel; otherwise it runs clip by clip. ``flash_attention_2`` does the
-    same and needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the part
-    of the prompt before the audio only once per batch, because it is the same in all clips. All decoders except
+    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding:
+    with PyTorch's kernel in half precision on a GPU, and otherwise clip by clip. ``flash_attention_2`` also avoids
+    padding; it needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the
+    part of the prompt before the audio only once per batch, because it is the same in all clips. All decoders except
     ``causal_lm`` also do this with ``auto``, but only in training, if that part has at least 8 tokens and the decoder
     has no dropout."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
-    """Recompute activations in the backward pass instead of storing them. Takes a third more time and far less
+    """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate of this part; None is ``training.learning_rate``. The schedule is the same."""
+    """Peak learning rate of this part. None uses ``training.learning_rate``. The schedule is the same."""
     weight_decay: NonNegativeFloat | None = None
-    """Weight decay of this part; None is ``training.weight_decay``."""
+    """Weight decay of this part. None uses ``training.weight_decay``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of every dropout in the part; the checkpoint's own settings are not used."""
+    """Probability of all dropout in the part. The checkpoint's own settings are not used."""
 
     # Families redeclare `pretrained` with a default. This validator still applies.
     _path = field_validator("pretrained")(expand_path)

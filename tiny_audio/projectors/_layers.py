@@ -27,7 +27,7 @@ def init_normal(tensor: Tensor, std: float) -> None:
 
 
 def normalize(norm: nn.RMSNorm | nn.LayerNorm, values: Tensor) -> Tensor:
-    """Apply a norm in the precision of its weights, because the values may have half precision under autocast."""
+    """Apply a norm in the precision of its weights. Under autocast, the values may have half precision."""
     normalized: Tensor = norm(values.to(norm.weight.dtype))
     return normalized
 

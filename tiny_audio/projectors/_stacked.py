@@ -42,7 +42,7 @@ class StackedProjector(Projector):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``.
 
-        The last stack is padded with zeros. An average is that of the clip's own frames only.
+        The last stack is padded with zeros. Averages do not include padding.
         """
         # [B, T, D] -> [B, T/k, k, D]
         merged = windows(frames.zeroed().values, self.stack)

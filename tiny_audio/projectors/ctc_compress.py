@@ -60,13 +60,14 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return an upper bound: the number of frames, for clips whose neighboring frames have different labels."""
+        """Return the number of frames as an upper bound. It is reached if neighboring frames have different labels."""
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Map frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` to embeddings ``[B, N, H]``.
 
-        N is the maximum number of runs in a clip. The labels are an argmax, so no gradient reaches the CTC head.
+        N is the maximum number of runs in a clip. A run is a sequence of frames with the same label. The labels are an
+        argmax, so no gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
@@ -86,7 +87,7 @@ def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Te
     Args:
         values: ``[B, T, D]``, finite also in padding.
         labels: ``[B, T]``.
-        kept: bool ``[B, T]``, True on frames that are used. All frames of a run have the same value.
+        kept: bool ``[B, T]``, True for frames that are used. All frames of a run have the same value.
 
     Returns:
         The averages ``[B, N, D]``, with zeros after the last run of a row, and the numbers of runs ``[B]``.

@@ -17,11 +17,12 @@ class MlpConfig(ProjectorConfig):
 
     Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four frames of Whisper, which has 50 frames per second. Its
     authors find that 12.5 Hz is the best compromise between quality and length. Voxtral Mini 3B has an average WER of
-    7.05% on the Open ASR Leaderboard (2026-03). The defaults are those of Voxtral. Others differ in a few fields.
-    GLM-ASR has ``bias: true`` and twice the decoder's width. Tiny Audio (2026) has ``hidden_norm: true``; with
-    ``hidden_dim: 2048`` between 1280 and 1024 channels, that is 12.6 million parameters. MOSS-Transcribe-Diarize (arXiv
-    2601.01554) has ``activation: silu, bias: true``, and a LayerNorm at the output. Audio Flamingo 3 (arXiv 2507.08128)
-    has ``merge: average, stack: 2, bias: true``, and averages before the last norm of the encoder.
+    7.05% on the Open ASR Leaderboard (2026-03). The defaults are those of Voxtral. Other models differ in a few fields.
+    GLM-ASR has ``bias: true`` and a ``hidden_dim`` of twice the decoder's width. Tiny Audio (2026) has
+    ``hidden_norm: true`` and ``hidden_dim: 2048``, which is 12.6 million parameters between 1280 and 1024 channels.
+    MOSS-Transcribe-Diarize (arXiv 2601.01554) has ``activation: silu, bias: true``, and a LayerNorm at the output.
+    Audio Flamingo 3 (arXiv 2507.08128) has ``merge: average, stack: 2, bias: true``, and averages before the last norm
+    of the encoder.
     """
 
     name: Literal["mlp"] = "mlp"

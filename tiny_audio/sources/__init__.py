@@ -44,7 +44,7 @@ class Utterance:
     text: str
     """The transcript. Empty if nobody speaks."""
     audio: AudioAddress | None = field(compare=False)
-    """Location of the clip. None if only the source can read the clip."""
+    """Location of the clip's audio. None if only the source can read it."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
 
@@ -63,7 +63,7 @@ class Origin(NamedTuple):
 
 
 class ColumnarUtterances(Sequence[Utterance]):
-    """Utterances stored as columns. Single columns can be read without the other columns."""
+    """Utterances stored as columns. One column can be read without the others."""
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
@@ -148,11 +148,11 @@ class SourceContext:
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of branches on the hub. A source uses the given commits and adds each commit that it looks up. A run
-    stores them, so that it sees the same data even if the cache folder is deleted and a branch has new commits."""
+    """Commits of branches on the hub. A source uses the given commits, and adds each commit that it looks up. A run
+    stores them, so that its data stays the same even if the cache folder is deleted and a branch has new commits."""
     keep_empty: bool = False
-    """Whether ``data.keep_empty`` is set for training clips. If so, clips that the corpus marks as not speech get an
-    empty transcript. If not, the source drops them. They are never scored."""
+    """Whether clips that the corpus marks as not speech get an empty transcript. Otherwise, the source drops them. True
+    only for training clips with ``data.keep_empty``, because these clips are never scored."""
 
 
 class Source(ABC):

@@ -83,8 +83,8 @@ class AudioAddress:
         """Return the encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group there, it
-                is used. Otherwise, the row group is cached in a separate folder with its own size limit.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group there,
+                this copy is read. Otherwise, the row group is cached in a separate folder with its own size limit.
             offline: do not use the network.
 
         Raises:

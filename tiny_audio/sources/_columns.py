@@ -27,8 +27,8 @@ class ColumnsConfig(SourceConfig):
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """The duration in seconds. None uses the column `duration`, if the table has it. Otherwise, all the audio is read
-    once to get durations from the headers of the clips."""
+    """The duration in seconds. None uses the column `duration`. If there is no such column, all audio is read once to
+    get durations from the headers of the clips."""
     id_column: NonEmpty | None = None
     """A name for each clip, preferably unique. None names clips by file and row."""
     speaker_column: NonEmpty | None = None
@@ -59,7 +59,7 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Column with the start time of a clip. If it is set, ``duration`` is the column of the end time."""
+    """Column with the start time of a clip. If it is set, ``duration`` names the column with the end time."""
     silence: tuple[str, ...] = ()
     """Texts that mark a clip without speech. Such clips are dropped, or have an empty transcript."""
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""Old files are deleted until only this share of the size limit is in use, so that the folder is rarely scanned."""
+"""If space is needed, old files are deleted until at most this share of the size limit is in use. The remaining space
+makes scans of the folder rare."""
 _POLL_S = 0.005
 """Seconds between attempts to acquire a lock. Short, because the folder's lock is held only briefly."""
 _SCANNED: set[Path] = set()
@@ -52,9 +53,9 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``: before a process
-    writes a file, it adds the size of the file to a count, which the folder's lock protects. If a file is deleted while
-    another process has it mapped, that process can still read it.
+    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``. Before a process
+    writes a file, it adds the file's size to a count that is protected by the folder's lock. If a file is deleted while
+    another process has mapped it, that process can still read it.
     """
 
     folder: Path
@@ -117,7 +118,7 @@ class DiskCache:
                     with pa.ipc.new_file(file, table.schema) as writer:
                         writer.write_table(table)
                     file.flush()
-                # Hold the lock while renaming. Otherwise, a scan at the same time could miss the file.
+                # Hold the lock while renaming. Otherwise, a concurrent scan could miss the file.
                 with self._lock():
                     os.replace(temporary, self.folder / f"{name}.arrow")
             finally:

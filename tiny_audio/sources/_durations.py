@@ -1,4 +1,4 @@
-"""Durations of audio files from their headers. The cache folder keeps them, so that each header is read only once."""
+"""Read the durations of audio files from their headers. They are cached, so that each header is read only once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAVED_EVERY = 50_000
 
 
 UNREADABLE = "unreadable"
-"""Code of :class:`AudioError` for files that may be good, but could not be read. They are read again."""
+"""Code of :class:`AudioError` for files that could not be read. They may be good, so they are read again next time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """An index on disk: an Arrow file with one row per clip. It is written shard by shard and read memory-mapped.
 
-The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from the columns alone. An
-:class:`Utterance` is created from a row when it is needed.
+The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from the columns alone.
+Each :class:`Utterance` is created from its row only when it is needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_index(
     """Write the tables of all shards, in order, to a folder. The folder is created atomically.
 
     Only one shard is in memory at a time. If several processes call this, one process writes and the others wait.
-    Repeated ids are made unique by appending the shard, row group and row to all occurrences except the first. The
+    If an id is repeated, the shard, row group and row are appended to all its occurrences except the first. The
     fingerprint is a hash of ``identity`` and of all usable rows.
 
     Args:
@@ -185,7 +185,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"the cached index {folder} is damaged ({error}); delete the folder to index again") from error
-    # Rows of a row group are adjacent, so a new group begins where its shard or its index changes.
+    # The rows of a row group are adjacent, so a new group begins where the shard or the row group changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
         utterances,

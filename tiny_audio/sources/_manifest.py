@@ -98,7 +98,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """Return the SHA-256 of ids, durations and texts, in order, because plans refer to utterances by index."""
+    """Return the SHA-256 of ids, durations and texts. It depends on the order, because plans use indices."""
     digest = hashlib.sha256()
     for utterance in utterances:
         row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
@@ -153,11 +153,11 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
         (text + name).encode()
     except UnicodeEncodeError as error:
         raise _BadRowError(
-            "bad_unicode", f"{columns.text!r} or {columns.audio!r} contains half a character: {error}"
+            "bad_unicode", f"{columns.text!r} or {columns.audio!r} contains an incomplete character: {error}"
         ) from error
     offset = row.get("offset")
     if offset:
-        # The text is the transcript of a part of the file.
+        # With an offset, the text is the transcript of only a part of the file.
         raise _BadRowError(
             "offset", f"parts of files are not supported (offset {shown(offset)}): cut the audio into files"
         )

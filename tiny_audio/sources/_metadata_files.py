@@ -1,4 +1,4 @@
-"""Tables that list audio files (CSV, TSV, JSON lines), and the index of the listed clips."""
+"""Read tables that list audio files (CSV, TSV, JSON lines), and index the listed clips."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _json_row(line: str) -> Row:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        return BadRow("bad_unicode", f"contains half a character: {error}")
+        return BadRow("bad_unicode", f"contains an incomplete character: {error}")
     return row
 
 

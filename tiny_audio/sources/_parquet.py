@@ -1,6 +1,6 @@
 """Read parquet shards of clips: their rows as an index table, and their audio by row group.
 
-Shards are passed as open :class:`pyarrow.parquet.ParquetFile` objects, so they may be local or on the hub.
+Shards are open :class:`pyarrow.parquet.ParquetFile` objects, which may be local or on the hub.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     if not isinstance(value, bytes):
         raise AudioError(
             "audio_missing",
-            f"{place}: no audio; if the table only names audio files, write it again with the audio inside",
+            f"{place}: no audio; if the table contains only names of audio files, write it again with the audio inside",
         )
     return value
 
@@ -141,7 +141,7 @@ def read_error(error: Exception, where: str) -> UserError:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
-            f"{where}: cannot be read: {one_line(error)}; check the disk (clips that may be good are not dropped)"
+            f"{where}: cannot be read: {one_line(error)}; check the disk (the clip may be good, so it is not dropped)"
         )
     return AudioError("undecodable", f"{where}: cannot be read: {one_line(error)}")
 

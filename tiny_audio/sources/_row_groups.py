@@ -1,6 +1,6 @@
 """Read encoded clips of parquet files, on disk or on the hub, by row group.
 
-Row groups are cached on disk and in memory, because parquet can read a column of a row group only as a whole.
+Parquet can read a column of a row group only as a whole. So row groups are cached on disk and in memory.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class RowGroup:
 
 
 def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, DiskCache], CachedClips]:
-    """Return a thread-safe function that reads row groups and keeps the most recently used ones in memory."""
+    """Return a thread-safe function that reads row groups, and keeps recently used row groups in memory."""
 
     def size(cached_clips: CachedClips) -> int:
-        # The upper bound lets a row group of any size fit into the cache. The lower bound limits the number of groups.
+        # With the upper bound, any row group fits into the cache. The lower bound limits the number of row groups.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())

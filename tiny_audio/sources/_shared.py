@@ -1,4 +1,4 @@
-"""Shared code of the sources: a type of config fields, names of cache folders, values in messages."""
+"""Code that several sources use: a type for config fields, names of cache folders, and values in messages."""
 
 from __future__ import annotations
 

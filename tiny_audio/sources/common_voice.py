@@ -27,9 +27,9 @@ _FILE = "path"
 class CommonVoiceConfig(SourceConfig):
     """Mozilla Common Voice in any language, from the unpacked archive of its website.
 
-    The copies on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3 files. Releases
-    since 2023 list durations in `clip_durations.tsv`. For older releases, the headers of all clips are read at the
-    first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
+    The datasets of this name on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3
+    files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, the headers of all clips are
+    read at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
     """
 
     name: Literal["common_voice"] = "common_voice"

@@ -34,15 +34,15 @@ _EXPECTED = (
 class FolderConfig(SourceConfig):
     """Audio files in a folder, with their transcripts in a metadata.csv or metadata.jsonl.
 
-    The layout is that of `audiofolder` in Hugging Face's `datasets`: the column `file_name` holds a path relative to
-    the folder of the table, and subfolders may have tables, too. Further columns become metadata. Durations are read
-    from the files' headers at the first start. Files without a row and rows without a file are listed as dropped. If
-    the data has several splits, give the folder of one split, such as `data/train`.
+    The layout is that of `audiofolder` in Hugging Face's `datasets`. The column `file_name` contains a path relative to
+    the folder of the table. Subfolders may have tables, too. Other columns become metadata. Durations are read from the
+    files' headers at the first start. Files without a row and rows without a file are listed as dropped. If the data
+    has several splits, give the folder of one split, such as `data/train`.
     """
 
     name: Literal["folder"] = "folder"
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """The folder; `~` is your home folder."""
+    """The folder. `~` is your home folder."""
     text_column: NonEmpty | None = None
     """The transcript. None uses `transcription` or `text`, whichever exists."""
 

@@ -51,11 +51,12 @@ class MixedConfig(Config):
 class MixConfig(SourceConfig):
     """Several sources as one, each with a weight and an optional cap.
 
-    A cap keeps a random part of a source. The part is the same in every epoch and on every machine, and a larger cap
-    keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, whole row groups are
-    drawn, so that no other audio is fetched. A cap counts clips before `data.min_duration_s` and `data.max_duration_s`
-    are applied. The list of dropped clips is reduced by the same share. The ids of a source's clips begin with the name
-    of the source. The name is also the clips' metadata column `source`, unless they already have this column.
+    A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
+    machine, and a larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the
+    hub, whole row groups are drawn, so that no other audio is fetched. A cap counts clips before `data.min_duration_s`
+    and `data.max_duration_s` are applied. The list of dropped clips is reduced by the same share. The ids of a source's
+    clips begin with the name of the source. The name is also stored in the metadata column `source`, unless the clips
+    already have this column.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -87,7 +88,7 @@ class Mixed:
     max_clips: int | None
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """Return the sorted rows ``[k]`` that the caps keep. They are the first rows in a random order of groups.
+        """Return the sorted rows ``[k]`` that the caps keep: the first rows in a random order of groups.
 
         Raises:
             UserError: ``max_hours`` is shorter than the first clip.
@@ -201,7 +202,7 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # a negative index, from the end of the part
+        return self._parts[part][row - int(self._ends[part])]  # a negative index counts from the end of the part
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[row] for part in self._parts for row in range(len(part.rows)))

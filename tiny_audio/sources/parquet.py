@@ -36,12 +36,12 @@ class ParquetConfig(ColumnsConfig):
 
     name: Literal["parquet"] = "parquet"
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`; `~` is your
+    """A file, a folder with `.parquet` files at any depth, or a pattern such as `data/train-*.parquet`. `~` is your
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Maximum gigabytes on disk for cached row groups of this path. Parquet files can be read only by whole row groups,
-    but single clips can be read from the cache. If the clips that are shuffled together do not fit into the cache, row
-    groups are read many times. Each path of a mix has its own limit."""
+    but single clips can be read from the cache. If the clips that are shuffled together do not fit, row groups are read
+    many times. Each path of a mix has its own limit."""
 
     @classmethod
     def tiny(cls) -> Self:

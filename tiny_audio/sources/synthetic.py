@@ -1,4 +1,4 @@
-"""Source ``synthetic``: speech synthesized by espeak-ng, for tests, first steps and data that is hard to record.
+"""Source ``synthetic``: speech synthesized by espeak-ng, for tests, first trials and data that is hard to record.
 
 The sentences come from a text file or from small grammars. Voices and sentences are split into a training side and a
 held-out side. A recipe can train on one side and evaluate on the other.
@@ -35,7 +35,7 @@ from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAIN
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 _MIN_SHARE = 20
-"""Minimum number of utterances per worker process. Synthesizing fewer is faster than starting a process."""
+"""Minimum number of utterances per worker process. Starting a process for fewer takes longer than synthesizing them."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
 _SPLIT = "split.json"
@@ -59,29 +59,29 @@ class SyntheticConfig(SourceConfig):
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. Each utterance uses one of them. All are used equally often."""
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
-    """Text file with one sentence per line, which is spoken instead of the grammars. Each sentence is spoken once
-    before any is repeated. The transcript is the line as written. espeak-ng reads digits as cardinal numbers, so write
-    years and telephone numbers in words. Repeated lines count once. Only the content of the file, and not its path,
-    affects the data."""
+    """Text file with one sentence per line. Its sentences are spoken instead of those of the grammars. Each sentence is
+    spoken once before any sentence is repeated. The transcript is the line as written. espeak-ng reads digits as
+    cardinal numbers, so write years and telephone numbers in words. Repeated lines count once. The data depends on the
+    content of the file, and not on its path."""
     sentences: Literal["train", "held_out", "all"] = "train"
-    """The side of the fixed split of sentences. About a tenth of all sentences is held out and never used in training.
-    ``all`` uses both sides, for example if another file is used for evaluation."""
+    """One side of the fixed split of sentences, or ``all`` sentences, for example if you evaluate on another file.
+    About a tenth of all sentences is held out."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """The side of the fixed split of voices, or names of espeak-ng voice variants."""
+    """One side of the fixed split of voices, or names of espeak-ng voice variants."""
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)
-    """Words per minute, minimum and maximum."""
+    """Minimum and maximum words per minute."""
     pitch: IntRange = (25, 75)
-    """Minimum and maximum on espeak-ng's scale from 0 to 99. 50 is the voice's own pitch."""
+    """Minimum and maximum pitch, on espeak-ng's scale from 0 to 99. 50 is the voice's own pitch."""
     pitch_range: IntRange = (25, 75)
-    """Variation of pitch, minimum and maximum, on espeak-ng's scale from 0 (monotone) to 99."""
+    """Minimum and maximum variation of pitch, on espeak-ng's scale from 0 (monotone) to 99."""
     word_gap_ms: IntRange = (0, 60)
-    """Additional pause between words, minimum and maximum."""
+    """Minimum and maximum additional pause between words."""
     peak_dbfs: FloatRange = (-20.0, -1.0)
-    """Peak level, minimum and maximum, in decibels relative to full scale."""
+    """Minimum and maximum peak level, in decibels relative to full scale."""
     noise_snr_db: FloatRange | None = None
-    """Signal-to-noise ratio of added noise (white to pink), minimum and maximum. None adds no noise."""
+    """Minimum and maximum signal-to-noise ratio of added noise (white to pink). None adds no noise."""
 
     @model_validator(mode="after")
     def _check_origin(self) -> SyntheticConfig:

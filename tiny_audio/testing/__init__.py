@@ -1,4 +1,4 @@
-"""Checks of the contracts of parts, sources and providers, for your own tests.
+"""Contract checks of parts, sources and providers, for your own tests.
 
 All built-in parts, sources and providers pass these checks.
 
@@ -51,6 +51,6 @@ def check_source(config: SourceConfig, context: SourceContext) -> None:
 
 
 def check_provider(config: ProviderConfig) -> None:
-    """Run :data:`PROVIDER_CHECKS` on a provider that can be reached with a valid key, or on your own server."""
+    """Run :data:`PROVIDER_CHECKS` on a provider with a valid key, or on your own server."""
     for check in PROVIDER_CHECKS:
         check(config)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 TOLERANCE = 1e-5
-"""Maximum difference between two computations of a result in fp32, relative to the root mean square of the result.
+"""Maximum difference between two fp32 computations of the same values, relative to the root mean square of the values.
 
 The tolerance is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch
 size. After all layers of a part, this causes differences of up to three quarters of the tolerance."""
@@ -19,7 +19,7 @@ ZERO = 1e-9
 """A gradient in fp64 counts as zero if it is smaller than this, relative to the part's largest gradient.
 
 If a gradient is mathematically zero, some kernels return exactly zero, and other kernels return a multiple of the
-machine epsilon, 2⁻⁵². In fp32, such rounding errors could not be distinguished from the smallest nonzero gradients."""
+machine epsilon, 2⁻⁵². In fp32, such rounding errors could be as large as the smallest real gradients."""
 NOISE = 100.0
 """Standard deviation of the noise in padding. The standard deviation of speech is below 1."""
 
@@ -37,7 +37,7 @@ def expect(condition: bool, part: BaseModel, message: str) -> None:
 
 
 def changed(config: ConfigT, **fields: Any) -> ConfigT:
-    """Return a validated copy of the config with other values in ``fields``."""
+    """Return a validated copy of the config in which ``fields`` have new values."""
     return type(config).model_validate({**config.model_dump(), **fields}, strict=False)
 
 
@@ -47,26 +47,26 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def weighted_sum(values: Tensor) -> Tensor:
-    """Return a scalar loss, a sum in which every value has a different weight."""
+    """Return a scalar loss: the sum of all values, each with a different weight."""
     return (values * torch.randn(values.shape, generator=generator())).sum()
 
 
 def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
     """Check that the shapes are equal, and that no difference exceeds :data:`TOLERANCE` times the RMS."""
-    expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)} and {list(wanted.shape)}")
+    expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)}, expected {list(wanted.shape)}")
     difference = float((found - wanted).abs().max())
     rms = float(wanted.pow(2).mean().sqrt())
     expect(
         difference <= TOLERANCE * rms,
         part,
-        f"{what}: values differ by up to {difference:.1e}, and {TOLERANCE} of their RMS {rms:.1e} is allowed",
+        f"{what}: values differ by up to {difference:.1e}, but only {TOLERANCE} of their RMS {rms:.1e} is allowed",
     )
 
 
 def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Check that the same parameters have gradients, and that gradients are equal or count as zero (:data:`ZERO`).
+    """Check that the same parameters have gradients, and that the gradients are equal.
 
-    Gradients are in fp64.
+    Gradients are in fp64. Two gradients that both count as zero (:data:`ZERO`) are equal.
     """
     expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
@@ -81,7 +81,7 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Add noise to every trainable tensor, because initial zeros and ones could hide a missing operation."""
+    """Add noise to every trainable tensor. With the initial zeros and ones, a missing operation could go unnoticed."""
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -93,7 +93,7 @@ def perturb(module: nn.Module, seed: int = 0) -> None:
 def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor) -> None:
     """Check that ``loss``, in fp64, has gradients for all trainable tensors and for no frozen tensor.
 
-    Gradients of matrices must not count as zero (:data:`ZERO`).
+    The gradient of a matrix must not be zero, as defined by :data:`ZERO`.
     """
     module.zero_grad(set_to_none=True)
     if loss.requires_grad:
@@ -117,7 +117,7 @@ def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
     trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     expect(bool(trainable), part, "lora: nothing trains")
     others = [name for name in trainable if "lora_" not in name]
-    expect(not others, part, f"lora: {', '.join(others[:3])} trains too, and only the adapters should")
+    expect(not others, part, f"lora: {', '.join(others[:3])} trains too, but only the adapters should")
 
 
 def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
     expect(not unexpected, part, f"rebuilt from architecture(), it lacks the keys {', '.join(unexpected)}")
     for name, owner in aliases.items():
         tied = name in own and own[name].data_ptr() == own[owner].data_ptr()
-        expect(tied, part, f"{name} and {owner} are one tensor, but not when rebuilt")
+        expect(tied, part, f"{name} and {owner} are one tensor, but two tensors when rebuilt")
     for name, tensor in saved.items():
-        expect(own[name].shape == tensor.shape, part, f"rebuilt from architecture(), {name} has another shape")
+        expect(own[name].shape == tensor.shape, part, f"rebuilt from architecture(), {name} has a different shape")
     rebuilt.load_state_dict(saved, strict=False)

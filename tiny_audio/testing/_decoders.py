@@ -68,7 +68,7 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft of given ids, in which about a share ``wrong`` of the ids is replaced by another id."""
+    """A draft with the given ids. The first id replaces a random share ``wrong`` of them."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
@@ -141,12 +141,12 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         with torch.no_grad():
             rms, stated = float(decoder.embed(ids).pow(2).mean().sqrt()), decoder.embedding_rms()
         close = abs(rms - stated) <= 0.05 * rms
-        expect(close, config, f"embedding_rms says {stated:.3g}, and embed's output has {rms:.3g}")
+        expect(close, config, f"embedding_rms is {stated:.3g}, but the RMS of embed's output is {rms:.3g}")
 
     def check_logits(self, config: DecoderConfig) -> None:
-        """Check that logits at kept positions are in row-major order, and do not depend on later positions.
+        """Check that logits at kept positions are in row-major order, and equal those of a forward pass that keeps all.
 
-        They must be the same as in a full forward pass.
+        They must not depend on later positions.
         """
         decoder = self.build(config).eval()
         perturb(decoder)
@@ -164,7 +164,9 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             config,
             f"logits have shape {list(full.shape)}, not [{positions} kept positions, {vocabulary} token ids]",
         )
-        expect_equal(config, "logits at kept positions and in a full forward", kept, full[keep[mask]])
+        expect_equal(
+            config, "logits at kept positions, compared with a forward pass that keeps all", kept, full[keep[mask]]
+        )
         expect(len(none) == 0, config, "there are logits although no position is kept")
         row, position = (index[mask] for index in torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij"))
         before = ~((row == 2) & (position >= 10))
@@ -204,10 +206,13 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 if num_beams == 1:
                     wanted = greedy_ids(decoder, row, end, settings["max_new_tokens"])
                     same = alone[: len(wanted)] == wanted
-                    expect(same, config, f"{what}: generate gives {alone}, and forward {wanted}")
+                    expect(same, config, f"{what}: generate gives {alone}, but forward gives {wanted}")
 
     def check_cache(self, config: DecoderConfig) -> None:
-        """Check that reading rows in parts, with crops in between, gives the same logits as one forward pass."""
+        """Check that the cache gives the same logits as one forward pass.
+
+        Rows are appended in parts. Between the parts, rows are cropped, reordered and removed.
+        """
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()
             perturb(decoder)
@@ -239,7 +244,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
             for index, (row, size, extra) in enumerate(zip(order, sizes, cropped, strict=True)):
                 start = embeddings.shape[1] - size - extra if first else 0
                 found, end = logits[index, start : start + size], num_read[row]
-                what = f"logits of positions {end - size} to {end} of a row, by cache and by forward"
+                what = f"logits of positions {end - size} to {end} of a row with the cache, compared with forward"
                 expect_equal(config, what, found, wanted[row][end - size : end])
             cache.keep(torch.tensor(kept), torch.tensor([num_read[order[index]] for index in kept]))
             order = [order[index] for index in kept]
@@ -266,7 +271,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect(ids == wanted, config, f"with drafts that are {wrong:.0%} wrong it gives {ids}, not {wanted}")
                 passes = [row.num_passes for row in rows]
                 once = wrong > 0 or passes == [1] * len(wanted)
-                expect(once, config, f"a right draft takes {passes} passes of the decoder, not 1")
+                expect(once, config, f"a correct draft takes {passes} passes of the decoder, not 1")
 
     def check_finite(self, config: DecoderConfig) -> None:
         """Check that logits in fp32 and bf16 are finite, with right and left padding."""
@@ -279,7 +284,10 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_finite(config, f"logits in {dtype}, {'left' if left else 'right'}-padded", logits)
 
     def check_gradients(self, config: DecoderConfig) -> None:
-        """Check that gradients always reach the audio embeddings, and all trainable tensors but no frozen tensor."""
+        """Check that gradients reach all trainable tensors and no frozen tensor.
+
+        They must always reach the audio embeddings.
+        """
         ids = torch.arange(len(tokenizer_of(config)))
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
@@ -316,7 +324,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         self.check_packed_gradients(config)
 
     def check_shared_prefix(self, config: DecoderConfig) -> None:
-        """Check that a prefix that is computed once for all rows has the same logits and gradients as in each row."""
+        """Check that logits and gradients stay the same if the rows' common prefix is computed only once."""
         lora = {"freeze": True, "lora": self.lora(config)}
         for fields in ({"freeze": False, "lora": None}, lora, lora | {"gradient_checkpointing": True}):
             decoder = self.build(changed(config, **fields, dropout=0.0)).train().double()
@@ -338,7 +346,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 }
                 results.append((logits.detach(), gradients))
             (wanted, in_each), (found, shared) = results
-            expect_equal(config, f"logits with a shared prefix and in each row, {fields}", found, wanted)
+            expect_equal(config, f"logits with a shared prefix, compared with separate rows, {fields}", found, wanted)
             expect_equal_gradients(config, f"a shared prefix with {fields}", shared, in_each)
 
 

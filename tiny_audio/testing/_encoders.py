@@ -44,7 +44,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Return clip lengths to test: a window, multiples of the stride, and one sample less and more."""
+    """Return clip lengths to test: a window and multiples of the stride, also with one sample less or more."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()
@@ -95,18 +95,18 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         samples = torch.arange(1, 4 * stride)
         for size, count in zip(samples.tolist(), encoder.num_frames(samples).tolist(), strict=True):
             planned = config.num_frames(size)
-            what = f"{size} samples: config.num_frames says {planned}, and encoder.num_frames {count}"
+            what = f"{size} samples: config.num_frames is {planned}, but encoder.num_frames is {count}"
             expect(planned == count, config, what)
         clip_sizes = sizes(config, encoder)
         waveforms, lengths = batch_of([clip(size, size) for size in clip_sizes])
         with torch.no_grad():
             frames = encoder(waveforms, lengths)
         found = frames.lengths.tolist()
-        expect(frames.lengths.dtype == torch.long, config, f"lengths must be int64, and are {frames.lengths.dtype}")
+        expect(frames.lengths.dtype == torch.long, config, f"lengths must be int64, but are {frames.lengths.dtype}")
         expect(frames.rate == encoder.frame_rate, config, f"frames.rate {frames.rate} is not frame_rate")
         for size, length in zip(clip_sizes, found, strict=True):
             planned = config.num_frames(size)
-            what = f"{size} samples gave {length} frames, and config.num_frames says {planned}"
+            what = f"{size} samples gave {length} frames, but config.num_frames says {planned}"
             expect(length == planned, config, what)
             expect(length >= 1, config, f"{size} samples gave no frame; a clip has at least one")
         shape, wanted = list(frames.values.shape), [len(clip_sizes), max(found), encoder.dim]
@@ -114,7 +114,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(found == sorted(found), config, "longer clips must not have fewer frames")
         rate = config.num_frames(60 * SAMPLE_RATE) / 60
         close = abs(rate - encoder.frame_rate) <= 0.01 * encoder.frame_rate
-        expect(close, config, f"a minute has {rate:.2f} frames a second, and frame_rate says {encoder.frame_rate:.2f}")
+        expect(close, config, f"a minute has {rate:.2f} frames per second, but frame_rate is {encoder.frame_rate:.2f}")
 
     def check_finite(self, config: EncoderConfig) -> None:
         """Check that frames in fp32 and bf16 are finite, for silence, a single sample and clipped audio."""
@@ -142,7 +142,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             for row, single in enumerate(alone):
                 count, wanted = int(frames.lengths[row]), int(single.lengths[0])
                 what = f"a clip of {len(clips[row])} samples {where}"
-                expect(count == wanted, config, f"{what} has {count} frames, and {wanted} alone")
+                expect(count == wanted, config, f"{what} has {count} frames, but {wanted} alone")
                 expect_equal(config, what, frames.values[row, :count], single.values[0, :count])
 
     def check_transform(self, config: EncoderConfig) -> None:
@@ -172,7 +172,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
     def check_gradients(self, config: EncoderConfig) -> None:
         """Check that gradients reach all trainable tensors and no frozen tensor.
 
-        The encoder is trained completely, frozen, or trained with adapters.
+        The encoder is checked with all weights trained, frozen, and with adapters.
         """
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
@@ -196,10 +196,10 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         encoder = self.build(config)
         rebuilt = self.rebuild(config, encoder.architecture())
         same = encoder.frame_rate == rebuilt.frame_rate
-        expect(same, config, "rebuilt from architecture(), it has another frame_rate")
+        expect(same, config, "rebuilt from architecture(), it has a different frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
-        """Check that a number as ``layer`` removes all higher layers.
+        """Check that all higher layers are removed if ``layer`` is a number.
 
         With ``layer: weighted``, the weights of the sum must be trainable even if the encoder is frozen.
         """
@@ -226,9 +226,10 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             with torch.no_grad():
                 weights.copy_(100.0 * (torch.arange(depth + 1) == layer))
                 found, wanted = self.run(single), self.run(weighted)
-            expect_equal(config, f"layer: {layer}, and the weighted sum with all weight on it", found, wanted)
+            expect_equal(config, f"layer: {layer}, compared with the weighted sum of only this layer", found, wanted)
         grows = num_parameters == sorted(set(num_parameters))
-        expect(grows, config, f"layers above the chosen one must not be kept; parameters are {num_parameters}")
+        what = f"layers above the chosen layer must be removed; the numbers of parameters are {num_parameters}"
+        expect(grows, config, what)
         try:
             self.build(changed(config, layer=depth + 1))
         except UserError as error:

@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Return numbers of frames to test: small numbers, multiples of the window, and one frame less and more."""
+    """Return numbers of frames to test: small numbers, and multiples of the window with one frame less or more."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -62,11 +62,11 @@ def check_lengths(config: ProjectorConfig) -> None:
     wanted = sizes(config)
     with torch.no_grad():
         embeddings, lengths = projector(frames_of(wanted))
-    expect(lengths.dtype == torch.long, config, f"lengths must be int64, and are {lengths.dtype}")
+    expect(lengths.dtype == torch.long, config, f"lengths must be int64, but are {lengths.dtype}")
     bounds = projector.max_embeddings(torch.tensor(wanted))
     for size, length, bound in zip(wanted, lengths.tolist(), bounds.tolist(), strict=True):
         expect(length >= 1, config, f"{size} frames gave no embedding; a clip has at least one")
-        expect(length <= bound, config, f"{size} frames gave {length} embeddings, and max_embeddings says {bound}")
+        expect(length <= bound, config, f"{size} frames gave {length} embeddings, but max_embeddings says {bound}")
     shape, right = list(embeddings.shape), [len(wanted), int(lengths.max()), CONTEXT.out_dim]
     what = f"embeddings have shape {shape}, not [clips, embeddings of the longest, out_dim] {right}"
     expect(shape == right, config, what)
@@ -98,8 +98,8 @@ def check_autocast(config: ProjectorConfig) -> None:
             expect(
                 error <= ROUNDING,
                 config,
-                f"{what} differ from those in fp32 by {error:.1%} of their RMS, and {ROUNDING:.0%} is allowed; compute "
-                "norms and sums in the precision of the weights",
+                f"{what} differ from those in fp32 by {error:.1%} of their RMS, but only {ROUNDING:.0%} is allowed; "
+                "compute norms and sums in the precision of the weights",
             )
 
 
@@ -137,7 +137,7 @@ def check_invariance(config: ProjectorConfig) -> None:
                 expect(
                     int(lengths[row]) == int(count),
                     config,
-                    f"{what} has {int(lengths[row])} embeddings, and {int(count)} alone",
+                    f"{what} has {int(lengths[row])} embeddings, but {int(count)} alone",
                 )
                 expect_equal(config, what, embeddings[row, : int(count)], single[0, : int(count)])
 
@@ -171,7 +171,7 @@ def check_save_load(config: ProjectorConfig) -> None:
     reload(config, projector, rebuilt)
     with torch.no_grad():
         first, second = projector(frames_of([40, 100]))[0], rebuilt(frames_of([40, 100]))[0]
-    expect(torch.equal(first, second), config, "saved and loaded, it has other embeddings")
+    expect(torch.equal(first, second), config, "after saving and loading, it has different embeddings")
 
 
 def check_determinism(config: ProjectorConfig) -> None:
@@ -200,7 +200,7 @@ def check_output_rms(config: ProjectorConfig) -> None:
             expect(
                 abs(found - wanted) <= 0.02 * wanted,
                 config,
-                f"initial embeddings have RMS {found:.3g} for frames of RMS {gain:g}, and must have {wanted:g} "
+                f"initial embeddings have RMS {found:.3g} for frames of RMS {gain:g}, but must have {wanted:g} "
                 "(config.output_rms, or context.embedding_rms if that is None)",
             )
 

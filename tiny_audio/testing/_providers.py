@@ -12,16 +12,16 @@ from tiny_audio.providers import PROVIDERS, ProviderConfig, ProviderTranscript, 
 from tiny_audio.testing._checks import expect
 
 DURATION_S = 2.0
-"""Duration of each of the two clips: silence and an intermittent tone."""
+"""Duration of the two test clips, which are silence and an intermittent tone."""
 
 
 def check_config(config: ProviderConfig) -> None:
-    """Check that the config has a docstring for the reference page and a valid price, and is unchanged by JSON."""
+    """Check that the config has a docstring and a valid price, and that saving it as JSON does not change it."""
     expect(bool((type(config).__doc__ or "").strip()), config, "the config has no docstring for the reference page")
     price = config.price()
     usable = price is None or (math.isfinite(price.usd_per_hour) and price.usd_per_hour >= 0 and bool(price.source))
     expect(usable, config, f"the price is {price}; it must have US dollars per hour, and a source")
-    expect(PROVIDERS.parse(config.model_dump(mode="json")) == config, config, "the config changes on its way to JSON")
+    expect(PROVIDERS.parse(config.model_dump(mode="json")) == config, config, "saving the config as JSON changes it")
 
 
 def check_answers(config: ProviderConfig) -> None:
@@ -42,7 +42,7 @@ def check_answers(config: ProviderConfig) -> None:
     finally:
         provider.close()
     same = all(one.text == alone.text for one in concurrent)
-    expect(same, config, f"from {config.concurrency} threads, the same clip gets another transcript")
+    expect(same, config, f"from {config.concurrency} threads, the same clip gets a different transcript")
 
 
 def _check_transcript(config: ProviderConfig, transcript: object) -> None:

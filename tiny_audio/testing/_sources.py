@@ -40,11 +40,14 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
             list(index.dropped),
             index.fingerprint,
         )
-        expect(same, config, f"{what}, it has another index")
+        expect(same, config, f"{what}, the source has a different index")
 
 
 def check_audio(config: SourceConfig, context: SourceContext) -> None:
-    """Check that clips can be decoded and have their indexed durations. A pickled source must return the same audio."""
+    """Check that clips can be decoded and have their indexed durations.
+
+    An unpickled copy of the source must return the same audio.
+    """
     source = SOURCES.build(config, context)
     utterances = source.index().utterances
     unpickled = pickle.loads(pickle.dumps(source))
@@ -54,9 +57,9 @@ def check_audio(config: SourceConfig, context: SourceContext) -> None:
         waveform = load_audio(encoded, max_duration_s=utterance.duration_s + 1, name=utterance.id)
         seconds = len(waveform) / SAMPLE_RATE
         close = abs(seconds - utterance.duration_s) <= 0.1
-        expect(close, config, f"{utterance.id} has {seconds:.2f} s, and its index says {utterance.duration_s:.2f} s")
+        expect(close, config, f"{utterance.id} has {seconds:.2f} s, but the index says {utterance.duration_s:.2f} s")
         same = unpickled.encoded(pickle.loads(pickle.dumps(utterance))) == encoded
-        expect(same, config, f"{utterance.id}: the pickled source returns another clip")
+        expect(same, config, f"{utterance.id}: an unpickled copy of the source returns different audio")
 
 
 CHECKS = (check_index, check_audio)

@@ -63,10 +63,10 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             torch.manual_seed(1)
             rebuilt = self.rebuild(variant, json.loads(json.dumps(part.architecture()))).eval()
             reload(config, part, rebuilt)
-            expect(part.dim == rebuilt.dim, config, "rebuilt from architecture(), it has another dim")
+            expect(part.dim == rebuilt.dim, config, "rebuilt from architecture(), it has a different dim")
             with torch.no_grad():
                 same = torch.equal(self.run(part), self.run(rebuilt))
-            expect(same, config, f"saved and loaded, it has other {self.output}")
+            expect(same, config, f"after saving and loading, it has different {self.output}")
 
     def check_determinism(self, config: ConfigT) -> None:
         """Check that training mode changes the outputs if there is dropout, and only then."""
@@ -95,7 +95,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         expect(
             set(config.linear_layers) == names,
             config,
-            f"linear_layers are {sorted(config.linear_layers)}, and the part has {sorted(names)}",
+            f"linear_layers are {sorted(config.linear_layers)}, but the part has {sorted(names)}",
         )
         adapters = {"rank": 2, "alpha": 4.0, "targets": sorted(names)}
         part = self.build(changed(config, freeze=True, lora=adapters)).train().double()
@@ -108,7 +108,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             wanted = self.run(self.build(changed(config, attention="auto")).eval())
             for attention in set(config.attentions) - {"flash_attention_2"}:
                 found = self.run(self.build(changed(config, attention=attention)).eval())
-                expect_equal(config, f"attention: {attention}, and auto", found, wanted)
+                expect_equal(config, f"attention: {attention}, compared with auto", found, wanted)
 
     def check_packed_gradients(self, config: ConfigT) -> None:
         """Check that ``attention: varlen`` has the same gradients as padded rows, with and without checkpointing."""

@@ -104,9 +104,9 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder.freeze=false"], "the encoder trains (encoder.freeze is false). Train an encoder with `tiny-audio"),
-        (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA trains; remove encoder.lora"),
-        (["encoder.layer=weighted"], "encoder.layer: weighted has weights that train; set it to one layer"),
+        (["encoder.freeze=false"], "the encoder is trained (encoder.freeze is false). Train an encoder with "),
+        (["encoder.lora={rank: 2, alpha: 2, targets: [q_proj]}"], "the encoder's LoRA adapters are trained"),
+        (["encoder.layer=weighted"], "the weights of encoder.layer: weighted are trained"),
         (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so the frames of a clip differ each time; set it to 0"),
         (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
         (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),

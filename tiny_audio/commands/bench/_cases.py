@@ -1,4 +1,4 @@
-"""The benchmarks that :mod:`tiny_audio.commands.bench.timing` runs with pytest. There is one for each case."""
+"""The benchmarks that :mod:`tiny_audio.commands.bench.timing` runs with pytest, one for each case."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Ana
 
 
 def _systems(outcome: Outcome, normalizer: Normalizer) -> dict[str, System]:
-    """Return the outcome of each set as a system of :mod:`tiny_audio.analysis.comparison`."""
+    """Return the variant's hypotheses of each set as a system of :mod:`tiny_audio.analysis.comparison`."""
     systems = {}
     for name, rows in outcome.hypotheses[0].items():
         references = [row["text"] for row in rows]

@@ -20,7 +20,7 @@ def bench_projectors(
         Argument(
             metavar="RECIPE",
             callback=warn_of_local_recipe,
-            help="Gives the encoder and decoder. Without it, frames have 1280 channels and embeddings 2048.",
+            help="Provides the encoder and decoder. Default: frames of 1280 channels, and embeddings of 2048.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -61,7 +61,7 @@ def bench_projectors(
         Option(
             "--without-decoder",
             help="With --train: train with the alignment loss alone, and score the tokens that are most similar to the "
-            "audio embeddings. This takes a small part of the time.",
+            "audio embeddings. This is much faster.",
         ),
     ] = False,
     output_dir: Annotated[

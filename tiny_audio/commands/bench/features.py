@@ -44,15 +44,15 @@ def check_cacheable(recipe: Recipe) -> None:
     wrong = None
     if not encoder.freeze:
         wrong = (
-            "the encoder trains (encoder.freeze is false). Train an encoder with `tiny-audio run`, load it with "
+            "the encoder is trained (encoder.freeze is false). Train an encoder with `tiny-audio run`, load it with "
             "training.init_from: {path: <that run>, parts: [encoder, ctc_head]}, and set encoder.freeze: true"
         )
     elif encoder.lora is not None:
-        wrong = "the encoder's LoRA trains; remove encoder.lora"
+        wrong = "the encoder's LoRA adapters are trained; remove encoder.lora"
     elif encoder.layer == "weighted":
-        wrong = "encoder.layer: weighted has weights that train; set it to one layer"
+        wrong = "the weights of encoder.layer: weighted are trained; set it to one layer"
     elif encoder.dropout:
-        wrong = f"encoder.dropout is {encoder.dropout}, so the frames of a clip differ each time; set it to 0"
+        wrong = f"encoder.dropout is {encoder.dropout}, so the frames of a clip change at every step; set it to 0"
     elif recipe.augmentation != AugmentationConfig():
         used = ", ".join(key for key, value in recipe.augmentation if value is not None)
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"

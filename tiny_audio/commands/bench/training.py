@@ -1,7 +1,7 @@
 """Trained benchmark: train projector variants with one recipe, one budget, one order of the data, and several seeds.
 
-A unit is one variant with one seed. Each unit has a result folder, named by a hash over everything that affects the
-result. The same command therefore continues where it stopped, and new variants or seeds reuse the finished units.
+A unit is one variant with one seed. Each unit has a result folder, named by a hash of everything that affects the
+result. The same command therefore continues where it stopped. If variants or seeds are added, finished units are kept.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class TrainedBenchmark:
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
-        """Return all units, ordered by seed, so that partial results can be compared."""
+        """Return all units. They are ordered by seed, so that all variants have results early."""
         plan, compared = self.plan, self.plan.variants.compared
         chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
             (variant, None, plan.seeds) for variant in compared

@@ -42,7 +42,7 @@ class TrainingBatch:
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of labels. None if no CTC head trains."""
+    """B rows of labels. None if no CTC head is trained."""
 
     @property
     def counts(self) -> Counts:
@@ -54,7 +54,7 @@ class BenchmarkClips(Protocol):
     """The clips of a benchmark, as frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze weights that cannot train on these clips."""
+        """Freeze weights that cannot be trained on these clips."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -82,7 +82,7 @@ class CachedClips:
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Yield batches of cached frames. They have no CTC targets, because the encoder and CTC head do not train."""
+        """Yield batches of cached frames. They have no CTC targets, because the encoder and CTC head are frozen."""
         features, dropped = self.train, list(self.train.dropped)
         ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
@@ -128,12 +128,12 @@ class WaveformClips:
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Do nothing, because all weights can train on waveforms."""
+        """Do nothing, because all weights can be trained on waveforms."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Yield batches of waveforms, augmented and encoded at every step."""
+        """Yield batches of augmented waveforms. They are encoded in the training step."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         batches = PlannedBatches(

@@ -13,7 +13,7 @@ from tiny_audio.runtime.requirements import audio_pair_problem
 
 
 def doctor(path: Path | None, overrides: Sequence[str]) -> None:
-    """Print one line per finding, as soon as it is known.
+    """Print each finding as soon as it is known, on one line.
 
     Raises:
         UserError: the recipe is not valid, or a problem was found.

@@ -20,7 +20,7 @@ MARGIN = 0.1
 """Default share of the memory to leave free. Batches of different lengths fragment memory."""
 MOST_CLIPS = 512
 _RESOLUTION = 0.05
-"""Relative precision of the number of clips. It is finer than the default margin."""
+"""Relative precision of the number of clips. It is smaller than the default margin."""
 
 Trial = Callable[[int], Measured | None]
 """A function that trains on this number of clips. It returns None if they do not fit into memory."""
@@ -62,10 +62,10 @@ class Probe:
 
     @property
     def max_padded_s(self) -> float:
-        """Padded seconds of a global batch, which all processes share.
+        """Padded seconds of a global batch, which is divided among all processes.
 
-        If n processes share c clips, one process may get ⌈c/n⌉ clips. This exceeds an equal share by up to (n - 1)/n
-        clips.
+        If c clips are divided among n processes, one process may get ⌈c/n⌉ clips. This is up to (n - 1)/n clips more
+        than c/n.
         """
         others = self.num_processes - 1
         # A global batch that fits into one process is always safe.
@@ -149,8 +149,8 @@ def probe_recipe(
         durations_s: durations of the clips, one for each bucket. None uses the longest duration and 1/2, 1/4 and 1/8 of
             it.
         random_weights: build the architectures of checkpoints without reading their weights. The memory is the same.
-        num_processes: number of processes that will train together. Only one process is measured. The result is the
-            budget of all processes together.
+        num_processes: number of processes that will train together. Only one process is measured, and the result is
+            computed for all processes together.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Steps per trial. The first step creates the optimizer's moments."""
+"""Steps per trial. The first step allocates the optimizer's moments, so the second needs the most memory."""
 _ALLOCATION = {
     # Return freed blocks to the kernel at once, and use one arena for all threads.
     "MALLOC_ARENA_MAX": "1",
@@ -40,7 +40,7 @@ class Measured:
     step_s: float
     """Seconds per optimizer step."""
     batches: int
-    """Batches per optimizer step, at most two. More batches do not need more memory."""
+    """Batches per optimizer step, at most two. More batches would not need more memory."""
 
 
 class Process:
@@ -136,7 +136,7 @@ class Process:
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # the process has not read the last question
+            with suppress(BrokenPipeError):  # the process has not read the last request
                 pipe.close()
         return child.wait()
 

@@ -25,12 +25,12 @@ from tiny_audio.training.precision import autocast
 
 _HEAD = "CTC head"
 _FAIREST: NormalizerName = "whisper_english"
-"""The normalizer for the checkpoint's recognizer. Unlike the references, this recognizer may write digits, capitals and
-punctuation, and the normalizer removes these differences."""
+"""The normalizer for the checkpoint's recognizer. The recognizer may write digits, capitals and punctuation that the
+references do not have. The normalizer removes these differences."""
 
 
 class EncoderSystemsStage(SetStage):
-    """Records the hypotheses of these recognizers, for the comparison in the report.
+    """Records the hypotheses of recognizers without the decoder, for the comparison in the report.
 
     The stage's identity is the identity of the set's scores, the encoder's section of the recipe, and the maximum
     number of clips. If a recognizer cannot be used, the stage prints the reason, and the run continues.
@@ -59,7 +59,7 @@ class EncoderSystemsStage(SetStage):
         overhead = self._model.overhead
         try:
             for system in self._systems():
-                systems.append(system)  # keep it even if a later one fails
+                systems.append(system)  # keep it even if a later system fails
         except (UserError, RunFailed) as error:
             run.callback.note(f"{self._name}: no comparison with recognizers without the decoder: {error}")
         data = run.state.evaluation[self._name].data

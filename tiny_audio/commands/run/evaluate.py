@@ -71,7 +71,7 @@ class EvaluateStage(SetStage):
     """
 
     def identity(self) -> str:
-        """Return a hash of the settings. It includes the paths of the set, because another file has other clips."""
+        """Return a hash of the settings. It includes the paths of the set, because a different file has other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})

@@ -104,7 +104,7 @@ class ReportStage:
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
         """Return the audio address of a row's clip, found by its id.
 
-        In ``audio_filepath``, older versions wrote the source's own name of the clip instead of an address.
+        ``audio_filepath`` is not used, because older versions wrote other names into it.
         """
         name = row["id"].split("/")[0]
         try:

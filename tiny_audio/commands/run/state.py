@@ -105,7 +105,7 @@ class RecordedSystem:
 
 @dataclass(frozen=True)
 class EncoderSystemsState:
-    """The recognizers that use the encoder but not the decoder, on one evaluation set. There may be none."""
+    """The recognizers that use the encoder but not the decoder, on one evaluation set. The list may be empty."""
 
     identity: str
     data: str

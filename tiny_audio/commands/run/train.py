@@ -129,7 +129,7 @@ class TrainStage:
         return model
 
     def _inputs(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-        """Return the inputs of training, with the set that chooses the final weights."""
+        """Return the inputs of training, including the set of ``training.keep_best``."""
         best = recipe.training.keep_best
         selection = self._run.clips.evaluation(best.set).fingerprint if best else None
         return replace(training_inputs(recipe, clips, start), selection=selection)
@@ -152,7 +152,7 @@ class TrainStage:
                 if key in ("encoder", "decoder"):
                     which = f" ({before}): its weights, config, tokenizer or template have changed"
                 raise UserError(
-                    f"{run.folder} was started with another {name}{which}; restore that, or give another --output-dir"
+                    f"{run.folder} was started with another {name}{which}; restore it, or give another --output-dir"
                 )
         recorded.clip_durations = ClipDurations.of(clips.clips.durations_s)
         if recorded.work is None:  # a new run, or a run of an older version
@@ -161,7 +161,7 @@ class TrainStage:
         return inputs, recorded.work
 
     def _work(self, recipe: Recipe) -> Work | None:
-        """Return the FLOPs of a clip from a dry run, which comes before random seeds are set."""
+        """Return the FLOPs of a clip from a dry run. Call this before random seeds are set."""
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
@@ -232,7 +232,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:
             raise UserError(
-                f"process {world.rank} has another {_INPUT_NAMES[field.name]} ({ours}) than the first process "
+                f"process {world.rank} has another {_INPUT_NAMES[field.name]} ({ours}) than the main process "
                 f"({first}); give all machines the same files"
             )
 

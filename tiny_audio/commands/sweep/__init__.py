@@ -33,7 +33,7 @@ __all__ = ["Sweep", "combinations"]
 
 
 class Sweep:
-    """All runs of a grid, one after the other. A sweep is idempotent and resumable, like a run.
+    """All runs of a grid, executed in sequence. A sweep is idempotent and resumable, like a run.
 
     Args:
         path: the recipe.

@@ -1,7 +1,7 @@
 """``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles.
 
-If a launcher started several processes, each one transcribes a share of the recordings and writes their files. The main
-process writes standard output, progress and the summary.
+If a launcher started several processes, each process transcribes a share of the recordings and writes their files. The
+main process writes standard output, progress and the summary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Outcome:
 
     done: int = 0
     skipped: int = 0
-    """Recordings whose output already existed."""
+    """Number of recordings whose output already existed."""
     truncated: list[str] = field(default_factory=list)
     """Recordings whose text was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ def transcribe(
 
 
 def _find(inputs: Sequence[Path], options: Options, world: World, stack: ExitStack) -> Inputs:
-    """Find the recordings, and check that the options suit them."""
+    """Find the recordings, and check that they can be transcribed with the options."""
     if options.output_dir is None and stdout_is_closed():
         raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")
     streams = [str(one) for one in inputs if world.size > 1 and (str(one) == STDIN or one.is_fifo())]

@@ -99,7 +99,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
-    """Return the audio files below a folder, and a message about the other files. It is empty if there are none."""
+    """Return the audio files below a folder, and a message about other files, which is empty if there are none."""
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
     others = [on_one_line(name) for name in everything if not is_audio_name(name)]
@@ -108,7 +108,7 @@ def _contents(folder: Path) -> tuple[list[str], str]:
     shown = ", ".join(others[:_NUM_SHOWN]) + (
         f" and {len(others) - _NUM_SHOWN} more" if len(others) > _NUM_SHOWN else ""
     )
-    return audio, f": {len(others)} other files are not audio by their suffixes: {shown}"
+    return audio, f": {len(others)} files do not have the suffix of an audio file: {shown}"
 
 
 def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:

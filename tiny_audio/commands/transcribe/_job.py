@@ -38,14 +38,14 @@ class Result:
 
     @classmethod
     def of(cls, transcription: Transcription, error: str | None) -> Result:
-        """Return what is reported about a transcription."""
+        """Return the result of a transcription."""
         return cls(
             transcription.truncated, transcription.why_empty, transcription.suppressed, transcription.warning, error
         )
 
 
 class Job:
-    """Passes a process's share of the recordings through one transcriber.
+    """Transcribes a process's share of the recordings.
 
     Args:
         recordings: all recordings.
@@ -181,6 +181,9 @@ class Job:
 
 
 def _durations(recordings: Sequence[Recording], world: World) -> list[float]:
-    """Return the duration of each recording in seconds, or 0 if the header does not state it. All processes call it."""
+    """Return the duration of each recording in seconds, or 0 if the header does not state it.
+
+    All processes must call this function.
+    """
     parts = world.gather([duration(one) for one in recordings[world.rank :: world.size]])
     return [parts[index % world.size][index // world.size] for index in range(len(recordings))]

@@ -30,7 +30,7 @@ class Options:
     track: int | None = None
     """The audio track, from 1. None uses each file's default track, else its first."""
     channel: int | None = None
-    """The channel, from 1. None averages the channels, or uses the stronger one if they cancel each other."""
+    """The channel, from 1. None averages the channels, or uses the strongest channel if they cancel each other."""
 
     context: Context | None = None
     """The context of all recordings, such as hotwords."""

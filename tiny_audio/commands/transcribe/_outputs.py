@@ -1,4 +1,4 @@
-"""The output folder: the existing transcripts, and the model, options and recordings that produced them."""
+"""The output folder of ``tiny-audio transcribe``: transcripts, and a log of the model, options and recordings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
-"""Name of the log, which records the model and options of each format and the recording of each transcript. Each
-process has its own log, because appending to one file from several machines can lose lines."""
+"""Name of the log. It records the model and options for each format, and the recording of each transcript. Each process
+has its own log, because lines can be lost if several machines append to one file."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -49,7 +49,7 @@ class OutputFolder:
         self._identity = {"model": files, "options": options.identity()}
         logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
         self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
-        """For each log, the identity of the model and options that produced the transcripts of this format."""
+        """For each log, the model and options that produced the transcripts of this format."""
         self._made: dict[str, list[int]] = {}
         """Size and modification time of the recording of each transcript with this identity."""
         for identity, made in logs.values():

@@ -52,7 +52,7 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 def explained(error: Exception, repo: str, revision: str) -> UserError:
     """Translate an error of huggingface_hub into a message that says what to do.
 
-    Raise ``error`` again if it is neither an error response of the hub nor a failure to reach the hub.
+    Other errors are raised again.
     """
     import httpx2
     from huggingface_hub import constants, get_token

@@ -70,7 +70,7 @@ def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     pin = pin_of(asdict(split))
     shards = _kept(pin)
     if commit is not None and (shards is None or shards.commit != commit):
-        pin = pin_of(asdict(split), commit)  # a separate file, because the first one may name another commit
+        pin = pin_of(asdict(split), commit)  # a separate file, because the first file may contain another commit
         shards = _kept(pin)
     if shards is not None:
         return shards

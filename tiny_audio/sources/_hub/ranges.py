@@ -1,8 +1,8 @@
 """A file on the hub, read by range requests.
 
-The hub limits how often the location of a file may be looked up (a few thousand times in five minutes), but not how
-often the file is read. The file system of huggingface_hub looks up the location for every range. This module looks it
-up once, and again only if the location has expired.
+The hub limits how often the location of a file is looked up (a few thousand times in five minutes), but not how often
+the file is read. The file system of huggingface_hub looks up the location for every range. This module looks it up
+once, and again only if the location has expired.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TIMEOUT_S = 60.0
 
 
 class RangeFile(SeekableBytes):
-    """A file of a dataset at a commit; each read is one range request.
+    """A file of a dataset at a commit. Each read is one range request.
 
     Raises:
         UserError: the hub cannot be reached or rejects the request, on opening or on reading.
@@ -99,5 +99,5 @@ class RangeFile(SeekableBytes):
         return response
 
     def _retried(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call with more retries than the default, so that a run survives a short loss of the network."""
+        """Call with more retries than by default, so that a run survives a short network failure."""
         return retried(call, connect_retries=POLICY.max_retries)

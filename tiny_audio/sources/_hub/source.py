@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Number of shards that are indexed at a time. Most of the time, indexing waits for the network."""
+"""Number of shards that are indexed in parallel. Most of the time, indexing waits for the network."""
 _LOG_EVERY = 100
 
 
@@ -42,9 +42,9 @@ class HubSourceConfig(SourceConfig):
     max_shards: PositiveInt | None = None
     """Maximum number of files of the split to use, spread evenly over the split. None uses all files."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. If the cache
-    holds at least two windows of `batching.shuffle_clips` clips (20,000 clips of 10 s are 6 GB), audio is fetched once
-    per epoch. If it holds the whole split, audio is fetched only once."""
+    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. If two windows
+    of `batching.shuffle_clips` clips fit (20,000 clips of 10 s are 6 GB), audio is fetched once per epoch. If the whole
+    split fits, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from tiny_audio.sources._synthetic.words import (
 )
 
 VERSION = 5
-"""Version of sentences and audio. Increase it if the same seed gives other ones, so that old caches are not used."""
+"""Version of sentences and audio. Increase it if a change affects them, so that old caches are not used."""
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -73,8 +73,9 @@ def is_held_out(text: str) -> bool:
 
     A hash selects half of the sentences. Three kinds of sentences in this half stay in training: single words,
     sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
-    in the other half. Therefore every word and every pair of words in a held-out sentence occurs in training, and only
-    the whole sentence is new. If the hash selected only a tenth, the same few held-out sentences would be drawn often.
+    in the other half. Every word and every pair of words in a held-out sentence therefore occurs in training, and only
+    the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few different held-out
+    sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -94,8 +95,8 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Words and pairs of words that are frequent in lines that the hash leaves in training: those lines are at least
-    ``_MIN_PHRASE_SHARE`` of the sample."""
+    """Frequent words and pairs of words. Lines of the half that stays in training, and that contain the word or pair,
+    are at least ``_MIN_PHRASE_SHARE`` of the sample."""
 
 
 _SAMPLES: dict[str, _Sample] = {}

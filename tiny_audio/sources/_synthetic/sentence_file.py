@@ -1,4 +1,4 @@
-"""Sentences from a text file with one sentence per line: reading, checks, the split, and the text for espeak-ng."""
+"""Read sentences from a text file, check and split them, and convert them to text for espeak-ng."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _problem(sentence: str) -> str | None:
-    """Return why espeak-ng cannot speak a sentence, or None."""
+    """Return the reason why espeak-ng cannot speak a sentence, or None if it can."""
     if len(sentence) > MAX_CHARACTERS:
         return f"{len(sentence):,} characters, but the limit is {MAX_CHARACTERS}"
     strange = next((character for character in sentence if not _is_allowed(character)), None)

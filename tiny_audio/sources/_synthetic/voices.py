@@ -1,8 +1,8 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
-side. No held-out voice is close to a training voice: the mean and spread of their cepstra differ more than twice as
-much as after a change of 20 on espeak-ng's pitch scale."""
+side. No held-out voice is close to a training voice. Two voices are close if the mean and spread of their cepstra
+differ by at most twice the difference that a change of 20 on espeak-ng's pitch scale makes."""
 
 from __future__ import annotations
 
