@@ -46,7 +46,7 @@ def test_a_copy_overwrites_nothing(call: Output) -> None:
     for to in ("laptop.yaml", "."):
         code, out, err = call("recipes", "laptop", "--copy", to)
         assert (code, out) == (2, "")
-        assert err.startswith("error: laptop.yaml exists")
+        assert err.startswith("error: laptop.yaml already exists")
     assert Path("laptop.yaml").read_text() == "mine"
 
 
