@@ -91,5 +91,5 @@ def test_a_local_file_has_priority_with_a_note(call: Output) -> None:
     call("recipes", "laptop", "--copy", ".")
     code, out, err = call("validate", "laptop")
     assert (code, out.startswith("laptop is valid")) == (0, True)
-    assert err.startswith("laptop is the file laptop.yaml ")
+    assert err.startswith("using the file laptop.yaml")
     assert call("validate", "laptop.yaml")[2] == ""

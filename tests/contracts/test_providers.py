@@ -89,7 +89,7 @@ class Wrong(Provider):
         ),
         (
             [ProviderTranscript(""), ProviderTranscript("a"), ProviderTranscript("b")],
-            "threads, another transcript",
+            "threads, different transcript",
         ),
     ],
 )

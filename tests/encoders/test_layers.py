@@ -218,11 +218,15 @@ def ignores_checkpointing(part: Any, config: EncoderConfig) -> None:
     [
         (freezes_the_sum, "layers", r"layer: weighted, .* \[\]"),
         (keeps_an_extra_layer, "layers", r"layer: weighted .* layer: 1: model\.encoder\.unused"),
-        (ignores_the_layer, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
-        (changes_numbered_layers, "layers", r"layer: 1, and the weighted sum with all weight on it: values differ"),
-        (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], and the part has \[.*'spare'"),
+        (ignores_the_layer, "layers", r"layer: 1, compared with the weighted sum of only this layer: values differ"),
+        (
+            changes_numbered_layers,
+            "layers",
+            r"layer: 1, compared with the weighted sum of only this layer: values differ",
+        ),
+        (another_linear_layer, "linear_layers", r"linear_layers are \[.*\], but the part has \[.*'spare'"),
         (attends_past_adapters, "linear_layers", r"no gradient reaches \S*attention\.\w_proj\.lora_"),
-        (differs_by_attention, "attentions", r"attention: sdpa, and auto: values differ"),
+        (differs_by_attention, "attentions", r"attention: sdpa, compared with auto: values differ"),
         (ignores_checkpointing, "checkpointing", r"gradient_checkpointing with freeze: false"),
     ],
 )
