@@ -108,7 +108,7 @@ def _contents(folder: Path) -> tuple[list[str], str]:
     shown = ", ".join(others[:_NUM_SHOWN]) + (
         f" and {len(others) - _NUM_SHOWN} more" if len(others) > _NUM_SHOWN else ""
     )
-    return audio, f": {len(others)} files do not have the suffix of an audio file: {shown}"
+    return audio, f": {len(others)} other files do not have the suffix of an audio file: {shown}"
 
 
 def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
