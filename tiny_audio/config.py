@@ -74,10 +74,17 @@ def _identity_of_value(value: Any) -> Any:
     return value
 
 
-def problems(error: ValidationError) -> str:
-    """Return the errors of a validation in one line, each after its location in the config."""
-    found = ((".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors())
+def problems(error: ValidationError, skip: int = 0) -> str:
+    """Return the errors of a validation in one line, each after its location without the first ``skip`` steps."""
+    found = (
+        (".".join(map(str, one["loc"][skip:])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
+    )
     return "; ".join(f"{location}: {message}" if location else message for location, message in found)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's class if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class TinyAudioError(Exception):

@@ -243,7 +243,7 @@ ROW = leaderboard(0, "a", "b")
         ([{**ROW, "metadata": []}], "line 1: metadata []"),
         ([ROW, leaderboard(1, "c", "c"), ROW], "line 3: 'sample_0' line 1 twice id"),
         ([{**ROW, "error": "down"}], "mine (mine: 0 hypothesis of 1)"),
-        ([{**ROW, "text": "<noise>"}], "1 references 'whisper_english'"),
+        ([{**ROW, "text": "<noise>"}], "mine.jsonl: 'whisper_english'"),
     ],
 )
 def test_other_files_are_rejected(write: Write, content: Any, message: str) -> None:
@@ -273,7 +273,7 @@ def test_impossible_comparisons_are_rejected(write: Write, tmp_path: Path) -> No
         (lambda: rescore([binary]), "sound.jsonl"),
         (lambda: rescore([path], cost="nist"), "'nist'; unit, sclite"),
         (lambda: rescore([path], normalizer_name="x"), "'x'; none, lower, basic,"),
-        (lambda: rescore([path], group_by="room"), "--group-by room: (columns: sex, speaker)"),
+        (lambda: rescore([path], group_by="room"), "mine.jsonl: 'room' (columns: sex, speaker)"),
     ]
     for call, message in asked:
         with pytest.raises(UserError) as caught:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Document, changed, tiny_recipe
+from tests.conftest import Document, tiny_recipe
+from tests.plan.recipes import parse
 from tests.support.processes import fork
 from tiny_audio.cli import main
 from tiny_audio.commands.probe import GIB, MOST_CLIPS, Bucket, Probe, most_that_fit, probe_recipe, probe_table
@@ -24,10 +25,6 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
 
 MEMORY_GB = 0.875
-
-
-def parse(document: Document, **changes: Any) -> Recipe:
-    return Recipe.model_validate_json(json.dumps(changed(document, **changes)))
 
 
 @pytest.fixture(scope="module")

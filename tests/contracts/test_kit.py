@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,155 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.registered_parts import Change, named, rebuilt_by
 from tiny_audio import testing
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig
 from tiny_audio.frames import Frames
-from tiny_audio.projectors import PROJECTORS, Projector
-from tiny_audio.registry import Entry, Registry
-from tiny_audio.testing import DECODER_CHECKS, ENCODER_CHECKS, check_decoder, check_encoder, check_projector
-
-Change = Callable[..., Any]
-
-
-def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
-    """Return the part's ``tiny()`` config. ``change(part, config)`` is applied to every part built from it."""
-    entry = registry.entry(name)
-
-    def build(config: Any, context: Any) -> Any:
-        part = entry.build(config, context)
-        return change(part, config) or part
-
-    patch.setitem(registry._entries, name, Entry(entry.name, entry.config, build))
-    return entry.config.tiny()
-
-
-def named(checks: tuple[Change, ...], name: str) -> Change:
-    """Return the check with this name."""
-    (check,) = [check for check in checks if check.__name__ == f"check_{name}"]
-    return check
-
-
-# --- projectors
-
-
-class Wrapped(Projector):
-    """A correct projector, from which incorrect ones are derived."""
-
-    def __init__(self, inner: Projector) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        return self.inner.max_embeddings(num_frames)
-
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings: tuple[Tensor, Tensor] = self.inner(frames)
-        return embeddings
-
-
-class ReadsPadding(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return embeddings + frames.values.mean(), lengths
-
-
-class UsesTheLongestLength(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        return super().forward(replace(frames, lengths=frames.lengths.max().expand(len(frames.lengths))))
-
-
-class TooLoud(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return 1.05 * embeddings, lengths
-
-
-class Noisy(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return nn.functional.dropout(embeddings, 0.1, self.training), lengths
-
-
-class Unused(Wrapped):
-    def __init__(self, inner: Projector) -> None:
-        super().__init__(inner)
-        self.spare = nn.Linear(2, 2)
-
-
-class Frozen(Wrapped):
-    def __init__(self, inner: Projector) -> None:
-        super().__init__(inner)
-        self.spare = nn.Parameter(torch.zeros(2), requires_grad=False)
-
-
-class NotSaved(Wrapped):
-    def __init__(self, inner: Projector) -> None:
-        super().__init__(inner)
-        self.register_buffer("shift", 1e-3 * torch.randn(1), persistent=False)
-
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return embeddings + self.get_buffer("shift"), lengths
-
-
-class UnderstatesItsLength(Wrapped):
-    def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        return self.inner.max_embeddings(num_frames) - 1
-
-
-class OneEmbeddingTooFew(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return embeddings, lengths - 1
-
-
-class FailsOnSilence(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return embeddings / frames.values.abs().amax(dim=(1, 2), keepdim=True).clamp(max=1), lengths
-
-
-class CutsTheGradient(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        return super().forward(replace(frames, values=frames.values.detach() + 0 * frames.values))
-
-
-class FloatLengths(Wrapped):
-    def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        embeddings, lengths = super().forward(frames)
-        return embeddings, lengths.float()
-
-
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        (ReadsPadding, r"in a batch with longer and shorter clips: values differ by up to"),
-        (
-            UsesTheLongestLength,
-            r"a clip of 1 frames .* has 20 embeddings, but 1 alone|1 frames gave 20 embeddings, but max_",
-        ),
-        (TooLoud, r"RMS 0\.03\d+ .*RMS 0\.1, .* 0\.03 "),
-        (Noisy, r"training mode changes the embeddings"),
-        (Unused, r"training: no gradient reaches spare\.weight"),
-        (Frozen, r"trainable"),
-        (NotSaved, r"after saving and loading, .*embeddings"),
-        (UnderstatesItsLength, r"1 frames gave 1 embeddings, but max_embeddings says 0"),
-        (OneEmbeddingTooFew, r"1 frames gave no embedding; a clip has at least one"),
-        (FailsOnSilence, r"embeddings of frames × 0 in torch\.float32: \d+ values are not finite"),
-        (CutsTheGradient, r"no gradient reaches the frames, so the encoder could not train"),
-        (FloatLengths, r"lengths must be int64, but are torch\.float32"),
-    ],
-)
-def test_errors_of_projectors_are_found(mistake: type[Wrapped], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = rebuilt_by(PROJECTORS, "swiglu", lambda part, config: mistake(part), monkeypatch)
-    with pytest.raises(AssertionError, match=rf"^swiglu: .*({message})"):
-        check_projector(config)
-
-
-def test_a_correct_projector_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_projector(rebuilt_by(PROJECTORS, "swiglu", lambda part, config: Wrapped(part), monkeypatch))
-
+from tiny_audio.registry import Registry
+from tiny_audio.testing import DECODER_CHECKS, ENCODER_CHECKS, check_decoder, check_encoder
 
 # --- encoders
 

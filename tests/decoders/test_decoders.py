@@ -11,6 +11,7 @@ import torch
 import transformers
 from pydantic import ValidationError
 
+from tests.support import checkpoint_folders
 from tests.support.chat_tokenizers import chat_tokenizer
 from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
@@ -23,15 +24,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
 
-LLAMA: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
+LLAMA: dict[str, Any] = checkpoint_folders.LLAMA | {"tie_word_embeddings": True}
 FAMILIES = {
     "smollm2": ("smollm2", "LlamaForCausalLM", {}),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", {}),

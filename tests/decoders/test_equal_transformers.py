@@ -10,15 +10,10 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tests.support.checkpoint_folders import LLAMA
+from tests.support.equality import assert_close
 from tiny_audio.decoders import DECODERS, Decoder, DecoderContext
 
-LLAMA = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-}
 TOKENS = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WINDOW = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 LLAMA3_ROPE = {
@@ -65,11 +60,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def assert_equal(found: Tensor, wanted: Tensor) -> None:
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Decoder]:
     """Return a transformers model, and the decoder loaded from its checkpoint."""
@@ -99,10 +89,10 @@ def test_logits_are_equal(pair: tuple[Any, Decoder]) -> None:
     keep = mask & (torch.arange(12) % 2 == 0)
     with torch.no_grad():
         wanted = model(input_ids=tokens, attention_mask=mask.long()).logits
-        assert_equal(decoder(decoder.embed(tokens), mask, mask), wanted[mask])
-        assert_equal(decoder(decoder.embed(tokens), mask, keep), wanted[keep])
+        assert_close(decoder(decoder.embed(tokens), mask, mask), wanted[mask])
+        assert_close(decoder(decoder.embed(tokens), mask, keep), wanted[keep])
         alone = model(input_ids=tokens[1:2, :5]).logits[0]
-        assert_equal(decoder(decoder.embed(tokens[1:2, :5]), mask[1:2, :5], mask[1:2, :5]), alone)
+        assert_close(decoder(decoder.embed(tokens[1:2, :5]), mask[1:2, :5], mask[1:2, :5]), alone)
 
 
 @pytest.mark.parametrize(
@@ -127,4 +117,4 @@ def test_embeddings_are_equal(pair: tuple[Any, Decoder]) -> None:
     assert torch.equal(decoder.embed(torch.arange(60)), table)
     assert decoder.embedding_rms() == pytest.approx(table.pow(2).mean().sqrt().item())
     scale = 32**0.5 if "Gemma" in type(model).__name__ else 1.0
-    assert_equal(table, scale * model.get_input_embeddings().weight)
+    assert_close(table, scale * model.get_input_embeddings().weight)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from tests.support.encoder_checkpoints import FAMILIES, GROUP_NORM, WAVEFORM_FAMILIES, bare, build, original
 from tests.support.messages import assert_names
+from tests.support.part_checkpoints import change
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, EncoderContext
 from tiny_audio.pretrained.checkpoints import published_architecture
@@ -25,12 +24,6 @@ KINDS = [
     ("parakeet", "ParakeetForRNNT"),
     ("parakeet", "ParakeetForTDT"),
 ]
-
-
-def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:

@@ -23,12 +23,12 @@ from tests.support.encoder_checkpoints import (
     GROUP_NORM,
     SAMPLE_RATE,
     WAVEFORM_FAMILIES,
-    assert_equal,
     bare,
     build,
     original,
     speech,
 )
+from tests.support.equality import assert_close
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders.whisper import WhisperConfig
 from tiny_audio.frames import Frames
@@ -71,7 +71,7 @@ def test_masked_batches_of_mixed_lengths(tmp_path: Path, name: str, training: bo
     assert frames.lengths.tolist() == model._get_feat_extract_output_lengths(inputs.attention_mask.sum(-1)).tolist()
     assert frames.rate == pytest.approx(50)
     for row, length in enumerate(frames.lengths):
-        assert_equal(frames.values[row, :length], wanted[row, :length])
+        assert_close(frames.values[row, :length], wanted[row, :length])
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
@@ -86,7 +86,7 @@ def test_encoders_with_group_norm_clip_by_clip(tmp_path: Path, name: str) -> Non
         for row, clip in enumerate(clips):
             wanted = model(**extractor(clip, sampling_rate=SAMPLE_RATE, return_tensors="pt")).last_hidden_state[0]
             assert len(wanted) == frames.lengths[row]
-            assert_equal(frames.values[row, : len(wanted)], wanted)
+            assert_close(frames.values[row, : len(wanted)], wanted)
 
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
@@ -97,7 +97,7 @@ def test_encoders_without_normalization(tmp_path: Path, name: str) -> None:
     audio = torch.from_numpy(speech(0.5))[None]
     with torch.no_grad():
         wanted = bare(name, whole)(audio).last_hidden_state
-        assert_equal(encoder(audio, torch.tensor([audio.shape[1]])).values, wanted)
+        assert_close(encoder(audio, torch.tensor([audio.shape[1]])).values, wanted)
 
 
 def test_normalization_has_no_effect_before_a_group_norm(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_w2v_bert_on_mixed_lengths(w2v_bert: tuple[Any, Encoder]) -> None:
         own = encoder(*batch(clips_of(*SECONDS)))
     assert frames.lengths.tolist() == own.lengths.tolist() == lengths.tolist()
     for row, length in enumerate(lengths):
-        assert_equal(frames.values[row, :length], wanted[row, :length])
+        assert_close(frames.values[row, :length], wanted[row, :length])
         difference = (own.values[row, :length] - wanted[row, :length]).abs().max()
         assert float(difference) <= 1e-3 * float(wanted[row, :length].pow(2).mean().sqrt())
 
@@ -188,7 +188,7 @@ def test_parakeet_on_mixed_lengths(parakeet: tuple[Any, Encoder], training: bool
     assert own.rate == 12.5
     for row, length in enumerate(frames.lengths):
         wanted = output.last_hidden_state[row, :length]
-        assert_equal(frames.values[row, :length], wanted)
+        assert_close(frames.values[row, :length], wanted)
         difference = (own.values[row, :length] - wanted).abs().max()
         assert float(difference) <= 1e-4 * float(wanted.pow(2).mean().sqrt())
 
@@ -240,7 +240,7 @@ def test_whisper_at_30_s(whisper: tuple[Any, Encoder]) -> None:
         wanted = model(features).last_hidden_state
         frames = encoder.encode(Frames(features.transpose(1, 2), torch.tensor([3000]), 100.0))
     assert frames.lengths.tolist() == [1500]
-    assert_equal(frames.values, wanted)
+    assert_close(frames.values, wanted)
 
 
 def test_shorter_clips_equal_whispers_layers_called_one_by_one(whisper: tuple[Any, Encoder]) -> None:
@@ -256,7 +256,7 @@ def test_shorter_clips_equal_whispers_layers_called_one_by_one(whisper: tuple[An
                 hidden = layer(hidden, None)
             wanted = model.layer_norm(hidden)[0]
             assert len(wanted) == frames.lengths[row]
-            assert_equal(frames.values[row, : len(wanted)], wanted)
+            assert_close(frames.values[row, : len(wanted)], wanted)
 
 
 def test_whisper_rejects_clips_longer_than_its_positions(whisper: tuple[Any, Encoder]) -> None:

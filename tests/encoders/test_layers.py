@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.encoder_checkpoints import DEPTH_FIELDS, FAMILIES, assert_equal, bare, build, original, speech
+from tests.support.encoder_checkpoints import DEPTH_FIELDS, FAMILIES, bare, build, original, speech
+from tests.support.equality import assert_close
 from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
 from tiny_audio.config import UserError
@@ -81,7 +82,7 @@ def test_a_layer_can_be_selected_by_number(family: tuple[str, Any, Path]) -> Non
         assert len(wanted) == DEPTH + 1
         for number in range(1, DEPTH + 1):
             encoder = build(name, folder, layer=number)
-            assert_equal(encoder(*audio()).values, wanted[number])
+            assert_close(encoder(*audio()).values, wanted[number])
             kept = {key.split("layers.")[1][0] for key in encoder.state_dict() if re.search(r"(?<!conv_)layers\.", key)}
             if name != "parakeet":  # Parakeet's convolutions are also called layers
                 assert kept == {str(layer) for layer in range(number)}, "the layers above are not kept"
@@ -99,7 +100,7 @@ def test_the_last_layer_equals_the_models_output(family: tuple[str, Any, Path]) 
         special = {"whisper": "layer_norm", "qwen3-asr": "ln_post"}
         norm = model.get_submodule(special.get(name, "encoder.layer_norm"))
         with torch.no_grad():
-            assert_equal(last, norm(numbered))
+            assert_close(last, norm(numbered))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -110,16 +111,16 @@ def test_the_weighted_sum_of_layers(family: tuple[str, Any, Path], checkpointing
     assert names == ["weighted.weights"]
     with torch.no_grad():
         states = torch.stack(hidden_states(name, model, encoder))
-        assert_equal(encoder(*audio()).values, states.mean(0))
+        assert_close(encoder(*audio()).values, states.mean(0))
         encoder.weighted.weights.copy_(torch.tensor([0.3, -1.0, 2.0, 0.5]))
     frames = encoder(*audio()).values
     shares = encoder.weighted.weights.detach().clone().requires_grad_()
     wanted = (shares.softmax(0)[:, None, None, None] * states).sum(0)
-    assert_equal(frames.detach(), wanted.detach())
+    assert_close(frames.detach(), wanted.detach())
     frames.square().sum().backward()
     wanted.square().sum().backward()
     assert shares.grad is not None
-    assert_equal(encoder.weighted.weights.grad, shares.grad)
+    assert_close(encoder.weighted.weights.grad, shares.grad)
 
 
 @pytest.mark.parametrize("layer", [2, "weighted"])

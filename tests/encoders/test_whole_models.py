@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GraniteSpeechFeatureExtractor, Qwen3ASRFeatureExtractor
 
-from tests.support.encoder_checkpoints import SAMPLE_RATE, assert_equal, bare, build, original, speech
+from tests.support.encoder_checkpoints import SAMPLE_RATE, bare, build, original, speech
+from tests.support.equality import assert_close
 from tests.support.hub_server import Repo, running_hub, use_hub
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
@@ -106,8 +107,8 @@ def test_frames_of_mixed_lengths_equal_the_whole_models(family: tuple[str, Any, 
         frames = encoder.encode(Frames(pad_sequence(extracted, batch_first=True), lengths, 100.0))
     assert own.lengths.tolist() == frames.lengths.tolist() == [len(row) for row in wanted]
     for row, expected in enumerate(wanted):
-        assert_equal(frames.values[row, : len(expected)], expected)
-        assert_equal(own.values[row, : len(expected)], expected)
+        assert_close(frames.values[row, : len(expected)], expected)
+        assert_close(own.values[row, : len(expected)], expected)
 
 
 def test_layers_above_the_middle_use_the_middle_prediction(tmp_path: Path) -> None:
@@ -124,11 +125,11 @@ def test_layers_above_the_middle_use_the_middle_prediction(tmp_path: Path) -> No
         hidden = model.input_linear(features.reshape(1, -1, 80))
         for layer in model.layers[:2]:
             hidden = layer(hidden, attention_dists=model.attention_dists)
-        assert_equal(below.encode(Frames(features[None], torch.tensor([100]), 100.0)).values, hidden)
+        assert_close(below.encode(Frames(features[None], torch.tensor([100]), 100.0)).values, hidden)
         hidden = hidden + model.out_mid(model.out(hidden).softmax(-1))
         hidden = model.layers[2](hidden, attention_dists=model.attention_dists)
         for encoder in (above, rebuilt):
-            assert_equal(encoder.encode(Frames(features[None], torch.tensor([100]), 100.0)).values, hidden)
+            assert_close(encoder.encode(Frames(features[None], torch.tensor([100]), 100.0)).values, hidden)
 
 
 # --- reading

@@ -1,11 +1,13 @@
 """An export of an earlier version can be loaded, and gives the same texts as then.
 
-Without filters, that version did not transcribe the pauses of the long recording.
+It has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and that version's
+code. Without filters, that version did not transcribe the pauses of the long recording.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,7 @@ from tests.support.remote_code import offline, run_here
 from tiny_audio.cli import main
 from tiny_audio.export.load import load_model
 
-FOLDER = Path(__file__).parent / "old_export"
-"""Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and the code of that
-version."""
-EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+EXPECTED = json.loads(Path(__file__).with_name("old_export.json").read_text())
 
 PIPELINE = """
 import json, sys
@@ -57,8 +56,15 @@ def waveforms() -> dict[str, np.ndarray[Any, Any]]:
     return dict(zip(("first", "second", "third", "fourth"), clips, strict=True)) | {"long": long, "silence": pause}
 
 
-def test_the_export_can_be_loaded() -> None:
-    model, tokenizer = load_model(FOLDER / "model")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("old_export")
+    shutil.unpack_archive(Path(__file__).with_name("old_export.zip"), place)
+    return place
+
+
+def test_the_export_can_be_loaded(folder: Path) -> None:
+    model, tokenizer = load_model(folder)
     for name in ("first", "second", "third", "fourth"):
         waveform = torch.from_numpy(waveforms()[name])
         (transcript,) = model.transcribe(waveform[None], torch.tensor([len(waveform)]), tokenizer)
@@ -67,12 +73,14 @@ def test_the_export_can_be_loaded() -> None:
 
 @pytest.mark.usefixtures("pauses_by_loudness")
 @pytest.mark.parametrize("flags", [[], ["--no-filters"]], ids=["filtered", "unfiltered"])
-def test_the_export_can_transcribe(flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_export_can_transcribe(
+    folder: Path, flags: Sequence[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = []
     for name, waveform in waveforms().items():
         paths.append(str(tmp_path / f"{name}.wav"))
         soundfile.write(paths[-1], waveform, 16_000, subtype="FLOAT")
-    assert main(["transcribe", str(FOLDER / "model"), *paths, "--format", "json", *flags]) == 0
+    assert main(["transcribe", str(folder), *paths, "--format", "json", *flags]) == 0
     rows = dict(zip(waveforms(), json.loads(capsys.readouterr().out), strict=True))
     if flags:
         assert {name: row["text"] for name, row in rows.items()} == EXPECTED["transcribe --no-filters"]
@@ -81,7 +89,7 @@ def test_the_export_can_transcribe(flags: Sequence[str], tmp_path: Path, capsys:
         assert segments == EXPECTED["transcribe"]
 
 
-def test_a_pipeline_can_use_the_code_of_the_export(tmp_path: Path) -> None:
+def test_a_pipeline_can_use_the_code_of_the_export(folder: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "waveforms.npz", **waveforms())
-    arguments = (FOLDER / "model", tmp_path / "waveforms.npz")
+    arguments = (folder, tmp_path / "waveforms.npz")
     assert run_here(PIPELINE, *arguments, cwd=tmp_path, **offline(tmp_path)) == EXPECTED["pipeline"]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.support.equality import assert_close
 from tests.support.projectors import (
     CONTENT_DECIDES,
     CONTEXT,
     ENTRIES,
     SMALL,
-    assert_equal,
     before_output_norm,
     built,
     configured,
@@ -36,11 +36,11 @@ def test_moe_is_the_weighted_sum_of_its_experts() -> None:
         shares = torch.softmax(values @ projector.router.weight.T + projector.router.bias, dim=-1)
         outputs = torch.stack([expert(values) for expert in projector.experts], dim=-1)  # [B, N, H, experts]
         wanted = (outputs @ shares[..., None])[..., 0]
-    assert_equal(before_output_norm(projector, frames), wanted)
+    assert_close(before_output_norm(projector, frames), wanted)
     # If the router strongly prefers one expert, only this expert is used.
     with torch.no_grad():
         projector.router.bias.copy_(torch.tensor([0.0, 100.0, 0.0]))
-    assert_equal(before_output_norm(projector, frames), outputs[..., 1])
+    assert_close(before_output_norm(projector, frames), outputs[..., 1])
 
 
 def test_moe_trains_router_and_all_experts() -> None:
@@ -106,7 +106,7 @@ def test_ctc_compress_averages_runs_of_equal_labels(blanks: str, runs: Sequence[
     for clip, row in enumerate(runs):
         averages = torch.stack([frames.values[clip, start:end].mean(0) for start, end in row])
         with torch.no_grad():
-            assert_equal(found[clip, : len(row)], projector.feedforward(averages))
+            assert_close(found[clip, : len(row)], projector.feedforward(averages))
 
 
 def test_ctc_compress_divides_the_gradient_among_a_run() -> None:

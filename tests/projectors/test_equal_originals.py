@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.support.equality import assert_close
 from tests.support.projectors import (
     CARD,
     CONTEXT,
     SMALL,
-    assert_equal,
     before_output_norm,
     built,
     carry_over,
@@ -36,7 +36,7 @@ def assert_equal_on_stacks(ours: Any, original: Any) -> None:
     frames = noise(40, 23)
     with torch.no_grad():
         wanted = original(frames.zeroed().values.reshape(2, 10, -1))
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_close(before_output_norm(ours, frames), wanted)
 
 
 @pytest.mark.parametrize("family", ["voxtral", "glmasr"])
@@ -91,14 +91,14 @@ def test_mlp_of_averages_equals_audio_flamingo_3_on_pooled_frames() -> None:
     frames = noise(40)
     with torch.no_grad():
         wanted = original(F.avg_pool1d(frames.values.transpose(1, 2), 2).transpose(1, 2))
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_close(before_output_norm(ours, frames), wanted)
 
 
 def test_the_average_of_an_incomplete_stack_has_only_its_frames() -> None:
     ours = built("mlp", merge="average", stack=4)
     frames = noise(40, 6)
     with torch.no_grad():
-        assert_equal(before_output_norm(ours, frames)[1, 1], ours.feedforward(frames.values[1, 4:6].mean(0)))
+        assert_close(before_output_norm(ours, frames)[1, 1], ours.feedforward(frames.values[1, 4:6].mean(0)))
 
 
 def test_mlp_with_a_hidden_norm_equals_tiny_audios_projector_of_2026() -> None:
@@ -114,7 +114,7 @@ def test_mlp_with_a_hidden_norm_equals_tiny_audios_projector_of_2026() -> None:
         wanted = ours.feedforward.down(
             F.gelu(F.rms_norm(hidden, hidden.shape[-1:], ours.feedforward.norm.weight, 1e-6))
         )
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_close(before_output_norm(ours, frames), wanted)
 
 
 QFORMER_NAMES = [
@@ -162,7 +162,7 @@ def test_windowed_qformer_equals_granite(num_layers: int, every: int) -> None:
     with torch.no_grad():
         wanted = original(frames.zeroed().values)
     found = before_output_norm(ours, frames)
-    assert_equal(found, wanted)
+    assert_close(found, wanted)
     embeddings, lengths = embed(ours, frames)
     assert lengths == [3, 3, 3, 6, 21]
     assert embeddings.shape[1] == 21
@@ -180,7 +180,7 @@ def test_global_qformer_equals_blip2_with_a_mask() -> None:
             encoder_attention_mask=frames.mask().long(),
         ).last_hidden_state
         wanted = original.linear(wanted)
-    assert_equal(before_output_norm(ours, frames), wanted)
+    assert_close(before_output_norm(ours, frames), wanted)
     assert embed(ours, frames)[1] == [3, 3, 3]
 
 
@@ -201,7 +201,7 @@ def test_conv_without_overlap_equals_a_linear_layer_on_stacked_frames() -> None:
     with torch.no_grad():
         weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, D, k] -> [C, k·D]
         wanted = projector.feedforward(F.gelu(F.linear(stacked, weight, conv.bias)))
-    assert_equal(before_output_norm(projector, frames), wanted)
+    assert_close(before_output_norm(projector, frames), wanted)
 
 
 @pytest.mark.parametrize(("stride", "kernel"), [(2, 3), (2, 2), (3, 4), (3, 7), (1, 4)])

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import write_clips
 from tests.support.paths import RECIPES as FOLDER
+from tests.support.training import RecordingCallback
 from tiny_audio.commands.run import Run
 from tiny_audio.commands.show import describe_recipe
 from tiny_audio.decoders import DECODERS
@@ -23,14 +24,6 @@ RECIPES = list(shipped_recipes().values())
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
 """Recipes that differ at tiny size from others in nothing that runs, as those in ``projectors/`` do but for their
 projector, which tests/test_combinations.py has in whole models."""
-
-
-class Silent:
-    def step(self, step: int, values: dict[str, Any]) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def test_recipes_are_found() -> None:
@@ -106,7 +99,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 )
 def test_a_recipe_runs_with_tiny_versions_of_its_parts(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
-    report = Run(shrunk(recipe, tmp_path), path.stem, tmp_path / "run", Silent()).complete()
+    report = Run(shrunk(recipe, tmp_path), path.stem, tmp_path / "run", RecordingCallback()).complete()
     names = {part["part"]: part["name"] for part in report["parts"]}
     assert (names["encoder"], names["projector"], names["decoder"]) == (
         recipe.encoder.name,

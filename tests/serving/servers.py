@@ -17,13 +17,14 @@ import soundfile
 import torch
 from fastapi import FastAPI
 from openai import OpenAI
+from torch import Tensor
 
 from tests.support.models import assemble
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.serving.app import create_app
-from tiny_audio.serving.engine import Engine
+from tiny_audio.serving.engine import Engine, Job
 from tiny_audio.serving.options import Limits, Options
 from tiny_audio.serving.page.card import read_card
 from tiny_audio.serving.server import Server, listen
@@ -80,6 +81,10 @@ def serving(
         server.should_exit = True
         thread.join()
         engine.close()
+
+
+def submit(engine: Engine, waveform: Tensor, **options: Any) -> Job:
+    return engine.enqueue(engine.chunks([waveform]), len(waveform) / SAMPLE_RATE, **options)
 
 
 def wait_until(happened: Any, timeout_s: float = PATIENCE_S) -> None:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.serving.servers import Served, bursts, encoded, noise, serving
+from tests.serving.servers import Served, bursts, encoded, noise, serving, submit
 from tests.support.models import assemble
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
@@ -119,4 +119,4 @@ def test_only_the_first_chunk_has_the_previous_text() -> None:
     own, context = transcriber(ContextSettings(previous_text=True)), Context((), "one two three")
     (wanted,) = own.transcribe([recording], contexts=context)
     with Engine(own) as engine:
-        assert engine.submit(recording, context=context).result(60).text == wanted.text
+        assert submit(engine, recording, context=context).result(60).text == wanted.text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.serving.servers import bursts, noise, transcriber, wait_until
+from tests.serving.servers import bursts, noise, submit, transcriber, wait_until
 from tests.support.models import assemble
 from tiny_audio.config import UserError
 from tiny_audio.inference.chunking import Chunk
@@ -48,7 +48,7 @@ def stopped(engine: Engine, recorded: Recorded) -> Iterator[None]:
     """Pause the engine in a batch while jobs are submitted."""
     recorded.may_run.clear()
     before = len(recorded.batches)
-    first = engine.submit(wave(0.3))
+    first = submit(engine, wave(0.3))
     wait_until(lambda: len(recorded.batches) > before)
     yield
     recorded.may_run.set()
@@ -63,9 +63,9 @@ def test_texts_equal_those_of_transcribe() -> None:
     recordings = [wave(1.0), torch.from_numpy(bursts(17)), wave(2.2, 1), torch.zeros(0)]
     wanted = transcriber().transcribe(recordings, word_timestamps=True)
     with Engine(transcriber()) as engine:
-        jobs = [engine.submit(recording, words=True) for recording in recordings]
+        jobs = [submit(engine, recording, words=True) for recording in recordings]
         found = [job.result(60) for job in jobs]
-        plain = engine.submit(recordings[0]).result(60)
+        plain = submit(engine, recordings[0]).result(60)
     assert [one.text for one in found] == [one.text for one in wanted]
     assert [one.duration_s for one in found] == [one.duration_s for one in wanted]
     assert [segment.start_s for segment in found[1].segments] == [segment.start_s for segment in wanted[1].segments]
@@ -77,7 +77,7 @@ def test_jobs_share_batches_of_similar_lengths() -> None:
     recorded = Recorded(max_padded_s=8.0)
     with Engine(recorded, gather_s=0.0) as engine:
         with stopped(engine, recorded):
-            jobs = [engine.submit(wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
+            jobs = [submit(engine, wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
         for job in jobs:
             job.result(60)
     # The oldest chunk has 2.0 s. The longest others that fit into 8 s are decoded with it.
@@ -88,7 +88,7 @@ def test_a_long_recording_does_not_delay_later_ones() -> None:
     recorded = Recorded(max_padded_s=2.0)
     with Engine(recorded, gather_s=0.0) as engine:
         with stopped(engine, recorded):
-            jobs = [engine.submit(torch.from_numpy(bursts(17))), engine.submit(wave(1.5))]
+            jobs = [submit(engine, torch.from_numpy(bursts(17))), submit(engine, wave(1.5))]
         for job in jobs:
             job.result(60)
     assert len(recorded.batches) == 19
@@ -98,12 +98,12 @@ def test_a_long_recording_does_not_delay_later_ones() -> None:
 def test_chunks_wait_for_others_until_a_deadline() -> None:
     recorded = Recorded(max_padded_s=8.0)
     with Engine(recorded, gather_s=60.0) as engine:
-        jobs = [engine.submit(wave(1.0, seed)) for seed in range(4)]  # full batches start at once
+        jobs = [submit(engine, wave(1.0, seed)) for seed in range(4)]  # full batches start at once
         for job in jobs:
             job.result(30)
     assert recorded.batches == [[1.0] * 4]
     with Engine(recorded, gather_s=0.05) as engine:
-        engine.submit(wave(1.0)).result(30)
+        submit(engine, wave(1.0)).result(30)
 
 
 def test_segments_are_reported_in_order() -> None:
@@ -111,7 +111,7 @@ def test_segments_are_reported_in_order() -> None:
     waveform = torch.cat([part for seconds in (0.5, 1.5, 1.0) for part in (wave(seconds), torch.zeros(16_000))] * 6)
     reported: list[Segment] = []
     with Engine(recorded) as engine:
-        found = engine.submit(waveform, on_segment=reported.append).result(60)
+        found = submit(engine, waveform, on_segment=reported.append).result(60)
     assert len(found.segments) == 19, "the last one is the pause at the end"
     assert tuple(reported) == found.segments
 
@@ -120,7 +120,7 @@ def test_a_canceled_job_leaves_the_queue() -> None:
     recorded = Recorded(max_padded_s=4.0)
     with Engine(recorded) as engine:
         with stopped(engine, recorded):
-            gone, kept = engine.submit(torch.from_numpy(bursts(17))), engine.submit(wave(1.0))
+            gone, kept = submit(engine, torch.from_numpy(bursts(17))), submit(engine, wave(1.0))
             assert engine.statistics.waiting_chunks == 18
             gone.cancel()
             assert engine.statistics.waiting_chunks == 1
@@ -153,7 +153,7 @@ def test_a_failure_does_not_affect_other_recordings(caplog: pytest.LogCaptureFix
     recorded.fails_on = 1.25
     with Engine(recorded) as engine:
         with stopped(engine, recorded):
-            bad, good = engine.submit(wave(1.25)), engine.submit(wave(1.0))
+            bad, good = submit(engine, wave(1.25)), submit(engine, wave(1.0))
         assert good.result(60).text
         with pytest.raises(RuntimeError, match="on purpose"):
             bad.result(60)
@@ -165,19 +165,19 @@ def test_a_failing_callback_ends_only_its_own_job() -> None:
         raise ValueError("on purpose")
 
     with Engine(transcriber()) as engine:
-        job = engine.submit(wave(1.0), on_segment=fail)
+        job = submit(engine, wave(1.0), on_segment=fail)
         with pytest.raises(ValueError, match="on purpose"):
             job.result(60)
-        assert engine.submit(wave(1.0)).result(60).text
+        assert submit(engine, wave(1.0)).result(60).text
 
 
 def test_closing_the_engine_cancels_waiting_jobs() -> None:
     recorded = Recorded(max_padded_s=2.0)
     engine = Engine(recorded)
     recorded.may_run.clear()
-    running, waiting = engine.submit(wave(1.0)), None
+    running, waiting = submit(engine, wave(1.0)), None
     wait_until(lambda: recorded.batches)
-    waiting = engine.submit(wave(1.0))
+    waiting = submit(engine, wave(1.0))
     closing = threading.Thread(target=engine.close)
     closing.start()
     with pytest.raises(CancelledError):
@@ -186,7 +186,7 @@ def test_closing_the_engine_cancels_waiting_jobs() -> None:
     closing.join()
     assert running.result(60).text
     with pytest.raises(RuntimeError):
-        engine.submit(wave(1.0))
+        submit(engine, wave(1.0))
 
 
 def test_freed_memory_is_released_after_every_fourth_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +194,10 @@ def test_freed_memory_is_released_after_every_fourth_batch(monkeypatch: pytest.M
     monkeypatch.setattr(engine_module, "release_freed_memory", lambda: released_after.append(len(recorded.batches)))
     with Engine(recorded, gather_s=0.0) as engine:
         for _ in range(9):
-            engine.submit(wave(0.2)).result(60)
+            submit(engine, wave(0.2)).result(60)
     assert released_after == [4, 8]
 
 
 def test_words_need_a_ctc_head() -> None:
     with Engine(transcriber(ctc=False)) as engine, pytest.raises(UserError):
-        engine.submit(wave(1.0), words=True)
+        submit(engine, wave(1.0), words=True)

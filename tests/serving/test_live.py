@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from tests.serving.live_client import END, SPEECH, Message, connected, finals, from_pcm16, parts, pcm16, received, sent
@@ -171,9 +171,12 @@ def test_words_need_a_ctc_head() -> None:
 
 
 def test_the_connection_of_a_silent_client_is_closed() -> None:
-    with serving(live=LiveLimits(idle_timeout_s=0.1)) as server, connected(server) as socket:
-        ready, error = received(socket)
-        assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", 1008)
+    with serving(live=LiveLimits(idle_timeout_s=0.1)) as server:
+        with connected(server) as socket:
+            ready, error = received(socket)
+            assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", 1008)
+        with connected(server) as socket, pytest.raises(ConnectionClosed, match="1008"):
+            wait_until(lambda: socket.send(b""))  # no audio
 
 
 def test_running_streams_are_limited() -> None:

@@ -19,6 +19,7 @@ import soundfile
 from tests.conftest import Document, changed
 from tests.support.hub_server import Fault, Hub, Repo, running_hub, use_hub
 from tests.support.parquet_shards import LOQUACIOUS, Row, encoded_clip, loquacious_row, loquacious_shard
+from tests.support.training import RecordingCallback
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import clip_seed
@@ -28,14 +29,6 @@ from tiny_audio.recipe import Recipe
 from tiny_audio.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Silent:
-    """Ignores the output of a run."""
-
-    def note(self, message: str) -> None: ...
-
-    def step(self, step: int, values: dict[str, Any]) -> None: ...
 
 
 @pytest.fixture
@@ -153,7 +146,7 @@ def test_bad_clips_are_listed_and_all_good_clips_are_used(
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
     steps = 36  # slightly more than an epoch with batches of 8, because the index has 277 clips
-    Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", Silent()).complete()
+    Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", RecordingCallback()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))
     lines = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
@@ -173,7 +166,7 @@ def test_more_bad_clips_than_allowed_stop_the_run(
     settings = {"training__steps": 70, "data__max_dropped_share": 0.02}
     allowed = r"^\d of 278 training clips are unusable \(2.\d%; data.max_dropped_share is 2.0%\):\n  "
     with pytest.raises(UserError, match=allowed):
-        Run(recipe(document, corpus[0], **settings), "bad", tmp_path / "run", Silent()).complete()
+        Run(recipe(document, corpus[0], **settings), "bad", tmp_path / "run", RecordingCallback()).complete()
 
 
 # --- failures of the hub
@@ -191,16 +184,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the seconds of all waits before retries. No wait takes long."""
-    waits: list[float] = []
-    monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waits.append)
-    return waits
-
-
 def test_a_hub_with_20_percent_failures_loses_no_clip(
-    hub: Hub, document: Document, tmp_path: Path, used: list[int], waited: list[float], monkeypatch: pytest.MonkeyPatch
+    hub: Hub, document: Document, tmp_path: Path, used: list[int], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
     kinds: tuple[Fault, ...] = ("limit", "error", "cut")
@@ -219,10 +204,10 @@ def test_a_hub_with_20_percent_failures_loses_no_clip(
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"corpus": source}, "data__evaluation": {}, "data__target_text": "lower"}
     settings |= {"batching__max_clips": 8, "training__steps": 10, "execution__log_every": 5}
-    Run(Recipe.model_validate(changed(document, **settings)), "hub", tmp_path / "run", Silent()).complete()
+    Run(Recipe.model_validate(changed(document, **settings)), "hub", tmp_path / "run", RecordingCallback()).complete()
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
     assert Counter(used) == epoch_of([f"corpus/clip-{number}" for number in range(80)], 0)
     assert min(failed[kind] for kind in kinds) >= 3
     assert 0.15 < failed.total() / len(hub.requests) < 0.25
-    assert sum(4.0 <= wait_s < 4.1 for wait_s in waited) >= 3, "as long as the limit says, and a second"
-    assert len(waited) >= failed["limit"] + failed["error"]
+    assert sum(4.0 <= wait_s < 4.1 for wait_s in waits) >= 3, "as long as the limit says, and a second"
+    assert len(waits) >= failed["limit"] + failed["error"]

@@ -7,7 +7,6 @@ import pickle
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,7 @@ from tests.support.parquet_shards import (
     loquacious_shard,
     parquet_bytes,
 )
+from tests.support.training import RecordingCallback
 from tests.support.tutorial import python
 from tiny_audio.commands.run import Run
 from tiny_audio.data.clips import ClipSet
@@ -211,14 +211,6 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     assert sizes == [len(loquacious_row(number)["wav"]["bytes"]) for number in range(CLIPS)]
 
 
-class Silent:
-    """Ignores the output of a run."""
-
-    def note(self, message: str) -> None: ...
-
-    def step(self, step: int, values: dict[str, Any]) -> None: ...
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_training_on_a_hub_with_occasional_failures(
     hub: Hub, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, waits: list[float]
@@ -231,7 +223,7 @@ def test_training_on_a_hub_with_occasional_failures(
     settings |= {"data__target_text": "lower", "training__steps": 16, "execution__num_workers": 2}
     settings |= {"execution__log_every": 4, "generation__max_new_tokens": 5, "evaluation__num_bootstrap": 100}
     recipe = Recipe.model_validate(changed(document, **settings))
-    Run(recipe, "hub", tmp_path / "run", Silent()).complete()
+    Run(recipe, "hub", tmp_path / "run", RecordingCallback()).complete()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 16
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
@@ -247,7 +239,7 @@ def test_training_on_a_hub_with_occasional_failures(
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(tmp_path / "run" / "model")
     forget()
-    Run(recipe, "hub", tmp_path / "run", Silent()).complete()
+    Run(recipe, "hub", tmp_path / "run", RecordingCallback()).complete()
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
 
 

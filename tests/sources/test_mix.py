@@ -18,7 +18,7 @@ from tests.support.parquet_shards import LOQUACIOUS, loquacious_row, write_parqu
 from tiny_audio.config import UserError
 from tiny_audio.recipe import Recipe, load_recipe, recipe_schema
 from tiny_audio.sources import SOURCES, Dropped, Index, Source, SourceContext, Utterance
-from tiny_audio.sources.mix import Mixed, MixSource
+from tiny_audio.sources.mix import Mixed, MixedConfig, MixSource
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,10 @@ class Rows(Sequence[Utterance]):
 
 
 def mix_of(*mixed: tuple[str, Source, float, float | None, int | None], seed: int = 0) -> MixSource:
-    return MixSource(tuple(Mixed(*each) for each in mixed), seed)
+    keys = ("weight", "max_hours", "max_clips")
+    configs = [MixedConfig.model_construct(**dict(zip(keys, values, strict=True))) for _, _, *values in mixed]
+    pairs = zip(mixed, configs, strict=True)
+    return MixSource(tuple(Mixed(name, source, config) for (name, source, *_), config in pairs), seed)
 
 
 def test_indexing_millions_of_rows_creates_no_utterances() -> None:

@@ -25,6 +25,7 @@ from tests.support.parquet_shards import (
     write_parquet,
 )
 from tests.support.paths import SHARED
+from tests.support.training import RecordingCallback
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import load_audio
 from tiny_audio.commands.run import Run
@@ -265,14 +266,6 @@ def test_a_pickled_source_is_small(shards: Path, tmp_path: Path) -> None:
     assert pickle.loads(pickled).encoded(utterance) == loquacious_row(7)["wav"]["bytes"]
 
 
-class Silent:
-    """Ignores the output of a run."""
-
-    def note(self, message: str) -> None: ...
-
-    def step(self, step: int, values: dict[str, Any]) -> None: ...
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_training_on_parquet(shards: Path, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
@@ -285,7 +278,7 @@ def test_training_on_parquet(shards: Path, tmp_path: Path, document: Document, m
     settings |= {"data__max_dropped_share": 0.1, "training__steps": 15, "execution__num_workers": 2}
     settings |= {"execution__log_every": 5, "generation__max_new_tokens": 8}
     recipe = Recipe.model_validate(changed(document, **settings))
-    Run(recipe, "parquet", tmp_path / "run", Silent()).complete()
+    Run(recipe, "parquet", tmp_path / "run", RecordingCallback()).complete()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 15
     dropped = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]

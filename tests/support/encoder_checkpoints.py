@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.encoders._waveform import WaveformConfig
@@ -119,9 +118,3 @@ def speech(seconds: float, seed: int = 0) -> np.ndarray[Any, Any]:
     samples = np.arange(round(seconds * SAMPLE_RATE))
     noise = np.random.default_rng(seed).normal(0, 0.1, len(samples))
     return (0.05 + noise * (1.1 + np.sin(samples / 1000))).astype(np.float32)
-
-
-def assert_equal(found: Tensor, wanted: Tensor) -> None:
-    """Check that the largest difference is at most 1e-5 of the root mean square."""
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())

@@ -1,10 +1,16 @@
-"""Comparison of nested values that contain tensors."""
+"""Comparison of tensors, and of nested values that contain tensors."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Check that the largest difference is at most 1e-5 of the root mean square."""
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())
 
 
 def assert_equal(ours: Any, theirs: Any, place: str) -> None:

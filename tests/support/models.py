@@ -109,6 +109,13 @@ def two_clips() -> list[np.ndarray[Any, Any]]:
     return [generator.normal(0, 0.1, size).astype(np.float32) for size in (16_000, 9_001)]
 
 
+def decoder_losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
+    """The decoder's loss on each of :func:`two_clips`."""
+    targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in ("stop now", "left")]
+    with torch.no_grad():
+        return model(**TinyAudioProcessor(tokenizer)(two_clips()), targets=targets).decoder_loss
+
+
 def outputs(model: TinyAudioModel, tokenizer: Any) -> dict[str, Any]:
     """Return a model's token ids and transcripts of :func:`two_clips`, as JSON values."""
     inputs = TinyAudioProcessor(tokenizer)(two_clips())

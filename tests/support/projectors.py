@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support.equality import assert_close
 from tiny_audio.frames import Frames, length_mask
 from tiny_audio.projectors import PROJECTORS, Projector, ProjectorConfig, ProjectorContext
 
@@ -60,13 +61,8 @@ def before_output_norm(projector: Any, frames: Frames) -> Tensor:
         embeddings, _ = projector(frames)
     (values,) = taken
     gain = projector.output_norm.weight
-    assert_equal(embeddings, gain * values * values.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt())
+    assert_close(embeddings, gain * values * values.pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt())
     return values
-
-
-def assert_equal(found: Tensor, wanted: Tensor) -> None:
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.pow(2).mean().sqrt())
 
 
 def carry_over(source: nn.Module, target: nn.Module, names: Sequence[tuple[str, str]]) -> None:

@@ -1,13 +1,16 @@
-"""Checks that all registered parts must pass, whatever their kind."""
+"""Registered parts in contract tests: their configs, and parts that break a contract."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
+import pytest
 from pydantic import BaseModel
 
 from tiny_audio.registry import Entry, Registry
+
+Change = Callable[..., Any]
 
 
 def parts(registry: Registry[Any, Any]) -> list[Entry[Any, Any]]:
@@ -19,6 +22,24 @@ def parts(registry: Registry[Any, Any]) -> list[Entry[Any, Any]]:
 
 def names(entries: Iterable[Entry[Any, Any]]) -> list[str]:
     return [entry.name for entry in entries]
+
+
+def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
+    """Return the part's ``tiny()`` config. ``change(part, config)`` is applied to every part built from it."""
+    entry = registry.entry(name)
+
+    def build(config: Any, context: Any) -> Any:
+        part = entry.build(config, context)
+        return change(part, config) or part
+
+    patch.setitem(registry._entries, name, Entry(entry.name, entry.config, build))
+    return entry.config.tiny()
+
+
+def named(checks: tuple[Change, ...], name: str) -> Change:
+    """Return the check with this name."""
+    (check,) = [check for check in checks if check.__name__ == f"check_{name}"]
+    return check
 
 
 def check_config(entry: Entry[Any, Any]) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Document, changed
-from tests.support.models import outputs, two_clips
+from tests.support.models import decoder_losses, outputs
 from tests.support.training import LORA, exported, gather, parse, recipe_on, run, run_in_two_parts
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.plan._step import Shape, dry_run
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
@@ -39,12 +37,6 @@ def start_from(document: Document, path: Path, lora: Document | None) -> TinyAud
     recipe = parse(changed(document, decoder__lora=lora, training__init_from={"path": str(path), "parts": None}))
     assert recipe.training.init_from is not None
     return assemble(recipe, gather(recipe), StartingPoint(recipe.training.init_from))[0]
-
-
-def losses(model: TinyAudioModel, tokenizer: Any) -> torch.Tensor:
-    targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in ("stop now", "left")]
-    with torch.no_grad():
-        return model(**TinyAudioProcessor(tokenizer)(two_clips()), targets=targets).decoder_loss
 
 
 def test_all_trainable_tensors_are_saved_and_counted(stage: tuple[Document, Path]) -> None:
@@ -72,12 +64,12 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     _, folder = stage
     forms = {"trained": ["--weights", "trained"], "merged": ["--merge-lora"], "step": ["--step", "2"]}
     model, tokenizer = load_model(folder)
-    wanted, scores = outputs(model, tokenizer), losses(model, tokenizer)
+    wanted, scores = outputs(model, tokenizer), decoder_losses(model, tokenizer)
     assert model.decoder.get_submodule(QUERIES.removeprefix("decoder.")).scaling == {"default": 4.0 / 2}
     for name, options in forms.items():
         assert main(["export", str(folder), str(tmp_path / name), *options]) == 0
         loaded, _ = load_model(tmp_path / name)
-        torch.testing.assert_close(losses(loaded, tokenizer), scores, rtol=1e-5, atol=0)
+        torch.testing.assert_close(decoder_losses(loaded, tokenizer), scores, rtol=1e-5, atol=0)
         assert outputs(loaded, tokenizer) == wanted
     assert not any("lora" in name for name in load_file(tmp_path / "merged" / "model.safetensors"))
     whole, small = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "trained"))

@@ -14,6 +14,7 @@ from transformers import HubertConfig, HubertModel
 
 from tests.conftest import changed, tiny_recipe, write_clips
 from tests.support.hub_cache import COMMIT, repository_in, use_cache
+from tests.support.training import RecordingCallback
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
 from tiny_audio.encoders import ENCODERS
@@ -21,14 +22,6 @@ from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 
 REPOSITORY = "somebody/hubert-tiny"
-
-
-class Silent:
-    def step(self, step: int, values: dict[str, Any]) -> None:
-        pass
-
-    def note(self, message: str) -> None:
-        pass
 
 
 def hubert(folder: Path, seed: int = 0) -> Path:
@@ -70,32 +63,32 @@ def test_a_folder_is_identified_by_its_weights(tmp_path: Path) -> None:
 
 def test_other_weights_in_the_same_folder_are_rejected(tmp_path: Path) -> None:
     folder = hubert(tmp_path / "checkpoint")
-    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
     hubert(folder, seed=1)
     with pytest.raises(UserError, match=r"another encoder checkpoint \([0-9a-f]{64}\)"):
-        Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+        Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
 
 
 def test_an_edited_config_is_rejected_and_a_moved_folder_is_accepted(tmp_path: Path) -> None:
     folder = hubert(tmp_path / "checkpoint")
-    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", Silent()).complete()
+    Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
     moved = folder.rename(tmp_path / "moved")
     assert recipe(tmp_path, str(moved)).run_id() == recipe(tmp_path, str(hubert(tmp_path / "checkpoint"))).run_id()
     shutil.rmtree(folder)
-    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", RecordingCallback()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
-    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+    Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", RecordingCallback()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
     with pytest.raises(UserError, match=r"another encoder checkpoint"):
-        Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", Silent()).complete()
+        Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", RecordingCallback()).complete()
 
 
 def test_a_run_keeps_its_commit_if_the_branch_changes(tmp_path: Path, hub: Path) -> None:
     run = tmp_path / "run"
-    report = Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()
+    report = Run(recipe(tmp_path, REPOSITORY), "x", run, RecordingCallback()).complete()
     assert report["provenance"]["encoder_checkpoint"] == COMMIT
     assert report["provenance"]["decoder_checkpoint"] is None
     exported = json.loads((run / "model" / "config.json").read_text())
@@ -105,7 +98,7 @@ def test_a_run_keeps_its_commit_if_the_branch_changes(tmp_path: Path, hub: Path)
     hubert(hub / "snapshots" / moved, seed=1)
     (hub / "refs" / "main").write_text(moved)
     shutil.rmtree(run / "model")
-    Run(recipe(tmp_path, REPOSITORY), "x", run, Silent()).complete()
+    Run(recipe(tmp_path, REPOSITORY), "x", run, RecordingCallback()).complete()
     assert (run / "model" / "model.safetensors").read_bytes() == before
-    fresh = Run(recipe(tmp_path, REPOSITORY), "x", tmp_path / "fresh", Silent()).complete()
+    fresh = Run(recipe(tmp_path, REPOSITORY), "x", tmp_path / "fresh", RecordingCallback()).complete()
     assert fresh["provenance"]["encoder_checkpoint"] == moved

@@ -6,15 +6,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.conftest import Document, changed
-from tests.support.models import outputs, two_clips
+from tests.support.models import decoder_losses, outputs
 from tests.support.training import (
     ALONE,
     LORA,
@@ -34,7 +32,6 @@ from tiny_audio.config import UserError
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
-from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import read_weights, set_weights
@@ -68,12 +65,6 @@ def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
     set_types(model, "fp32", torch.device("cpu"))
     set_weights(model, lambda: read_weights(folder / "checkpoints", [2], model), ALONE)
     return model.eval()
-
-
-def losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
-    targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in ("stop now", "left")]
-    with torch.no_grad():
-        return model(**TinyAudioProcessor(tokenizer)(two_clips()), targets=targets).decoder_loss
 
 
 def export(folder: Path, out: Path, *options: str) -> Path:
@@ -116,16 +107,16 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     model = trained(stage)
     plain, tokenizer = load_model(folder)
     assert num_quantized(plain) == 0
-    assert torch.equal(losses(plain, tokenizer), losses(model, tokenizer))
+    assert torch.equal(decoder_losses(plain, tokenizer), decoder_losses(model, tokenizer))
     wanted = outputs(model, tokenizer)
     assert outputs(plain, tokenizer) == wanted
     small = export(folder, tmp_path / "small", "--weights", "trained")
     loaded, _ = load_model(small)
     assert num_quantized(loaded) == 14
-    assert torch.equal(losses(loaded, tokenizer), losses(model, tokenizer))
+    assert torch.equal(decoder_losses(loaded, tokenizer), decoder_losses(model, tokenizer))
     merged, _ = load_model(export(small, tmp_path / "merged", "--merge-lora"))
     assert num_quantized(merged) == 0
-    torch.testing.assert_close(losses(merged, tokenizer), losses(model, tokenizer), rtol=1e-5, atol=0)
+    torch.testing.assert_close(decoder_losses(merged, tokenizer), decoder_losses(model, tokenizer), rtol=1e-5, atol=0)
     assert outputs(merged, tokenizer) == wanted
     written = load_file(small / "model.safetensors")
     assert not {name for name in written if name.startswith("decoder.") and ".lora_" not in name}
@@ -134,7 +125,8 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     step = export(folder, tmp_path / "step", "--step", "2", "--weights", "trained")
     assert (step / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
     loaded.save_pretrained(tmp_path / "again")
-    assert torch.equal(losses(TinyAudioModel.from_pretrained(tmp_path / "again"), tokenizer), losses(model, tokenizer))
+    again = TinyAudioModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(decoder_losses(again, tokenizer), decoder_losses(model, tokenizer))
 
 
 def test_exports_without_bitsandbytes(

@@ -65,6 +65,14 @@ difference after Holm's correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units for an interval of a slice."""
 SPEAKER = "speaker"
+_BENCHMARK_KEYS = {
+    "name": "label",
+    "difference": "difference",
+    "interval": "interval",
+    "p_value": "p_value",
+    "p_adjusted": "p_holm",
+    "verdict": "verdict",
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,21 @@ class AlignedSet:
         """Number of groups. None if utterances are resampled."""
         return num_groups(self.groups)
 
+    def check(self, name: str) -> None:
+        """Raise a :class:`UserError` if no reference has a word although one is not empty, or no row has the column."""
+        transcripts = self.systems[0].seeds[0]
+        if not self.words.any() and not transcripts.is_silent:
+            raise UserError(
+                f"{name}: no reference has a word after the normalizer {transcripts.normalizer.name!r}; check the "
+                "texts, or choose another normalizer by --normalizer"
+            )
+        if self.groups is not None and not any(self.groups):
+            columns = ", ".join(sorted({key for row in self.rows for key in row["metadata"]})) or "none"
+            raise UserError(
+                f"{name}: no utterance has a column {self.column!r} to group by (columns: {columns}); name one of them "
+                "by --group-by"
+            )
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -176,11 +199,14 @@ class Difference:
         """Read what :meth:`to_json` returned."""
         return cls(**{**row, "mapsswe": row["mapsswe"] and MatchedPairs(**row["mapsswe"])})
 
+    def to_benchmark(self) -> dict[str, Any]:
+        """Return the fields that ``results.json`` of a benchmark has, by their keys in that file."""
+        return {key: getattr(self, field) for field, key in _BENCHMARK_KEYS.items()}
+
     @classmethod
     def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
-        """Read a row of ``comparisons`` in a benchmark's ``results.json``."""
-        keys = ("label", "difference", "interval", "p_value", "p_holm", "verdict")
-        return cls(*(row[key] for key in keys))
+        """Read what :meth:`to_benchmark` returned."""
+        return cls(**{field: row[key] for field, key in _BENCHMARK_KEYS.items()})
 
 
 @dataclass(frozen=True)
@@ -199,13 +225,10 @@ class Slice:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, with lists instead of tuples."""
-        return asdict(self) | {
-            key: {name: bounds and list(bounds) for name, bounds in intervals.items()}
-            for key, intervals in (
-                ("intervals", self.intervals),
-                ("difference_intervals", self.difference_intervals),
-            )
-        }
+        fields = asdict(self)
+        for key in ("intervals", "difference_intervals"):
+            fields[key] = {name: bounds and list(bounds) for name, bounds in fields[key].items()}
+        return fields
 
     def stands_out(self, name: str) -> bool:
         """Whether the interval of this system's difference excludes zero. This is a hint, not a test."""

@@ -6,7 +6,6 @@ are baselines for the rule in :mod:`tiny_audio.analysis.comparison`. All compari
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from tiny_audio.analysis.normalizer_names import NormalizerName
 from tiny_audio.analysis.rescore import Target, align_targets
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.analysis.tables import units_text
+from tiny_audio.runtime.columns import wrapped
 
 MODEL = "whole model"
 """The name of the run's model in comparisons."""
-_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,10 @@ def gain_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{entry['set']}: WER {own:.2%} of {entry['system']}, {model:.2%} of the model: "
             f"{100 * found['difference']:+.2f} points [{low:+.2f}, {high:+.2f}], {verdict}{_costs(entry)}"
         )
-        yield from textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        yield from wrapped(text)
     units = units_text(entry["group_by"] for entry in entries)
     rules = ", ".join(dict.fromkeys(entry["normalizer"] for entry in entries))
-    yield from textwrap.wrap(f"intervals resample {units}; normalizer {rules}", _WIDTH)
+    yield from wrapped(f"intervals resample {units}; normalizer {rules}")
 
 
 def _costs(entry: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,13 @@ from tiny_audio.analysis.rescore import Rescored
 from tiny_audio.analysis.scoring import Alignment
 from tiny_audio.analysis.scoring.metrics import known_metrics, metric_columns
 from tiny_audio.analysis.warnings import warnings_of
-from tiny_audio.runtime.columns import in_columns
+from tiny_audio.runtime.columns import in_columns, wrapped
 
 _NUM_CHANGED = 3
 _NUM_WORST = 5
 _NUM_WORST_OF_SEVERAL = 2
 _MAX_WORDS = 60
 _MAX_WIDTH = 60
-_MAX_LINE = 80
 _LEGEND = "[-reference-] and {+hypothesis+}"
 
 
@@ -68,10 +66,7 @@ def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> It
     """Yield the warnings about each row's scores, wrapped for a terminal. :func:`scores_table` describes the rows."""
     for cells, scores in rows:
         for text in warnings_of(scores):
-            warning = f"warning: {' '.join(cells).strip()}: {text}"
-            yield from textwrap.wrap(
-                warning, _MAX_LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
+            yield from wrapped(f"warning: {' '.join(cells).strip()}: {text}")
 
 
 def differences_table(baseline: str, differences: Sequence[tuple[str, Difference]], units: str) -> str:
@@ -83,20 +78,8 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
         units: the resampled units, such as ``utterances``.
     """
     size = len(differences)
-    rows = [
-        [
-            f"against {baseline}",
-            "set",
-            "",
-            "difference",
-            "95 % interval",
-            "p",
-            "adjusted",
-            "segments",
-            "MAPSSWE z",
-            "MAPSSWE p",
-        ]
-    ]
+    head = [f"against {baseline}", "set", "", "difference", "95 % interval", "p", "adjusted"]
+    rows = [[*head, "segments", "MAPSSWE z", "MAPSSWE p"]]
     for set_name, entry in differences:
         cells = [entry.name, set_name, entry.verdict, f"{100 * entry.difference:+.2f}", _ends(entry.interval, "+")]
         test = entry.mapsswe
@@ -167,10 +150,8 @@ def _comparison_blocks(comparison: Comparison) -> Iterator[str]:
     if len(comparison.variants) > 1:
         names = [variant.name for variant in comparison.variants]
         fields = [[field.field, *(_short(field.values[name]) for name in names)] for field in comparison.recipe]
-        yield in_columns([["recipe", *names], *fields], num_texts=1 + len(names)) if fields else _SAME_RECIPES
-
-
-_SAME_RECIPES = "The recipes are the same."
+        table = [["recipe", *names], *fields]
+        yield in_columns(table, num_texts=1 + len(names)) if fields else "The recipes are the same."
 
 
 def with_seeds(name: str, num_seeds: int) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.export import EXPORTS, ExportConfig
 from tiny_audio.export.load import model_folder
 
@@ -93,12 +93,12 @@ def _hub_errors(api: HfApi, repo: str) -> Iterator[None]:
         raise UserError(_rejection(repo, error)) from error
     except (httpx.HTTPError, OSError) as error:
         raise UserError(
-            f"the hub at {api.endpoint} cannot be reached: {_first_line(error)}; check the network and HF_ENDPOINT"
+            f"the hub at {api.endpoint} cannot be reached: {first_line(error)}; check the network and HF_ENDPOINT"
         ) from error
     # huggingface_hub raises these errors if an upload fails or the hub rejects the model card.
     except (RuntimeError, ValueError) as error:
-        cause = error.__cause__
-        raise UserError(f"the upload to {repo} failed: {_first_line(error)} {_first_line(cause)}".rstrip()) from error
+        cause = f" {first_line(error.__cause__)}" if error.__cause__ else ""
+        raise UserError(f"the upload to {repo} failed: {first_line(error)}{cause}") from error
 
 
 def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:
@@ -112,7 +112,7 @@ def _format_of(folder: Path) -> tuple[Path, type[ExportConfig]]:
 def _rejection(repo: str, error: Exception) -> str:
     answer = getattr(error, "response", None)
     status = getattr(answer, "status_code", None)
-    reason = getattr(error, "server_message", None) or _first_line(error)
+    reason = getattr(error, "server_message", None) or first_line(error)
     todo = {
         401: "the token is not valid; create a new one and set HF_TOKEN",
         403: f"the token may not write to {repo}; give it write access, or choose another owner",
@@ -122,7 +122,3 @@ def _rejection(repo: str, error: Exception) -> str:
         429: "too many requests; wait, and try again",
     }.get(status or 0, "try again later")
     return f"the hub rejects the upload ({status}): {reason}; {todo}"
-
-
-def _first_line(error: BaseException | None) -> str:
-    return next(iter(str(error).strip().splitlines()), "") if error is not None else ""

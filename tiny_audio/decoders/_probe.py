@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders._causal_lm import CausalLMDecoder
 
 _LONG, _SHORT = 6, 3
@@ -32,9 +32,7 @@ def probe(decoder: CausalLMDecoder, name: str) -> None:
     try:
         problem = _problem(decoder, weight.device)
     except Exception as error:  # the type of the error depends on the family
-        problem = (
-            f"fails on embeddings in a padded batch: {type(error).__name__}: {(str(error) or '?').splitlines()[0]}"
-        )
+        problem = f"fails on embeddings in a padded batch: {type(error).__name__}: {first_line(error)}"
     finally:
         decoder.train(training)
     if problem:

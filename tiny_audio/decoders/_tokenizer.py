@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from tiny_audio.config import Config, UserError
+from tiny_audio.config import Config, UserError, first_line
 
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
@@ -91,7 +91,7 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder_or_id, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exceptions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if "tiktoken" in reason:  # transformers tries tiktoken if sentencepiece cannot read the file
             reason = "its tokenizer.model is damaged, or the sentencepiece package is not installed"
         raise _no_tokenizer(folder_or_id, reason) from error

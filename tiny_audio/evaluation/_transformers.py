@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from tiny_audio.config import Config, UserError
+from tiny_audio.config import Config, UserError, first_line
 from tiny_audio.evaluation.targets import ModelTarget
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model.decoding import Transcript
@@ -86,8 +86,7 @@ class TransformersTarget(ModelTarget):
                 )
         except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
             # The type of the error depends on the cause, such as a missing file, a missing package or wrong weights.
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"{self._place}: transformers cannot load it: {words[0]}") from error
+            raise UserError(f"{self._place}: transformers cannot load it: {first_line(error)}") from error
 
     def transcribe_batch(
         self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None

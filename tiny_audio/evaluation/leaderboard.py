@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.runtime.spec import folder_name
 
@@ -132,13 +132,12 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
         folder = Path(repo if local else snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
     # No network, no such repository, or no access.
     except (OSError, ValueError, httpx2.HTTPError, DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = (
             "the environment variable HF_HUB_OFFLINE forbids downloads; unset it"
             if constants.HF_HUB_OFFLINE
             else "check the network, and that you may read them (hf auth login)"
         )
-        raise UserError(f"{repo} and {parent} cannot be downloaded: {reason}; {advice}") from error
+        raise UserError(f"{repo} and {parent} cannot be downloaded: {first_line(error)}; {advice}") from error
     except KeyError as error:
         raise UserError(f"{parent} has no column {error.args[0]}, so its references cannot be read") from error
     lacking = {"file_name", "parent_id", "chunk_index"} - set(chunks.column_names)

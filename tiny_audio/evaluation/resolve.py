@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tiny_audio.config import UserError, expand_path
+from tiny_audio.config import UserError, expand_path, first_line
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
-from tiny_audio.export.load import NEEDED_FILES, model_folder
+from tiny_audio.export.load import NEEDED_FILES, model_folder, read_config
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.runtime.spec import folder_name, invalid_fields, parse_part, split_spec
@@ -96,10 +95,9 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
     except (OSError, ValueError, httpx2.HTTPError) as error:
         if isinstance(error, UserError):
             raise
-        words = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{name}: there is no folder with this name, and the model cannot be downloaded from the Hugging Face hub: "
-            f"{words[0]}"
+            f"{first_line(error)}"
         ) from error
     # The name of the cached folder is the commit.
     identity = {"hub": name, "commit": path.parent.name}
@@ -122,11 +120,7 @@ def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, An
 
 
 def _model_type(path: Path) -> str:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = read_config(path).get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"{path}: has no model_type; give the folder of a run or of a model of transformers")
     return kind

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from tiny_audio import __version__
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export import EXPORTS, ExportConfig, Exporter, check_replaceable
@@ -62,8 +62,7 @@ class HuggingFaceConfig(ExportConfig):
                 with safe_open(path, "pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                reason = next(iter(str(error).strip().splitlines()), "")
-                raise UserError(f"{path}: the weights cannot be read: {reason}; export it again") from error
+                raise UserError(f"{path}: the weights cannot be read: {first_line(error)}; export it again") from error
         if not (folder / f"{flat_name(MODEL)}.py").is_file():
             raise UserError(f"{folder}: the code that runs the model is missing; export it again")
         for kind in config.get("base_weights") or {}:

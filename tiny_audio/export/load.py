@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from tiny_audio import __version__
-from tiny_audio.config import UserError, expand_path, problems
+from tiny_audio.config import UserError, expand_path, first_line, problems
 from tiny_audio.model import base_weights
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
@@ -71,7 +71,7 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{folder}: the weights cannot be read, so the folder is damaged or incomplete: "
-                f"{str(error).strip().splitlines()[0]}; copy or export the model again"
+                f"{first_line(error)}; copy or export the model again"
             ) from error
     if found := "; ".join(base_weights.key_problems(info)):
         raise UserError(f"{folder}: the weights do not match config.json: {found}; copy or export the model again")
@@ -120,24 +120,33 @@ def model_folder(folder: Path) -> Path:
     raise UserError(f"{folder}: there is no config.json; give the folder of a run or of an exported model")
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of a model's ``config.json``.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
+    return config if isinstance(config, dict) else {}
+
+
 def check_exported(folder: Path) -> dict[str, Any]:
     """Return the ``config.json`` in a :func:`model_folder`.
 
     Raises:
         UserError: the file does not belong to an exported model.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}; copy or export the model again") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config = read_config(folder / "config.json")
+    kind = config.get("model_type")
     if kind != TinyAudioConfig.model_type:
         raise UserError(
             f"{folder}: this is not a model of Tiny Audio: config.json has model_type {kind!r} instead of "
             f"{TinyAudioConfig.model_type!r}; give the folder of a model that tiny-audio exported"
         )
-    return dict(config)
+    return config
 
 
 def load_exported_tokenizer(folder: Path) -> Any:
@@ -157,6 +166,5 @@ def load_exported_tokenizer(folder: Path) -> Any:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exceptions
         raise UserError(
-            f"{folder}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}; copy or export the model "
-            "again"
+            f"{folder}: the tokenizer cannot be read: {first_line(error)}; copy or export the model again"
         ) from error

@@ -19,7 +19,7 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from tiny_audio.audio.load import load_audio, waveform_of
-from tiny_audio.config import UserError, problems
+from tiny_audio.config import UserError, first_line, problems
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.decoding import GenerationConfig
@@ -228,5 +228,5 @@ def _fetched(url: str) -> bytes:
     try:
         answer = httpx.get(url, follow_redirects=True, timeout=_FETCH_TIMEOUT_S).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"{url}: cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{url}: cannot be fetched: {first_line(error)}") from error
     return bytes(answer.content)

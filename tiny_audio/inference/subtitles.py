@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,8 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
     found: list[Cue] = []
     for segment in segments:
         words = segment.words or _spread(segment)
-        found += (
-            Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in _groups(words, 1 if each_word else None)
-        )
+        groups = ([word] for word in words) if each_word else _groups(words)
+        found += (Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in groups)
     # Each cue starts at least one millisecond after the previous cue. Later cues are shifted if necessary.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
@@ -81,46 +81,33 @@ def _spread(segment: Segment) -> tuple[Word, ...]:
     return tuple(words)
 
 
-def _groups(words: Sequence[Word], size: int | None) -> Iterator[Sequence[Word]]:
+def _groups(words: Iterable[Word]) -> Iterator[list[Word]]:
     """Yield the words of each cue."""
-    begin = 0
-    for index in range(1, len(words) + 1):
-        if index < len(words):
-            together = words[begin : index + 1]
-            fits = (
-                _num_lines(together) <= LINES
-                and words[index].end_s - words[begin].start_s <= LONGEST_S
-                and words[index].start_s - words[index - 1].end_s < _PAUSE_S
-                and not _SENTENCE_END.search(words[index - 1].text)
-                and (size is None or len(together) <= size)
-            )
-            if fits:
-                continue
-        if begin < index:
-            yield words[begin:index]
-        begin = index
-
-
-def _filled_lines(words: Sequence[Word], width: int) -> list[str]:
-    lines: list[str] = []
+    group: list[Word] = []
     for word in words:
-        if lines and len(lines[-1]) + 1 + len(word.text) <= width:
-            lines[-1] += f" {word.text}"
-        else:
-            lines.append(word.text)
-    return lines
+        if group and not (
+            len(_wrapped([*group, word])) <= LINES
+            and word.end_s - group[0].start_s <= LONGEST_S
+            and word.start_s - group[-1].end_s < _PAUSE_S
+            and not _SENTENCE_END.search(group[-1].text)
+        ):
+            yield group
+            group = []
+        group.append(word)
+    if group:
+        yield group
 
 
-def _num_lines(words: Sequence[Word]) -> int:
-    return len(_filled_lines(words, LINE_CHARACTERS))
+def _wrapped(words: Iterable[Word], width: int = LINE_CHARACTERS) -> list[str]:
+    text = " ".join(word.text for word in words)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _lines(words: Sequence[Word]) -> str:
     """Wrap the words into as few lines as possible, with similar lengths."""
-    count = _num_lines(words)
-    widths = range(max(len(word.text) for word in words), LINE_CHARACTERS + 1)
-    width = next((width for width in widths if len(_filled_lines(words, width)) <= count), LINE_CHARACTERS)
-    return "\n".join(_filled_lines(words, width))
+    lines = _wrapped(words)
+    widths = range(max(len(word.text) for word in words), LINE_CHARACTERS)
+    return "\n".join(next((narrow for width in widths if len(narrow := _wrapped(words, width)) == len(lines)), lines))
 
 
 def _shown(cue: Cue, following_s: float | None) -> Cue:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.pretrained.checkpoints import read_checkpoint
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.pretrained.files import check_config, check_weight_files
@@ -115,8 +115,7 @@ def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> 
         if not part.overrides:
             raise
         raise UserError(
-            f"overrides do not make a {model_class.__name__} that can be built: {str(error).splitlines()[0]}; "
-            "correct them"
+            f"overrides do not make a {model_class.__name__} that can be built: {first_line(error)}; correct them"
         ) from error
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 
 Quantization = Literal["nf4", "int8"]
 
@@ -168,7 +168,7 @@ def check_available(kind: Quantization) -> None:
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"decoder.quantization: {kind} needs bitsandbytes, which cannot be imported "
-            f"({str(error).splitlines()[0]}); pip install '{REQUIREMENT}'"
+            f"({first_line(error)}); pip install '{REQUIREMENT}'"
         ) from error
 
 

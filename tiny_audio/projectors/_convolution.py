@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tiny_audio.projectors import Frames
+from tiny_audio.projectors import Frames, ProjectorConfig
 from tiny_audio.projectors._layers import num_windows
 
 
-def check_kernels(strides: Sequence[int], kernel_sizes: Sequence[int] | None) -> None:
-    """Check that there is a kernel for each stride, and that kernels skip no frames. Validators of configs use this.
+class ConvolutionsConfig(ProjectorConfig):
+    """Base of the configs of projectors that begin with strided convolutions."""
 
-    Raises:
-        ValueError: a kernel is missing or smaller than its stride.
-    """
-    if kernel_sizes is None:
-        return
-    if len(kernel_sizes) != len(strides):
-        raise ValueError(
-            f"kernel_sizes has {len(kernel_sizes)} entries, and strides has {len(strides)}; give one entry of both for "
-            "each convolution, or leave kernel_sizes out"
-        )
-    for kernel, stride in zip(kernel_sizes, strides, strict=True):
-        if kernel < stride:
+    strides: tuple[PositiveInt, ...] = Field(min_length=1, max_length=8)
+    """Stride of each convolution, in order. The product of the strides is the number of frames per embedding."""
+    kernel_sizes: tuple[PositiveInt, ...] | None = None
+    """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no
+    gaps."""
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> Self:
+        if self.kernel_sizes is None:
+            return self
+        if len(self.kernel_sizes) != len(self.strides):
             raise ValueError(
-                f"a kernel of {kernel} with stride {stride} would skip frames; set kernel_sizes to at least the strides"
+                f"kernel_sizes has {len(self.kernel_sizes)} entries, and strides has {len(self.strides)}; give one "
+                "entry of both for each convolution, or leave kernel_sizes out"
             )
+        for kernel, stride in zip(self.kernel_sizes, self.strides, strict=True):
+            if kernel < stride:
+                raise ValueError(
+                    f"a kernel of {kernel} with stride {stride} would skip frames; set kernel_sizes to at least the "
+                    "strides"
+                )
+        return self
+
+    def min_frames(self) -> int:
+        """Return the number of frames per embedding."""
+        return math.prod(self.strides)
 
 
 class StridedConvs(nn.Module):

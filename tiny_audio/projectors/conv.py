@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
-from tiny_audio.projectors._convolution import StridedConvs, check_kernels
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorContext
+from tiny_audio.projectors._convolution import ConvolutionsConfig, StridedConvs
 from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
 
-class ConvConfig(ProjectorConfig):
+class ConvConfig(ConvolutionsConfig):
     """Strided convolutions, then two linear layers: a learned reduction of the frame rate.
 
     SLAM-LLM has one convolution whose kernel size equals its stride. WeST has two convolutions with stride 2. If
@@ -32,15 +31,6 @@ class ConvConfig(ProjectorConfig):
     """Number of channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
     hidden_dim: PositiveInt = 2048
     """Number of channels between the two linear layers. 2048 in SLAM-LLM."""
-
-    @model_validator(mode="after")
-    def _kernels_fit(self) -> Self:
-        check_kernels(self.strides, self.kernel_sizes)
-        return self
-
-    def min_frames(self) -> int:
-        """Return the number of frames per embedding."""
-        return math.prod(self.strides)
 
     @classmethod
     def tiny(cls) -> Self:

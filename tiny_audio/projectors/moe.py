@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
-from tiny_audio.projectors._convolution import StridedConvs, check_kernels
+from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorContext
+from tiny_audio.projectors._convolution import ConvolutionsConfig, StridedConvs
 from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
 
-class MoeConfig(ProjectorConfig):
+class MoeConfig(ConvolutionsConfig):
     """Dense mixture of experts on convolved frames: all experts run, and a router weighs their outputs.
 
     In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Some experts are shared by
@@ -26,23 +25,11 @@ class MoeConfig(ProjectorConfig):
     strides: tuple[PositiveInt, ...] = Field(default=(2, 2), min_length=1, max_length=8)
     """Stride of each convolution before the experts. The product of the strides is the number of frames per embedding,
     which is 4 in MOSA."""
-    kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no
-    gaps."""
     num_experts: int = Field(default=4, ge=2, le=256)
     """Number of experts, each with two linear layers and a ReLU. 4 in MOSA. All experts run for every embedding, so
     the time grows with the number of experts. For a single expert, use the projector ``conv``."""
     hidden_dim: PositiveInt = 2048
     """Number of channels between the two layers of each expert."""
-
-    @model_validator(mode="after")
-    def _kernels_fit(self) -> Self:
-        check_kernels(self.strides, self.kernel_sizes)
-        return self
-
-    def min_frames(self) -> int:
-        """Return the number of frames per embedding."""
-        return math.prod(self.strides)
 
     @classmethod
     def tiny(cls) -> Self:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tiny_audio.config import first_line
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.model.limits import longest_clip_s, num_embeddings
@@ -101,7 +102,7 @@ def limit_errors(recipe: Recipe) -> Errors:
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",
-            f"the frames of a clip cannot be counted with these: {str(error).splitlines()[0]}; correct or remove them",
+            f"the frames of a clip cannot be counted with these: {first_line(error)}; correct or remove them",
         )
         return
     if limit is not None and longest > limit:
@@ -131,7 +132,7 @@ def _context(recipe: Recipe, longest_s: float) -> Errors:
     try:
         limits = ContextLimits(recipe)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        yield f"projector.{recipe.projector.name}", f"cannot be built: {str(error).splitlines()[0]}; shrink its sizes"
+        yield f"projector.{recipe.projector.name}", f"cannot be built: {first_line(error)}; shrink its sizes"
         return
     if limits.max_positions is not None and limits.needed > limits.max_positions:
         yield (

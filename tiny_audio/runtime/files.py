@@ -1,4 +1,4 @@
-"""Write files and folders atomically, list folders, find files by name, and find the cache folder."""
+"""Write files and folders atomically, list folders, find and name files, and find the cache folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import unicodedata
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tiny_audio.config import expand_path
@@ -104,6 +104,13 @@ class FileNames:
                     raise
                 self._listed[folder] = {}
         return self._listed[folder]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart. Equal paths have equal names."""
+    depths = range(1, max(len(path.parts) for path in paths) + 1)
+    names = (["/".join(path.parts[-depth:]) for path in paths] for depth in depths)
+    return next(found for found in names if len(set(found)) == len(set(paths)))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

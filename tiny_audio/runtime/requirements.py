@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
 """Versions that work together. torchaudio does not declare which versions of torch it can be loaded with."""
@@ -38,10 +38,9 @@ def audio_pair_problem() -> str | None:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         found = " and ".join(f"{name} {installed_version(name) or 'missing'}" for name in ("torch", "torchaudio"))
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         pair = " ".join(f'"{requirement}"' for requirement in AUDIO_PAIR)
         return (
-            f"the installed torch and torchaudio do not work together ({found}): {cause}\n"
+            f"the installed torch and torchaudio do not work together ({found}): {first_line(error)}\n"
             f"Install a pair that does: pip uninstall -y torch torchaudio && pip install {pair}"
         )
     return None

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from tiny_audio.config import Failure, RunFailed, TinyAudioError, UserError
+from tiny_audio.config import Failure, RunFailed, TinyAudioError, UserError, first_line
 from tiny_audio.runtime.launch import Launch
 from tiny_audio.runtime.mailbox import Mailbox
 
@@ -272,7 +272,7 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
         found = f"only {present} of them connected" if present else "the main process could not be reached"
         raise UserError(
             f"WORLD_SIZE is {launch.size}, but {found} at {address}:{launch.port} within "
-            f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({str(error).splitlines()[0]}); start all of them with torchrun or "
+            f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({first_line(error)}); start all of them with torchrun or "
             "accelerate launch, or unset WORLD_SIZE to run in one process"
         ) from error
     return store

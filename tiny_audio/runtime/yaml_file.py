@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tiny_audio.config import UserError, expand_path
+from tiny_audio.config import UserError, expand_path, first_line
 from tiny_audio.runtime.shipped_recipes import find_file, nearest_recipes
 from tiny_audio.runtime.text_files import decoded
 
@@ -157,7 +157,7 @@ def _parse(text: str, name: str) -> Any:
         message = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{name}{line}: {message}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two are raised for escapes beyond Unicode
-        raise UserError(f"{name} is not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name} is not valid YAML: {first_line(error)}") from None
 
 
 def _value(node: yaml.Node) -> Any:

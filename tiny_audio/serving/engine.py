@@ -183,28 +183,6 @@ class Engine:
         """Check a context. See :meth:`Transcriber.encode_context`."""
         return self._transcriber.encode_context(context)
 
-    def submit(
-        self,
-        waveform: Tensor,
-        *,
-        words: bool = False,
-        context: Context | None = None,
-        on_segment: OnSegment | None = None,
-    ) -> Job:
-        """Add a recording to the queue.
-
-        Args:
-            waveform: mono float32 ``[S]`` at 16 kHz, of any length.
-            words: also return the start and end of each word.
-            context: what is known about the recording. Previous text is used for its first chunk.
-            on_segment: called in the engine's thread with each segment, in order.
-
-        Raises:
-            UserError: words are requested, but the model has no CTC head.
-        """
-        chunks, duration_s = self.chunks([waveform]), len(waveform) / SAMPLE_RATE
-        return self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
-
     def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> list[Chunk]:
         """Cut a recording into chunks for :meth:`enqueue`. See :meth:`Transcriber.chunks`.
 
@@ -221,7 +199,18 @@ class Engine:
         context: Context | None = None,
         on_segment: OnSegment | None = None,
     ) -> Job:
-        """Add the :meth:`chunks` of a recording to the queue. See :meth:`submit`."""
+        """Add a recording to the queue.
+
+        Args:
+            chunks: the :meth:`chunks` of the recording.
+            duration_s: duration of the recording.
+            words: also return the start and end of each word.
+            context: what is known about the recording. Previous text is used for its first chunk.
+            on_segment: called in the engine's thread with each segment, in order.
+
+        Raises:
+            UserError: words are requested, but the model has no CTC head.
+        """
         if words and not self.can_time_words:
             raise UserError("word timestamps need a CTC head, and this model has none")
         now = time.monotonic()
@@ -239,17 +228,11 @@ class Engine:
         return job
 
     async def transcribe(
-        self,
-        waveform: Tensor,
-        *,
-        words: bool = False,
-        context: Context | None = None,
-        on_segment: OnSegment | None = None,
+        self, waveform: Tensor, *, words: bool = False, context: Context | None = None
     ) -> Transcription:
-        """Transcribe without blocking the event loop. Canceling the task cancels the job. See :meth:`submit`."""
+        """Transcribe mono float32 ``[S]`` at 16 kHz. Canceling the task cancels the job. See :meth:`enqueue`."""
         chunks = await asyncio.to_thread(self.chunks, [waveform])
-        duration_s = len(waveform) / SAMPLE_RATE
-        job = self.enqueue(chunks, duration_s, words=words, context=context, on_segment=on_segment)
+        job = self.enqueue(chunks, len(waveform) / SAMPLE_RATE, words=words, context=context)
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ class LiveSession:
             encoding: ``pcm16``, or a container of Opus.
 
         Raises:
-            ClientError: the client sent invalid data, or sent nothing for too long.
+            ClientError: the client sent invalid data, or no audio for too long.
             WebSocketDisconnect: the client has closed the connection.
         """
         try:
@@ -165,24 +165,29 @@ class LiveSession:
         while True:
             try:
                 async with asyncio.timeout(self._limits.idle_timeout_s):
-                    message = await self._websocket.receive()
+                    while (data := await self._message()) == b"":
+                        pass  # an empty message has no audio
             except TimeoutError:
                 raise ClientError(
-                    1008,
-                    f'no message for {self._limits.idle_timeout_s:g} s; send audio, or {{"type":"end"}} at the end',
+                    1008, f'no audio for {self._limits.idle_timeout_s:g} s; send audio, or {{"type":"end"}} at the end'
                 ) from None
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
-            data = message.get("bytes")
             if data is None:
-                if _is_end(message["text"]):
-                    return
-                raise ClientError(1003, 'a text message is not {"type":"end"}; send audio as binary messages')
-            if len(data) > self._limits.max_message_bytes:
-                raise ClientError(
-                    1009, f"a message has {len(data):,} bytes; send at most {self._limits.max_message_bytes:,}"
-                )
+                return
             yield data
+
+    async def _message(self) -> bytes | None:
+        """Return the next message's audio, or None if it is the end message."""
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        data: bytes | None = message.get("bytes")
+        if data is None and not _is_end(message["text"]):
+            raise ClientError(1003, 'a text message is not {"type":"end"}; send audio as binary messages')
+        if data is not None and len(data) > self._limits.max_message_bytes:
+            raise ClientError(
+                1009, f"a message has {len(data):,} bytes; send at most {self._limits.max_message_bytes:,}"
+            )
+        return data
 
     async def _add(self, data: bytes) -> None:
         """Add 16-bit samples. Wait if they arrive too fast, or if too much audio is waiting to be decoded."""

@@ -41,7 +41,7 @@ class LiveLimits:
     """Maximum speed at which audio is received, as a multiple of real time. It limits the work of finding speech. The
     first two seconds of a stream are not limited."""
     idle_timeout_s: float = 30.0
-    """Maximum time without a message from the client."""
+    """Maximum time without audio from the client."""
     send_timeout_s: float = 30.0
     """Maximum time that the client may take to receive a message."""
 

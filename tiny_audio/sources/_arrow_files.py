@@ -18,10 +18,17 @@ def read_arrow(path: Path) -> pa.Table | None:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
+        return mapped_table(path)
     except (OSError, pa.ArrowException):
         return None
+
+
+def mapped_table(path: Path) -> pa.Table:
+    """Return the table of an Arrow file, memory-mapped."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:

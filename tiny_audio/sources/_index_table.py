@@ -35,6 +35,7 @@ from tiny_audio.sources import (
     Utterance,
     runs,
 )
+from tiny_audio.sources._arrow_files import mapped_table
 from tiny_audio.sources._parquet import METADATA
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
 
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        table = _table(folder / _ROWS)
+        table = mapped_table(folder / _ROWS)
         unusable = pc.is_valid(table.column("reason"))
         rows = np.flatnonzero(~unusable.to_numpy())
         dropped = table.select(("id", "reason", "detail")).filter(unusable).to_pylist()
@@ -265,16 +266,8 @@ class TableUtterances(ColumnarUtterances):
                 yield batch.take(own[start : start + _ROWS_READ])
 
 
-def _table(path: Path) -> pa.Table:
-    """Return the whole table, memory-mapped."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
-_mapped = lru_cache(maxsize=8)(_table)
-"""A cached :func:`_table`. The cache is cleared when an index is written."""
+_mapped = lru_cache(maxsize=8)(mapped_table)
+"""A cached :func:`mapped_table`. The cache is cleared when an index is written."""
 
 
 def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table]:

@@ -79,13 +79,11 @@ class MixConfig(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """A source in a mix. The fields are those of :class:`MixedConfig`."""
+    """A source in a mix, built from its ``config``."""
 
     name: str
     source: Source
-    weight: float
-    max_hours: float | None
-    max_clips: int | None
+    config: MixedConfig
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
         """Return the sorted rows ``[k]`` that the caps keep: the first rows in a random order of groups.
@@ -93,8 +91,8 @@ class Mixed:
         Raises:
             UserError: ``max_hours`` is shorter than the first clip.
         """
-        order = np.arange(len(durations_s))
-        if self.max_hours is None and self.max_clips is None:
+        order, max_hours, max_clips = np.arange(len(durations_s)), self.config.max_hours, self.config.max_clips
+        if max_hours is None and max_clips is None:
             return order
         digest = hashlib.sha256(self.name.encode()).digest()
         rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
@@ -104,15 +102,15 @@ class Mixed:
             _, groups = np.unique(index.groups, return_inverse=True)
             drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max(initial=-1) + 1)[groups]))
         count = len(drawn)
-        if self.max_hours is not None:
+        if max_hours is not None:
             # Rounded, because sums of floats are inexact.
             seconds = np.round(np.cumsum(durations_s[drawn]), 6)
-            count = int(np.searchsorted(seconds, self.max_hours * 3600, side="right"))
-        if self.max_clips is not None:
-            count = min(count, self.max_clips)
+            count = int(np.searchsorted(seconds, max_hours * 3600, side="right"))
+        if max_clips is not None:
+            count = min(count, max_clips)
         if count == 0:
             raise UserError(
-                f"max_hours {self.max_hours:g} of {self.name!r} is shorter than its first clip "
+                f"max_hours {max_hours:g} of {self.name!r} is shorter than its first clip "
                 f"({durations_s[drawn[0]]:.1f} s); raise it"
             )
         return np.sort(drawn[:count])
@@ -145,10 +143,10 @@ class MixSource(Source):
             groups.append(num_groups + own[rows])
             num_groups += int(own.max()) + 1
             own_weights = np.ones(len(seconds)) if index.weights is None else index.weights
-            weights.append(mixed.weight * own_weights[rows])
+            weights.append(mixed.config.weight * own_weights[rows])
             empty.append(index.without_text()[rows])
-            facts = [mixed.name, index.fingerprint, mixed.weight, mixed.max_hours, mixed.max_clips, self.seed]
-            digest.update(json.dumps(facts).encode())
+            settings = (mixed.config.weight, mixed.config.max_hours, mixed.config.max_clips)
+            digest.update(json.dumps([mixed.name, index.fingerprint, *settings, self.seed]).encode())
         return Index(
             utterances=_Utterances(parts),
             dropped=tuple(dropped),
@@ -231,10 +229,7 @@ class _Utterances(ColumnarUtterances):
 @SOURCES.register
 def build_mix(config: MixConfig, context: SourceContext) -> Source:
     """Return the source of a mix. Nothing is read before the source is indexed."""
-    mixed = tuple(
-        Mixed(name, SOURCES.build(part.source, context), part.weight, part.max_hours, part.max_clips)
-        for name, part in config.sources.items()
-    )
+    mixed = tuple(Mixed(name, SOURCES.build(part.source, context), part) for name, part in config.sources.items())
     return MixSource(mixed, config.seed)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.encoders import EncoderConfig
 from tiny_audio.export.load import load_exported_tokenizer, load_model
@@ -23,7 +23,7 @@ from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.identity import folder_identity
 from tiny_audio.pretrained.quantization import whole_state
-from tiny_audio.recipe import InitFrom
+from tiny_audio.recipe import InitFrom, Recipe
 
 ALL_PARTS = ("encoder", "projector", "decoder", "ctc_head")
 _ADAPTED = ("encoder", "decoder")
@@ -51,6 +51,11 @@ class StartingPoint:
             self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"training.init_from: {self.folder / 'config.json'} is damaged: {error}") from error
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> StartingPoint | None:
+        """Return the model that the recipe's training starts from, if any."""
+        return cls(recipe.training.init_from) if recipe.training.init_from else None
 
     def takes(self, part: str) -> bool:
         """Whether this part's weights are taken from this model."""
@@ -230,7 +235,7 @@ def _read_tokenizer(part: EncoderConfig) -> Any:
     except (OSError, ValueError, TypeError) as error:  # TypeError: there is no vocab.json
         raise UserError(
             f"ctc.init: cannot read the vocabulary of {part.pretrained!r}, its vocab.json: "
-            f"{str(error).splitlines()[0]}; choose a checkpoint with a tokenizer, or set ctc.init: random"
+            f"{first_line(error)}; choose a checkpoint with a tokenizer, or set ctc.init: random"
         ) from error
 
 
@@ -244,7 +249,7 @@ def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
                 part.pretrained, file, revision=part.revision, _raise_exceptions_for_missing_entries=False
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"ctc.init: cannot read {part.pretrained!r}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"ctc.init: cannot read {part.pretrained!r}: {first_line(error)}") from error
         return None if found is None else Path(found)
 
     for single, index in (

@@ -1,4 +1,7 @@
-"""Write ``metrics.jsonl``, with one line per event, and send its numbers to trackers. A restarted run continues it."""
+"""The logs of a run: ``metrics.jsonl``, with one line per event, and ``clips.jsonl``, with the clips of each step.
+
+A restarted run continues them.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path = run_dir / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        _remove_later_rows(self.path, step)
         self._file = self.path.open("a", encoding="utf-8")
         self._trackers = trackers
 
@@ -44,6 +46,29 @@ class MetricsLog:
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
+
+
+class ClipsLog:
+    """Appends one line per batch. The file helps to find clips that cause jumps of the loss.
+
+    Args:
+        path: the file.
+        step: the step that training continues from. Lines of later steps are removed, because these steps run again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        _remove_later_rows(path, step)
+        self._path = path
+
+    def write(self, step: int, **values: Any) -> None:
+        """Append a line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _remove_later_rows(path: Path, step: int) -> None:
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tiny_audio.config import RunFailed
+from tiny_audio.config import RunFailed, first_line
 from tiny_audio.model.splicing import TargetScores
 from tiny_audio.runtime.device import is_out_of_memory
 from tiny_audio.runtime.world import World
@@ -60,7 +60,7 @@ def _needing_memory(in_update: bool) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(in_update, str(error).split("\n")[0]) from error
+        raise OutOfMemory(in_update, first_line(error)) from error
 
 
 def take_step(

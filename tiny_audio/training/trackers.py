@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiny_audio.config import TinyAudioError, UserError
+from tiny_audio.config import TinyAudioError, UserError, first_line
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.files import write_atomically
 
@@ -109,8 +109,8 @@ class WeightsAndBiases:
             run = wandb.init(**options)
         except wandb.errors.Error as error:
             self._note(
-                f"Weights & Biases cannot be used now ({_line(error)}); metrics for it are written to {folder}, and "
-                "`wandb sync` sends them later"
+                f"Weights & Biases cannot be used now ({first_line(error)}); metrics for it are written to {folder}, "
+                "and `wandb sync` sends them later"
             )
             wandb.teardown()  # releases the id
             run = wandb.init(**options, mode="offline")
@@ -139,7 +139,8 @@ class WeightsAndBiases:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         self._note(
-            f"Weights & Biases failed ({_line(error)}); the run continues without it. `wandb sync` may send the rest."
+            f"Weights & Biases failed ({first_line(error)}); the run continues without it. `wandb sync` may send the "
+            "rest."
         )
 
 
@@ -154,7 +155,3 @@ def open_trackers(recipe: Recipe, run_dir: Path, step: int, note: Callable[[str]
     if project is not None:
         trackers.append(WeightsAndBiases(project, run_dir, recipe.model_dump(mode="json"), note))
     return trackers
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -25,7 +25,6 @@ from tiny_audio.runtime.world import World
 from tiny_audio.sources import Dropped
 from tiny_audio.training import checkpoint
 from tiny_audio.training.batches import Batches, LoadingFailed, MicroBatch
-from tiny_audio.training.clips_log import ClipsLog
 from tiny_audio.training.compilation import compile_layers, uncompiled
 from tiny_audio.training.final_weights import FinalWeights, Selection
 from tiny_audio.training.frame_cache import FrameCache
@@ -33,7 +32,7 @@ from tiny_audio.training.fused import fused_cross_entropy
 from tiny_audio.training.host import Host
 from tiny_audio.training.ledger import Amounts, Ledger
 from tiny_audio.training.loop import Budget, Diverged, Step, TrainingLoop
-from tiny_audio.training.metrics import MetricsLog
+from tiny_audio.training.metrics import ClipsLog, MetricsLog
 from tiny_audio.training.optimization import build_optimizer, learning_rate
 from tiny_audio.training.parallel import gathered, shard
 from tiny_audio.training.precision import autocast, place, set_precision

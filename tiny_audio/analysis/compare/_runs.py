@@ -11,6 +11,7 @@ from typing import Any
 
 from tiny_audio.config import UserError
 from tiny_audio.registry import did_you_mean
+from tiny_audio.runtime.files import short_names
 from tiny_audio.runtime.text_files import decoded
 from tiny_audio.sources import AudioAddress, HubFile
 
@@ -103,13 +104,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
     If a folder is given more than once, a number is added to the name.
     """
-    paths = [Path(os.path.abspath(folder)) for folder in folders]
-    distinct = len(set(paths))
-    names = next(
-        names
-        for depth in range(1, max(len(path.parts) for path in paths) + 1)
-        if len(set(names := ["/".join(path.parts[-depth:]) for path in paths])) == distinct
-    )
+    names = short_names([Path(os.path.abspath(folder)) for folder in folders])
     again = [names[:index].count(name) for index, name in enumerate(names)]
     named = (f"{name} ({times + 1})" if times else name for name, times in zip(names, again, strict=True))
     return [FinishedRun.read(folder, name) for folder, name in zip(folders, named, strict=True)]

@@ -11,7 +11,6 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Row, Variant, audio_warnings, paired_rows
 from tiny_audio.analysis.comparison import AlignedSet, Rates, SetComparison, System, units_column
 from tiny_audio.analysis.scoring import Alignment, Normalizer, Transcripts
-from tiny_audio.config import UserError
 
 _NUM_SENTENCES = 10
 
@@ -128,19 +127,8 @@ def pair_set(
     unused = iter(rows)
     by_variant = [[next(unused) for _ in variant.runs] for variant in variants]
     systems = [_system(variant.name, seeds, normalizer) for variant, seeds in zip(variants, by_variant, strict=True)]
-    column = units_column(rows[0], group_by, [run.group_by for run in runs])
-    aligned = AlignedSet(systems, rows[0], column)
-    if not aligned.words.any() and not systems[0].seeds[0].is_silent:
-        raise UserError(
-            f"{set_name}: the references have no word after the normalizer {normalizer.name!r}; choose another by "
-            "--normalizer"
-        )
-    if aligned.groups is not None and not any(aligned.groups):
-        columns = ", ".join(sorted({name for row in rows[0] for name in row["metadata"]})) or "none"
-        raise UserError(
-            f"{set_name}: no utterance has a column {column!r} to group by (columns: {columns}); name one of them by "
-            "--group-by"
-        )
+    aligned = AlignedSet(systems, rows[0], units_column(rows[0], group_by, [run.group_by for run in runs]))
+    aligned.check(set_name)
     warnings = list(audio_warnings(set_name, runs, rows))
     return PairedSet(aligned, [seeds[0] for seeds in by_variant], normalizer, left_out, warnings)
 

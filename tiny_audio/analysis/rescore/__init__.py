@@ -37,7 +37,6 @@ from tiny_audio.analysis.scoring import (
     normalizer,
     score_transcripts,
 )
-from tiny_audio.config import UserError
 
 __all__ = ["PARENT", "Rescored", "Target", "align_targets", "join_chunks", "read_targets", "rescore"]
 
@@ -164,17 +163,7 @@ def rescore(
     rule = normalizer(normalizer_name)
     targets = read_targets(paths)
     aligned, rows = align_targets(targets, rule, cost=weights, group_by=group_by)
-    if aligned.groups is not None and not any(aligned.groups):
-        columns = ", ".join(sorted({name for row in rows[0] for name in row["metadata"]})) or "none"
-        raise UserError(
-            f"--group-by {group_by}: no clip has a column of that name (columns: {columns}); name one of them, or "
-            "leave it out"
-        )
-    if not aligned.words.any() and not aligned.systems[0].seeds[0].is_silent:
-        raise UserError(
-            f"the {len(rows[0])} references have no word after the normalizer {rule.name!r}; an error rate needs at "
-            "least one; check the text column, or choose another normalizer"
-        )
+    aligned.check(", ".join(map(str, paths)))
     return Rescored(targets, rows, compare_sets({"": aligned})[""])
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tiny_audio.analysis.rescore._chunks import INDEX, join_chunks
 from tiny_audio.config import UserError
+from tiny_audio.runtime.files import short_names
 from tiny_audio.runtime.text_files import decoded
 
 Row = dict[str, Any]
@@ -27,16 +28,8 @@ A row with an ``error``, which is a sentence, is a failure. It has no hypothesis
 """
 
 _FIELDS = (
-    "id",
-    "audio_filepath",
-    "duration",
-    "time",
-    "text",
-    "pred_text",
-    "ctc_text",
-    "truncated",
-    "error",
-    "metadata",
+    *("id", "audio_filepath", "duration", "time", "text", "pred_text"),
+    *("ctc_text", "truncated", "error", "metadata"),
 )
 _NEEDED = ("text", "pred_text")
 
@@ -72,12 +65,10 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
     whole = [path.with_suffix("") if path.suffix in (".jsonl", ".json") else path for path in absolute]
     if len(set(whole)) < len(whole):
         whole = absolute
-    names = next(
-        names
-        for depth in range(1, max(len(path.parts) for path in whole) + 1)
-        if len(set(names := ["/".join(path.parts[-depth:]) for path in whole])) == len(whole)
-    )
-    return [Target(name, path, join_chunks(_read(path), str(path))) for name, path in zip(names, paths, strict=True)]
+    return [
+        Target(name, path, join_chunks(_read(path), str(path)))
+        for name, path in zip(short_names(whole), paths, strict=True)
+    ]
 
 
 def _read(path: Path) -> dict[str, Row]:

@@ -69,11 +69,7 @@ class Analysis:
                     "set": name,
                     "control": outcome.control,
                     "group_by": self.columns[name],
-                    "difference": entry.difference,
-                    "interval": entry.interval,
-                    "p_value": entry.p_value,
-                    "p_holm": entry.p_adjusted,
-                    "verdict": entry.verdict,
+                    **entry.to_benchmark(),
                 }
                 for outcome in self.outcomes
                 for (label, name), entry in self.differences.items()

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from tiny_audio.commands.bench.variants import Variant
-from tiny_audio.config import RunFailed, UserError
+from tiny_audio.config import RunFailed, UserError, first_line
 from tiny_audio.projectors import PROJECTORS, ProjectorContext
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_bytes, device_name, device_of
@@ -137,8 +137,9 @@ def _check_sizes(variants: Sequence[Variant], shape: ProjectorShape, device: tor
             with torch.device("meta"):
                 projector = PROJECTORS.build(variant.config(), context)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--variants: {variant.label} cannot be built: {reason}; shrink its sizes") from error
+            raise UserError(
+                f"--variants: {variant.label} cannot be built: {first_line(error)}; shrink its sizes"
+            ) from error
         needed = 2 * 4 * sum(tensor.numel() for tensor in projector.parameters())
         if needed > memory:
             raise UserError(

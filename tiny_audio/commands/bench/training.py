@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from tiny_audio.commands.bench.features import FeatureCache, check_cacheable
 from tiny_audio.commands.bench.units import BenchmarkClips, CachedClips, WaveformClips, decode, train
 from tiny_audio.commands.bench.variants import Variant, Variants
 from tiny_audio.commands.run.context import RunClips
+from tiny_audio.commands.run.state import now
 from tiny_audio.commands.run.train import training_inputs
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import ClipSet
@@ -224,8 +224,7 @@ class TrainedBenchmark:
 
     @cached_property
     def _start(self) -> StartingPoint | None:
-        start = self.recipe.training.init_from
-        return StartingPoint(start) if start else None
+        return StartingPoint.of(self.recipe)
 
     @cached_property
     def _inputs(self) -> dict[str, Any]:
@@ -292,7 +291,7 @@ class TrainedBenchmark:
             "train_s": trained.wall_s,
             "skipped_steps": trained.skipped_steps,
             "curve": trained.curve,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": now(),
         }
         self._keep(unit, result, hypotheses)
         rule = normalizer(recipe.evaluation.normalizer)
@@ -330,7 +329,7 @@ class TrainedBenchmark:
             state_overlap(sets[name], comparison)
         report = {
             "command": shlex.join(["tiny-audio", *sys.argv[1:]]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": now(),
             "recipe_path": str(self.plan.recipe_path),
             "baseline": self.baseline,
             "seeds": list(self.plan.seeds),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, problems
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.shipped_recipes import shipped_files
@@ -40,7 +40,7 @@ class Variant:
         try:
             return _adapter().validate_json(json.dumps(self.section))
         except ValidationError as error:
-            raise UserError(f"variant {self.label}: {'; '.join(_validation_errors(error))}") from None
+            raise UserError(f"variant {self.label}: {problems(error, skip=1)}") from None
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,3 @@ def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
 @cache
 def _adapter() -> TypeAdapter[ProjectorConfig]:
     return TypeAdapter(Annotated[ProjectorConfig, PROJECTORS])
-
-
-def _validation_errors(error: ValidationError) -> list[str]:
-    lines = []
-    for entry in error.errors(include_url=False):
-        place = ".".join(str(step) for step in entry["loc"][1:])
-        message = entry["msg"].removeprefix("Value error, ")
-        lines.append(f"{place}: {message}" if place else message)
-    return lines

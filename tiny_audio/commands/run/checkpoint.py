@@ -76,7 +76,7 @@ class SavedStep:
             raise UserError(f"{self.run} has no state.json of a training; give the folder of a run")
         check_whole(self.folder)
         recipe, training, learned = load_recipe(self.run / "recipe.yaml"), state.training, state.training.spelling
-        start = StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
+        start = StartingPoint.of(recipe)
         self._check_inputs(recipe, start, training)
         recipe = pinned(recipe, training.inputs)
         model, tokenizer, _ = assemble(recipe, None, start, learned.vocabulary)

@@ -12,7 +12,7 @@ from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.evaluate import score
 from tiny_audio.commands.run.export import ExportStage
 from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, TrainingState
-from tiny_audio.config import UserError
+from tiny_audio.config import UserError, first_line
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.evaluation.audio_bits import spread
@@ -80,9 +80,7 @@ class TrainStage:
         recipe = pinned(run.recipe, recorded.inputs) if recorded else run.recipe
         run.callback.note("reading the training data")
         clips = world.main_first(run.clips.training)
-        start = world.collective(
-            lambda: StartingPoint(recipe.training.init_from) if recipe.training.init_from else None
-        )
+        start = world.collective(lambda: StartingPoint.of(recipe))
         inputs, work = world.broadcast_from_main(
             lambda: self._record(recipe, self._inputs(recipe, clips, start), clips)
         )
@@ -166,8 +164,9 @@ class TrainStage:
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
         except (UserError, RuntimeError) as error:  # a trainable part may not run on the meta device
-            reason = str(error).splitlines()[0]
-            self._run.callback.note(f"the dry run of the model failed, so its FLOPs are not counted: {reason}")
+            self._run.callback.note(
+                f"the dry run of the model failed, so its FLOPs are not counted: {first_line(error)}"
+            )
             return None
 
     def _note_overlaps(self) -> None:
