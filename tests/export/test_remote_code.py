@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.models import JOINT, assemble, outputs
-from tests.support.remote_code import INSTALLED, fresh_python, offline, only, run, run_here
+from tests.support.remote_code import fresh_python, offline, run, run_alone, run_here
 from tests.support.tutorial import python
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
@@ -21,9 +20,7 @@ from tiny_audio.projectors import PROJECTORS
 
 LOAD = """
 import importlib.util, json, pathlib, sys
-site, *folders = sys.argv[1:]
-if site:
-    sys.path.append(site)
+folders = sys.argv[1:]
 import numpy as np
 from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer
 from transformers.dynamic_module_utils import check_imports
@@ -151,7 +148,7 @@ def test_exports_load_without_this_package(tmp_path: Path) -> None:
     expected = export_several(tmp_path, 1)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert_same(run_here(LOAD, "", *expected, cwd=elsewhere, **offline(tmp_path)), expected)
+    assert_same(run_here(LOAD, *expected, cwd=elsewhere, **offline(tmp_path)), expected)
 
 
 def assert_same(results: list[Any], expected: dict[Path, Any]) -> None:
@@ -162,10 +159,9 @@ def assert_same(results: list[Any], expected: dict[Path, Any]) -> None:
 @pytest.mark.slow
 def test_exports_of_all_parts_load_without_this_package(tmp_path: Path) -> None:
     expected = export_several(tmp_path)
-    site = only(INSTALLED, tmp_path / "site")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    results = run(sys.executable, ["-I", "-S"], LOAD, site, *expected, cwd=elsewhere, **offline(tmp_path))
+    results = run_alone(LOAD, *expected, cwd=elsewhere, **offline(tmp_path))
     assert_same(results, expected)
 
 
@@ -175,5 +171,5 @@ def test_exports_load_in_a_new_environment(tmp_path: Path, tmp_path_factory: pyt
     fresh = fresh_python(tmp_path_factory)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    results = run(fresh, ["-I"], LOAD, "", *expected, cwd=elsewhere, **offline(tmp_path))
+    results = run(fresh, ["-I"], LOAD, *expected, cwd=elsewhere, **offline(tmp_path))
     assert_same(results, expected)

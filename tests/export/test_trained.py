@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.encoder_checkpoints import original
 from tests.support.hub_cache import COMMIT, repository_in, use_cache
 from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs
-from tests.support.remote_code import offline, run_here
+from tests.support.remote_code import offline, run_alone, run_here
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
@@ -321,7 +322,10 @@ print(json.dumps(results))
 """
 
 
-def test_exports_load_without_this_package_and_peft(tmp_path: Path, bases: dict[str, str]) -> None:
+@pytest.mark.parametrize("start", [run_here, pytest.param(run_alone, marks=pytest.mark.slow)])
+def test_exports_load_without_this_package_and_peft(
+    start: Callable[..., Any], tmp_path: Path, bases: dict[str, str]
+) -> None:
     """The code of the base checkpoints is not run."""
     marker = tmp_path / "ran"
     for folder in bases.values():
@@ -336,7 +340,7 @@ def test_exports_load_without_this_package_and_peft(tmp_path: Path, bases: dict[
     folders = [tmp_path / "merged", tmp_path / "frozen"]
     expected = [outputs(*load_model(folder)) for folder in folders]
     installed = ["torch", "torchaudio", "transformers", "pydantic", "soundfile"]
-    results = run_here(LOAD, *folders, cwd=tmp_path, installed=installed, **offline(tmp_path))
+    results = start(LOAD, *folders, cwd=tmp_path, installed=installed, **offline(tmp_path))
     assert results == expected
     assert not marker.exists()
 

@@ -75,6 +75,15 @@ def run_here(
     return json.loads(out.strip().splitlines()[-1])
 
 
+def run_alone(
+    code: str, *arguments: str | Path, cwd: Path, installed: Sequence[str] = INSTALLED, **environment: str
+) -> Any:
+    """Like :func:`run_here`, but in a new interpreter."""
+    site = only(installed, cwd / "site")
+    code = f"import sys; sys.path.append({str(site)!r})\n{code}"
+    return run(sys.executable, ["-I", "-S"], code, *arguments, cwd=cwd, **environment)
+
+
 def only(requirements: Sequence[str], site: Path) -> Path:
     """Create a folder like site-packages with only these packages and their requirements."""
     site.mkdir()
