@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fast import fast_ones
 from tiny_audio.runtime.columns import on_one_line
 
 PROGRAM = [sys.executable, "-m", "tiny_audio.cli"]
@@ -54,7 +55,7 @@ def test_a_message_in_an_encoding_that_lacks_characters(hypotheses: Path) -> Non
     assert b"aucune ?.jsonl" in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", fast_ones(["<&-", ">&- 2>&-", "<&- >&- 2>&-"], "<&-", "<&- >&- 2>&-"))
 def test_commands_work_with_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
     command = [*PROGRAM, "rescore", str(hypotheses), "--html", str(tmp_path / "p.html")]
     done = subprocess.run(["bash", "-c", f'"$@" {closed}', "bash", *command], capture_output=True, check=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
+@cache  # as long as the process lives, its code stays the same
 def git_commit() -> str | None:
     """Return the commit of this code if it runs from its own checkout, otherwise None.
 

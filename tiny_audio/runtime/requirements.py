@@ -23,6 +23,7 @@ REQUIREMENTS = (
 """Requirements of an exported model. A test compares them with ``pyproject.toml``."""
 
 
+@functools.cache  # reading metadata takes milliseconds
 def installed_version(package: str) -> str | None:
     """Return the version of a package; None if it is not installed."""
     try:
