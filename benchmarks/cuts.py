@@ -111,6 +111,7 @@ def main() -> int:
     parser.add_argument("--clips-of", type=Path, help="JSONL of the training clips, if the export has no durations")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--greedy", action="store_true", help="decode greedily")
+    parser.add_argument("--no-search", action="store_true", help="without cuts that the model chooses")
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
@@ -120,6 +121,8 @@ def main() -> int:
         model.config.clip_durations = vars(durations_of(arguments.clips_of))
     greedy = GenerationConfig(max_new_tokens=model.generation.max_new_tokens) if arguments.greedy else None
     recognizer = Transcriber(model, tokenizer, generation=greedy)
+    if arguments.no_search:
+        recognizer._recutter = None
     clips = [(without_pauses(wave), text) for wave, text in from_manifest(arguments.manifest, arguments.clips)]
     order = long_recording(clips, arguments.minutes, arguments.seed)
     alone = texts(recognizer, [wave for wave, _ in clips])
