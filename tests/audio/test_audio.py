@@ -140,6 +140,21 @@ def test_files_without_audio_are_rejected(tmp_path: Path) -> None:
     assert len(load_audio(encoded(tone()[:400]), max_duration_s=1)) == 400
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:5af5\nsize 269060552\n", "git lfs pull"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html>Not found</html>", "download"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "download"),
+        (b'{"error": "not found"}', "download"),
+        (b"#EXTM3U\nhttps://example.com/a.mp3\n", "playlist"),
+        (b"PK\x03\x04" + bytes(60), "unpack"),
+    ],
+)
+def test_files_that_are_something_else(content: bytes, advice: str) -> None:
+    refused(content, "not_audio", advice)
+
+
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.wav"
     os.mkfifo(pipe)

@@ -51,6 +51,33 @@ def test_other_channels_are_averaged(channels: tuple[np.ndarray, ...], caplog: p
     assert not caplog.records
 
 
+def test_opposite_phases_in_a_part(caplog: pytest.LogCaptureFixture) -> None:
+    """Only where the channels cancel each other is one used alone; another speaker in the other channel is kept."""
+    first, second = speech(8.0), speech(8.0, 1)
+    left, right = first.copy(), np.zeros_like(first)
+    right[: 2 * SAMPLE_RATE] = second[: 2 * SAMPLE_RATE]
+    right[4 * SAMPLE_RATE : 6 * SAMPLE_RATE] = -left[4 * SAMPLE_RATE : 6 * SAMPLE_RATE]
+    waveform, mean = mixed(left, right, name="part"), (left + right) / 2
+    for start, end, expected in ((0, 3, mean), (4.3, 5.7, left), (7, 8, mean)):
+        place = slice(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE))
+        np.testing.assert_allclose(waveform[place], expected[place], atol=1e-6)
+    (warning,) = caplog.records
+    assert_names(warning.getMessage(), "part: 1")
+
+
+@pytest.mark.parametrize("common", [0.2, 0.2 * np.sin(2 * np.pi * 50 * np.arange(len(ONE)) / SAMPLE_RATE)])
+def test_opposite_phases_with_the_same_hum_in_all_channels(common: np.ndarray | float) -> None:
+    left, right = (channel.astype(np.float32) for channel in (ONE + common, -ONE + common))
+    waveform = mixed(left, right)
+    assert min(abs(waveform - left).max(), abs(waveform - right).max()) < 1e-6
+
+
+@pytest.mark.parametrize("frames", [400, 4_095, 4_097, 8_193])
+def test_short_blocks(frames: int) -> None:
+    np.testing.assert_allclose(mixed(ONE[:frames], TWO[:frames]), (ONE + TWO)[:frames] / 2, atol=1e-6)
+    assert abs(mixed(ONE[:frames], -ONE[:frames])[:390] - ONE[:390]).max() < 1e-6
+
+
 def test_a_channel_can_be_selected() -> None:
     for channel, expected in ((1, ONE), (2, TWO)):
         np.testing.assert_array_equal(mixed(ONE, TWO, channel=channel), expected)

@@ -69,6 +69,29 @@ def test_chunks_around_the_samples_are_not_decoded(before: bytes, after: bytes, 
     assert abs(len(loaded(wav_with(size, before=before, after=after))) - len(whole)) <= 64
 
 
+@pytest.mark.parametrize("between", [b"", chunk(b"LIST", 30)])
+def test_a_wav_with_two_chunks_of_samples(between: bytes) -> None:
+    wav = clip("wav")
+    samples = wav[44:]
+    second = b"data" + struct.pack("<I", len(samples) - BYTES // 4) + samples[BYTES // 4 :]
+    decoded = loaded(wav[:40] + struct.pack("<I", BYTES // 4) + samples[: BYTES // 4] + between + second)
+    np.testing.assert_array_equal(decoded, load_audio(wav, max_duration_s=9))
+
+
+@pytest.mark.parametrize("kind", ["wav", "rf64", "aiff", "flac", "vorbis", "opus"])
+@pytest.mark.parametrize("junk", [bytes(512), b"HTTP/1.1 200 OK\r\nContent-Type: audio/x\r\n\r\n", b"\n"])
+def test_bytes_before_the_header_are_skipped(kind: str, junk: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    name = f"{kind} after {len(junk)} bytes"
+    np.testing.assert_array_equal(loaded(junk + clip(kind), name), load_audio(clip(kind), max_duration_s=9))
+    assert_names(caplog.records[0].getMessage(), f"{name}: {len(junk)}")
+
+
+def test_the_header_of_another_file_inside_of_a_film_is_no_beginning() -> None:
+    film = b"\x1aE\xdf\xa3" + bytes(60) + clip("flac")
+    with pytest.raises(AudioError):
+        load_audio(film, max_duration_s=9)
+
+
 def test_an_empty_wav_is_rejected() -> None:
     for after in (b"", chunk(b"LIST", 20)):
         empty = clip("wav")[:40] + bytes(4) + after
@@ -156,6 +179,12 @@ def test_an_mp3_whose_tag_states_fewer_frames_is_decoded_completely() -> None:
             with pytest.raises(AudioError) as caught:
                 load_audio(wrong, max_duration_s=9)
             assert caught.value.reason == "unknown_length"
+
+
+def test_an_mp3_whose_tag_states_more_bytes_than_there_are() -> None:
+    mp3 = clip("mp3")
+    decoded = loaded(b"ID3\3\0\0\x7f\x7f\x7f\x7f" + bytes(300) + mp3)
+    np.testing.assert_array_equal(decoded, load_audio(mp3, max_duration_s=9))
 
 
 def test_an_mp3_in_a_wav_is_decoded() -> None:

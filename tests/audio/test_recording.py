@@ -74,6 +74,103 @@ def test_audio_without_video_that_starts_late_keeps_its_position(place: Path, na
     assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("late.ts", "aac"), ("late.mpg", "mp2")])
+def test_audio_that_begins_later_than_the_picture_of_a_broadcast(
+    place: Path, name: str, codec: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    film = ("-f", "lavfi", "-i", "testsrc=s=64x64:r=25:d=7")
+    rate = ("-ar", "48000")
+    ffmpeg(*film, "-itsoffset", "3", "-i", place / "one.wav", "-c:v", "mpeg2video", "-c:a", codec, *rate, place / name)
+    assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
+    assert_names(caplog.records[0].getMessage(), f"{name}: 0.00 2.9")
+
+
+@pytest.mark.parametrize("suffix", ["ts", "aac"])
+def test_the_channels_of_a_track_change(place: Path, suffix: str) -> None:
+    """Broadcasts change between mono, stereo and surround."""
+    for name, channels in (("one", "1"), ("two", "2")):
+        options = ("-ac", channels, "-ar", "48000", "-c:a", "aac")
+        ffmpeg("-i", place / f"{name}.wav", *options, place / f"{name}.{suffix}")
+    parts = [(place / f"{name}.{suffix}").read_bytes() for name in ("one", "two", "one")]
+    (place / f"changes.{suffix}").write_bytes(b"".join(parts))
+    waveform = decoded(place / f"changes.{suffix}")
+    assert len(waveform) / SAMPLE_RATE == pytest.approx(12.0, abs=0.4)
+    assert offset(waveform, TWO, 2.0) == pytest.approx(4.0, abs=0.15)
+    assert offset(waveform[7 * SAMPLE_RATE :], ONE, 2.0) == pytest.approx(1.0, abs=0.3)
+
+
+def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, rate in (("one", 16_000), ("two", 44_100)):
+        ffmpeg("-i", place / f"{name}.wav", "-ar", rate, "-c:a", "aac", place / f"rate-{name}.ts")
+    joined = b"".join((place / f"rate-{name}.ts").read_bytes() for name in ("one", "two"))
+    (place / "rates.ts").write_bytes(joined)
+    assert abs(offset(decoded(place / "rates.ts"), ONE, 2.0)) < 0.1
+    assert "rates.ts: its sampling rate changes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("joined.m4a", ("-c:a", "aac")),
+        ("joined.webm", ("-c:a", "libopus")),
+        ("live.webm", ("-c:a", "libopus", "-live", "1")),
+        ("joined.wma", ("-c:a", "wmav2")),
+        ("joined.avi", ("-c:a", "libmp3lame")),
+    ],
+)
+def test_files_one_after_the_other(
+    place: Path, name: str, options: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("one", "two"):
+        ffmpeg("-i", place / f"{part}.wav", *options, place / f"{part}-{name}")
+    (place / name).write_bytes((place / f"one-{name}").read_bytes() + (place / f"two-{name}").read_bytes())
+    waveform = decoded(place / name)
+    assert len(waveform) / SAMPLE_RATE == pytest.approx(8.0, abs=0.3)
+    assert abs(offset(waveform, ONE, 2.0)) < 0.1
+    assert offset(waveform, TWO, 2.0) == pytest.approx(4.0, abs=0.2)
+    assert_names(caplog.records[0].getMessage(), f"{name}: 2")
+
+
+def test_repeated_headers_of_a_stream_are_no_second_file(place: Path) -> None:
+    fragments = ("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-frag_duration", "1000000")
+    ffmpeg("-i", place / "one.wav", "-c:a", "aac", *fragments, place / "fragments.mp4")
+    whole = (place / "fragments.mp4").read_bytes()
+    start, middle = whole.index(b"moof") - 4, whole.index(b"moof", len(whole) // 2) - 4
+    (place / "repeated.mp4").write_bytes(whole[:middle] + whole[:start] + whole[middle:])
+    expected = decoded(place / "fragments.mp4")
+    assert len(decoded(place / "repeated.mp4")) == pytest.approx(len(expected), abs=1_600)
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_mpeg_layer_2(place: Path, rate: int) -> None:
+    for suffix in ("mp2", "wav"):
+        name = f"layer2-{rate}.{suffix}"
+        ffmpeg("-i", place / "one.wav", "-ar", rate, "-c:a", "mp2", place / name)
+        waveform = decoded(place / name)
+        assert len(waveform) / SAMPLE_RATE == pytest.approx(4.0, abs=0.2)
+        assert abs(offset(waveform, ONE, 3.0)) < 0.15
+
+
+def test_tracks_of_an_ogg_file(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ffmpeg("-i", place / "one.wav", "-i", place / "two.wav", "-map", "0", "-map", "1", place / "tracks.ogg")
+    assert abs(offset(decoded(place / "tracks.ogg"), ONE, 2.0)) < 0.1
+    assert_names(caplog.records[0].getMessage(), "tracks.ogg: 2 --audio-track")
+    assert abs(offset(decoded(place / "tracks.ogg", 2), TWO, 2.0)) < 0.1
+
+
+@pytest.mark.parametrize("codec", ["flac", "libvorbis", "libopus"])
+@pytest.mark.parametrize("at_page", [False, True])
+def test_an_ogg_file_that_is_cut_off(place: Path, codec: str, at_page: bool, caplog: pytest.LogCaptureFixture) -> None:
+    name = f"{codec}-{at_page}.ogg"
+    ffmpeg("-i", place / "one.wav", "-c:a", codec, "-page_duration", "500000", place / name)
+    whole = (place / name).read_bytes()
+    (place / name).write_bytes(whole[: whole.index(b"OggS", len(whole) * 2 // 3) - (0 if at_page else 9)])
+    waveform = decoded(place / name)
+    assert 1.5 < len(waveform) / SAMPLE_RATE < 3.9
+    assert abs(offset(waveform, ONE, 0.5)) < 0.1
+    assert_names(caplog.records[0].getMessage(), f"{name}:")
+
+
 @pytest.mark.parametrize(
     ("name", "codec"),
     [("hole.mkv", "pcm_s16le"), ("hole.mp4", "aac"), pytest.param("hole.webm", "libopus", marks=pytest.mark.slow)],
@@ -149,4 +246,4 @@ def test_files_in_a_playlist_are_not_opened(place: Path, playlist: str) -> None:
     (place / "list.mp4").write_text(playlist.format(place / "one.wav"))
     with pytest.raises(AudioError) as caught:
         decoded(place / "list.mp4")
-    assert caught.value.reason == "undecodable"
+    assert caught.value.reason in ("undecodable", "not_audio")

@@ -18,6 +18,7 @@ from openai import OpenAI
 from tests.commands.conftest import Output
 from tests.commands.transcribing import call as transcribe
 from tests.support.processes import Process, begin, finish, wait_until
+from tiny_audio.commands.serve import _keys_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,3 +108,13 @@ def test_wrong_arguments_are_rejected(place: Path, tmp_path: Path, call: Output)
     assert str(tmp_path / "keys") in err
     assert call("serve", tmp_path)[0] == 2
     assert call("serve", place / "model", "--api-key", "")[0] == 2
+    for origin in ("*", "example.com", "https://example.com/page"):
+        code, _, err = call("serve", place / "model", "--allow-origin", origin)
+        assert code == 2
+        assert f"--allow-origin {origin} " in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_key_file_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes("first\r\nsecond\r\n".encode(encoding))
+    assert _keys_in(tmp_path / "keys") == ["first", "second"]

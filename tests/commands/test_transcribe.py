@@ -222,6 +222,9 @@ def test_folders_without_audio_and_repeated_inputs(
     assert f"{tmp_path} and its subfolders contain no audio file" in call(capsys, place / "model", tmp_path)[2]
     clip = place / "audio" / "a.wav"
     assert "- is given twice" in _twice(place, capsys)
+    code, _, err = call(capsys, place / "model", "https://example.com/a.wav")
+    assert (code, "download the file" in err) == (2, True)
+    assert f"{clip}: no such folder" in call(capsys, clip, place / "model")[2]
     message = call(capsys, place / "model", clip, clip)[2]
     assert message == ""
 

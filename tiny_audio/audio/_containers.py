@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from tiny_audio.audio._mp3 import mp3_layout
 from tiny_audio.audio._parts import Data, Layout, Part
@@ -82,15 +83,16 @@ def container_layout(data: Data) -> Layout | None:
         elif found.declared - size > max(found.start - position, found.frame_bytes):
             # A smaller difference is no error, because some programs include the header in the size.
             cut_off = f"cut off: the header says {found.declared:,} bytes of audio, but there are {size:,}"
-        # Another file may follow, as after `cat a.wav b.wav`.
-        parse = _PARSERS.get(data.read(after, 4)) if after > position else None
+        # Another file may follow, as after `cat a.wav b.wav`, or more samples.
+        magic = data.read(after, 4) if after > position else b""
+        parse = partial(_more_samples, found) if magic == b"data" else _PARSERS.get(magic)
         position = after
     if not wrong and len(parts) < 2:
         return None
     if len(parts) == _MAX_CHUNKS and parse is not None:
         cut_off = f"only the first {len(parts):,} of its joined files are used"
     if len(parts) > 1:
-        notes.append(f"{len(parts)} joined files; all of them are used")
+        notes.append(f"{len(parts)} joined files or blocks of samples; all of them are used")
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off)
 
 
@@ -118,7 +120,7 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
         if left <= 0:
             return data.size
         head = data.read(position, 12)
-        if head[:4] in _PARSERS:
+        if head[:4] in _PARSERS or head[:4] == b"data":
             return position
         if left < 12:  # padding
             return data.size
@@ -131,6 +133,12 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
         else:
             return None
     return None
+
+
+def _more_samples(first: _Container, data: Data, position: int) -> _Container | None:
+    """Return a second chunk of samples, which some programs write after a pause of the recording."""
+    found = first.chunk(position)
+    return found and replace(first, start=position + 8, declared=_stated(found[1] - 8))
 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
@@ -264,15 +272,8 @@ def _w64(data: Data, begin: int) -> _Container | None:
     byte_rate, frame_bytes = struct.unpack("<IH", form[32:38])
 
     def header(size: int) -> bytes:
-        return (
-            whole[:16]
-            + struct.pack("<Q", 40 + len(form) + 24 + size)
-            + whole[24:40]
-            + form
-            + b"data"
-            + _W64_REST
-            + struct.pack("<Q", 24 + size)
-        )
+        total, samples = struct.pack("<Q", 40 + len(form) + 24 + size), struct.pack("<Q", 24 + size)
+        return whole[:16] + total + whole[24:40] + form + b"data" + _W64_REST + samples
 
     # libsndfile reads everything after the header as samples, which is wrong if chunks follow the samples.
     readable = declared is None or start + declared + 8 > data.size

@@ -11,6 +11,7 @@ import torch
 
 from tiny_audio.audio._flac import halves
 from tiny_audio.audio._layouts import layout_of
+from tiny_audio.audio._other_content import HEAD_BYTES, other_content
 from tiny_audio.audio._parts import MAX_SILENCE_S, Data, Layout, Part, Spliced
 from tiny_audio.audio.channels import MAX_AMPLITUDE, MAX_CHANNELS, DownMix
 from tiny_audio.audio.errors import DAMAGED, AudioError, warn_of_gaps, warn_once
@@ -115,7 +116,9 @@ class Decoder:
                     raise
                 self._failed = self._failed or error
         if not found:
-            raise self._failed or AudioError("truncated", f"{self._name}: {layout.cut_off or layout.damage}")
+            if layout.cut_off is None and self._failed is not None:
+                raise self._failed
+            raise AudioError("truncated", f"{self._name}: {layout.cut_off or layout.damage}")
         end_s = layout.parts[-1].end_s
         if end_s is not None and end_s - self._now_s > _TOLERANCE_S:
             yield from self._silence(SAMPLE_RATE, end_s)
@@ -218,6 +221,8 @@ class Decoder:
                 self._data.stream if part is None else Spliced(self._data, part.pieces), closefd=False
             )
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
+            if other := other_content(self._data.read(0, HEAD_BYTES)):
+                raise AudioError("not_audio", f"{name}: {other}") from error
             raise AudioError(
                 "undecodable", f"{name}: not an audio file that can be decoded: {_message(error)}"
             ) from error

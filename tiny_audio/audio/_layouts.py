@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 from tiny_audio.audio._containers import container_layout
 from tiny_audio.audio._flac import flac_layout
 from tiny_audio.audio._mp3 import mp3_layout
 from tiny_audio.audio._ogg import ogg_layout
-from tiny_audio.audio._parts import Data, Layout
+from tiny_audio.audio._parts import Data, Layout, Part
+
+_MAX_JUNK_BYTES = 1 << 16
+_BEGINNING = re.compile(
+    rb"(?:RIFF|RIFX|RF64).{4}WAVE(?:fmt |JUNK|bext|LIST|ds64)|FORM.{4}AIF[FC]|fLaC\x00{3}\x22|OggS\x00\x02\x00{8}",
+    re.DOTALL,
+)
+"""The beginning of a file in a format that libsndfile reads."""
+_MATROSKA = b"\x1aE\xdf\xa3"
+"""Matroska files contain the headers of other formats."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:
@@ -26,4 +38,15 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
         return flac_layout(data, careful)
     if magic[:3] == b"ID3" or (magic[:1] == b"\xff" and magic[1:2] >= b"\xe0"):
         return flac_layout(data, careful) or mp3_layout(data, careful)
-    return container_layout(data)
+    return container_layout(data) or _layout_after_junk(data, magic, careful)
+
+
+def _layout_after_junk(data: Data, magic: bytes, careful: bool) -> Layout | None:
+    """Return how to read a file whose header comes later, such as after the header of a download."""
+    found = None if magic == _MATROSKA else _BEGINNING.search(data.read(0, _MAX_JUNK_BYTES))
+    if found is None or found.start() == 0:
+        return None
+    data.skip(found.start())
+    layout = layout_of(data, careful) or Layout((Part((range(data.size),)),))
+    note = f"its first {found.start():,} bytes are no audio; they are skipped"
+    return replace(layout, note="; ".join(filter(None, (note, layout.note))))

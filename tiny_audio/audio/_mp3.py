@@ -32,6 +32,8 @@ _KBITS = {
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 """Bit rates in kbit/s, by the codes for version (3: MPEG 1; 2: MPEG 2 and 2.5) and layer (3: layer I, 1: layer III)."""
+_ID3_HEAD_BYTES = 10
+_LAYER_3 = 1
 _DECODER_DELAY = 529
 """Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
@@ -92,8 +94,8 @@ class _Run:
 
     def pieces(self) -> tuple[bytes | range, ...]:
         """Return the pieces of a file with these frames. If the length tag is wrong, it is replaced."""
-        if self.declared == self.frames:
-            return (range(self.start, self.end),)
+        if self.declared == self.frames or self.kind.layer != _LAYER_3:
+            return (range(self.start, self.end),)  # decoders know no length tags in other layers
         tag, at, count = bytearray(self.tag), self.kind.tag_at, self.frames.to_bytes(4, "big")
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
@@ -125,6 +127,9 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     window = _Window(data, _BLOCK_BYTES if careful else _HEAD_BYTES)
     if start == begin and _parse(window(start)) is None:
         return None
+    is_tag_wrong = start == size
+    if is_tag_wrong:
+        start = begin + _ID3_HEAD_BYTES
     end = before_tags(data, start, size)
     if not careful and inside is None and _ends_as_stated(window, start, end, size):
         return None
@@ -158,7 +163,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     if several > 1:
         notes.append(f"{several} joined files; all of them are used")
     usual = inside is None and len(runs) == 1 and runs[0].declared > 0 and size - end <= _MAX_TAG_BYTES
-    if usual and not notes and not cut_off:
+    if usual and not is_tag_wrong and not notes and not cut_off:
         return None
     damage = f"damaged: about {missing_s:.2f} s cannot be decoded" if missing_s else None
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off, damage)

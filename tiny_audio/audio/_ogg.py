@@ -58,6 +58,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
     if not pages or len(pages) == _MAX_PAGES:
         return None
     parts: list[Part] = []
+    notes: list[str] = []
     cut_off = damage = None
     rest = b""
     if pages[-1].end < end and not pages[-1].flags & _LAST:
@@ -66,15 +67,17 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
     links = list(_links(pages))
     num_streams, origin = 0, 0.0
     for link in links:
-        found = _audio_of(data, link)
-        if found is None:
+        tracks = list(_audio_tracks(data, link))
+        if not tracks:
             continue
-        stream, codec = found
+        stream, codec = tracks[0]
         headers, body = _divided(stream, codec)
         runs = list(_runs(body))
         if not runs:
             continue
         num_streams += 1
+        if len(tracks) > 1:
+            notes.append(f"has {len(tracks)} audio tracks; track 1 is used; choose another one with --audio-track")
         base = _base(body, codec)
         whole = len(runs) == 1 and runs[0][0].number == headers[-1].number + 1
         if not whole:
@@ -87,13 +90,16 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
             front = _ranges(headers) if numbered else [_renumbered(data, headers, run[0].number)]
             parts.append(Part((*front, *_ranges(run), *back), end_s=None if whole else origin + seconds))
         origin += max(0.0, seconds)
+    if careful and parts and not cut_off and not stream[-1].flags & _LAST:
+        cut_off = "it does not end with the page that should be its last one, so it may be cut off"
     joined = sum(page.end - page.start for page in pages)
     if not parts and not cut_off:
         return None
-    if len(parts) == 1 and len(links) == 1 and not damage and joined == data.size:
+    if num_streams > 1:
+        notes.append(f"{num_streams} joined streams; all of them are used")
+    if len(parts) == 1 and len(links) == 1 and not damage and not notes and joined == data.size:
         return None
-    note = f"{num_streams} joined streams; all of them are used" if num_streams > 1 else None
-    return Layout(tuple(parts), note, cut_off, damage)
+    return Layout(tuple(parts), "; ".join(notes) or None, cut_off, damage)
 
 
 def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
@@ -161,7 +167,7 @@ def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
             first = index
 
 
-def _audio_of(data: Data, link: Sequence[_Page]) -> tuple[list[_Page], _Codec] | None:
+def _audio_tracks(data: Data, link: Sequence[_Page]) -> Iterator[tuple[list[_Page], _Codec]]:
     for page in link:
         if not page.flags & _FIRST:
             break
@@ -177,8 +183,7 @@ def _audio_of(data: Data, link: Sequence[_Page]) -> tuple[list[_Page], _Codec] |
         elif packet[:8] == b"Speex   ":
             codec = _Codec(2, int.from_bytes(packet[36:40], "little"))
         if codec is not None and codec.rate:
-            return [one for one in link if one.serial == page.serial], codec
-    return None
+            yield [one for one in link if one.serial == page.serial], codec
 
 
 def _divided(stream: Sequence[_Page], codec: _Codec) -> tuple[Sequence[_Page], Sequence[_Page]]:

@@ -26,11 +26,12 @@ class Data:
 
     def __init__(self, stream: io.BytesIO | int) -> None:
         self.stream = stream
+        self._begin = 0
         self.size = os.fstat(stream).st_size if isinstance(stream, int) else len(stream.getbuffer())
 
     def read(self, start: int, count: int) -> bytes:
         """Read ``count`` bytes from ``start``, or fewer at the end of the file. A negative count reads nothing."""
-        count = max(0, count)
+        start, count = self._begin + start, max(0, count)
         if isinstance(self.stream, int):
             os.lseek(self.stream, start, os.SEEK_SET)
             return os.read(self.stream, count)
@@ -42,6 +43,10 @@ class Data:
         return self.size - (
             os.lseek(self.stream, 0, os.SEEK_CUR) if isinstance(self.stream, int) else self.stream.tell()
         )
+
+    def skip(self, count: int) -> None:
+        """Leave out the first bytes. All positions are counted from the byte after them."""
+        self._begin, self.size = self._begin + count, self.size - count
 
     def rewind(self) -> None:
         """Move to the start of the file, so that a decoder can begin."""

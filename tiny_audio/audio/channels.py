@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional as F
 
 from tiny_audio.audio.errors import AudioError, warn_once
 from tiny_audio.config import UserError
@@ -16,6 +17,10 @@ later."""
 _CANCELED = 0.5
 """Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this ratio. The
 ratio is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
+_WINDOW, _POOLED = 4_096, 4
+"""Channels are compared in windows of this many frames, after the mean of each few frames: below 2 kHz at 16 kHz."""
+_FLOOR = 1e-4
+"""Windows whose energy is below this share of the strongest window's are not compared."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
@@ -34,8 +39,8 @@ def parse_channel(channel: str) -> int:
 class DownMix:
     """Mix blocks to one channel: the mean of all channels, or a chosen channel.
 
-    If the channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Then the
-    strongest channel is used.
+    If the channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Where this is
+    so, the strongest channel is used.
 
     Args:
         name: the name of the recording in messages.
@@ -55,21 +60,27 @@ class DownMix:
         channels = block.shape[1]
         if self._channel is not None:
             if self._channel > channels:
+                has = f"has {channels} channel{'s' * (channels > 1)}"
                 raise AudioError(
-                    "no_such_channel", f"{self._name}: has {channels} channels; channel {self._channel} does not exist"
+                    "no_such_channel",
+                    f"{self._name}: {has}; channel {self._channel} does not exist",
                 )
             return block[:, self._channel - 1]
         if channels == 1:
             return block[:, 0]
-        products = block.T @ block  # [channels, channels]
-        energies = products.diagonal()
-        if float(products.sum()) < _CANCELED * float(energies.sum()):
-            stronger = int(energies.argmax())
-            warn_once(
-                f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
-            )
-            return block[:, stronger]
-        return block @ block.new_full((channels,), 1 / channels)
+        mean = block @ block.new_full((channels,), 1 / channels)
+        canceled, energies = _canceled(block)
+        if not bool(canceled.any()):
+            return mean
+        stronger = int(energies[canceled].sum(dim=0).argmax())
+        warn_once(
+            f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
+            + ("" if bool(canceled.all()) else " where they do")
+        )
+        # Fade between the mean and the channel in the windows before and after.
+        share = F.max_pool1d(canceled.float()[None, None], 3, stride=1, padding=1)
+        share = F.interpolate(share, size=len(canceled) * _WINDOW, mode="linear")[0, 0, : len(block)]
+        return torch.lerp(mean, block[:, stronger], share)
 
     def check(self, block: torch.Tensor) -> None:
         """Check samples before they are mixed.
@@ -86,3 +97,23 @@ class DownMix:
             raise AudioError(
                 "out_of_range", f"{self._name}: contains samples above {MAX_AMPLITUDE:,.0f} times full scale"
             )
+
+
+def _canceled(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the windows in which the channels cancel each other, and the energies of all windows and channels.
+
+    Args:
+        block: ``[frames, channels]``.
+
+    Returns:
+        ``[windows]`` of bool, and ``[windows, channels]``.
+    """
+    frames, channels = block.shape
+    pooled = block[: frames // _POOLED * _POOLED].reshape(-1, _POOLED, channels).mean(dim=1)
+    # Hum and constant offsets, which all channels share, are much weaker in the changes.
+    changes = pooled.diff(dim=0)
+    windows = -(-frames // _WINDOW)
+    changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _POOLED) - len(changes))).view(windows, -1, channels)
+    energies = changes.square().sum(dim=1)  # [windows, channels]
+    whole, joint = energies.sum(dim=1), changes.sum(dim=2).square().sum(dim=1)
+    return (joint < _CANCELED * whole) & (whole > _FLOOR * whole.max()), energies

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,8 @@ import torch
 
 from tiny_audio.audio._adts import with_lost_frames
 from tiny_audio.audio._containers import wav_samples
-from tiny_audio.audio._parts import MAX_SILENCE_S, Data
+from tiny_audio.audio._joined import asf_size, joined_files
+from tiny_audio.audio._parts import MAX_SILENCE_S, Data, Spliced
 from tiny_audio.audio.channels import DownMix
 from tiny_audio.audio.errors import DAMAGED, AudioError, warn_of_gaps, warn_once
 from tiny_audio.audio.load import MIN_DURATION_S
@@ -25,6 +27,9 @@ from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
 """Bytes read from FFmpeg at a time: a little more than a minute of float samples at 16 kHz."""
+_SILENCE_SAMPLES = 1 << 20
+_FIRST_FRAME = ("-frames:a", "1", "-af", "ashowinfo", "-f", "null", "-")
+"""Options of an output that lists the time of its first frame in the log."""
 _MAX_LOG_BYTES = 1 << 22
 _MAX_MESSAGE = 300
 """A message contains at most this many characters of FFmpeg's error output, taken from its end."""
@@ -32,16 +37,17 @@ _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$"
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
 """A later start is ignored: the file is probably a recording of a running stream, which may begin at any time."""
+_STREAM_START = re.compile(r"^Input #0, mpeg(?:ts)?,.*?^ *Duration: [^\n]*start: (-?[0-9.]+)", re.MULTILINE | re.DOTALL)
+_MONO = re.compile(r"\bmono\b|\b1 channels\b")
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)
 _LEAST_CUT_S = 0.2
 _HEAD_BYTES = 8_192
-_ASF_SIZES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-"""In an ASF header, these bytes come before the file size."""
 _PLACEHOLDER = 0x7FFF0000
 """A size this large may be a placeholder for an unknown size."""
 _PROBLEM = re.compile(r"(?:\[error\]|\[fatal\]|(?=Packet corrupt)) ?(.*)")
 _ADDED = re.compile(r"adding \d+ audio samples of silence")
 _FRAME = re.compile(r"pts_time:(\S+) .*?rate:(\d+) nb_samples:(\d+)")
+_RATE = re.compile(r"\bsamplerate:(\d+)")
 _LEAST_GAP_S = 0.1
 """Shorter gaps between timestamps are rounding errors. FFmpeg's ``aresample`` filter has the same limit."""
 
@@ -91,33 +97,64 @@ def ffmpeg_blocks(
     Raises:
         AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
     """
-    with with_lost_frames(path) as (whole, num_lost_bytes):
-        yield from _blocks(whole, name, track, channel, num_lost_bytes)
+    files = joined_files(path)
+    if len(files) == 1:
+        with with_lost_frames(path) as (whole, num_lost_bytes):
+            yield from _blocks(whole, name, track, channel, num_lost_bytes)
+        return
+    warn_once(f"{name}: {len(files)} joined files; all of them are used")
+    for index, part in enumerate(files):
+        try:
+            with _copy(path, part) as file:
+                yield from _blocks(file, name, track, channel, 0)
+        except AudioError as error:
+            if index == 0:
+                raise
+            warn_once(f"{name}: file {index + 1} in it is left out: {str(error).removeprefix(f'{name}: ')}")
+
+
+@contextmanager
+def _copy(path: Path, part: range) -> Iterator[Path]:
+    """Provide a part of a file as a file."""
+    with tempfile.TemporaryDirectory() as folder, path.open("rb") as source:
+        copy = Path(folder) / f"part{path.suffix}"
+        with copy.open("wb") as target:
+            shutil.copyfileobj(Spliced(Data(source.fileno()), [part]), target)
+        yield copy
 
 
 def _blocks(
     path: Path, name: str, track: int | None, channel: int | None, num_lost_bytes: int
 ) -> Iterator[torch.Tensor]:
     headers = _headers(path)
-    chosen = _choose(_tracks(headers), track, name)
+    tracks = _tracks(headers)
+    chosen = _choose(tracks, track, name)
+    selected = ("-map", f"0:a:{chosen}")
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # FFmpeg mixes more than two channels to two, because it uses the speaker position of each channel.
-    layouts = [] if channel is not None else ["aformat=channel_layouts=mono|stereo"]
+    # FFmpeg mixes more than two channels to two, because it uses the speaker position of each channel. The number of
+    # channels may change within the track, but the output has one format.
+    mono = bool(tracks) and _MONO.search(tracks[chosen].description) is not None
+    layouts = [] if channel is not None else [f"aformat=channel_layouts={'mono' if mono else 'stereo'}"]
     # The first timestamp is often the encoder's delay, which FFmpeg has already removed from the samples.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
-    filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1:first_pts=0", *layouts])
-    command = [
-        *_input(path, "level+verbose"),
-        *absolute,
-        *("-map", f"0:a:{chosen}", "-af", filters, "-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact"),
-        *("-f", "wav", "pipe:1"),
-    ]
+    filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1", *layouts])
+    output = ("-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact", "-f", "wav", "pipe:1")
+    command = [*_input(path, "level+verbose"), *absolute, *selected, "-af", filters, *output, *selected, *_FIRST_FRAME]
+    late_s = _late_s(path, headers, selected)
     samples = silent = 0
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+    with tempfile.TemporaryDirectory() as folder:
+        messages = Path(folder) / "messages"
+        with messages.open("wb") as errors:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
         try:
             for block in _samples(process.stdout, DownMix(name, channel)):
+                if samples == 0:
+                    # FFmpeg could insert this silence, but would repeat it wherever the track's format changes.
+                    late_s = _first_time_s(_text(messages)) or late_s
+                    samples = round(min(late_s, MAX_SILENCE_S) * SAMPLE_RATE)
+                    for at in range(0, samples, _SILENCE_SAMPLES):
+                        yield torch.zeros(min(_SILENCE_SAMPLES, samples - at))
                 samples += len(block)
                 silent = 0 if bool(block.any()) else silent + len(block)
                 if silent > MAX_SILENCE_S * SAMPLE_RATE:
@@ -128,17 +165,21 @@ def _blocks(
             process.kill()
             process.wait()
             process.stdout.close()
-        errors.seek(0)
         # FFmpeg's messages name the file, which may be a temporary copy.
-        log = errors.read(_MAX_LOG_BYTES).decode(errors="replace").replace(f"file:{path}: ", "")
+        log = _text(messages).replace(f"file:{path.absolute()}: ", "")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     if num_lost_bytes:
         problems.append(f"{num_lost_bytes:,} bytes are not AAC frames")
     cause = " ".join(" ".join(problems or [f"status {code}" if code else "no samples"]).split())[-_MAX_MESSAGE:]
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
-    if problems or code != 0 or _ADDED.search(log):
-        _warn_of_gaps(path, [*absolute, "-map", f"0:a:{chosen}"], name, cause if problems or code != 0 else None)
+    if len(set(_RATE.findall(log))) > 1:
+        # FFmpeg 5.1 computes wrong times after such a change.
+        warn_once(
+            f"{name}: its sampling rate changes, so later times may be wrong; convert it to WAV with FFmpeg first"
+        )
+    if problems or code != 0 or late_s or _ADDED.search(log):
+        _warn_of_gaps(path, [*absolute, *selected], name, late_s, cause if problems or code != 0 else None)
     if samples < MIN_DURATION_S * SAMPLE_RATE:
         raise AudioError(
             "too_short", f"{name}: {samples / SAMPLE_RATE:.3f} s of audio; at least {MIN_DURATION_S} s is needed"
@@ -157,6 +198,29 @@ def _headers(path: Path) -> str:
     """Return FFmpeg's description of a file, without decoding it."""
     done = subprocess.run(_input(path, "info"), stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return done.stderr.decode(errors="replace")
+
+
+def _text(messages: Path) -> str:
+    with messages.open("rb") as file:
+        return file.read(_MAX_LOG_BYTES).decode(errors="replace")
+
+
+def _first_time_s(log: str) -> float:
+    """Return the time of the first frame that the log lists; 0 if it is too early to be a late start."""
+    found = _FRAME.search(log)
+    first_s = 0.0 if found is None or found[1] == "NOPTS" else float(found[1])
+    return first_s if first_s >= _LEAST_GAP_S else 0.0
+
+
+def _late_s(path: Path, headers: str, selected: Sequence[str]) -> float:
+    """Return how late a track begins in a format whose times may begin anywhere; 0 for other formats."""
+    start = _STREAM_START.search(headers)
+    if start is None or headers.count("Stream #0:") < 2:
+        return 0.0
+    command = [*_input(path, "info"), "-copyts", *selected, *_FIRST_FRAME]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    late_s = _first_time_s(done.stderr.decode(errors="replace")) - float(start[1])
+    return late_s if _LEAST_GAP_S <= late_s <= _MAX_START_S else 0.0
 
 
 def _tracks(log: str) -> list[Track]:
@@ -189,11 +253,9 @@ def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
             yield f"the header says {stated_s:.2f} s, but there are {found_s:.2f} s"
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    size, there, at = 0, path.stat().st_size, head.find(_ASF_SIZES)
+    size, there = asf_size(head), path.stat().st_size
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         size = int.from_bytes(head[4:8], "little") + 8
-    elif at >= 0:  # wma and wmv
-        size = int.from_bytes(head[at + 40 : at + 48], "little")
     if there < size < _PLACEHOLDER:
         yield f"the header says {size:,} bytes, but there are {there:,}"
 
@@ -231,10 +293,10 @@ def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
         held = held[whole:] + data
 
 
-def _warn_of_gaps(path: Path, track: Sequence[str], name: str, cause: str | None) -> None:
+def _warn_of_gaps(path: Path, track: Sequence[str], name: str, late_s: float, cause: str | None) -> None:
     """Decode the file again to find where sound is missing, and log a warning."""
     command = [*_input(path, "info"), *track, "-af", "ashowinfo", "-f", "null", "-"]
-    gaps, end_s = [], 0.0
+    gaps, end_s, shift_s = [], 0.0, None
     null = subprocess.DEVNULL
     with subprocess.Popen(
         command, stdin=null, stdout=null, stderr=subprocess.PIPE, text=True, errors="replace"
@@ -244,7 +306,8 @@ def _warn_of_gaps(path: Path, track: Sequence[str], name: str, cause: str | None
             found = _FRAME.search(line)
             if found is None or found[1] == "NOPTS":
                 continue
-            start_s = float(found[1])
+            shift_s = late_s - float(found[1]) if shift_s is None else shift_s
+            start_s = float(found[1]) + shift_s
             if start_s - end_s > _LEAST_GAP_S:
                 gaps.append((end_s, start_s))
             end_s = max(end_s, start_s + int(found[3]) / max(1, int(found[2])))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tiny_audio.audio.errors import AudioError
+from tiny_audio.audio.errors import AudioError, warn_once
 from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
 from tiny_audio.audio.load import audio_blocks
 
@@ -42,7 +42,7 @@ def recording_blocks(
             return
         problem = AudioError("no_such_track", f"{name}: libsndfile reads only track 1")
     except AudioError as error:
-        if decoded or error.reason not in _OTHER_PROGRAM_MAY:
+        if decoded or error.reason not in _OTHER_PROGRAM_MAY or path.stat().st_size == 0:
             raise
         problem = error
     if not has_ffmpeg():
@@ -53,3 +53,5 @@ def recording_blocks(
         if other.reason != "undecodable" or problem.reason == "no_such_track":
             raise
         raise AudioError(problem.reason, f"{problem}; {str(other).removeprefix(f'{name}: ')}") from other
+    if problem.reason == "truncated":
+        warn_once(str(problem))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from tiny_audio.commands.exit_codes import STOPPED
 from tiny_audio.config import UserError
@@ -16,6 +17,7 @@ from tiny_audio.inference.hotwords_file import read_hotwords
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.prompt import Context
 from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.text_files import decoded
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -74,6 +76,7 @@ def serve(
     )
     if not all(options.api_keys):
         raise UserError("an API key is empty; give a key, or leave the option out to allow requests without a key")
+    _check_origins(options.allowed_origins)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with listen(host, port) as listening:
         loaded, tokenizer = load_model(folder)
@@ -97,6 +100,15 @@ def serve(
             Server(app, lambda: print(message, flush=True), _end_at_once).serve_until_signal(listening)
 
 
+def _check_origins(origins: Sequence[str]) -> None:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "null" and not (parts.scheme and parts.netloc and parts.path in ("", "/")):
+            raise UserError(
+                f"--allow-origin {origin} is not an origin; give the scheme and the host, such as https://example.com"
+            )
+
+
 def _end_at_once() -> NoReturn:
     """End the process. Without this, Python would wait until the running batch is finished."""
     print("stopped at once; running requests were ended", file=sys.stderr, flush=True)
@@ -114,7 +126,7 @@ def _keys_in(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        keys = path.read_text(encoding="utf-8").split()
+        keys = decoded(path.read_bytes()).split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the API keys cannot be read: {error}") from error
     if not keys:

@@ -111,7 +111,7 @@ def transcribe(
         UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.
     """
     with ExitStack() as stack:
-        found = world.broadcast_from_main(lambda: _find(inputs, options, world, stack))
+        found = world.broadcast_from_main(lambda: _find(model, inputs, options, world, stack))
         recordings, folder, output = found.recordings, options.output_dir, None
         done, results = set[int](), dict[int, Result]()
         if folder is not None:
@@ -132,8 +132,9 @@ def transcribe(
     return outcome
 
 
-def _find(inputs: Sequence[Path], options: Options, world: World, stack: ExitStack) -> Inputs:
-    """Find the recordings, and check that they can be transcribed with the options."""
+def _find(model: Path, inputs: Sequence[Path], options: Options, world: World, stack: ExitStack) -> Inputs:
+    """Find the recordings, and check that there is a model and that they can be transcribed with the options."""
+    model_folder(model)
     if options.output_dir is None and stdout_is_closed():
         raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")
     streams = [str(one) for one in inputs if world.size > 1 and (str(one) == STDIN or one.is_fifo())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from tiny_audio.runtime.columns import on_one_line
 from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
+_ADDRESS = re.compile("(?:https?|ftp|s3|gs|hf):/")
+"""A path has one slash where an address has two."""
 _NUM_SHOWN = 5
 """Maximum number of left-out files that a message names."""
 
@@ -71,6 +74,8 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
             if sys.stdin is None:
                 raise UserError("- is standard input, which is closed; give a file, or connect standard input")
             found.append(Recording(_spooled(sys.stdin.buffer, index, stack), STDIN, "stdin", is_stream=True))
+        elif _ADDRESS.match(str(given)) and not os.path.exists(given):
+            raise UserError(f"{given} is an address on the web; download the file and give its path")
         elif os.path.isdir(given):
             audio, others = _contents(given)
             if not audio:

@@ -1,0 +1,21 @@
+"""Recognize files that are not audio although their names say so."""
+
+from __future__ import annotations
+
+import re
+
+HEAD_BYTES = 512
+_KINDS = {
+    rb"version https://git-lfs": "a Git LFS pointer, not audio; run `git lfs pull` in its folder",
+    rb"\s*(?:<!doctype html|<html)": "a web page, not audio; download the file again",
+    rb"\s*<\?xml|\s*[{[]\s*[\"{]": "a text file (XML or JSON), not audio; if it was downloaded, download it again",
+    rb"#EXTM3U|\[playlist\]": "a playlist, not audio; give the files that it names",
+    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!": "an archive, not audio; unpack it",
+}
+"""The beginnings of files, and messages."""
+
+
+def other_content(head: bytes) -> str | None:
+    """Return what a file is and what to do, given its first bytes; None if they are not recognized."""
+    text = head.removeprefix(b"\xef\xbb\xbf")
+    return next((message for start, message in _KINDS.items() if re.match(start, text, re.IGNORECASE)), None)
