@@ -152,7 +152,7 @@ def test_files_without_audio_are_rejected(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_something_else(content: bytes, advice: str) -> None:
-    refused(content, "not_audio", advice)
+    assert_rejected(content, "not_audio", advice)
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:

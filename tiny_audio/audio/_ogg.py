@@ -97,7 +97,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
         return None
     if num_streams > 1:
         notes.append(f"{num_streams} joined streams; all of them are used")
-    if len(parts) == 1 and len(links) == 1 and not damage and not notes and joined == data.size:
+    if len(parts) == 1 and len(links) == 1 and not damage and not cut_off and not notes and joined == data.size:
         return None
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off, damage)
 
