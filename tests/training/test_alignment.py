@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.models import assemble, batch
@@ -230,6 +232,14 @@ def test_tokens_that_cannot_be_spelled_stay_labels() -> None:
     labels, pieces = choose_labels(tokenizer, counts, most=8)
     assert set(tokenizer.all_special_ids) <= set(labels)
     assert counts.keys() == set(labels) | pieces.keys()
+
+
+def test_tokens_are_not_spelled_with_pieces_that_have_no_embedding() -> None:
+    words = Tokenizer(models.WordLevel({"ab": 0, "ba": 1, "a": 2, "b": 3}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    counts = Counter({0: 5, 1: 5})
+    assert choose_labels(tokenizer, counts, most=1) == ([2, 3], {0: [2, 3], 1: [3, 2]})
+    assert choose_labels(tokenizer, counts, most=1, rows=2) == ([0, 1], {})
 
 
 def test_a_run_keeps_the_spelling(document: Document, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons of dropped clips whose duration is not between data.min_duration_s and data.max_duration_s."""
+"""Reasons for dropping clips that are shorter than data.min_duration_s or longer than data.max_duration_s."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 

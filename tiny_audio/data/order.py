@@ -1,7 +1,7 @@
 """Plan the batches of an epoch. The plan depends only on the clips' columns, the settings, the seed and the epoch.
 
-A plan is computed from whole columns, so ten million clips take only seconds. To resume, a run needs only the hash of
-the plan, the epoch and the index of the batch.
+A plan is computed from whole columns, so ten million clips take less than a minute. To resume, a run needs only the
+hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a model's ``config.json``.
+    """Return the content of a model's ``config.json``, which is empty if the file has no JSON object.
 
     Raises:
         UserError: the file is not JSON.

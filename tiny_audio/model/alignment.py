@@ -45,7 +45,7 @@ class AlignmentLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the targets' negative log-likelihoods ``[B]``, and a bool tensor ``[B]``: whether each target fits.
 
-        A target with more tokens than the clip has audio embeddings does not fit, and its loss is 0.
+        A target with more labels than the clip has audio embeddings does not fit, and its loss is 0.
 
         Args:
             decoder: the model's decoder. Its embeddings get no gradient from this loss.

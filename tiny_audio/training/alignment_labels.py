@@ -10,11 +10,11 @@ from typing import Any
 from tokenizers import Tokenizer, models, trainers
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte tokens of sentencepiece: their letters are not spoken
-_MOST_SAMPLES = 1_000_000  # tokens that the pieces are learned from, which takes seconds
+_MOST_SAMPLES = 1_000_000  # number of tokens from which the pieces are learned, within seconds
 
 
 def choose_labels(
-    tokenizer: Any, counts: Mapping[int, int], most: int | None
+    tokenizer: Any, counts: Mapping[int, int], most: int | None, rows: int | None = None
 ) -> tuple[list[int], dict[int, list[int]]]:
     """Choose the labels, and spell all other tokens with them.
 
@@ -24,6 +24,7 @@ def choose_labels(
         tokenizer: the decoder's tokenizer.
         counts: the number of times that each token occurs in the transcripts.
         most: see ``AlignmentConfig.max_labels``.
+        rows: number of tokens that have an embedding. None means all.
 
     Returns:
         The labels, ascending, and the labels that spell each other token. A token that cannot be spelled becomes a
@@ -31,7 +32,8 @@ def choose_labels(
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}
-    special, ids = set(tokenizer.all_special_ids), tokenizer.get_vocab()
+    special = set(tokenizer.all_special_ids)
+    ids = {name: token for name, token in tokenizer.get_vocab().items() if rows is None or token < rows}
     tokens = sorted(counts)  # the result does not depend on the order of the transcripts
     names = dict(zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True))
     spoken = {token: name for token, name in names.items() if token not in special and not _BYTE.fullmatch(name)}

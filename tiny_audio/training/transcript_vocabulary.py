@@ -51,7 +51,7 @@ class TranscriptVocabulary:
         counts = Counter(token for text in clips.texts for token in used.encode(text, add_special_tokens=False))
         rows = recipe.decoder.num_embeddings()  # clips with other tokens are dropped
         counts = Counter({token: count for token, count in counts.items() if rows is None or token < rows})
-        token_ids, pieces = choose_labels(used, counts, recipe.alignment.max_labels)
+        token_ids, pieces = choose_labels(used, counts, recipe.alignment.max_labels, rows)
         return replace(learned, token_ids=token_ids, pieces=list(pieces.items()) or None)
 
     def decoder_tokenizer(self, recipe: Recipe, start: StartingPoint | None) -> Any:

@@ -95,8 +95,8 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Frequent words and pairs of words. Lines of the half that stays in training, and that contain the word or pair,
-    are at least ``_MIN_PHRASE_SHARE`` of the sample."""
+    """Words and pairs of words that occur in at least ``_MIN_PHRASE_SHARE`` of the sample's lines. Lines in the half
+    that the hash selects do not count."""
 
 
 _SAMPLES: dict[str, _Sample] = {}
