@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
 import resource
 import struct
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +156,19 @@ def test_files_without_audio_are_rejected(tmp_path: Path) -> None:
 )
 def test_files_that_are_something_else(content: bytes, advice: str) -> None:
     assert_rejected(content, "not_audio", advice)
+
+
+def test_archives_of_recordings_are_rejected() -> None:
+    """Only the first recording in an archive could be decoded, and the others would be lost."""
+    tar, packed = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(packed, "w") as stored:
+        for name in ("a.wav", "b.wav"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(encoded(tone()))
+            archive.addfile(entry, io.BytesIO(encoded(tone())))
+            stored.writestr(name, encoded(tone()))
+    assert_rejected(tar.getvalue(), "not_audio", "unpack")
+    assert_rejected(packed.getvalue(), "not_audio", "unpack")
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_wrong_arguments_are_rejected(place: Path, tmp_path: Path, call: Output)
     assert str(tmp_path / "keys") in err
     assert call("serve", tmp_path)[0] == 2
     assert call("serve", place / "model", "--api-key", "")[0] == 2
-    for origin in ("*", "example.com", "https://example.com/page"):
+    for origin in ("*", "example.com", "https://example.com/page", "https://[::1"):
         code, _, err = call("serve", place / "model", "--allow-origin", origin)
         assert code == 2
         assert f"--allow-origin {origin} " in err

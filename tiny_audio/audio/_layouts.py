@@ -9,6 +9,7 @@ from tiny_audio.audio._containers import container_layout
 from tiny_audio.audio._flac import flac_layout
 from tiny_audio.audio._mp3 import mp3_layout
 from tiny_audio.audio._ogg import ogg_layout
+from tiny_audio.audio._other_content import other_content
 from tiny_audio.audio._parts import Data, Layout, Part
 
 _MAX_JUNK_BYTES = 1 << 16
@@ -43,10 +44,11 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
 
 def _layout_after_junk(data: Data, magic: bytes, careful: bool) -> Layout | None:
     """Return how to read a file whose header comes later, such as after the header of a download."""
-    found = None if magic == _MATROSKA else _BEGINNING.search(data.read(0, _MAX_JUNK_BYTES))
-    if found is None or found.start() == 0:
+    head = data.read(0, _MAX_JUNK_BYTES)
+    found = None if magic == _MATROSKA else _BEGINNING.search(head)
+    if found is None or found.start() == 0 or other_content(head):  # an archive may contain several recordings
         return None
     data.skip(found.start())
     layout = layout_of(data, careful) or Layout((Part((range(data.size),)),))
-    note = f"its first {found.start():,} bytes are no audio; they are skipped"
+    note = f"its first {found.start():,} bytes are not audio; they are skipped"
     return replace(layout, note="; ".join(filter(None, (note, layout.note))))

@@ -10,7 +10,7 @@ _KINDS = {
     rb"\s*(?:<!doctype html|<html)": "a web page, not audio; download the file again",
     rb"\s*<\?xml|\s*[{[]\s*[\"{]": "a text file (XML or JSON), not audio; if it was downloaded, download it again",
     rb"#EXTM3U|\[playlist\]": "a playlist, not audio; give the files that it names",
-    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!": "an archive, not audio; unpack it",
+    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|(?s:.{257})ustar": "an archive, not audio; unpack it",
 }
 """The beginnings of files, and messages."""
 

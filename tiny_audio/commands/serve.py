@@ -102,11 +102,18 @@ def serve(
 
 def _check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "null" and not (parts.scheme and parts.netloc and parts.path in ("", "/")):
+        if origin != "null" and not _is_origin(origin):
             raise UserError(
                 f"--allow-origin {origin} is not an origin; give the scheme and the host, such as https://example.com"
             )
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # such as half of an IPv6 address
+        return False
+    return bool(parts.scheme and parts.netloc and parts.path in ("", "/"))
 
 
 def _end_at_once() -> NoReturn:
