@@ -17,8 +17,8 @@ later."""
 _CANCELED = 0.5
 """Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this ratio. The
 ratio is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
-_WINDOW, _POOLED = 4_096, 4
-"""Channels are compared in windows of this many frames, after the mean of each few frames: below 2 kHz at 16 kHz."""
+_WINDOW, _STEP = 4_096, 4
+"""Channels are compared in windows of this many frames, by their changes over this many frames."""
 _FLOOR = 1e-4
 """Windows whose energy is below this share of the strongest window's are not compared."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
@@ -109,11 +109,11 @@ def _canceled(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ``[windows]`` of bool, and ``[windows, channels]``.
     """
     frames, channels = block.shape
-    pooled = block[: frames // _POOLED * _POOLED].reshape(-1, _POOLED, channels).mean(dim=1)
     # Hum and constant offsets, which all channels share, are much weaker in the changes.
-    changes = pooled.diff(dim=0)
+    changes = block[_STEP::_STEP] - block[:-_STEP:_STEP]
     windows = -(-frames // _WINDOW)
-    changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _POOLED) - len(changes))).view(windows, -1, channels)
-    energies = changes.square().sum(dim=1)  # [windows, channels]
-    whole, joint = energies.sum(dim=1), changes.sum(dim=2).square().sum(dim=1)
+    changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _STEP) - len(changes))).view(windows, -1, channels)
+    products = changes.mT @ changes  # [windows, channels, channels]
+    energies = products.diagonal(dim1=1, dim2=2)
+    whole, joint = energies.sum(dim=1), products.sum(dim=(1, 2))
     return (joint < _CANCELED * whole) & (whole > _FLOOR * whole.max()), energies
