@@ -115,8 +115,10 @@ def test_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(ROOT / "benchmarks/open_vocabulary.py"))
     rows = [{"name": "a<b", "step": 1, "set": "s", "clips": 2, "measured": 2, "hours": 0.5, "minutes": 3.0}]
     rows += [{**rows[0], "wer": 0.25, "wer_interval": (0.2, 0.3)}]
-    assert script["shown"](rows[0])[-3:] == ("", "", "")
-    assert script["shown"](rows[1])[-3:] == ("25.0 % [20.0, 30.0]", "", "")
+    assert script["shown"](rows[0])[-4:] == ("", "", "", "")
+    assert script["shown"](rows[1])[-4:] == ("25.0 % [20.0, 30.0]", "", "", "")
+    alone = {"projector_wer": 0.5, "projector_wer_interval": (0.4, 0.6), "projector_cer": 0.25}
+    assert script["shown"](rows[0] | alone)[-4:] == ("", "50.0 % [40.0, 60.0]", "25.0 %", "")
     image = ElementTree.fromstring(script["plot"](rows, "s"))
     assert [element.text for element in image.iter("{http://www.w3.org/2000/svg}title")] == ["a<b"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -54,7 +55,8 @@ class AlignmentLoss(nn.Module):
             targets: B rows of token ids, each ending in the end token, which is not aligned.
         """
         logits = self._logits(decoder, audio)
-        texts = (row[:-1].tolist() for row in targets)
+        tokens = iter(torch.cat(list(targets)).tolist())  # one copy from the GPU
+        texts = [list(itertools.islice(tokens, len(row)))[:-1] for row in targets]
         labels = [[label for token in text for label in self._labels[token]] for text in texts]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
         # The gradient of an infinite loss is not finite, so a target that does not fit is replaced by an empty one.
