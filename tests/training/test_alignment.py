@@ -234,9 +234,33 @@ def test_tokens_that_cannot_be_spelled_stay_labels() -> None:
     assert counts.keys() == set(labels) | pieces.keys()
 
 
+def tokenizer_of(*names: str) -> PreTrainedTokenizerFast:
+    words = models.WordLevel({name: index for index, name in enumerate(names)})
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+
+
+def test_frequent_words_decide_the_pieces() -> None:
+    tokenizer = tokenizer_of("ab", "cd", "abab", "cdcd", "abcd", "cdab", "a", "b", "c", "d")
+    for frequent, rare, letters in ((0, 1, [8, 9]), (1, 0, [6, 7])):
+        counts = Counter(dict.fromkeys(range(6), 1)) + Counter({frequent: 50})
+        labels, pieces = choose_labels(tokenizer, counts, most=5)
+        assert labels == sorted([frequent, *letters])
+        assert pieces[rare] == letters
+        assert pieces[4 + frequent] == [frequent, *letters]
+
+
+def test_a_token_with_a_letter_that_is_no_token_stays_a_label() -> None:
+    tokenizer = tokenizer_of("xab", "ab", "a", "b")
+    assert choose_labels(tokenizer, Counter({0: 5, 1: 5}), most=1) == ([0, 2, 3], {1: [2, 3]})
+
+
+def test_bytes_are_not_spelled() -> None:
+    tokenizer = tokenizer_of("<0x41>", "ab", "a", "b", *"<0x41>")
+    assert choose_labels(tokenizer, Counter({0: 5, 1: 5}), most=1) == ([0, 2, 3], {1: [2, 3]})
+
+
 def test_tokens_are_not_spelled_with_pieces_that_have_no_embedding() -> None:
-    words = Tokenizer(models.WordLevel({"ab": 0, "ba": 1, "a": 2, "b": 3}))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer = tokenizer_of("ab", "ba", "a", "b")
     counts = Counter({0: 5, 1: 5})
     assert choose_labels(tokenizer, counts, most=1) == ([2, 3], {0: [2, 3], 1: [3, 2]})
     assert choose_labels(tokenizer, counts, most=1, rows=2) == ([0, 1], {})
