@@ -55,6 +55,11 @@ def test_valid_files_are_decoded_completely(
     assert not caplog.records
 
 
+def test_one_channel_keeps_its_level(place: Path) -> None:
+    ffmpeg("-i", place / "one.wav", "-ac", "1", "-c:a", "flac", place / "level.mka")
+    assert np.std(decoded(place / "level.mka")) == pytest.approx(np.std(ONE), rel=0.02)
+
+
 @pytest.mark.parametrize("name", fast_ones(["late.mp4", "late.mkv", "late.mov"], "late.mp4", "late.mkv"))
 def test_audio_that_starts_after_the_video_keeps_its_position(
     place: Path, name: str, caplog: pytest.LogCaptureFixture
@@ -129,6 +134,21 @@ def test_files_one_after_the_other(
     assert abs(offset(waveform, ONE, 2.0)) < 0.1
     assert offset(waveform, TWO, 2.0) == pytest.approx(4.0, abs=0.2)
     assert_names(caplog.records[0].getMessage(), f"{name}: 2")
+
+
+def test_a_damaged_file_among_joined_files_is_left_out(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ffmpeg("-i", place / "one.wav", "-c:a", "aac", place / "whole.m4a")
+    whole = (place / "whole.m4a").read_bytes()
+    damaged = b"".join((8).to_bytes(4, "big") + kind for kind in (b"ftyp", b"moov", b"mdat"))
+    expected = decoded(place / "whole.m4a")
+    for number, content in ((2, whole + damaged), (1, damaged + whole)):
+        caplog.clear()
+        (place / f"damaged{number}.m4a").write_bytes(content)
+        assert np.array_equal(decoded(place / f"damaged{number}.m4a"), expected)
+        assert_names(caplog.text, f"file {number} in it is left out")
+    (place / "damaged.m4a").write_bytes(2 * damaged)
+    with pytest.raises(AudioError):
+        decoded(place / "damaged.m4a")
 
 
 def test_repeated_headers_of_a_stream_are_no_second_file(place: Path) -> None:

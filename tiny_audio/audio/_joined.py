@@ -42,12 +42,11 @@ def asf_size(head: bytes) -> int:
 
 
 def _end(data: Data, start: int) -> int:
-    """Return the start of the next file of the same format; the end of the data if there is none."""
+    """Return the start of the next file; the end of the data if there is none."""
     head = data.read(start, 12)
-    find = next((one for test, one in _FORMATS if test(head)), None)
-    end = find(data, start) if find else data.size
+    end = next((find(data, start) for test, find in _FORMATS if test(head)), data.size)
     following = data.read(end, 12)
-    return end if find and any(one is find and test(following) for test, one in _FORMATS) else data.size
+    return end if any(test(following) for test, _ in _FORMATS) else data.size
 
 
 def _mp4_end(data: Data, start: int) -> int:

@@ -103,14 +103,17 @@ def ffmpeg_blocks(
             yield from _blocks(whole, name, track, channel, num_lost_bytes)
         return
     warn_once(f"{name}: {len(files)} joined files; all of them are used")
-    for index, part in enumerate(files):
+    failed: dict[int, AudioError] = {}
+    for number, part in enumerate(files, start=1):
         try:
             with _copy(path, part) as file:
                 yield from _blocks(file, name, track, channel, 0)
         except AudioError as error:
-            if index == 0:
-                raise
-            warn_once(f"{name}: file {index + 1} in it is left out: {str(error).removeprefix(f'{name}: ')}")
+            failed[number] = error
+    if len(failed) == len(files):
+        raise failed[1]
+    for number, problem in failed.items():
+        warn_once(f"{name}: file {number} in it is left out: {str(problem).removeprefix(f'{name}: ')}")
 
 
 @contextmanager
