@@ -23,7 +23,13 @@ WHAT = (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_doctor_checks_the_machine(call: Output) -> None:
+def set_free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=num_bytes))
+
+
+def test_doctor_checks_the_machine(call: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free_space(monkeypatch, 10**12)
     code, out, _ = call("doctor")
     assert code == 0
     found = [line.split(":")[0] for line in out.splitlines()]
@@ -32,6 +38,18 @@ def test_doctor_checks_the_machine(call: Output) -> None:
     assert lines["tiny-audio"].startswith("0.1.0")
     assert f"torch {torch.__version__.partition('+')[0]}, torchaudio " in lines["packages"]
     assert "missing" not in lines["packages"]
+
+
+@pytest.mark.parametrize(("num_bytes", "mark", "expected"), [(10**10, "✓", 0), (3 * 10**9, "!", 0), (10**8, "✗", 2)])
+def test_doctor_checks_free_space(
+    call: Output, monkeypatch: pytest.MonkeyPatch, num_bytes: int, mark: str, expected: int
+) -> None:
+    set_free_space(monkeypatch, num_bytes)
+    code, out, _ = call("doctor")
+    (line,) = [line for line in out.splitlines() if " disk: " in line]
+    assert line[0] == mark
+    assert ("TINY_AUDIO_CACHE" in line) == (mark != "✓")
+    assert code == expected
 
 
 def test_doctor_shows_settings_and_no_secrets(call: Output, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,9 @@ _VARIABLES = re.compile(
 """Environment variables that change how this package behaves."""
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
+"""With less, ``doctor`` warns: default checkpoints and a corpus need more, small recipes do not."""
+_TOO_LITTLE_DISK_GB = 0.5
+"""With less, nothing can be trained or downloaded."""
 
 
 def examine_machine() -> Iterator[Finding]:
@@ -58,13 +61,21 @@ def examine_machine() -> Iterator[Finding]:
     espeak = find_spec("espeakng_loader") is not None
     yield Finding("espeak-ng", "installed" if espeak else "not installed (pip install 'tiny-audio[synthetic]')")
     yield Finding("Hugging Face cache", _hub_cache())
-    folder = cache_dir()
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    yield Finding("disk", f"{free:.0f} GB free for the cache in {folder}", is_problem=free < _LITTLE_DISK_GB)
+    yield _disk()
     encoding = f"{sys.stdout.encoding} to {'a terminal' if sys.stdout.isatty() else 'a file or pipe'}"
     yield Finding("output", f"{encoding}, file names in {sys.getfilesystemencoding()}")
     yield Finding("environment", ", ".join(_environment()) or "no variables that matter")
+
+
+def _disk() -> Finding:
+    folder = cache_dir()
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    detail = f"{free:.{0 if free >= 10 else 1}f} GB free for the cache in {folder}"
+    if free < _LITTLE_DISK_GB:
+        detail += "; delete files, or set TINY_AUDIO_CACHE to a folder on another disk"
+    is_problem = free < _TOO_LITTLE_DISK_GB
+    return Finding("disk", detail, is_problem, is_warning=free < _LITTLE_DISK_GB)
 
 
 def _cpu() -> Finding:
