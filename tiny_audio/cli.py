@@ -5,10 +5,11 @@ Large libraries are imported only when a command runs, so that ``--help`` is fas
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -365,6 +366,12 @@ def rescore(
     rescore(hypotheses, normalizer=normalizer, cost=cost, group_by=group_by, html=html, as_json=as_json)
 
 
+@functools.cache
+def _command() -> Any:
+    """Return the command of all commands. Reading all signatures takes as long as a small command."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
     # Run operations on the CPU that PyTorch does not support on Apple GPUs. Set this before importing PyTorch.
@@ -372,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     prepare_streams()
     # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
-    return exit_code_of(lambda: app(args=list(words), prog_name="tiny-audio", standalone_mode=False))
+    return exit_code_of(lambda: _command()(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 
 
 if __name__ == "__main__":

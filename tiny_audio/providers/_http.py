@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
+import ssl
 import threading
 import time
 from abc import ABC
@@ -96,6 +98,12 @@ def read_key(variable: str, provider: str) -> str:
     return key
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Return the system's certificates, which take a few milliseconds to read."""
+    return httpx2.create_ssl_context()
+
+
 class Api:
     """One provider's API. Threads may share an instance. If the server asks one thread to wait, all threads wait."""
 
@@ -106,6 +114,7 @@ class Api:
         self._open_at = 0.0
         self._client = httpx2.Client(
             headers=dict(headers),
+            verify=_certificates(),
             timeout=httpx2.Timeout(config.timeout_s, connect=min(30.0, config.timeout_s)),
             limits=httpx2.Limits(max_connections=config.concurrency),
         )
