@@ -148,6 +148,7 @@ def test_data(tmp_path: Path) -> None:
     assert printed.strip() in page.read_text()
 
 
+@pytest.mark.slow
 def test_inference_of_a_trained_model(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")

@@ -35,7 +35,7 @@ def asking(entry: Entry[Any, Any], server: Vendors) -> ProviderConfig:
     if "base_url" not in entry.config.model_fields:
         return config
     url = server.url + ("/v1" if entry.name.startswith("openai") else "")
-    return entry.config.model_validate({**config.model_dump(), "base_url": url}, strict=False)
+    return entry.config.model_validate({**config.model_dump(), "base_url": url, "concurrency": 2}, strict=False)
 
 
 @pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
@@ -52,7 +52,7 @@ def test_contract(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if entry.name == "pocketsphinx":  # which takes as long as the clips
-        monkeypatch.setattr("tiny_audio.testing._providers.DURATION_S", 0.5)
+        monkeypatch.setattr("tiny_audio.testing._providers.DURATION_S", 0.2)
     check(asking(entry, server))
 
 

@@ -29,6 +29,7 @@ from tests.support.encoder_checkpoints import (
     speech,
 )
 from tests.support.equality import assert_close
+from tests.support.fast import fast_ones
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderConfig, EncoderContext
 from tiny_audio.encoders.whisper import WhisperConfig
 from tiny_audio.frames import Frames
@@ -296,6 +297,14 @@ def test_silence_has_the_features_of_silence(invariant: Encoder) -> None:
     assert bool((features.values == -0.75).all())
 
 
-@pytest.mark.parametrize("check", ENCODER_CHECKS, ids=lambda check: check.__name__)
+# Only the front end differs from that of tests/contracts/test_encoders.py, which has all checks in the fast run.
+FRONT_END = [
+    check
+    for check in ENCODER_CHECKS
+    if check.__name__ in ("check_lengths", "check_finite", "check_invariance", "check_transform", "check_save_load")
+]
+
+
+@pytest.mark.parametrize("check", fast_ones(ENCODER_CHECKS, *FRONT_END), ids=lambda check: check.__name__)
 def test_the_contract_holds_with_level_invariance(check: Callable[[EncoderConfig], None]) -> None:
     check(WhisperConfig.tiny().model_copy(update={"level_invariant": True}))

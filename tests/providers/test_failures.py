@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.providers.requests import AUDIO, OVER_HTTP, VARIABLES
+from tests.support.fast import fast_ones
 from tests.support.provider_server import TEXT, Fault, Vendors, limited
 from tiny_audio.config import UserError
 from tiny_audio.providers import (
@@ -22,12 +23,12 @@ from tiny_audio.runtime.retries import asked_wait_s
 
 
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
-    """Parametrize with every provider and the first case, and with the first provider and every case. Slow tests have
-    all other combinations."""
+    """Parametrize with every provider and the first case, and with Deepgram, which needs one request, and every case.
+    Slow tests have all other combinations."""
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
         for name in OVER_HTTP:
-            marks = () if index == 0 or name == OVER_HTTP[0] else pytest.mark.slow
+            marks = () if index == 0 or name == "deepgram" else pytest.mark.slow
             values = (name, *case) if isinstance(case, tuple) else (name, case)
             rows.append(pytest.param(*values, id=f"{label}-{name}", marks=marks))
     return pytest.mark.parametrize(f"name,{parameter}", rows)
@@ -57,7 +58,8 @@ def test_temporary_failures_are_retried(server: Vendors, make: Any, name: str, f
     assert [asked.audio for asked in server.asked[:3]] == [AUDIO] * 3  # the whole request is repeated
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
+# All providers have the same timeouts and retries.
+@pytest.mark.parametrize("name", fast_ones(OVER_HTTP, "deepgram"))
 def test_a_timeout_is_a_failure(server: Vendors, make: Any, name: str) -> None:
     server.faults = [Fault("stall")] * 2
     message = rf"^{name}: no answer from {server.url}\S* within 0\.2 s \(after 2 tries\)$"
@@ -66,7 +68,7 @@ def test_a_timeout_is_a_failure(server: Vendors, make: Any, name: str) -> None:
     assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("name", OVER_HTTP)
+@pytest.mark.parametrize("name", fast_ones(OVER_HTTP, "assemblyai", "deepgram"))
 def test_permanent_failures_stop_after_the_last_retry(server: Vendors, make: Any, name: str) -> None:
     server.faults = [Fault("status", 502, body="Bad\n gateway")] * 3
     with pytest.raises(ProviderError, match=rf"^{name}: POST {server.url}/\S+ answered 502: Bad gateway \(after 3 tr"):
