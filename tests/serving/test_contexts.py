@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.serving.servers import Served, bursts, encoded, noise, serving, submit
+from tests.serving.servers import LONG, Served, bursts, encoded, noise, serving, submit
 from tests.support.models import assemble
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
@@ -68,7 +68,7 @@ def test_hotwords_that_do_not_fit_are_reported(trained: Served) -> None:
         assert 0 < len(found.left_out) < len(words)
         assert found.left_out == (*words[-len(found.left_out) + 1 :], "Ö")
         assert context_of(engine, words, keywords=("one",)).left_out == ("one",)
-        service = Service(engine, Options("tiny", hotwords=words * 100_000))
+        service = Service(engine, Options("tiny", hotwords=words * 10_000))
         assert service.hotwords == words[: len(service.hotwords)]
         assert 0 < len(service.hotwords) < len(words)
     parameters = {"model": "tiny", "prompt": "two, Ö, É"}
@@ -96,7 +96,7 @@ def test_long_texts_are_rejected(trained: Served) -> None:
 
 
 def test_texts_equal_those_of_transcribe_with_the_same_context(trained: Served) -> None:
-    waveforms = {"short": noise(1.0), "long": bursts(17)}
+    waveforms = {"short": noise(1.0), "long": bursts(LONG)}
     contexts = Context(("one", "four", "two"), "", "de")
     with trained.client() as client:
         for waveform in waveforms.values():
@@ -115,7 +115,7 @@ def test_texts_equal_those_of_transcribe_with_the_same_context(trained: Served) 
 
 
 def test_only_the_first_chunk_has_the_previous_text() -> None:
-    recording = torch.from_numpy(bursts(17))
+    recording = torch.from_numpy(bursts(LONG))
     own, context = transcriber(ContextSettings(previous_text=True)), Context((), "one two three")
     (wanted,) = own.transcribe([recording], contexts=context)
     with Engine(own) as engine:

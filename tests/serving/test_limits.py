@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tests.serving.servers import Served, encoded, noise, serving, text_of, transcriber, wait_until
 from tiny_audio.inference.chunking import Chunk
+from tiny_audio.serving import errors, uploads
 from tiny_audio.serving import server as server_module
-from tiny_audio.serving import uploads
 from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.options import Limits
 
@@ -135,7 +135,10 @@ def test_the_audio_in_memory_is_limited() -> None:
 
 
 @pytest.mark.parametrize("is_stated", [True, False])
-def test_large_uploads_are_rejected_while_they_arrive(limited: Served, is_stated: bool) -> None:
+def test_large_uploads_are_rejected_while_they_arrive(
+    limited: Served, is_stated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "_DISCARD_S", 0.1)
     if is_stated:
         with connected(limited, HEAD, length=10**12) as connection:
             status, _, body = answer(connection)
@@ -158,8 +161,9 @@ def test_long_recordings_in_small_files_are_rejected(limited: Served) -> None:
     assert caught.value.code == "too_long"
 
 
-def test_slow_uploads_are_stopped(limited: Served) -> None:
-    with connected(limited, HEAD, length=100_000) as connection:
+def test_slow_uploads_are_stopped() -> None:
+    limits = Limits(upload_timeout_s=0.05)
+    with serving(limits=limits) as server, connected(server, HEAD, length=100_000) as connection:
         status, _, body = answer(connection)
     assert (status, body["error"]["code"]) == (408, "upload_timeout")
 

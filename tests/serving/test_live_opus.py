@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+from functools import cache
 
 import pytest
 import soundfile
@@ -20,6 +21,7 @@ from tiny_audio.serving import live
 pytestmark = pytest.mark.usefixtures("live_by_loudness")
 
 
+@cache
 def encoded(waveform: Tensor, container: str, codec: str = "libopus") -> bytes:
     wav = io.BytesIO()
     soundfile.write(wav, waveform.numpy(), SAMPLE_RATE, format="WAV")

@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 import torch
 
-from tests.serving.servers import Served, bursts, encoded, serving, transcriber
+from tests.serving.servers import LONG, Served, bursts, encoded, serving, transcriber
 from tests.support.models import assemble
 from tests.support.paths import ROOT
 from tiny_audio.inference.subtitles import as_srt, as_vtt, cues
@@ -113,21 +113,21 @@ def test_other_cards_have_no_scores(tmp_path: Path, text: str | None) -> None:
 
 
 def test_subtitles_equal_those_of_transcribe(server: Served) -> None:
-    client = server.client()
     times: Any = ["word", "segment"]
-    found = client.audio.transcriptions.create(
-        file=("long.wav", encoded(bursts(17))), model="tiny", response_format="verbose_json",
-        timestamp_granularities=times,
-    )  # fmt: skip
+    with server.client() as client:
+        found = client.audio.transcriptions.create(
+            file=("long.wav", encoded(bursts(LONG))), model="tiny", response_format="verbose_json",
+            timestamp_granularities=times,
+        )  # fmt: skip
     words = [word.model_dump() for word in found.words or []]
     segments = [
         {"start": one.start, "end": one.end, "text": one.text}
         | {"words": [word for word in words if one.start <= word["start"] < one.end]}
         for one in found.segments or []
     ]
-    (expected,) = transcriber().transcribe([torch.from_numpy(bursts(17))], word_timestamps=True)
+    (expected,) = transcriber().transcribe([torch.from_numpy(bursts(LONG))], word_timestamps=True)
     shown = cues(expected.segments)
-    assert len(shown) > 10
+    assert len(shown) > LONG // 2
     assert post(server, "/v1/subtitles/srt", {"segments": segments}) == as_srt(shown)
     assert post(server, "/v1/subtitles/vtt", {"segments": segments}) == as_vtt(shown)
 

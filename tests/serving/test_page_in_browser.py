@@ -15,7 +15,7 @@ import soundfile
 import torch
 import webvtt
 
-from tests.serving.servers import Served, bursts, encoded, serving, text_of
+from tests.serving.servers import LONG, Served, bursts, encoded, noise, serving, text_of
 from tests.support.models import assemble
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
@@ -29,7 +29,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed; see CONTRIBUTING.md")
 MICROPHONE_RATE = 48_000
-LONG = bursts(17)  # long enough to have several chunks
+SHORT_CLIP, LONG_CLIP = encoded(noise(1.0)), encoded(bursts(LONG))
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +58,52 @@ def browser(speech: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFacto
         browser.close()
 
 
-@pytest.fixture
-def context(browser: Any) -> Iterator[Any]:
-    """Open a window with the size of a phone."""
+@pytest.fixture(scope="module")
+def problems() -> list[str]:
+    """Return a list to which the window adds the errors of scripts."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def window(browser: Any, problems: list[str]) -> Iterator[Any]:
+    """Open a window with the size of a phone and one tab. Tests share it, because opening it takes most of a second."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
+    context.on("weberror", lambda error: problems.append(str(error.error)))
+    context.on("console", lambda message: problems.append(message.text) if _is_problem(message) else None)
+    context.new_page()
     yield context
     context.close()
 
 
 @pytest.fixture
-def page(context: Any, server: Served) -> Iterator[Any]:
-    """Open the page, and check that its scripts do not fail."""
-    problems: list[str] = []
-    context.on("weberror", lambda error: problems.append(str(error.error)))
-    context.on("console", lambda message: problems.append(message.text) if _is_problem(message) else None)
-    yield opened(context, server)
+def tab(window: Any, problems: list[str]) -> Iterator[Any]:
+    """Return the tab, without permissions, and check that scripts do not fail."""
+    window.clear_permissions()
+    problems.clear()
+    yield window.pages[0]
     assert problems == []
 
 
-def opened(context: Any, server: Served) -> Any:
-    """Open the page with the model's card."""
-    page = context.new_page()
-    page.goto(server.url)
-    page.wait_for_selector("#about:not([hidden])")
-    return page
+@pytest.fixture
+def new_tab(window: Any) -> Iterator[Any]:
+    """Open another tab, for tests that change the browser's functions."""
+    tab = window.new_page()
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def page(tab: Any, server: Served) -> Any:
+    """Load the page."""
+    return opened(tab, server)
+
+
+def opened(tab: Any, server: Served) -> Any:
+    """Load the page with the model's card."""
+    tab.goto(server.url)
+    tab.wait_for_selector("#about:not([hidden])")
+    return tab
 
 
 def _is_problem(message: Any) -> bool:
@@ -109,9 +130,9 @@ def download(page: Any, kind: str) -> tuple[str, str]:
 
 
 def test_a_file_is_transcribed(page: Any) -> None:
-    text = text_of(encoded(LONG))
+    text = text_of(LONG_CLIP)
     assert len(text.split()) > 3
-    assert transcribe(page, encoded(LONG)) == text
+    assert transcribe(page, LONG_CLIP) == text
     assert download(page, "txt") == ("my clip.txt", f"{text}\n")
     name, content = download(page, "json")
     found = json.loads(content)
@@ -127,7 +148,7 @@ def test_a_file_is_transcribed(page: Any) -> None:
 
 
 def test_words_follow_the_player_and_can_be_selected_by_keyboard(page: Any) -> None:
-    transcribe(page, encoded(LONG))
+    transcribe(page, LONG_CLIP)
     words = json.loads(download(page, "json")[1])["words"]
     assert len(words) > 2
     units = page.locator(".unit")
@@ -147,10 +168,10 @@ def test_words_follow_the_player_and_can_be_selected_by_keyboard(page: Any) -> N
     playwright.expect(page.locator("#player")).to_have_js_property("paused", False)
 
 
-def test_a_model_without_word_times_shows_segments(context: Any) -> None:
+def test_a_model_without_word_times_shows_segments(tab: Any) -> None:
     with serving(ctc=False) as server:
-        page = opened(context, server)
-        assert transcribe(page, encoded(LONG)) == text_of(encoded(LONG), ctc=False)
+        page = opened(tab, server)
+        assert transcribe(page, LONG_CLIP) == text_of(LONG_CLIP, ctc=False)
         assert page.locator(".unit").count() == len(json.loads(download(page, "json")[1])["segments"])
 
 
@@ -158,13 +179,13 @@ def test_a_missing_permission_is_shown(page: Any) -> None:
     page.click("#record")
     page.wait_for_selector("#error:not([hidden])")
     assert "microphone" in page.inner_text("#error")
-    assert transcribe(page, encoded(LONG))  # files still work
+    assert transcribe(page, SHORT_CLIP)  # files still work
     assert page.locator("#error").is_hidden()
 
 
-def test_the_page_asks_for_a_key_and_shows_a_busy_server(context: Any) -> None:
+def test_the_page_asks_for_a_key_and_shows_a_busy_server(tab: Any) -> None:
     with serving(api_keys=("secret",), limits=Limits(max_requests=0)) as server:
-        page = context.new_page()
+        page = tab
         page.goto(server.url)
         page.fill("#key", "wrong")
         page.keyboard.press("Enter")
@@ -174,7 +195,7 @@ def test_the_page_asks_for_a_key_and_shows_a_busy_server(context: Any) -> None:
         page.keyboard.press("Enter")
         page.wait_for_selector("#about:not([hidden])")
         assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
-        page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": encoded(LONG)})
+        page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": SHORT_CLIP})
         page.wait_for_selector("#retry:not([hidden])")
         assert "busy" in page.inner_text("#error")
         # Browsers only allow secure pages to use the microphone.
@@ -191,7 +212,7 @@ def test_a_file_that_is_not_audio_shows_an_error(page: Any) -> None:
 
 
 def test_all_controls_have_names_and_can_be_reached_by_keyboard(page: Any) -> None:
-    transcribe(page, encoded(LONG))
+    transcribe(page, LONG_CLIP)
     page.evaluate("document.activeElement.blur()")
     reached = []
     for _ in range(9):
@@ -246,17 +267,17 @@ def test_live_text_equals_the_text_of_the_recording(page: Any, speech: np.ndarra
         assert segment["text"] == text_of(encoded(samples))
 
 
-def test_names_to_expect_are_sent_with_files_and_recordings(context: Any) -> None:
+def test_names_to_expect_are_sent_with_files_and_recordings(tab: Any) -> None:
     found = Transcriber(*assemble(context=ContextSettings(hotwords=True)), filter_hallucinations=False)
     with serving(engine=Engine(found)) as server:
-        page = opened(context, server)
+        page = opened(tab, server)
         page.get_by_label("Names and rare words").fill("two, three, Ö")
         # The tokenizer has a line break, but the page shows only words.
         with_names, without = (
-            found.transcribe([torch.from_numpy(LONG)], contexts=context)[0].text.split()
+            found.transcribe([torch.from_numpy(noise(1.0))], contexts=context)[0].text.split()
             for context in (Context(("two", "three")), None)
         )
-        assert transcribe(page, encoded(LONG)).split() == with_names != without
+        assert transcribe(page, SHORT_CLIP).split() == with_names != without
         assert "Ö" in page.inner_text("#transcript-hint")
         begin(page)
         page.wait_for_selector("#final span")
@@ -282,10 +303,10 @@ RELEASED = """async () => {
 }"""
 
 
-def test_a_canceled_key_and_a_disconnected_microphone_are_handled(context: Any, server: Served) -> None:
-    context.add_init_script(HELD_MICROPHONE)
-    context.grant_permissions(["microphone"])
-    page = opened(context, server)
+def test_a_canceled_key_and_a_disconnected_microphone_are_handled(new_tab: Any, server: Served) -> None:
+    new_tab.add_init_script(HELD_MICROPHONE)
+    new_tab.context.grant_permissions(["microphone"])
+    page = opened(new_tab, server)
     page.click("#record")
     page.click("#cancel")
     playwright.expect(page.locator("#record")).to_be_enabled()
@@ -296,17 +317,17 @@ def test_a_canceled_key_and_a_disconnected_microphone_are_handled(context: Any, 
     page.keyboard.press("Enter")
     page.wait_for_selector("[data-state=recording]")
     playwright.expect(page.locator("#record")).to_be_focused()
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(300)
     page.evaluate("opened.getTracks()[0].dispatchEvent(new Event('ended'))")
     page.wait_for_selector("#result:not([hidden])")
     playwright.expect(page.locator("#record")).to_be_focused()
 
 
 @pytest.mark.slow
-def test_a_recording_is_transcribed_without_live_text(context: Any, server: Served) -> None:
+def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Served) -> None:
     """This happens if the browser cannot connect or the server has too many streams."""
-    context.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
-    page = opened(context, server)
+    new_tab.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
+    page = opened(new_tab, server)
     begin(page)
     page.wait_for_timeout(1000)
     waveform, text = end(page)
@@ -314,15 +335,15 @@ def test_a_recording_is_transcribed_without_live_text(context: Any, server: Serv
 
 
 @pytest.mark.slow
-def test_the_page_resamples_the_microphone_if_the_browser_does_not(context: Any, server: Served, speech: Any) -> None:
+def test_the_page_resamples_the_microphone_if_the_browser_does_not(new_tab: Any, server: Served, speech: Any) -> None:
     """Firefox rejects a microphone whose rate differs from that of the audio context."""
-    context.add_init_script(
+    new_tab.add_init_script(
         "const create = AudioContext.prototype.createMediaStreamSource;"
         "AudioContext.prototype.createMediaStreamSource = function (stream) {"
         "  if (this.sampleRate === 16000) throw new DOMException('another rate', 'NotSupportedError');"
         "  return create.call(this, stream); };"
     )
-    page = opened(context, server)
+    page = opened(new_tab, server)
     begin(page)
     page.wait_for_timeout(1200)
     assert similarity(end(page)[0], speech) > 0.9
