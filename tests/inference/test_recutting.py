@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.support.models import assemble
 from tiny_audio import ctc
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference import recutting
 from tiny_audio.inference.activity import Loudness
 from tiny_audio.inference.chunking import Chunk, ChunkDurations, split_at_pauses
 from tiny_audio.inference.recutting import ModelScorer, Recutter, Score
@@ -115,6 +116,15 @@ def test_the_model_scores_fewer_stretches_if_all_scores_are_bad() -> None:
     assert recut(chunks, scorer) == chunks
     recut(plain(one), single)
     assert scorer.calls == 4 * single.calls  # stretches 1, 3, 7 and 15
+
+
+def test_a_search_stops_early_if_the_first_chunks_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = plain(speech()[: 18 * SAMPLE_RATE])
+    stopping, searching = OneSentence(BAD), OneSentence(BAD)
+    assert recut(chunks, stopping) == chunks
+    monkeypatch.setattr(recutting, "_TRIED", math.inf)
+    assert recut(chunks, searching) == chunks
+    assert len(chunks) < stopping.waveforms < 0.5 * searching.waveforms
 
 
 @torch.no_grad()
