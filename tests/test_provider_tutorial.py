@@ -35,13 +35,7 @@ def test_a_broken_provider_is_found(site: Path, tmp_path: Path) -> None:
     assert "AssertionError: program: there is whitespace around " in done.stdout
 
 
-def test_commands_list_the_provider(site: Path) -> None:
-    for done in tiny_audio(site, [command[1:] for command in COMMANDS[:2]]):
-        assert done.returncode == 0, done.stderr
-        assert re.search(r"program`?\]?.* Any program that takes", " ".join(done.stdout.split()))
-
-
-def test_the_provider_can_be_evaluated(site: Path, tmp_path: Path) -> None:
+def test_commands_list_and_evaluate_the_provider(site: Path, tmp_path: Path) -> None:
     (command,) = COMMANDS[2:]
     assert command[:3] == ["tiny-audio", "evaluate", "runs/mine"]
     write_clips(tmp_path, 6)
@@ -51,7 +45,11 @@ def test_the_provider_can_be_evaluated(site: Path, tmp_path: Path) -> None:
     arguments = [command[3].replace("./transcribe", str(program)), *command[4:5], str(tmp_path / "manifest.jsonl")]
     out = ["--output-dir", str(tmp_path / "out"), "--json"]
     missing = ["provider:program:path=/no/program", *arguments[1:]]
-    done, failed = tiny_audio(site, [["evaluate", *arguments, *out], ["evaluate", *missing]])
+    listing = [command[1:] for command in COMMANDS[:2]]
+    *listed, done, failed = tiny_audio(site, [*listing, ["evaluate", *arguments, *out], ["evaluate", *missing]])
+    for shown in listed:
+        assert shown.returncode == 0, shown.stderr
+        assert re.search(r"program`?\]?.* Any program that takes", " ".join(shown.stdout.split()))
     assert done.returncode == 0, done.stderr
     ((scores,),) = (sets.values() for sets in json.loads(done.stdout).values())
     assert (scores["num_clips"], scores["num_failed"], scores["cost_usd"]) == (6, 0, 0.0)

@@ -28,20 +28,32 @@ OWN_CHECKS = (
     "check_gradients",
     "check_save_load",
 )
+WINDOW_CHECKS = (
+    "check_generation",
+    "check_assisted_decoding",
+    "check_finite",
+    "check_attentions",
+    "check_shared_prefix",
+)
 
 
 def contract() -> Iterator[Any]:
     """Return every check of every decoder.
 
-    All families are built by the same code. The fast run does all checks for SmolLM3 and for Gemma 3, whose attention
-    has windows, and the checks of a family's own weights for the others. SmolLM2 is the same class of transformers as
-    Llama. Of all families, tests/pretrained/test_packing.py has packed rows and shared prefixes, test_combinations.py
-    has training and generation in batches, and tests/decoders/test_equal_transformers.py has the generated ids.
+    All families are built by the same code. The fast run does all checks for SmolLM3, the checks of positions for
+    Gemma 3, whose attention has windows, and the checks of a family's own weights for all but SmolLM2, which is the
+    same class of transformers as Llama. Of all families, tests/pretrained/test_packing.py has packed rows and shared
+    prefixes, test_combinations.py has training and generation in batches, and
+    tests/decoders/test_equal_transformers.py has the generated ids.
     """
+    fast = {
+        "smollm2": (),
+        "smollm3": [check.__name__ for check in DECODER_CHECKS],
+        "gemma3": OWN_CHECKS + WINDOW_CHECKS,
+    }
     for entry in PARTS:
         for check in DECODER_CHECKS:
-            is_fast = entry.name in ("smollm3", "gemma3") or check.__name__ in OWN_CHECKS
-            marks = [] if is_fast and entry.name != "smollm2" else [pytest.mark.slow]
+            marks = [] if check.__name__ in fast.get(entry.name, OWN_CHECKS) else [pytest.mark.slow]
             yield pytest.param(entry, check, id=f"{entry.name}-{check.__name__}", marks=marks)
 
 

@@ -14,7 +14,6 @@ from tiny_audio.testing import ENCODER_CHECKS
 
 PARTS = parts(ENCODERS)
 FAST_FOR = {"check_packing": "whisper", "check_layers": "granite-speech"}
-WAV2VEC2_CHECKS = ("check_lengths", "check_invariance", "check_save_load", "check_gradients")
 
 
 @pytest.mark.parametrize("entry", PARTS, ids=names(PARTS))
@@ -28,13 +27,12 @@ def contract() -> Iterator[Any]:
     ``check_packing`` does ``check_layers``, too, so the fast run does it once, for Whisper, and ``check_layers`` for
     Granite Speech, whose middle layer has an output of its own. Of all encoders, tests/encoders/test_layers.py has
     layers, and tests/pretrained/test_packing.py has packed rows. HuBERT and wav2vec 2.0 have the same code, so the fast
-    run does only a few checks of the latter.
+    run has only the former.
     """
     for entry in PARTS:
         for check in ENCODER_CHECKS:
             is_elsewhere = entry.name != FAST_FOR.get(check.__name__, entry.name)
-            is_like_hubert = entry.name == "wav2vec2" and check.__name__ not in WAV2VEC2_CHECKS
-            marks = [pytest.mark.slow] if is_elsewhere or is_like_hubert else []
+            marks = [pytest.mark.slow] if is_elsewhere or entry.name == "wav2vec2" else []
             yield pytest.param(entry, check, id=f"{entry.name}-{check.__name__}", marks=marks)
 
 

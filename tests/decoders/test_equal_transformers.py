@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.support.checkpoint_folders import LLAMA
 from tests.support.equality import assert_close
+from tests.support.fast import fast_ones
 from tiny_audio.decoders import DECODERS, Decoder, DecoderContext
 
 TOKENS = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -60,7 +61,11 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+VARIANTS = ("smollm3 untied", "cohere", "gpt-neox", "bloom", "opt")
+"""Models without a part of their own, and a second kind of the same part."""
+
+
+@pytest.fixture(scope="module", params=fast_ones(MODELS, *(name for name in MODELS if name not in VARIANTS)))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Decoder]:
     """Return a transformers model, and the decoder loaded from its checkpoint."""
     name, class_name, fields = MODELS[request.param]

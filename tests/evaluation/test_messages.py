@@ -67,7 +67,7 @@ def configs() -> Iterator[Callable[[], object]]:
 
 def requests(url: str, faults: list[Fault]) -> Iterator[Callable[[], object]]:
     fields: dict[str, Any] = {"name": "openai_compatible", "base_url": f"{url}/v1", "model": "a", "retry_wait_s": 0.01}
-    provider = PROVIDERS.build(PROVIDERS.parse(fields | {"max_retries": 1, "timeout_s": 0.5}))
+    provider = PROVIDERS.build(PROVIDERS.parse(fields | {"max_retries": 1, "timeout_s": 0.2}))
     for some in (
         [Fault("status", 401)],
         [Fault("status", 422)],

@@ -25,6 +25,8 @@ from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+COUNT = 4
+"""Number of clips."""
 Output = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
@@ -36,7 +38,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
-    write_clips(folder, 6)
+    write_clips(folder, COUNT)
     return folder / "manifest.jsonl"
 
 
@@ -82,7 +84,7 @@ def test_whisper_can_be_evaluated_from_a_folder(evaluated: Output, whisper: Path
     from transformers import pipeline
 
     scores, rows = evaluated(whisper, clips)
-    assert (scores["num_clips"], scores["num_failed"]) == (6, 0)
+    assert (scores["num_clips"], scores["num_failed"]) == (COUNT, 0)
     pipe = pipeline("automatic-speech-recognition", model=str(whisper))
     wanted = {}
     for row in rows:
@@ -140,19 +142,20 @@ def test_whisper_transcribes_clips_longer_than_its_window(evaluated: Output, whi
     assert [(row["error"], row["duration"]) for row in rows] == [(None, 33.0)]
     target: Any = resolve_target(str(whisper))
     target.load()
-    waves = [torch.from_numpy(noise[:size].astype(np.float32)) for size in (8000, len(noise), 16_000)]
-    assert target.transcribe_batch(waves) == [target.transcribe_batch([wave])[0] for wave in waves]
+    heard, _ = soundfile.read(tmp_path / "long.flac", dtype="float32")
+    waves = [torch.from_numpy(heard[:size]) for size in (8000, len(heard), 16_000)]
+    first, long, last = target.transcribe_batch(waves)
+    assert long.text == rows[0]["pred_text"]
+    assert [first, last] == [target.transcribe_batch([wave])[0] for wave in (waves[0], waves[2])]
 
 
 def test_a_transformers_model_can_be_evaluated_from_the_hub(
     evaluated: Output, hub: Hub, whisper: Path, clips: Path
 ) -> None:
     hub.repos["acme/tiny-whisper"] = Repo(files_of(whisper))
-    wanted = texts(evaluated(whisper, clips)[1])
     scores, rows = evaluated("acme/tiny-whisper:language=en", clips)
-    assert scores["num_failed"] == 0
+    assert (len(rows), scores["num_failed"]) == (COUNT, 0)
     assert texts(rows) == texts(evaluated(f"{whisper}:language=en", clips)[1])
-    assert wanted.keys() == texts(rows).keys()
 
 
 def test_our_models_on_the_hub_are_loaded_without_their_code(
@@ -167,14 +170,14 @@ def test_our_models_on_the_hub_are_loaded_without_their_code(
     assert not [request.path for request in hub.requests if request.path.endswith(".py")]
 
 
-def test_revisions_are_different_models(evaluated: Output, hub: Hub, whisper: Path, clips: Path) -> None:
+def test_revisions_are_different_models(hub: Hub, whisper: Path) -> None:
     older = Repo(files_of(whisper))
     newer = {**older.files, "config.json": older.files["config.json"] + b"\n"}
     hub.repos["acme/tiny-whisper"] = Repo(newer, before=older)
     now, then = (resolve_target(f"acme/tiny-whisper{suffix}") for suffix in ("", f":revision={older.commit}"))
     assert (now.identity["commit"], then.identity["commit"]) == (hub.repos["acme/tiny-whisper"].commit, older.commit)
     assert now.label != then.label
-    evaluated(f"acme/tiny-whisper:revision={older.commit}", clips)
+    then.load()
     asked = {request.path.split("/")[4] for request in hub.requests if request.path.endswith("/model.safetensors")}
     assert asked == {older.commit}
 

@@ -60,7 +60,7 @@ def save_whisper(folder: Path) -> Path:
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
         no_timestamps_token_id=ids["<|notimestamps|>"],
         return_timestamps=False,
-        max_length=40,
+        max_length=24,
         max_initial_timestamp_index=50,
         suppress_tokens=[],
         begin_suppress_tokens=[],

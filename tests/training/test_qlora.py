@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,11 @@ from tiny_audio.training.checkpoint import read_weights, set_weights
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.precision import set_types
 
-bnb = pytest.importorskip("bitsandbytes")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Importing it here would take seconds in every process of tests.
+    pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
+]
 QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
 
 
