@@ -387,11 +387,13 @@ def test_the_command_prints_scores_and_writes_a_page(
     assert main(["rescore", str(tmp_path / "no.jsonl")]) == 2
 
 
-def test_rescoring_needs_no_torch(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rescoring_needs_no_torch_and_scoring_loads_no_scorer(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from tiny_audio.cli import main; "
+        "import sys, tiny_audio.analysis.scoring; from tiny_audio.cli import main; "
+        "print(sorted({'jiwer', 'torch', 'whisper_normalizer'} & {*sys.modules})); "
         f"code = main(['rescore', *{[str(path) for path in with_sound]!r}, '--html', {str(tmp_path / 'p.html')!r}]); "
         "print(code, sorted({'torch', 'transformers', 'datasets', 'soundfile', 'pyarrow'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 []"
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("[]", "0 []")
