@@ -28,10 +28,14 @@ BATCHING = BatchingConfig(max_clips=2, pool_batches=1, shuffle_clips=15)
 COLUMNS = {"audio_column": "wav", "id_column": "ID"}
 
 
+@pytest.fixture(scope="module")
+def shard() -> bytes:
+    return loquacious_shard(0, ROW_GROUP * GROUPS, row_group=ROW_GROUP)
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(shard: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with running_hub() as hub:
-        shard = loquacious_shard(0, ROW_GROUP * GROUPS, row_group=ROW_GROUP)
         hub.repos = {"a/b": Repo({"data/train-00000-of-00001.parquet": shard})}
         use_hub(monkeypatch, hub.endpoint)
         yield hub
@@ -53,7 +57,7 @@ def wait_for(count: int, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while cached(tmp_path) < count and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.2)  # wait for row groups that should not be fetched
+    time.sleep(0.1)  # wait for row groups that should not be fetched
     assert cached(tmp_path) == count
 
 

@@ -77,8 +77,8 @@ def test_probability_is_a_share_of_the_clips(folder: Path) -> None:
     waveform = tone(0.05)
     silence = AugmentationConfig(silence=SilenceConfig(probability=0.2))
     for config in (noisy(folder, probability=0.2), roomy(folder, 0.2), silence):
-        untouched = sum(torch.equal(augment_waveform(config, waveform, seed), waveform) for seed in range(300))
-        assert 210 < untouched < 270
+        untouched = sum(torch.equal(augment_waveform(config, waveform, seed), waveform) for seed in range(100))
+        assert 70 < untouched < 90
 
 
 def test_reverberation_keeps_length_loudness_and_position(folder: Path, tmp_path: Path) -> None:

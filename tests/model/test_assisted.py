@@ -56,7 +56,7 @@ def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
 # --- the same text
 
 
-@pytest.mark.parametrize("max_new_tokens", fast_ones([1, 2, 20], 1, 20))
+@pytest.mark.parametrize("max_new_tokens", fast_ones([1, 2, 12, 20], 1, 12))
 def test_assisted_decoding_equals_greedy_decoding_alone_and_in_batches(max_new_tokens: int) -> None:
     model, tokenizer = assisted_model()
     set_draft(model, "none", max_new_tokens=max_new_tokens)
@@ -70,6 +70,7 @@ def test_assisted_decoding_equals_greedy_decoding_alone_and_in_batches(max_new_t
 
 def test_rows_that_end_early_do_not_affect_other_rows() -> None:
     model, tokenizer = assisted_model()
+    set_draft(model, None, max_new_tokens=12)
     ids = model.generate(*batch(*SIZES))
     seen: list[set[int]] = [set(row.tolist()) for row in ids]
     # Choose a token that is in the middle of one row and in no other row.

@@ -203,9 +203,14 @@ def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("generation", "head"), [(GREEDY, True), (GREEDY, False), (BEAMS, True), (JOINT, True)],
-    ids=["draft", "greedy", "beams", "joint"],
-)  # fmt: skip
+    ("generation", "head"),
+    [
+        pytest.param(GREEDY, True, id="draft"),
+        pytest.param(GREEDY, False, id="greedy"),
+        pytest.param(BEAMS, True, id="beams", marks=pytest.mark.slow),
+        pytest.param(JOINT, True, id="joint"),
+    ],
+)
 def test_texts_with_mixed_contexts_do_not_depend_on_the_batch(generation: GenerationConfig, head: bool) -> None:
     model, tokenizer = assemble(generation=generation, ctc=head, context=KNOWN)
     ids = rows(model, tokenizer)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.fast import fast_ones
 from tests.support.models import BEAMS, GREEDY, JOINT, TRANSCRIPTS, assemble, batch, clip
 from tiny_audio import ctc
 from tiny_audio.frames import Frames
@@ -166,7 +167,14 @@ def test_losses_do_not_depend_on_the_batch(extra: int) -> None:
             assert float(together.ctc_loss[row]) == pytest.approx(float(alone.ctc_loss), rel=1e-5)
 
 
-@pytest.mark.parametrize("generation", [GREEDY, BEAMS, JOINT], ids=["greedy", "beams", "joint"])
+@pytest.mark.parametrize(
+    "generation",
+    [
+        pytest.param(GREEDY, id="greedy"),
+        pytest.param(BEAMS, id="beams", marks=pytest.mark.slow),
+        pytest.param(JOINT, id="joint"),
+    ],
+)
 def test_texts_do_not_depend_on_the_batch(generation: GenerationConfig) -> None:
     model, tokenizer = assemble(generation=generation)
     alone = [model.transcribe(*batch(size), tokenizer=tokenizer)[0] for size in SIZES]
@@ -222,7 +230,7 @@ def test_a_text_that_ends_is_not_truncated() -> None:
 # --- joint decoding
 
 
-@pytest.mark.parametrize("weight", [0.05, 0.4, 0.95])
+@pytest.mark.parametrize("weight", fast_ones([0.05, 0.4, 0.95], 0.4))
 def test_joint_decoding_selects_the_text_with_the_best_score(weight: float) -> None:
     generation = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=weight)
     model, tokenizer = assemble(generation=generation)

@@ -93,8 +93,8 @@ def test_invalid_variables_are_rejected(monkeypatch: pytest.MonkeyPatch, changes
 def test_joining_times_out_if_processes_are_missing(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     port = free_port()
     variables(monkeypatch, place(rank, 2, port))
-    monkeypatch.setattr(worlds, "_JOIN_TIMEOUT", timedelta(seconds=0.5))
-    monkeypatch.setattr(worlds, "_NOTE_AFTER_S", 0.1)
+    monkeypatch.setattr(worlds, "_JOIN_TIMEOUT", timedelta(seconds=0.2))
+    monkeypatch.setattr(worlds, "_NOTE_AFTER_S", 0.05)
     notes: list[str] = []
     with pytest.raises(UserError, match=rf"WORLD_SIZE is 2.*127\.0\.0\.1:{port}.*torchrun"), joined(CPU, notes.append):
         raise AssertionError("there is no other process")

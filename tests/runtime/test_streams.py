@@ -33,7 +33,7 @@ def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[byt
 @pytest.mark.parametrize(
     ("variables", "option"),
     [
-        ({"PYTHONIOENCODING": "cp1252"}, None),
+        pytest.param({"PYTHONIOENCODING": "cp1252"}, None, marks=pytest.mark.slow),
         ({"PYTHONIOENCODING": "latin-1"}, "--json"),
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, None),
     ],
@@ -55,7 +55,7 @@ def test_a_message_in_an_encoding_that_lacks_characters(hypotheses: Path) -> Non
     assert b"aucune ?.jsonl" in done.stderr
 
 
-@pytest.mark.parametrize("closed", fast_ones(["<&-", ">&- 2>&-", "<&- >&- 2>&-"], "<&-", "<&- >&- 2>&-"))
+@pytest.mark.parametrize("closed", fast_ones(["<&-", ">&- 2>&-", "<&- >&- 2>&-"], "<&- >&- 2>&-"))
 def test_commands_work_with_closed_streams(hypotheses: Path, tmp_path: Path, closed: str) -> None:
     command = [*PROGRAM, "rescore", str(hypotheses), "--html", str(tmp_path / "p.html")]
     done = subprocess.run(["bash", "-c", f'"$@" {closed}', "bash", *command], capture_output=True, check=False)

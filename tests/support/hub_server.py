@@ -264,6 +264,19 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
         thread.join()
 
 
+class Stalls:
+    """A fault of a hub: its first ``count`` requests for parts of files stall."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, number: int, path: str) -> Fault | None:
+        if not self.left or not path.startswith("/places/"):
+            return None
+        self.left -= 1
+        return "stall"
+
+
 def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     """Use a hub in all libraries, with short waits between retries."""
     from tiny_audio.sources._hub import client, ranges

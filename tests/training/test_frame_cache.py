@@ -91,15 +91,15 @@ def test_a_full_disk_does_not_stop_training(encoder: Encoder, tmp_path: Path, mo
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    """Return a recipe with eight clips in batches of four, six steps and a pretrained, frozen encoder."""
+    """Return a recipe with eight clips in batches of four, four steps and a pretrained, frozen encoder."""
     folder = tmp_path_factory.mktemp("recipe")
     document = recipe_on(folder)
     part_checkpoints.whisper(folder / "whisper")
     settings: dict[str, Any] = {
         "encoder": {"name": "whisper", "pretrained": str(folder / "whisper")},
         "ctc": {"weight": 0.5},
-        "training__steps": 6,
-        "execution__checkpoint_every": 3,
+        "training__steps": 4,
+        "execution__checkpoint_every": 2,
     }
     return changed(document, **settings)
 
@@ -112,11 +112,11 @@ def test_the_cache_does_not_change_losses_and_resuming_is_exact(document: Docume
     assert trainer._frame_cache is not None
     assert trainer._frame_cache.num_encoded == 8
     wanted, found = (torch.tensor(logged(tmp_path / name, "loss")) for name in ("plain", "kept"))
-    assert len(wanted) == 6
+    assert len(wanted) == 4
     assert torch.allclose(found, wanted, atol=1e-4)
     undisturbed = {name: tensor.clone() for name, tensor in trainer.bare_model.state_dict().items()}
     stopped = make_trainer(keeping, tmp_path / "resumed")
-    stopped.config = stopped.config.model_copy(update={"steps": 3})
+    stopped.config = stopped.config.model_copy(update={"steps": 2})
     stopped.run()
     assert different(trained(keeping, tmp_path / "resumed"), undisturbed) == set()
 

@@ -76,6 +76,12 @@ def export(folder: Path, out: Path, *options: str) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def small(stage: tuple[Document, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export only the trained weights. Tests must not change the folder."""
+    return export(stage[1], tmp_path_factory.mktemp("small") / "small", "--weights", "trained")
+
+
 def num_quantized(model: TinyAudioModel) -> int:
     return len(list(quantized_layers(model)))
 
@@ -89,6 +95,7 @@ def test_checkpoints_contain_no_frozen_weights(stage: tuple[Document, Path]) -> 
     assert parse(stage[0]).run_id() != parse(changed(stage[0], decoder__quantization=None)).run_id()
 
 
+@pytest.mark.slow  # test_adapters.py does so without quantization
 def test_a_continued_run_has_the_same_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     run_in_two_parts(document, tmp_path / "run")
@@ -105,7 +112,7 @@ def test_several_processes_can_train(stage: tuple[Document, Path], tmp_path: Pat
     assert one.keys() == two.keys()
 
 
-def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_every_export_computes_the_same(stage: tuple[Document, Path], small: Path, tmp_path: Path) -> None:
     """Restored weights are exactly those that the adapters were trained on."""
     _, folder = stage
     model = trained(stage)
@@ -114,7 +121,6 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
     assert torch.equal(decoder_losses(plain, tokenizer), decoder_losses(model, tokenizer))
     wanted = outputs(model, tokenizer)
     assert outputs(plain, tokenizer) == wanted
-    small = export(folder, tmp_path / "small", "--weights", "trained")
     loaded, _ = load_model(small)
     assert num_quantized(loaded) == 14
     assert torch.equal(decoder_losses(loaded, tokenizer), decoder_losses(model, tokenizer))
@@ -135,6 +141,7 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
 
 def test_exports_without_bitsandbytes(
     stage: tuple[Document, Path],
+    small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -142,7 +149,6 @@ def test_exports_without_bitsandbytes(
     """Exports with all weights load everywhere. For exports without base weights, an error names the missing
     package."""
     _, folder = stage
-    small = export(folder, tmp_path / "small", "--weights", "trained")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert outputs(*load_model(folder))["transcripts"]
     export(folder, tmp_path / "merged", "--merge-lora")
@@ -179,10 +185,8 @@ def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path
     assert outputs(load_model(small)[0], tokenizer) == outputs(load_model(tmp_path / "two")[0], tokenizer)
 
 
-def test_an_export_without_base_weights_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    document, folder = stage
-    small = export(folder, tmp_path / "small", "--weights", "trained")
-    recipe = parse(changed(document, training__init_from={"path": str(small), "parts": None}))
+def test_an_export_without_base_weights_can_be_trained_further(stage: tuple[Document, Path], small: Path) -> None:
+    recipe = parse(changed(stage[0], training__init_from={"path": str(small), "parts": None}))
     assert recipe.training.init_from is not None
     model = assemble(recipe, gather(recipe), StartingPoint(recipe.training.init_from))[0]
     wanted = trained(stage)
@@ -209,15 +213,14 @@ def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path
         assert torch.equal(ours.weight, wanted.weight)
 
 
-def test_a_changed_base_checkpoint_is_rejected(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    _, folder = stage
-    small = export(folder, tmp_path / "small", "--weights", "trained")
-    shutil.copytree(folder.parent / "lm", tmp_path / "lm")
-    config = json.loads((small / "config.json").read_text())
+def test_a_changed_base_checkpoint_is_rejected(stage: tuple[Document, Path], small: Path, tmp_path: Path) -> None:
+    shutil.copytree(stage[1].parent / "lm", tmp_path / "lm")
+    own = Path(shutil.copytree(small, tmp_path / "own"))
+    config = json.loads((own / "config.json").read_text())
     config["decoder"]["pretrained"] = str(tmp_path / "lm")
-    (small / "config.json").write_text(json.dumps(config))
-    assert num_quantized(load_model(small)[0]) == 14, "a copy elsewhere"
+    (own / "config.json").write_text(json.dumps(config))
+    assert num_quantized(load_model(own)[0]) == 14, "a copy elsewhere"
     weights = (tmp_path / "lm" / "model.safetensors").read_bytes()
     (tmp_path / "lm" / "model.safetensors").write_bytes(weights[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"decoder: .*lm'"):
-        load_model(small)
+        load_model(own)

@@ -53,6 +53,18 @@ def export(*arguments: object) -> Path:
     return Path(str(arguments[1]))
 
 
+@pytest.fixture(scope="module")
+def small(stage: tuple[Document, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export only the trained weights. Tests must not change the folder."""
+    return export(stage[1], tmp_path_factory.mktemp("small") / "small", "--weights", "trained")
+
+
+@pytest.fixture(scope="module")
+def merged(stage: tuple[Document, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export merged weights. Tests must not change the folder."""
+    return export(stage[1], tmp_path_factory.mktemp("merged") / "merged", "--merge-lora")
+
+
 def started(document: Document, path: Path, **changes: Any) -> dict[str, torch.Tensor]:
     recipe = parse(changed(document, training__init_from={"path": str(path), "parts": None}, **changes))
     assert recipe.training.init_from is not None
@@ -68,9 +80,8 @@ def is_adapter(name: str) -> bool:
 # --- starting from exports
 
 
-def test_training_can_start_from_trained_weights_only(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_training_can_start_from_trained_weights_only(stage: tuple[Document, Path], small: Path) -> None:
     document, folder = stage
-    small = export(folder, tmp_path / "small", "--weights", "trained")
     whole = load_file(folder / "model" / "model.safetensors")
     assert load_file(small / "model.safetensors").keys() < whole.keys()
     own = started(document, small)
@@ -79,12 +90,12 @@ def test_training_can_start_from_trained_weights_only(stage: tuple[Document, Pat
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_new_adapters_on_merged_weights(stage: tuple[Document, Path], tmp_path: Path, rank: int) -> None:
+def test_new_adapters_on_merged_weights(stage: tuple[Document, Path], merged: Path, rank: int) -> None:
     document, folder = stage
-    merged = load_file(export(folder, tmp_path / "merged", "--merge-lora") / "model.safetensors")
-    own = started(document, tmp_path / "merged", decoder__lora=LORA | {"rank": rank})
-    assert {without_adapters(name) for name in own if not is_adapter(name)} == merged.keys()
-    assert all(torch.equal(merged[without_adapters(name)], own[name]) for name in own if not is_adapter(name))
+    saved = load_file(merged / "model.safetensors")
+    own = started(document, merged, decoder__lora=LORA | {"rank": rank})
+    assert {without_adapters(name) for name in own if not is_adapter(name)} == saved.keys()
+    assert all(torch.equal(saved[without_adapters(name)], own[name]) for name in own if not is_adapter(name))
     assert not any(own[name].any() for name in own if ".lora_B." in name)
     unmerged = load_file(folder / "model" / "model.safetensors")
     assert any(tensor.any() for name, tensor in unmerged.items() if ".lora_B." in name), "stage 1 trained adapters"
@@ -103,15 +114,15 @@ def test_new_adapters_on_a_fully_trained_decoder(stage: tuple[Document, Path], t
     assert exported(tmp_path / "two") != exported(tmp_path / "full")
 
 
-def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], merged: Path, tmp_path: Path) -> None:
     """The base checkpoint is in half precision, which would round away the changes by the adapters."""
     document, folder = stage
     shutil.copytree(folder.parent / "lm", tmp_path / "half")
     path = tmp_path / "half" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
-    merged = load_file(export(folder, tmp_path / "merged", "--merge-lora") / "model.safetensors")
-    own = started(document, tmp_path / "merged", decoder__pretrained=str(tmp_path / "half"))
-    assert all(torch.equal(merged[without_adapters(name)], own[name]) for name in own if not is_adapter(name))
+    saved = load_file(merged / "model.safetensors")
+    own = started(document, merged, decoder__pretrained=str(tmp_path / "half"))
+    assert all(torch.equal(saved[without_adapters(name)], own[name]) for name in own if not is_adapter(name))
 
 
 @pytest.mark.parametrize("lora", [None, LORA | {"rank": 3}, LORA | {"alpha": 8.0}, LORA | {"targets": ["q_proj"]}])
@@ -126,15 +137,13 @@ def test_different_adapters_give_one_message(stage: tuple[Document, Path], lora:
     assert "is not in" not in message
 
 
-def test_a_missing_base_checkpoint_is_named(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    _, folder = stage
-    document = recipe_on(tmp_path)
-    small = export(folder, tmp_path / "small", "--weights", "trained")
-    config = json.loads((small / "config.json").read_text())
+def test_a_missing_base_checkpoint_is_named(stage: tuple[Document, Path], small: Path, tmp_path: Path) -> None:
+    lost = Path(shutil.copytree(small, tmp_path / "lost"))
+    config = json.loads((lost / "config.json").read_text())
     config["decoder"]["pretrained"] = str(tmp_path / "nowhere")
-    (small / "config.json").write_text(json.dumps(config))
+    (lost / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"training\.init_from: .*nowhere"):
-        started(document, small)
+        started(stage[0], lost)
 
 
 # --- exports of checkpoints

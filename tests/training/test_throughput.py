@@ -51,6 +51,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
 PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
 LORA = {"rank": 2, "alpha": 4.0}
+FAST_ENCODERS = {("whisper", "full"), *((name, "lora") for name in ("whisper", "hubert", "parakeet", "granite-speech"))}
+"""Checkpoints of these encoders are in the fast run. The others have the same kinds of layers."""
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def peak_bytes(part: nn.Module, run: Any) -> int:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        pytest.param(name, kind, marks=[] if kind == "lora" or name == "whisper" else [pytest.mark.slow])
+        pytest.param(name, kind, marks=[] if (name, kind) in FAST_ENCODERS else [pytest.mark.slow])
         for name in ENCODER_NAMES
         for kind in ("full", "lora")
     ],
@@ -176,7 +178,12 @@ def test_gradient_checkpointing_saves_memory_of_an_encoder(name: str, kind: str)
 @pytest.mark.parametrize(
     ("name", "kind", "attention"),
     [
-        pytest.param(name, kind, attention, marks=[] if kind == "full" or name == "smollm3" else [pytest.mark.slow])
+        pytest.param(
+            name,
+            kind,
+            attention,
+            marks=[] if name == "smollm3" or (name, kind) == ("gemma3", "full") else [pytest.mark.slow],
+        )
         for name in PLAIN_HEADS
         for kind, attention in (("full", "auto"), ("lora", "varlen"), ("frozen", "auto"))
     ],

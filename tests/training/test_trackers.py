@@ -72,25 +72,27 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not HAS_WANDB, reason="wandb is not installed")
 @pytest.mark.filterwarnings("default")  # the package's own
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "starts"),
     [
-        pytest.param({"WANDB_MODE": "offline"}, id="offline"),
+        pytest.param({"WANDB_MODE": "offline"}, [0], id="offline"),
+        pytest.param({"WANDB_MODE": "offline"}, [0, 2], id="offline-twice", marks=pytest.mark.slow),
         pytest.param(
             {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40},
+            [0, 2],
             id="unreachable",
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_the_real_package_works_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], starts: list[int]
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tiny_audio.training.trackers._TIMEOUT_S", 3.0)
     importlib.import_module("wandb").teardown()  # it reads its variables only once
     notes: list[str] = []
-    for start in (0, 2):
+    for start in starts:
         log = MetricsLog(tmp_path, start, [WeightsAndBiases("speech", tmp_path, {"a": {"b": 1}}, notes.append)])
         log.write("train", start + 1, loss=0.5, set="x")
         log.close()

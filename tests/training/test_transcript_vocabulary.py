@@ -143,7 +143,7 @@ def _refused(_: ClipSet) -> Iterator[str]:
 def test_a_continued_run_does_not_read_the_transcripts(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, folder = parse(document), tmp_path / "run"
+    recipe, folder = parse(changed(document, data__evaluation={})), tmp_path / "run"
     Run(recipe, "run", folder, RecordingCallback()).complete()
     model = (folder / "model" / "model.safetensors").read_bytes()
     tokenizer = (folder / "model" / "tokenizer.json").read_bytes()
@@ -155,7 +155,7 @@ def test_a_continued_run_does_not_read_the_transcripts(
 
 
 def test_only_the_main_process_reads_the_transcripts(document: Document, tmp_path: Path) -> None:
-    recipe, folder = parse(document), tmp_path / "run"
+    recipe, folder = parse(changed(document, data__evaluation={})), tmp_path / "run"
 
     def work(rank: int) -> bool:
         if rank:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -72,8 +73,9 @@ class Prefetcher:
         self._left.set()
         for _ in self._threads:
             self._wanted.put(None)
+        deadline = time.monotonic() + _POLL_S
         for thread in self._threads:
-            thread.join(_POLL_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
             while thread.is_alive() and not self._stopped():
                 thread.join(_POLL_S)
 

@@ -142,9 +142,10 @@ class World:
         """
         try:
             arrival: Any = dist.barrier(async_op=True)
+            pauses = _pauses()
             while not arrival.is_completed():
                 meanwhile()
-                time.sleep(_POLL_S)
+                time.sleep(next(pauses))
             arrival.wait()
         except RuntimeError as error:
             raise RunFailed("another process ended before its work was done; its own message says why") from error
@@ -191,6 +192,14 @@ class World:
 
     def _failure(self, error: Exception | None) -> Failure | None:
         return None if error is None else Failure.of(error, self.name)
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the seconds between the checks of a wait. They grow, so that a short wait ends soon."""
+    pause = 0.001
+    while True:
+        yield pause
+        pause = min(2 * pause, _POLL_S)
 
 
 def _name(rank: int) -> str:
@@ -254,7 +263,7 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
     address = os.environ["MASTER_ADDR"]
     # With torchrun, the store runs in torchrun's own process.
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    present, started, was_noted = 0, time.monotonic(), False
+    present, started, was_noted, pauses = 0, time.monotonic(), False, _pauses()
     try:
         store: Any = dist.TCPStore(  # type: ignore[attr-defined]  # exported by the compiled module
             address, launch.port, is_master=serves, timeout=_JOIN_TIMEOUT, multi_tenant=True, wait_for_workers=False
@@ -267,7 +276,7 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
             if launch.rank == 0 and waited_s > _NOTE_AFTER_S and not was_noted:
                 note(f"waiting for the other processes: {present} of {launch.size} are there")
                 was_noted = True
-            time.sleep(_POLL_S)
+            time.sleep(next(pauses))
     except dist.DistError as error:
         found = f"only {present} of them connected" if present else "the main process could not be reached"
         raise UserError(
