@@ -17,6 +17,8 @@ from tiny_audio.cli import main
 from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
+NUM_BURSTS = 9
+"""Number of sounds of two seconds in the long recording. It is longer than the encoder's 15 s."""
 Output = Callable[..., tuple[int, str, str]]
 """Runs a command in this process. Returns its exit code, standard output and standard error."""
 
@@ -56,7 +58,7 @@ def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_model(*assemble(ctc=False), folder / "headless")
     (folder / "audio" / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", 20)):
+    for name, bursts in (("a.wav", 1), ("b.flac", 1), ("deep/long.flac", NUM_BURSTS)):
         parts = [np.concatenate([np.zeros(SAMPLE_RATE), 0.1 * rng.standard_normal(SAMPLE_RATE)]) for _ in range(bursts)]
         soundfile.write(folder / "audio" / name, np.concatenate(parts), SAMPLE_RATE)
     return folder

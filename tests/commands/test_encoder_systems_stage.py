@@ -25,7 +25,7 @@ def recipe(folder: Path) -> Document:
         ctc={"weight": 0.5},
         training__steps=2,
         training__warmup_steps=0,
-        generation__max_new_tokens=8,
+        generation__max_new_tokens=4,
         evaluation__encoder_system_clips=3,
     )
 
@@ -39,7 +39,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_run_compares_its_model_with_the_encoder_alone(call: Output, tmp_path: Path) -> None:
+def test_a_run_compares_its_model_with_the_encoder_alone(
+    call: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiny_audio.commands.run.encoder_systems.NUM_TIMED", 1)
     path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     path.write_text(json.dumps(recipe(tmp_path)))
     code, out, _ = call("run", path, "--output-dir", folder)

@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.commands.conftest import NUM_BURSTS
 from tests.commands.transcribing import CUT, call
+from tests.support.fast import fast_ones
 from tests.support.processes import begin, finish
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.cli import main
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_every_format_has_the_same_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = place / "audio" / "deep" / "long.flac"
     (row,) = json.loads(call(capsys, place / "model", long, "--format", "json", "--words")[1])
-    assert len(row["segments"]) == 20
+    assert len(row["segments"]) == NUM_BURSTS
     assert row["text"]
     words = [word for segment in row["segments"] for word in segment["words"]]
     assert " ".join(word["text"] for word in words) == row["text"]
@@ -181,7 +183,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", fast_ones([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_an_interruption_keeps_finished_rows(
     place: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:

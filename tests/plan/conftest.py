@@ -12,6 +12,7 @@ from tests.support.paths import RECIPES
 from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._hardware import GPUS, Machine
 from tiny_audio.plan._step import Device, DryRunResult, Shape
+from tiny_audio.pretrained.published import published_fields
 from tiny_audio.recipe import Recipe, load_recipe
 
 
@@ -44,11 +45,31 @@ def dry_runs_of_plans() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def card() -> Plan:
+def plan_card() -> Plan:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", None)
         return plan_recipe(load_recipe(RECIPES / "tiny_audio.yaml"), gpu="a40")
+
+
+@pytest.fixture(scope="session")
+def card() -> Plan:
+    """Return the plan of the model card's recipe."""
+    return plan_card()
+
+
+@pytest.fixture(scope="session")
+def shallow_card() -> Plan:
+    """Return the plan of the model card's recipe with four layers in each pretrained part. It takes a fifth of the
+    time."""
+
+    def shallow(*checkpoint: Any) -> dict[str, Any]:
+        fields = published_fields(*checkpoint)
+        assert fields is not None
+        return fields | {"num_hidden_layers": 4}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiny_audio.pretrained.checkpoints.published_fields", shallow)
+        return plan_card()
 
 
 @pytest.fixture

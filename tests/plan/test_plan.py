@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,14 +16,12 @@ from torch import Tensor
 from tests.conftest import Document, changed
 from tests.plan.recipes import parse, part
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.data.order import plan_epoch
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import Prompt
 from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._hardware import GIB
-from tiny_audio.plan._order import SPREAD, planned_batches
 from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
 from tiny_audio.plan.meta import LETTERS
 from tiny_audio.pretrained.quantization import quantize, quantized_layers
@@ -44,11 +41,15 @@ NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 # --- the model card
 
 
-def test_parameters_of_the_model_card(card: Plan) -> None:
-    counts = {name: part["trainable"] for name, part in card.as_json()["parameters"].items()}
-    assert counts == {"encoder": 1_966_080, "projector": 121_643_264, "decoder": 15_335_424, "total": 138_944_768}
+def test_parameters_of_the_model_card(shallow_card: Plan) -> None:
+    """tests/recipe/test_recipes.py counts the parameters with all 48 and 36 layers."""
+    counts = {name: part["trainable"] for name, part in shallow_card.as_json()["parameters"].items()}
+    encoder, projector, decoder = 1_966_080 * 4 // 48, 121_643_264, 15_335_424 * 4 // 36
+    total = encoder + projector + decoder
+    assert counts == {"encoder": encoder, "projector": projector, "decoder": decoder, "total": total}
 
 
+@pytest.mark.slow
 def test_the_batch_of_the_model_card_fits_its_gpu(card: Plan) -> None:
     (row,) = card.rows
     assert row.fits
@@ -58,14 +59,15 @@ def test_the_batch_of_the_model_card_fits_its_gpu(card: Plan) -> None:
     assert row.changes is None
 
 
-def test_weights_gradients_and_moments_of_the_model_card(card: Plan) -> None:
-    memory, totals = card.worst.memory, card.total_parameters()
+def test_weights_gradients_and_moments_of_the_model_card(shallow_card: Plan) -> None:
+    memory, totals = shallow_card.worst.memory, shallow_card.total_parameters()
     frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
     assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
     assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # accumulated in the earlier batches
     assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_flops_of_the_model_card(card: Plan) -> None:
     """There are two FLOPs per parameter and position. Frozen weights need only one product in the backward pass."""
     flops = card.flops_per_audio_s()
@@ -76,13 +78,13 @@ def test_flops_of_the_model_card(card: Plan) -> None:
     assert flops["projector"]["backward"] == pytest.approx(2 * flops["projector"]["forward"], rel=0.01)
 
 
-def test_time_and_cost_of_the_model_card(card: Plan) -> None:
-    (row,) = card.rows
-    assert card.training_audio_hours == pytest.approx(25_000 * 25 * 10 / 3600)
-    assert 0.25 < card.padding_share < 0.45, "batches of five random clips"
-    total = sum(sum(counts.values()) for counts in card.flops_per_audio_s().values())
-    assert row.audio_hours_per_hour == pytest.approx(0.4 * 149.7e12 / total * (1 - card.padding_share))
-    assert row.wall_hours == pytest.approx(card.training_audio_hours / row.audio_hours_per_hour)
+def test_time_and_cost_of_the_model_card(shallow_card: Plan) -> None:
+    (row,) = shallow_card.rows
+    assert shallow_card.training_audio_hours == pytest.approx(25_000 * 25 * 10 / 3600)
+    assert 0.25 < shallow_card.padding_share < 0.45, "batches of five random clips"
+    total = sum(sum(counts.values()) for counts in shallow_card.flops_per_audio_s().values())
+    assert row.audio_hours_per_hour == pytest.approx(0.4 * 149.7e12 / total * (1 - shallow_card.padding_share))
+    assert row.wall_hours == pytest.approx(shallow_card.training_audio_hours / row.audio_hours_per_hour)
     assert row.price_per_hour is not None
     assert row.cost == pytest.approx(row.price_per_hour * row.wall_hours)
 
@@ -193,7 +195,14 @@ def all_parts() -> Iterator[tuple[str, str]]:
         yield from ((kind, entry.name) for entry in registry.entries())
 
 
-@pytest.mark.parametrize(("kind", "name"), list(all_parts()))
+ALIKE = {"wav2vec2", "linear", "mlp", "moe", "llama", "qwen3", "smollm2", "smollm3"}
+"""Parts that run the same operators as other parts, or that all other plans of this file have."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*row, marks=[pytest.mark.slow] if row[1] in ALIKE else []) for row in all_parts()],
+)
 def test_every_part_can_be_planned(document: Document, kind: str, name: str) -> None:
     registry: Any = {"encoder": ENCODERS, "projector": PROJECTORS, "decoder": DECODERS}[kind]
     needs_ctc = kind == "projector" and registry.entry(name).config.needs_ctc
@@ -313,38 +322,16 @@ def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
 
 
-def test_padding_equals_that_of_the_planned_order(document: Document) -> None:
-    """It is compared with a sum over batches of random durations."""
-    document = changed(document, batching={"max_clips": 8, "pool_batches": 1}, data__max_duration_s=10.0)
-    recipe = parse(document)
-    durations = np.random.default_rng(1).lognormal(np.log(3.0), SPREAD, 5000).clip(0.3, 10.0)
-    batches = [[durations[clip] for clip in batch] for batch in plan_epoch(durations, recipe.batching, 1, 0)]
-    padded = sum(max(batch) * len(batch) for batch in batches)
-    planned = planned_batches(recipe, float(durations.mean()))
-    assert planned.padding_share == pytest.approx(1 - durations.sum() / padded, abs=0.02)
-    assert planned.audio_s == pytest.approx(durations.sum() / len(batches), rel=0.02)
-    sorted_by_length = planned_batches(parse(document, batching__pool_batches=50), float(durations.mean()))
-    assert sorted_by_length.padding_share < 0.1 * planned.padding_share
-
-
-@pytest.mark.parametrize("mean_s", [0.3, 0.31, 5.0, 9.9, 10.0])
-def test_any_mean_between_the_bounds_can_be_planned(document: Document, mean_s: float) -> None:
-    recipe = parse(document, batching={"max_clips": 10**9})
-    planned = planned_batches(recipe, mean_s)
-    assert planned.audio_s / 20_000 == pytest.approx(mean_s, rel=1e-6)
-    assert 0 <= planned.padding_share < 1
-
-
 # --- verdicts
 
 
 def test_the_row_says_how_many_clips_fit(document: Document, gpu: Callable[[float], str]) -> None:
     recipe = parse(document)
-    (row,) = plan_recipe(recipe, gpu=gpu(1e9)).rows
+    (row,) = plan_recipe(recipe, gpu=gpu(3e8)).rows
     assert row.fits
     assert row.changes is None
     more = recipe.with_({"batching.max_clips": row.room_for_clips})
-    assert plan_recipe(more, gpu="thimble").rows[0].needed_bytes == pytest.approx(1e9, rel=0.05)
+    assert plan_recipe(more, gpu="thimble").rows[0].needed_bytes == pytest.approx(3e8, rel=0.05)
 
 
 def test_the_row_suggests_changes_if_the_batch_does_not_fit(
@@ -395,6 +382,6 @@ def test_several_changes_can_be_suggested(document: Document, gpu: Callable[[flo
 def test_nothing_is_suggested_if_nothing_fits(
     document: Document, gpu: Callable[[float], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (row,) = plan_recipe(parse(document), gpu=gpu(1000)).rows
+    (row,) = plan_recipe(parse(document, data__max_duration_s=9.0), gpu=gpu(1000)).rows
     assert row.changes == ()
     assert row.room_for_clips == 0

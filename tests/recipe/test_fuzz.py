@@ -137,7 +137,7 @@ def test_the_variants_are_valid(file: Path) -> None:
         assert isinstance(load_recipe(file), Recipe)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(text=mutated())
 def test_mutated_documents(file: Path, text: str) -> None:
     check(file, text.encode(errors="surrogatepass"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -57,7 +58,11 @@ SENT_AS = {"SyntheticConfig": "Job"}
 
 @pytest.fixture(scope="module")
 def reads() -> AttributeReads:
-    return AttributeReads.of_package(Path(tiny_audio.__file__).parent)
+    gc.disable()  # half of the time would go into collections, because the syntax trees have a million objects
+    try:
+        return AttributeReads.of_package(Path(tiny_audio.__file__).parent)
+    finally:
+        gc.enable()
 
 
 def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:

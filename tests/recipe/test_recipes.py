@@ -21,6 +21,8 @@ from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.shipped_recipes import shipped_recipes
 
 RECIPES = list(shipped_recipes().values())
+REPEATED = {"an4_synthetic", "bench_encoder", "laptop"}
+"""Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech."""
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
 """Recipes that differ at tiny size from others in nothing that runs, as those in ``projectors/`` do but for their
 projector, which tests/test_combinations.py has in whole models."""
@@ -92,7 +94,9 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         pytest.param(
             path,
             id=path.stem,
-            marks=[pytest.mark.slow] if path.parent.name == "projectors" or path.stem in SAME_TRAINING else [],
+            marks=[pytest.mark.slow]
+            if path.parent.name == "projectors" or path.stem in SAME_TRAINING | REPEATED
+            else [],
         )
         for path in RECIPES
     ],

@@ -134,7 +134,7 @@ def recipe(document: Document, folder: Path, **settings: Any) -> Recipe:
     columns = {"audio_column": "wav", "id_column": "ID", "speaker_column": "spk_id"}
     source = {"name": "parquet", "path": str(folder), **columns}
     fields = {"data__train": {"corpus": source}, "data__evaluation": {}, "data__target_text": "lower"}
-    fields |= {"ctc": {"weight": 0.3}, "batching__max_clips": 8, "execution__log_every": 5}
+    fields |= {"ctc": {"weight": 0.3}, "batching__max_clips": 24, "execution__log_every": 5}
     return Recipe.model_validate(changed(document, **(fields | settings)))
 
 
@@ -145,7 +145,7 @@ def test_bad_clips_are_listed_and_all_good_clips_are_used(
     folder, good = corpus
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
-    steps = 36  # slightly more than an epoch with batches of 8, because the index has 277 clips
+    steps = 13  # slightly more than an epoch with batches of 24, because the index has 277 clips
     Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", RecordingCallback()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))
@@ -203,7 +203,7 @@ def test_a_hub_with_20_percent_failures_loses_no_clip(
     hub.fault = fault
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"corpus": source}, "data__evaluation": {}, "data__target_text": "lower"}
-    settings |= {"batching__max_clips": 8, "training__steps": 10, "execution__log_every": 5}
+    settings |= {"batching__max_clips": 20, "training__steps": 4, "execution__log_every": 5}
     Run(Recipe.model_validate(changed(document, **settings)), "hub", tmp_path / "run", RecordingCallback()).complete()
     assert not (tmp_path / "run" / "dropped.jsonl").exists()
     assert Counter(used) == epoch_of([f"corpus/clip-{number}" for number in range(80)], 0)

@@ -211,6 +211,7 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     assert sizes == [len(loquacious_row(number)["wav"]["bytes"]) for number in range(CLIPS)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_training_on_a_hub_with_occasional_failures(
     hub: Hub, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, waits: list[float]

@@ -24,7 +24,7 @@ def test_a_split_is_indexed_once_by_two_processes(hub: Hub, tmp_path: Path) -> N
     index = build(tmp_path / "another").index()
     alone = sorted(str(request.range) for request in hub.requests if request.is_place)
     hub.requests.clear()
-    hub.fault = lambda number, path: time.sleep(0.05) if path.startswith("/places/") else None
+    hub.fault = lambda number, path: time.sleep(0.02) if path.startswith("/places/") else None
 
     def run() -> None:
         forget()

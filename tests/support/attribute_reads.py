@@ -39,25 +39,25 @@ class AttributeReads:
     """All attribute reads in some source files."""
 
     def __init__(self, sources: Iterable[str]) -> None:
-        self._trees = [ast.parse(source) for source in sources]
+        trees = [ast.parse(source) for source in sources]
         self._classes: dict[str, _Class] = {}
         self._functions: dict[str, Types] = defaultdict(lambda: NOTHING)
         self._aliases: dict[str, Types] = {}
         self.reads: set[Read] = set()
-        for tree in self._trees:
+        for tree in trees:
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
                     bases = [name for base in node.bases for name in _names(base)]
                     self._classes.setdefault(node.name, _Class([])).bases += bases
-        for tree in self._trees:
+        for tree in trees:
             for statement in tree.body:
                 if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
                     self._aliases[statement.targets[0].id] = self.annotated(statement.value)
-        for tree in self._trees:
+        for tree in trees:
             self._declare(tree.body, None)
         for _ in range(_PASSES):
             self.reads.clear()
-            for tree in self._trees:
+            for tree in trees:
                 _Scope(self, {}, {}, "", "").run(tree.body)
         self._by_attribute: dict[str, list[Read]] = defaultdict(list)
         for read in self.reads:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -50,8 +51,14 @@ class Repo:
     def commit(self) -> str:
         digest = hashlib.sha1(json.dumps(self.card).encode())
         for path, content in sorted(self.files.items()):
-            digest.update(path.encode() + content)
+            digest.update(path.encode() + sha256(content).encode())
         return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def sha256(content: bytes) -> str:
+    """Return the digest of a file. Each request needs those of all files of a repository."""
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             place = f"http://localhost:{self.hub.port}/places/{name}/{path}"
             place += f"?signature={self.hub.signature}&commit={repo.commit}"
-            etag = hashlib.sha256(repo.files[path]).hexdigest()
+            etag = sha256(repo.files[path])
             linked = {"X-Linked-Size": str(len(repo.files[path])), "X-Linked-Etag": f'"{etag}"'}
             self._send(302, b"", {"Location": place, "X-Repo-Commit": repo.commit, **linked})
 

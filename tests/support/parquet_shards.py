@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ GIGASPEECH = pa.schema(
 """Columns of ``speechcolab/gigaspeech``."""
 
 
+@cache
 def encoded_clip(number: int, seconds: float, container: str = "WAV") -> bytes:
     """Return an encoded tone in noise. Each number has a different frequency."""
     samples = round(seconds * SAMPLE_RATE)
