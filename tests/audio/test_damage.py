@@ -96,21 +96,28 @@ def test_audio_beyond_the_limits_of_the_search_is_reported(
     assert caught.value.reason in ("undecodable", "truncated")
 
 
+@pytest.fixture(scope="module")
+def raw_aac(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("raw_aac")
+    (folder / "x.wav").write_bytes(clip("wav", SECONDS))
+    ffmpeg("-i", folder / "x.wav", "-c:a", "aac", "-b:a", "64k", folder / "x.aac")
+    return (folder / "x.aac").read_bytes()
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs FFmpeg")
 @pytest.mark.parametrize(
     ("start", "fault"),
     [
-        *((b"", fault) for fault in ("zeros", "noise", "inserted", "removed")),
+        *((b"", fault) for fault in ("zeros", "inserted", "removed")),
         (ID3, "noise"),
+        pytest.param(b"", "noise", marks=pytest.mark.slow),
         *(pytest.param(ID3, fault, marks=pytest.mark.slow) for fault in ("zeros", "inserted", "removed")),
     ],
 )
 def test_raw_aac_keeps_its_positions(
-    fault: str, start: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str, start: bytes, raw_aac: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "x.wav").write_bytes(clip("wav", SECONDS))
-    ffmpeg("-i", tmp_path / "x.wav", "-c:a", "aac", "-b:a", "64k", tmp_path / "x.aac")
-    whole, size = (tmp_path / "x.aac").read_bytes(), 8_000
+    whole, size = raw_aac, 8_000
     middle = len(whole) // 2
     noise = np.random.default_rng(0).bytes(size)
     damaged = {

@@ -132,7 +132,7 @@ def check_both_ways(kind: str, faults: list[Fault]) -> None:
         check_decoded(decoded, messages, name, positions=kind != "mp3" or len(faults) == 1)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(FORMATS)), faults=st.lists(FAULTS, min_size=1, max_size=2))
 def test_faults(kind: str, faults: list[Fault]) -> None:
     check_both_ways(kind, faults)
@@ -178,7 +178,7 @@ _CONTAINER_FAULTS = st.one_of(
 
 
 @pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(CONTAINERS)), faults=st.lists(_CONTAINER_FAULTS, min_size=1, max_size=1))
 def test_faults_of_containers(kind: str, faults: list[Fault]) -> None:
     check_container(kind, faults)

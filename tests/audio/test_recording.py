@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def encode_both(place: Path, options: Sequence[tuple[str | int, ...]], ending: str) -> None:
+    """Encode ``one.wav`` and ``two.wav`` with these options. One run of FFmpeg is faster than two."""
+    inputs = ("-i", place / "one.wav", "-i", place / "two.wav")
+    names = enumerate(("one", "two"))
+    ffmpeg(*inputs, *chain.from_iterable(("-map", i, *options[i], place / f"{name}{ending}") for i, name in names))
+
+
 def decoded(path: Path, track: int | None = None, channel: int | None = None) -> np.ndarray:
     return np.concatenate([block.numpy() for block in recording_blocks(path, path.name, track=track, channel=channel)])
 
@@ -36,8 +45,8 @@ def decoded(path: Path, track: int | None = None, channel: int | None = None) ->
     ("name", "options"),
     [
         ("clean.m4a", ["-c:a", "aac"]),
-        ("clean.mp4", ["-c:a", "libmp3lame"]),
-        ("clean.webm", ["-c:a", "libopus"]),
+        pytest.param("clean.mp4", ["-c:a", "libmp3lame"], marks=pytest.mark.slow),
+        pytest.param("clean.webm", ["-c:a", "libopus"], marks=pytest.mark.slow),
         pytest.param("clean.mka", ["-c:a", "libvorbis"], marks=pytest.mark.slow),
         pytest.param("clean.wma", ["-c:a", "wmav2"], marks=pytest.mark.slow),
         ("clean51.mov", ["-c:a", "pcm_s16le", "-ac", "6"]),
@@ -60,7 +69,7 @@ def test_one_channel_keeps_its_level(place: Path) -> None:
     assert np.std(decoded(place / "level.mka")) == pytest.approx(np.std(ONE), rel=0.02)
 
 
-@pytest.mark.parametrize("name", fast_ones(["late.mp4", "late.mkv", "late.mov"], "late.mp4", "late.mkv"))
+@pytest.mark.parametrize("name", fast_ones(["late.mp4", "late.mkv", "late.mov"], "late.mp4"))
 def test_audio_that_starts_after_the_video_keeps_its_position(
     place: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -73,13 +82,15 @@ def test_audio_that_starts_after_the_video_keeps_its_position(
     assert_names(caplog.records[0].getMessage(), name)
 
 
-@pytest.mark.parametrize("name", ["alone.m4a", "alone.webm"])
+@pytest.mark.parametrize("name", fast_ones(["alone.m4a", "alone.webm"], "alone.webm"))
 def test_audio_without_video_that_starts_late_keeps_its_position(place: Path, name: str) -> None:
     ffmpeg("-itsoffset", "3", "-i", place / "one.wav", place / name)
     assert offset(decoded(place / name), ONE, 1.0) == pytest.approx(3.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("late.ts", "aac"), ("late.mpg", "mp2")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("late.ts", "aac"), pytest.param("late.mpg", "mp2", marks=pytest.mark.slow)]
+)
 def test_audio_that_begins_later_than_the_picture_of_a_broadcast(
     place: Path, name: str, codec: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,12 +101,11 @@ def test_audio_that_begins_later_than_the_picture_of_a_broadcast(
     assert_names(caplog.records[0].getMessage(), f"{name}: 0.00 2.9")
 
 
-@pytest.mark.parametrize("suffix", ["ts", "aac"])
+@pytest.mark.parametrize("suffix", fast_ones(["ts", "aac"], "ts"))
 def test_the_channels_of_a_track_change(place: Path, suffix: str) -> None:
     """Broadcasts change between mono, stereo and surround."""
-    for name, channels in (("one", "1"), ("two", "2")):
-        options = ("-ac", channels, "-ar", "48000", "-c:a", "aac")
-        ffmpeg("-i", place / f"{name}.wav", *options, place / f"{name}.{suffix}")
+    outputs = [("-ac", channels, "-ar", "48000", "-c:a", "aac") for channels in ("1", "2")]
+    encode_both(place, outputs, f".{suffix}")
     parts = [(place / f"{name}.{suffix}").read_bytes() for name in ("one", "two", "one")]
     (place / f"changes.{suffix}").write_bytes(b"".join(parts))
     waveform = decoded(place / f"changes.{suffix}")
@@ -105,9 +115,8 @@ def test_the_channels_of_a_track_change(place: Path, suffix: str) -> None:
 
 
 def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name, rate in (("one", 16_000), ("two", 44_100)):
-        ffmpeg("-i", place / f"{name}.wav", "-ar", rate, "-c:a", "aac", place / f"rate-{name}.ts")
-    joined = b"".join((place / f"rate-{name}.ts").read_bytes() for name in ("one", "two"))
+    encode_both(place, [("-ar", rate, "-c:a", "aac") for rate in (16_000, 44_100)], "-rate.ts")
+    joined = b"".join((place / f"{name}-rate.ts").read_bytes() for name in ("one", "two"))
     (place / "rates.ts").write_bytes(joined)
     assert abs(offset(decoded(place / "rates.ts"), ONE, 2.0)) < 0.1
     assert "rates.ts: its sampling rate changes" in caplog.text
@@ -117,17 +126,17 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     ("name", "options"),
     [
         ("joined.m4a", ("-c:a", "aac")),
-        ("joined.webm", ("-c:a", "libopus")),
-        ("live.webm", ("-c:a", "libopus", "-live", "1")),
         ("joined.wma", ("-c:a", "wmav2")),
-        ("joined.avi", ("-c:a", "libmp3lame")),
+        # test_joined.py has the structure of these.
+        pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
+        pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
+        pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),
     ],
 )
 def test_files_one_after_the_other(
     place: Path, name: str, options: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for part in ("one", "two"):
-        ffmpeg("-i", place / f"{part}.wav", *options, place / f"{part}-{name}")
+    encode_both(place, [options, options], f"-{name}")
     (place / name).write_bytes((place / f"one-{name}").read_bytes() + (place / f"two-{name}").read_bytes())
     waveform = decoded(place / name)
     assert len(waveform) / SAMPLE_RATE == pytest.approx(8.0, abs=0.3)
@@ -161,7 +170,7 @@ def test_repeated_headers_of_a_stream_are_no_second_file(place: Path) -> None:
     assert len(decoded(place / "repeated.mp4")) == pytest.approx(len(expected), abs=1_600)
 
 
-@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("rate", fast_ones([16_000, 48_000], 48_000))
 def test_mpeg_layer_2(place: Path, rate: int) -> None:
     for suffix in ("mp2", "wav"):
         name = f"layer2-{rate}.{suffix}"
@@ -204,9 +213,9 @@ def test_audio_after_a_gap_keeps_its_position(place: Path, name: str, codec: str
 
 
 def test_the_default_or_the_selected_track_is_decoded(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    both = ("-i", place / "one.wav", "-i", place / "two.wav", "-map", "0", "-map", "1", "-c:a", "aac")
-    ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "default", place / "second.mkv")
-    ffmpeg(*both, "-disposition:a:0", "0", "-disposition:a:1", "0", place / "none.mkv")
+    both = ("-map", "0", "-map", "1", "-c:a", "aac", "-disposition:a:0", "0", "-disposition:a:1")
+    outputs = (*both, "default", place / "second.mkv", *both, "0", place / "none.mkv")
+    ffmpeg("-i", place / "one.wav", "-i", place / "two.wav", *outputs)
     for name, track, expected in (
         ("second.mkv", None, TWO),
         ("second.mkv", 1, ONE),
@@ -225,8 +234,9 @@ def test_the_default_or_the_selected_track_is_decoded(place: Path, caplog: pytes
 def test_channels_are_mixed_or_selected(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "opposite.wav").write_bytes(encoded(np.stack([ONE, -ONE], 1)))
     (place / "pair.wav").write_bytes(encoded(np.stack([ONE, TWO], 1)))
-    for name in ("opposite", "pair"):
-        ffmpeg("-i", place / f"{name}.wav", "-c:a", "aac", "-b:a", "128k", place / f"{name}.m4a")
+    inputs = ("-i", place / "opposite.wav", "-i", place / "pair.wav")
+    encoder = ("-c:a", "aac", "-b:a", "128k")
+    ffmpeg(*inputs, "-map", "0", *encoder, place / "opposite.m4a", "-map", "1", *encoder, place / "pair.m4a")
     assert abs(offset(decoded(place / "opposite.m4a"), ONE, 2.0)) < 0.1
     assert_names(caplog.records[0].getMessage(), "opposite.m4a: 1")
     for channel, expected in ((1, ONE), (2, TWO)):
@@ -247,8 +257,10 @@ def test_damage_gives_a_warning(place: Path, caplog: pytest.LogCaptureFixture) -
 
 def test_wav_codecs_that_libsndfile_lacks_are_decoded(place: Path) -> None:
     """FFmpeg decodes codecs of WAV files that libsndfile does not support."""
-    for codec, rate in (("ac3", ()), ("g726", ("-ar", "8000")), ("adpcm_swf", ("-ar", "22050"))):
-        ffmpeg("-i", place / "one.wav", "-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav")
+    codecs: dict[str, tuple[str, ...]] = {"ac3": (), "g726": ("-ar", "8000"), "adpcm_swf": ("-ar", "22050")}
+    outputs = (("-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav") for codec, rate in codecs.items())
+    ffmpeg("-i", place / "one.wav", *chain.from_iterable(outputs))
+    for codec in codecs:
         assert len(decoded(place / f"{codec}.wav")) / SAMPLE_RATE == pytest.approx(4.0, abs=0.15)
 
 

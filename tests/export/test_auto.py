@@ -36,6 +36,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded_outputs(exported: Path) -> dict[str, Any]:
+    return outputs(*load_model(exported))
+
+
 @pytest.mark.parametrize(
     ("auto", "trusted"),
     [
@@ -47,14 +52,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(TinyAudioModel, True, marks=pytest.mark.slow),
     ],
 )
-def test_trust_remote_code_is_not_needed_with_this_package(exported: Path, auto: Any, trusted: bool) -> None:
+def test_trust_remote_code_is_not_needed_with_this_package(
+    exported: Path, loaded_outputs: dict[str, Any], auto: Any, trusted: bool
+) -> None:
     model = auto.from_pretrained(exported, trust_remote_code=trusted)
     processor = AutoProcessor.from_pretrained(exported, trust_remote_code=trusted)
     assert type(model) is TinyAudioModel
     assert type(processor) is TinyAudioProcessor
     assert type(AutoConfig.from_pretrained(exported, trust_remote_code=trusted)) is TinyAudioConfig
     assert not model.training
-    assert outputs(model, processor.tokenizer) == outputs(*load_model(exported))
+    assert outputs(model, processor.tokenizer) == loaded_outputs
 
 
 def test_streamers_receive_tokens_as_they_are_generated(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,10 +110,10 @@ def test_half_precision(
 
 
 @pytest.mark.parametrize("device_map", fast_ones(["cpu", "auto", {"": "cpu"}], "auto", {"": "cpu"}))
-def test_device_maps_work(exported: Path, device_map: Any) -> None:
+def test_device_maps_work(exported: Path, loaded_outputs: dict[str, Any], device_map: Any) -> None:
     model = AutoModel.from_pretrained(exported, device_map=device_map)
-    tokenizer = load_model(exported)[1]
-    assert outputs(model, tokenizer) == outputs(*load_model(exported))
+    tokenizer = AutoProcessor.from_pretrained(exported).tokenizer
+    assert outputs(model, tokenizer) == loaded_outputs
 
 
 def test_auto_classes_check_keys(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def syllables(seed: int) -> np.ndarray[Any, Any]:
     return np.concatenate(parts).astype(np.float32)
 
 
+@cache
 def waveforms() -> dict[str, np.ndarray[Any, Any]]:
     clips = [syllables(seed) for seed in range(4)]
     pause = np.zeros(16_000, np.float32)

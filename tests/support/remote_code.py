@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from functools import cache
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ def run_alone(
 def only(requirements: Sequence[str], site: Path) -> Path:
     """Create a folder like site-packages with only these packages and their requirements."""
     site.mkdir()
+    for name, path in _files(tuple(requirements)).items():
+        (site / name).symlink_to(path)
+    return site
+
+
+@cache
+def _files(requirements: tuple[str, ...]) -> dict[str, Path]:
+    """Return the names and paths of these packages and their requirements in site-packages."""
+    found: dict[str, Path] = {}
     waiting, seen = list(requirements), set()
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
@@ -94,13 +104,13 @@ def only(requirements: Sequence[str], site: Path) -> Path:
             continue
         seen.add(name)
         distribution = importlib.metadata.distribution(name)
-        for file in distribution.files or []:
-            link = site / file.parts[0]
-            if file.parts[0] not in ("..", "__pycache__") and not link.exists():
-                link.symlink_to(Path(str(distribution.locate_file(file.parts[0]))).resolve())
+        # `distribution.files` parses and checks every file. PyTorch has thousands.
+        lines = (distribution.read_text("RECORD") or "").splitlines()
+        for top in {line.partition(",")[0].partition("/")[0] for line in lines} - {"..", "__pycache__", ""}:
+            found.setdefault(top, Path(str(distribution.locate_file(top))).resolve())
         needs = [Requirement(text) for text in distribution.requires or []]
         waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return site
+    return found
 
 
 def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
