@@ -15,14 +15,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.data.tones import RATE, tone
-from tiny_audio.data.augmentation import (
-    AugmentationConfig,
-    SilenceConfig,
-    SimulatedReverberationConfig,
-    WhiteNoiseConfig,
-    augment_waveform,
-    clip_seed,
-)
+from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
+from tiny_audio.data.augmentation.noise import WhiteNoiseConfig
+from tiny_audio.data.augmentation.reverberation import SimulatedReverberationConfig
+from tiny_audio.data.augmentation.silence import SilenceConfig
 
 
 def pitch_hz(waveform: Tensor) -> float:

@@ -17,15 +17,10 @@ from torch import Tensor
 from tests.data.tones import RATE, tone
 from tiny_audio.config import UserError
 from tiny_audio.data import sounds
-from tiny_audio.data.augmentation import (
-    AugmentationConfig,
-    NoiseConfig,
-    ReverberationConfig,
-    SilenceConfig,
-    WhiteNoiseConfig,
-    augment_waveform,
-    sounds_fingerprint,
-)
+from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, sounds_fingerprint
+from tiny_audio.data.augmentation.noise import NoiseConfig, WhiteNoiseConfig
+from tiny_audio.data.augmentation.reverberation import ReverberationConfig
+from tiny_audio.data.augmentation.silence import SilenceConfig
 from tiny_audio.data.sounds import sounds_in
 
 

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tiny_audio.data.augmentation import AugmentationConfig, FeatureAugmentation, SpecAugmentConfig, clip_seed
+from tiny_audio.data.augmentation import AugmentationConfig, clip_seed
+from tiny_audio.data.augmentation.section import FeatureAugmentation
+from tiny_audio.data.augmentation.spec_augment import SpecAugmentConfig
 from tiny_audio.frames import Frames
 
 CHANNELS = 20

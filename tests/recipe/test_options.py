@@ -14,7 +14,8 @@ import tiny_audio
 from tests.recipe.configs import FIELDS, configs
 from tests.support.attribute_reads import AttributeReads
 from tiny_audio.ctc import CtcConfig
-from tiny_audio.data.augmentation import AugmentationConfig, FeatureAugmentation, WaveformAugmentation
+from tiny_audio.data.augmentation import AugmentationConfig
+from tiny_audio.data.augmentation.section import FeatureAugmentation, WaveformAugmentation
 from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
 
 SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "pretrained", "rank"}

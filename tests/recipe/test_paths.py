@@ -15,7 +15,8 @@ from tests.conftest import Document, changed
 from tiny_audio.cli import main
 from tiny_audio.commands.arguments import expanded
 from tiny_audio.config import expand_path
-from tiny_audio.data.augmentation import NoiseConfig, ReverberationConfig
+from tiny_audio.data.augmentation.noise import NoiseConfig
+from tiny_audio.data.augmentation.reverberation import ReverberationConfig
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.recipe import InitFrom, load_recipe

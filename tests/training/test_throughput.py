@@ -35,7 +35,8 @@ from tests.training.throughput_models import (
     with_fields,
 )
 from tiny_audio.config import UserError
-from tiny_audio.data.augmentation import AugmentationConfig, SpecAugmentConfig
+from tiny_audio.data.augmentation import AugmentationConfig
+from tiny_audio.data.augmentation.spec_augment import SpecAugmentConfig
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS, Encoder, EncoderContext
 from tiny_audio.model.model import TinyAudioModel

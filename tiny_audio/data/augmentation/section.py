@@ -1,0 +1,89 @@
+"""The contract of the sections. A section changes waveforms or features. It also states which sounds it reads, and how
+much longer it makes clips."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tiny_audio.config import Config
+from tiny_audio.data.sounds import sounds_in
+from tiny_audio.frames import Frames
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random state and bounds for the augmentation of one clip."""
+
+    rng: random.Random
+    seed: int
+    loudness: Tensor
+    """Root mean square of the recorded clip, without added silence."""
+    max_duration_s: float
+
+    def sound(self, folder: str) -> Tensor | None:
+        """Return a random sound ``[S]`` of a folder, or None if its file is damaged."""
+        sounds = sounds_in(folder)
+        return sounds.load(self.rng.randrange(len(sounds.names)))
+
+
+class WaveformAugmentation(Config, ABC):
+    """Base class of the sections that change the waveforms of a random share of the clips."""
+
+    probability: float
+    """Share of the clips that are changed."""
+
+    @abstractmethod
+    def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
+        """Return the changed waveform of a clip ``[S]``. All random numbers come from ``draw``.
+
+        The clip does not become longer than ``draw.max_duration_s``, unless it was longer before.
+        """
+
+    def max_added_s(self) -> float:
+        """Return the maximum duration that the section adds to a clip. Sections that make clips longer define this.
+
+        Estimates of memory use it.
+        """
+        return 0.0
+
+    def sounds_folder(self) -> str | None:
+        """Return the folder of sounds that the section reads. Sections with a field ``folder`` define this.
+
+        A run records the sounds, and ``doctor`` checks them.
+        """
+        return None
+
+
+class FeatureAugmentation(Config, ABC):
+    """Base class of the sections that change the encoder's features, between its front end and its layers."""
+
+    @abstractmethod
+    def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
+        """Return the changed features ``[B, F, C]`` of a batch. Lengths stay the same.
+
+        The result for a clip depends only on the clip and its seed, not on the batch or its padding.
+
+        Args:
+            seeds: the seed of each clip, see :func:`tiny_audio.data.augmentation.clip_seed`.
+        """
+
+
+def ascending(span: tuple[float, float]) -> tuple[float, float]:
+    """Check a range in a validator.
+
+    Raises:
+        ValueError: the first value is above the second.
+    """
+    if span[0] > span[1]:
+        raise ValueError(f"must be a range [lowest, highest], but {span[0]} is above {span[1]}")
+    return span
+
+
+def rms(waveform: Tensor) -> Tensor:
+    """Return the root mean square of a waveform ``[S]``."""
+    return waveform.pow(2).mean().sqrt()
