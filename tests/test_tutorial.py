@@ -31,7 +31,7 @@ def test_the_contract_holds(site: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-@pytest.mark.slow  # tests/projectors/test_kit.py has missing masks
+@pytest.mark.slow  # tests/projectors/test_kit.py tests a projector without a mask
 def test_a_missing_mask_is_found(site: Path, tmp_path: Path) -> None:
     done = contract(
         broken(site, tmp_path, "attentive.py", ".masked_fill(~frames.mask(), LOWEST)", ""), "test_attentive.py"

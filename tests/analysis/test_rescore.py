@@ -387,7 +387,7 @@ def test_the_command_prints_scores_and_writes_a_page(
     assert main(["rescore", str(tmp_path / "no.jsonl")]) == 2
 
 
-def test_rescoring_needs_no_torch_and_scoring_loads_no_scorer(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
+def test_rescore_imports_no_torch_and_scoring_no_jiwer(with_sound: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
         "import sys, tiny_audio.analysis.scoring; from tiny_audio.cli import main; "
         "print(sorted({'jiwer', 'torch', 'whisper_normalizer'} & {*sys.modules})); "

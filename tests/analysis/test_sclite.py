@@ -123,7 +123,7 @@ def test_alignments_have_the_minimum_cost(said: list[str], heard: list[str]) -> 
 
 @pytest.mark.parametrize("num_words", fast_ones([3_000, 10_000], 3_000))
 def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
-    """An hour has ten thousand words. About a tenth is wrong. An alignment has at most the errors that were made."""
+    """An hour of speech has about ten thousand words. A tenth of them are made wrong, which an alignment must find."""
     rng = random.Random(0)
     said = [f"w{rng.randrange(3000)}" for _ in range(num_words)]
     heard = [word for word in said if rng.random() > 0.05]

@@ -127,7 +127,7 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     [
         ("joined.m4a", ("-c:a", "aac")),
         ("joined.wma", ("-c:a", "wmav2")),
-        # test_joined.py has the structure of these.
+        # test_joined.py checks the structure of these formats in the fast run.
         pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
         pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
         pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),

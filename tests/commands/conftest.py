@@ -18,7 +18,7 @@ from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 NUM_BURSTS = 9
-"""Number of sounds of two seconds in the long recording. It is longer than the encoder's 15 s."""
+"""Number of two-second sounds in the long recording, which is longer than the encoder's 15 s."""
 Output = Callable[..., tuple[int, str, str]]
 """Runs a command in this process. Returns its exit code, standard output and standard error."""
 

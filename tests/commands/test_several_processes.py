@@ -89,7 +89,7 @@ def test_two_processes_give_the_output_of_one(place: Path, audio: Path, tmp_path
             [*evaluate, "--output-dir", tmp_path / f"{folder}-scores"],
         ]
 
-    # The processes are forks, so they inherit what the first commands import and load.
+    # The processes are forks. They inherit what the commands before them imported and loaded.
     expected = [run(*command) for command in formats]
     alone = [run(*command) for command in to("one")]
     *printed, (written, not_written), (scored, not_scored) = together(2, *formats, *to("two"))
@@ -175,7 +175,7 @@ ERRORS = (
     (["transcribe", "{place}/model", "{place}/audio", "--format", "srt"], ["3 recordings"]),
     (["evaluate", "{place}/nothing", "--data", "x.jsonl"], ["{place}/nothing"]),
 )
-"""Arguments, and what the message names."""
+"""Arguments of a command, and the texts that its error message contains."""
 
 
 def test_an_error_in_all_processes_is_printed_once(place: Path) -> None:

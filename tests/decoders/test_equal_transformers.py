@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 VARIANTS = ("smollm3 untied", "cohere", "gpt-neox", "bloom", "opt")
-"""Models without a part of their own, and a second kind of the same part."""
+"""Models whose components all occur in other models, too. Only slow tests use them."""
 
 
 @pytest.fixture(scope="module", params=fast_ones(MODELS, *(name for name in MODELS if name not in VARIANTS)))

@@ -27,7 +27,8 @@ KINDS = [
 ]
 
 DIFFERENT = ("hubert", "parakeet", "granite-speech")
-"""Families of the fast run where all families have the same code: a waveform, another front end, a whole model."""
+"""Families in the fast run of tests whose code is the same for all families. HuBERT reads waveforms, Parakeet has
+another front end, and checkpoints of Granite Speech contain a whole model."""
 
 
 def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:

@@ -297,7 +297,7 @@ def test_silence_has_the_features_of_silence(invariant: Encoder) -> None:
     assert bool((features.values == -0.75).all())
 
 
-# Only the front end differs from that of tests/contracts/test_encoders.py, which has all checks in the fast run.
+# Only the front end differs from the Whisper encoder of tests/contracts/test_encoders.py, which has all checks.
 FRONT_END = [
     check
     for check in ENCODER_CHECKS

@@ -59,8 +59,8 @@ def card() -> Plan:
 
 @pytest.fixture(scope="session")
 def shallow_card() -> Plan:
-    """Return the plan of the model card's recipe with four layers in each pretrained part. It takes a fifth of the
-    time."""
+    """Return the plan of the model card's recipe with four layers in each pretrained part. Computing it takes a
+    fifth of the time of ``card``."""
 
     def shallow(*checkpoint: Any) -> dict[str, Any]:
         fields = published_fields(*checkpoint)

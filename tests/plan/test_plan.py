@@ -42,7 +42,7 @@ NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 
 def test_parameters_of_the_model_card(shallow_card: Plan) -> None:
-    """tests/recipe/test_recipes.py counts the parameters with all 48 and 36 layers."""
+    """tests/recipe/test_recipes.py counts the parameters with all 48 encoder layers and 36 decoder layers."""
     counts = {name: part["trainable"] for name, part in shallow_card.as_json()["parameters"].items()}
     encoder, projector, decoder = 1_966_080 * 4 // 48, 121_643_264, 15_335_424 * 4 // 36
     total = encoder + projector + decoder
@@ -196,7 +196,8 @@ def all_parts() -> Iterator[tuple[str, str]]:
 
 
 ALIKE = {"wav2vec2", "linear", "mlp", "moe", "llama", "qwen3", "smollm2", "smollm3"}
-"""Parts that run the same operators as other parts, or that all other plans of this file have."""
+"""Parts that run the same operators as other parts, or that occur in all other plans of this file. Their tests are
+slow."""
 
 
 @pytest.mark.parametrize(

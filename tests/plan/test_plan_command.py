@@ -35,7 +35,7 @@ def test_the_table_shows_costs_of_each_gpu(shallow_card: Plan, capsys: pytest.Ca
         "activations of the encoder",
         "CUDA context and libraries (allowance)",
         "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
-        "% of the computed audio, if durations are log-normal with a spread of 0.6.",
+        "% of the computed audio, if durations are log-normal with sigma 0.6.",
         "Prices are approximate; set yours with --price-per-hour",
         "a40: fits; ",
     ):
@@ -54,7 +54,7 @@ def test_the_table_shows_suggested_changes(
     out = capsys.readouterr().out
     assert "thimble: does not fit; it needs " in out
     assert "To make it fit, append one of these lines:\n  training.precision=bf16    (" in out
-    assert "  without changes: --gpu l4, " in out
+    assert "  to keep the recipe unchanged: --gpu l4, " in out
     assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
     assert (
         "No change of batch, gradient checkpointing, LoRA rank or quantization makes it fit" in capsys.readouterr().out

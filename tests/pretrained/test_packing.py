@@ -181,8 +181,8 @@ def scored(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 def pairs() -> Iterator[Any]:
-    """Every encoder and every decoder. In the fast run, encoders train as a whole, and decoders with adapters. There,
-    HuBERT stands for wav2vec 2.0, and Llama for SmolLM2, which have the same code."""
+    """Yield every encoder and every decoder. In the fast run, encoders are trained in full and decoders with LoRA.
+    HuBERT replaces wav2vec 2.0 there, and Llama replaces SmolLM2, because they share their code."""
     kinds = {"full": {"freeze": False}, "lora": {"freeze": True, "lora": LORA}}
     for number, name in enumerate(ENCODER_FAMILIES):
         decoder = DECODER_FAMILIES[number % len(DECODER_FAMILIES)]

@@ -23,8 +23,8 @@ from tiny_audio.runtime.retries import asked_wait_s
 
 
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
-    """Parametrize with every provider and the first case, and with Deepgram, which needs one request, and every case.
-    Slow tests have all other combinations."""
+    """Parametrize with every provider and every case. The fast run has the first case for every provider, and every
+    case for Deepgram, which needs only one request."""
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
         for name in OVER_HTTP:

@@ -66,7 +66,7 @@ def problems() -> list[str]:
 
 @pytest.fixture(scope="module")
 def window(browser: Any, problems: list[str]) -> Iterator[Any]:
-    """Open a window with the size of a phone and one tab. Tests share it, because opening it takes most of a second."""
+    """Open a window of a phone's size with one tab. Tests share it, because opening it takes most of a second."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
     context.on("weberror", lambda error: problems.append(str(error.error)))
@@ -303,7 +303,7 @@ RELEASED = """async () => {
 }"""
 
 
-def test_a_canceled_key_and_a_disconnected_microphone_are_handled(new_tab: Any, server: Served) -> None:
+def test_a_canceled_permission_and_a_disconnected_microphone_are_handled(new_tab: Any, server: Served) -> None:
     new_tab.add_init_script(HELD_MICROPHONE)
     new_tab.context.grant_permissions(["microphone"])
     page = opened(new_tab, server)

@@ -79,7 +79,7 @@ def test_json_lines(place: Path) -> None:
         ),
         ("../a.wav,yes", "metadata.csv:3", "audio_missing", "there is no audio file ../a.wav"),
         (",yes", "metadata.csv:3", "audio_missing", "'file_name' must be the path of an audio file, not None"),
-        ("notes.txt,yes", "metadata.csv:3", "audio_missing", "by its suffix, that is not an audio file"),
+        ("notes.txt,yes", "metadata.csv:3", "audio_missing", "its suffix is not that of an audio file"),
         (
             "b.wav,yes, you",
             "metadata.csv:3",
@@ -137,7 +137,7 @@ def test_file_names_match_in_any_unicode_form(place: Path, form: Literal["NFC", 
         ("[1]", "not_an_object", "not a JSON object, but [1]"),
         (b'{"file_name": "a.wav", "text": "\xff"}', "bad_unicode", "not UTF-8"),
         ('{"file_name": "a.wav", "text": "\\ud800"}', "bad_unicode", "contains an incomplete character"),
-        ('{"file_name": "a.wav", "text": 3}', "text_missing", "'text' must be a text, not 3"),
+        ('{"file_name": "a.wav", "text": 3}', "text_missing", "'text' must be a string, not 3"),
         ('{"file_name": ["a.wav"], "text": "yes"}', "audio_missing", "not ['a.wav']"),
     ],
 )
@@ -203,7 +203,7 @@ def test_other_folders_are_rejected(place: Path) -> None:
     assert_rejected("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")
     assert_rejected(
-        f"no row of {place} can be used; the first of 2: metadata.csv, line 2: there is no audio file b.wav", ""
+        f"no row of {place} can be used; the first problem of 2: metadata.csv, line 2: there is no audio file b.wav", ""
     )
     (place / "metadata.csv").unlink()
     (place / "metadata.csv").mkdir()
@@ -243,7 +243,9 @@ def test_headers_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(place / "metadata.csv", "file_name,text", *rows[:2], "c.wav,no")
     os.utime(write_clip(place / "b.wav", 2.0), ns=(0, 0))
     again = folder(place).index()
-    assert opened[4:] == ["b.wav"], "another text needs no header, and a file that changed does"
+    assert opened[4:] == ["b.wav"], (
+        "the header is read again after its file changes, but not after its transcript changes"
+    )
     assert [utterance.duration_s for utterance in again.utterances] == [1.0, 2.0, 1.0]
     (kept,) = (place.parent / "cache" / "durations").iterdir()
     kept.write_bytes(kept.read_bytes()[:40])

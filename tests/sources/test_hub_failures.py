@@ -256,7 +256,9 @@ def test_a_bad_clip_is_dropped_with_its_reason(hub: Hub, tmp_path: Path) -> None
 
 def test_a_split_without_usable_rows_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"train.parquet": parquet_bytes([loquacious_row(2, text=None)], LOQUACIOUS)})
-    with pytest.raises(UserError, match=r"no row of the split 'train' of a/b can be used; the first of 1: train.parq"):
+    with pytest.raises(
+        UserError, match=r"no row of the split 'train' of a/b can be used; the first problem of 1: train.parq"
+    ):
         build_any(tmp_path, "a/b").index()
 
 

@@ -124,7 +124,7 @@ def test_both_unicode_forms_of_a_name_are_two_files(tmp_path: Path) -> None:
         ("[" * 100_000, "not_json", "not JSON"),
         ('["a.flac", 1.0, "yes"]', "not_an_object", "not a JSON object: ['a.flac', 1.0, 'yes']"),
         ("3", "not_an_object", "not a JSON object: 3"),
-        (row(text=None), "text_missing", "'text' must be a text, not None"),
+        (row(text=None), "text_missing", "'text' must be a string, not None"),
         (row(text=["yes"]), "text_missing", "not ['yes']"),
         ({"audio_filepath": "a.flac", "duration": 1}, "text_missing", "not None"),
         (row(text="\ud800"), "bad_unicode", "'text' or 'audio_filepath' contains an incomplete character"),

@@ -60,7 +60,7 @@ def lines(folder: Path, hub: Hub) -> Iterator[str]:
     )
     yield from error("unusable sentences", "synthetic", sentences_file=str(sentences))
     sentences.write_text("open the valve\n")
-    yield from error("no sentence on a side", "synthetic", sentences_file=str(sentences), sentences="held_out")
+    yield from error("no held-out sentence", "synthetic", sentences_file=str(sentences), sentences="held_out")
 
     data = folder / "data"
     data.mkdir()
@@ -118,7 +118,11 @@ def lines(folder: Path, hub: Hub) -> Iterator[str]:
     hub.fault = lambda number, path: "error"
     yield from error("a hub that is down", "hub", repo="a/b")
     train_source = {"name": "manifest", "path": str(manifest)}
-    yield from error("a cap that nothing fits", "mix", sources={"read": {"source": train_source, "max_hours": 0.0001}})
+    yield from error(
+        "a limit that is shorter than every clip",
+        "mix",
+        sources={"read": {"source": train_source, "max_hours": 0.0001}},
+    )
 
 
 def test_messages(hub: Hub, tmp_path: Path, waits: list[float]) -> None:

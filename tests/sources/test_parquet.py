@@ -235,7 +235,7 @@ def test_row_groups_in_memory_are_limited() -> None:
         return list(reads)
 
     for bounds in ((100, 32), (1_000_000, 2)):
-        assert read(bounds, (1, 2, 1, 3, 1, 2)) == [1, 2, 3, 2], "3 drives out 2, which was used longer ago than 1"
+        assert read(bounds, (1, 2, 1, 3, 1, 2)) == [1, 2, 3, 2], "reading 3 evicts 2, because 1 was used more recently"
     assert read((10, 32), (1, 1, 2, 1)) == [1, 2, 1], "the newest is kept whatever its size"
 
 

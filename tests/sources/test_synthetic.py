@@ -101,7 +101,7 @@ def variant_files() -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir()}
 
 
-def test_every_variant_is_on_at_most_one_side() -> None:
+def test_every_espeak_variant_is_in_at_most_one_list() -> None:
     voices = TRAINING_VOICES + HELD_OUT_VOICES + UNNATURAL_VOICES
     assert len(voices) == len(set(voices))
     assert set(voices) == set(variant_files())
@@ -140,7 +140,7 @@ def test_single_words_are_never_held_out() -> None:
     assert not any(map(is_held_out, alone))
 
 
-def test_a_spelled_a_is_read_as_a_letter() -> None:
+def test_the_letter_a_is_pronounced_as_a_letter() -> None:
     assert spoken("A B A set a timer") == "[['eI]] b [['eI]] set a timer"
     assert written("A B A set a timer") == "a b a set a timer"
     assert spoken("rubout X two") == "rub out x two"
@@ -153,7 +153,7 @@ NUM_UTTERANCES = 24
 
 
 def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
-    """Return an index of sentences from both sides. The split would take each process two seconds."""
+    """Return an index of training and held-out sentences. The split alone would take two seconds in each process."""
     fields = {"num_utterances": NUM_UTTERANCES, "sentences": "all"} | fields
     return SyntheticSource(SyntheticConfig(**fields), folder, num_workers).index()
 

@@ -15,7 +15,7 @@ from tiny_audio.encoders._waveform import WaveformConfig
 
 SAMPLE_RATE = 16_000
 WAVEFORM_FAMILIES = tuple(entry.name for entry in ENCODERS.entries() if issubclass(entry.config, WaveformConfig))
-FAMILIES = (*WAVEFORM_FAMILIES, "w2v-bert", "parakeet", "whisper", "granite-speech", "qwen3-asr")
+FAMILIES = tuple(entry.name for entry in ENCODERS.entries())
 
 LANGUAGE_MODEL: dict[str, Any] = {
     "vocab_size": 12,

@@ -57,7 +57,7 @@ class Repo:
 
 @lru_cache(maxsize=256)
 def sha256(content: bytes) -> str:
-    """Return the digest of a file. Each request needs those of all files of a repository."""
+    """Return the digest of a file. Each request needs the digests of all files of a repository."""
     return hashlib.sha256(content).hexdigest()
 
 

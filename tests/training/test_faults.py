@@ -282,7 +282,7 @@ def test_a_run_continues_after_the_hub_was_unavailable(
     assert exported(tmp_path / "run") == streamed
 
 
-@pytest.mark.slow  # the hub of the test above stalls, too
+@pytest.mark.slow  # the hub stalls in the test above, too
 def test_a_stalling_hub_does_not_change_the_weights(
     hub: Hub, streaming: Document, streamed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

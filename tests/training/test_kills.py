@@ -40,7 +40,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe that uses all random numbers, and whose shuffle window is smaller than the corpus."""
+    """Return a recipe that uses every source of random numbers, and whose shuffle window is smaller than the corpus."""
     settings: dict[str, Any] = {
         "data__train": {"loquacious": {"name": "loquacious", "config": "small"}},
         "data__evaluation": {},

@@ -185,7 +185,7 @@ def test_every_part_trains_in_several_processes(document: Document, tmp_path: Pa
 LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
-# test_steps_without_the_decoder_equal_those_of_one_process saves and loads adapters in the fast run.
+# In the fast run, test_steps_without_the_decoder_equal_those_of_one_process saves and loads adapters.
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
@@ -341,7 +341,7 @@ def test_a_nonfinite_gradient_in_one_process_is_skipped_in_all(
     assert [loss is None for loss in logged(tmp_path, "loss")] == [False, False, True, False]
 
 
-@pytest.mark.slow  # test_steps.py does so in one process
+@pytest.mark.slow  # test_steps.py tests this with one process
 def test_a_diverging_run_stops_in_all_processes(document: Document, tmp_path: Path) -> None:
     document = changed(document, training__learning_rate=1e30, training__warmup_steps=0, training__max_skipped_steps=2)
     first, second = in_world(2, lambda world: train(document, tmp_path, world))

@@ -41,7 +41,7 @@ from tiny_audio.training.precision import set_types
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # Importing it here would take seconds in every process of tests.
+    # Importing bitsandbytes here would take seconds in every test process.
     pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
 ]
 QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
@@ -95,7 +95,7 @@ def test_checkpoints_contain_no_frozen_weights(stage: tuple[Document, Path]) -> 
     assert parse(stage[0]).run_id() != parse(changed(stage[0], decoder__quantization=None)).run_id()
 
 
-@pytest.mark.slow  # test_adapters.py does so without quantization
+@pytest.mark.slow  # test_adapters.py tests this without quantization
 def test_a_continued_run_has_the_same_weights(stage: tuple[Document, Path], tmp_path: Path) -> None:
     document, folder = stage
     run_in_two_parts(document, tmp_path / "run")
@@ -159,7 +159,7 @@ def test_exports_without_bitsandbytes(
     assert "pip install 'bitsandbytes>=" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # test_adapters.py does so without quantization
+@pytest.mark.slow  # test_adapters.py tests this without quantization
 def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
     """Merged weights can be quantized again. A checkpoint does not contain them, so the export must."""
     document, folder = stage

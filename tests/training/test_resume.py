@@ -27,7 +27,7 @@ STEPS = 14
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe with 12 clips of two lengths that uses all random numbers."""
+    """Return a recipe with 12 clips of two lengths that uses every source of random numbers."""
     folder = tmp_path_factory.mktemp("resume")
     write_clips(folder, 12)
     write_clips(folder / "sounds", 4)
@@ -100,8 +100,8 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
 # --- kills
 
 
-# test_final_weights.py kills a run in its own process in the middle of steps.
-def test_a_kill_at_a_write_and_a_signal_do_not_change_the_weights(
+# test_final_weights.py tests kills between writes.
+def test_a_kill_during_a_write_and_a_signal_do_not_change_the_weights(
     recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"

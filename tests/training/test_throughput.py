@@ -53,7 +53,7 @@ ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
 PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
 LORA = {"rank": 2, "alpha": 4.0}
 FAST_ENCODERS = {("whisper", "full"), *((name, "lora") for name in ("whisper", "hubert", "parakeet", "granite-speech"))}
-"""Checkpoints of these encoders are in the fast run. The others have the same kinds of layers."""
+"""The fast run tests gradient checkpointing for these encoders. The others have the same kinds of layers."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Draw the contexts of training clips: lists of hotwords, previous text, and the language.
 
-Seeds depend only on the clip and the epoch, so workers and restarts change no result.
+Seeds depend only on the clip and the epoch, so contexts do not depend on the number of workers or on restarts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def context_settings(config: ContextConfig | None, rewrite: TargetText) -> Conte
 
     Args:
         config: the recipe's section ``prompt.context``.
-        rewrite: rewrites the training transcripts. It shows whether the model writes lower case.
+        rewrite: the function that rewrites the training transcripts. Its output shows whether the model writes lower
+            case.
     """
     if config is None:
         return None
@@ -158,10 +159,10 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
 
 
 def _check_metadata(config: ContextConfig, clips: Clips) -> None:
-    """Check that the first clips have the columns that the config names.
+    """Check that the metadata that the config needs occurs in the first clips.
 
     Raises:
-        UserError: none of the clips has them.
+        UserError: a column or the languages occur in none of them.
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})

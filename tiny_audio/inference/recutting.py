@@ -44,8 +44,9 @@ _MARGIN = 20.0
 """A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
 10 gave 5.5 % wrong words, and values above 20 the same 3.8 %."""
 _TRIED = 2
-"""A search stops if two thirds of the best chunks are bad after this many maximum durations of a chunk. In searches
-that succeeded, up to 57 % were bad then; in the frequency band of telephones, which this model does not know, 69 %."""
+"""After this many maximum durations of a chunk, a search stops if at least two thirds of the best chunks are bad. In
+searches that succeeded, up to 57 % were bad then. In the frequency band of telephones, which this model does not know,
+69 % were."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -135,8 +136,8 @@ class Recutter:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
         Other cuts are tried if at least half of the chunks of a stretch are bad. If half are bad even with the best
-        cuts, or most of the first ones, the model does not know this kind of speech. Then the chunks stay, and fewer
-        and fewer stretches are tried.
+        cuts, or two thirds of the first ones, the model does not know this kind of speech. Then the chunks stay, and
+        fewer and fewer stretches are tried.
 
         Args:
             chunks: the chunks in order.
@@ -229,7 +230,7 @@ class Recutter:
 
 
 def _path_to(last: int, places: Sequence[int], before: Mapping[int, tuple[int, Score]]) -> list[tuple[int, int, Score]]:
-    """Return the starts, ends and scores of the best chunks up to a place, from the best last chunk of each place."""
+    """Return starts, ends and scores of the best chunks up to a place. ``before`` has the last chunk of each place."""
     path = []
     while last in before:
         first, score = before[last]

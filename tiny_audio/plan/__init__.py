@@ -41,7 +41,7 @@ UTILIZATION = 0.4
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of a recipe, on one machine or on every GPU of the table."""
+    """The costs of a recipe, on one machine or on every known GPU."""
 
     run_id: str
     worst: DryRunResult
@@ -84,7 +84,7 @@ class Plan:
             "assumptions": {
                 "utilization": self.utilization,
                 "mean_clip_s": self.mean.shape.duration_s,
-                "durations": f"log-normal with a spread of {SPREAD}, cut at the recipe's bounds",
+                "durations": f"log-normal with sigma {SPREAD}, cut at the recipe's bounds",
                 "characters_per_s": _step.CHARACTERS_PER_S,
                 "fragmentation": FRAGMENTATION,
                 "context_bytes": CONTEXT_BYTES,

@@ -47,13 +47,13 @@ def _parts(plan: Plan) -> str:
     flops = plan.flops_per_audio_s()
     total = plan.total_parameters()
     whole = {way: sum(counts[way] for counts in flops.values()) for way in ("forward", "backward")}
-    rows = [["part", "name", "parameters", "trainable", "GFLOP/s: forward", "backward", "both"]]
+    rows = [["part", "name", "parameters", "trainable", "GFLOP per s of audio: forward", "backward", "both"]]
     for part in [*plan.worst.parts, {"part": "total", "name": "", **total}]:
         work = whole if part["part"] == "total" else flops.get(part["part"], dict.fromkeys(whole, 0.0))
         counts = [f"{part['total']:,}", f"{part['trainable']:,}"]
-        speeds = [f"{count / 1e9:,.1f}" for count in (*work.values(), sum(work.values()))]
-        rows.append([part["part"], part["name"] or "", *counts, *speeds])
-    table = f"{in_columns(rows, num_texts=2)}\nGFLOP/s are for a second of audio."
+        gflops = [f"{count / 1e9:,.1f}" for count in (*work.values(), sum(work.values()))]
+        rows.append([part["part"], part["name"] or "", *counts, *gflops])
+    table = in_columns(rows, num_texts=2)
     unread = "\nTranscripts were not read, so counts that depend on a vocabulary are estimates."
     return table + unread if plan.worst.approximate else table
 
@@ -91,8 +91,7 @@ def _time(plan: Plan) -> Iterator[str]:
         f"average (--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
     )
     yield (
-        f"Padding is {plan.padding_share:.0%} of the computed audio, if durations are log-normal with a spread of "
-        f"{SPREAD}."
+        f"Padding is {plan.padding_share:.0%} of the computed audio, if durations are log-normal with sigma {SPREAD}."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
         yield "Prices are approximate; set yours with --price-per-hour."
@@ -122,9 +121,9 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
         )
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
     yield (
-        f"  without changes: --gpu {', '.join(larger)}"
+        f"  to keep the recipe unchanged: --gpu {', '.join(larger)}"
         if larger
-        else "  without changes: no GPU of the table is large enough"
+        else "  to keep the recipe unchanged: no GPU of the list is large enough"
     )
 
 

@@ -52,8 +52,8 @@ class HttpConfig(ProviderConfig):
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """Seconds before the first retry. Each further pause is twice as long, up to a minute. A random part of each pause
-    is left out."""
+    """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is shortened by a
+    random amount."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause, in seconds, that a server may ask for. A clip fails if the server asks for a longer pause."""
 

@@ -13,7 +13,8 @@ from tiny_audio.providers._openai import Transcriptions, TranscriptionsConfig
 class OpenAIConfig(TranscriptionsConfig):
     """OpenAI's transcription API. The key is read from `OPENAI_API_KEY`.
 
-    Documented at developers.openai.com/api/docs/guides/speech-to-text. Files may have up to 25 MB, about 20 minutes.
+    Documented at developers.openai.com/api/docs/guides/speech-to-text. A request may have up to 25 MB, about 20 minutes
+    of FLAC at 16 kHz.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {

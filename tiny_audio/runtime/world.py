@@ -195,7 +195,7 @@ class World:
 
 
 def _pauses() -> Iterator[float]:
-    """Yield the seconds between the checks of a wait. They grow, so that a short wait ends soon."""
+    """Yield the seconds between the checks of a wait. The first are short, so that a short wait ends soon."""
     pause = 0.001
     while True:
         yield pause

@@ -145,7 +145,7 @@ def _object(line: str) -> Mapping[str, object]:
 def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files: FileNames) -> Utterance:
     text = row.get(columns.text)
     if not isinstance(text, str):
-        raise _BadRowError("text_missing", f"{columns.text!r} must be a text, not {shown(text)}")
+        raise _BadRowError("text_missing", f"{columns.text!r} must be a string, not {shown(text)}")
     name = row.get(columns.audio)
     if not isinstance(name, str) or not name:
         raise _BadRowError("audio_missing", f"{columns.audio!r} must be the path of an audio file, not {shown(name)}")

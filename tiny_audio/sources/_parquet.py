@@ -186,7 +186,7 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems, keep_silence:
         problems.add(row, "bad_unicode", f"{columns.text!r} is not UTF-8")
     trimmed = pc.utf8_trim_whitespace(column)
     for row in _where(pc.is_null(trimmed)):
-        problems.add(row, "text_missing", f"{columns.text!r} must be a text, not None")
+        problems.add(row, "text_missing", f"{columns.text!r} must be a string, not None")
     if columns.silence:
         silent = pc.is_in(trimmed, value_set=pa.array(columns.silence))
         if keep_silence:

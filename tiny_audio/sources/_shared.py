@@ -37,5 +37,5 @@ def check_any_usable(index: Index, name: str) -> Index:
     """
     if index.utterances:
         return index
-    first = f"; the first of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
+    first = f"; the first problem of {len(index.dropped)}: {index.dropped[0].detail}" if index.dropped else ""
     raise UserError(f"no row of {name} can be used{first}")

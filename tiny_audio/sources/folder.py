@@ -163,12 +163,12 @@ def _clip(
     file = names.get(file) or names.get(unicodedata.normalize("NFC", file), file)
     header = headers.get(file)
     if header is None:
-        suffix = "" if is_audio_name(file) else "; by its suffix, that is not an audio file"
+        suffix = "" if is_audio_name(file) else "; its suffix is not that of an audio file"
         return bad("audio_missing", f"there is no audio file {file}; {_FILE!r} is {name!r}{suffix}")
     if reference is None and table.endswith(".csv"):
         reference = ""  # an empty cell is read as None
     if not isinstance(reference, str):
-        return bad("text_missing", f"{text!r} must be a text, not {reference!r}", file)
+        return bad("text_missing", f"{text!r} must be a string, not {reference!r}", file)
     if header.duration_s is None:
         assert header.reason is not None
         return bad(header.reason, str(header.detail), file)

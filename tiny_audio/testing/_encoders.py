@@ -95,7 +95,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         stride = round(SAMPLE_RATE / encoder.frame_rate)
         samples = torch.arange(1, 4 * stride)
         counts = encoder.num_frames(samples)
-        # Both sides of every step, and sizes between the steps.
+        # The sizes at which the number of frames changes, the sizes before them, and every 16th size.
         steps = counts.diff() != 0
         chosen = F.pad(steps, (0, 1)) | F.pad(steps, (1, 0)) | (samples % 16 == 1)
         for size, count in zip(samples[chosen].tolist(), counts[chosen].tolist(), strict=True):

@@ -44,7 +44,7 @@ BatchT = TypeVar("BatchT", bound=CountedBatch)
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of a training run, in steps or in seconds. Seconds only count the time of steps."""
+    """The length of a training run, in steps or in seconds of training steps."""
 
     steps: int | None = None
     seconds: float | None = None

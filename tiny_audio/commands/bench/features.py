@@ -174,7 +174,7 @@ class FeatureCache:
                     },
                 }
         if not rows:
-            raise UserError(f"no clip could be read; the first of {len(dropped)}: {dropped[0].detail}")
+            raise UserError(f"no clip could be read; the first problem of {len(dropped)}: {dropped[0].detail}")
         index = {"frames": written, **shape, "clips": rows, "dropped": [asdict(drop) for drop in dropped]}
         (aside / "index.json").write_text(json.dumps(index))
         commit_folder(aside, folder)
