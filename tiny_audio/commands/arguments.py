@@ -1,7 +1,7 @@
 """Arguments and options of the commands, in the order of the command line's help.
 
-Short declarations that only one command uses are in ``cli.py``. This file has no slow imports, because ``--help``
-imports it.
+Short declarations that only one command uses are in the signature of that command. This file has no slow imports,
+because ``--help`` imports it.
 """
 
 from __future__ import annotations
