@@ -193,10 +193,12 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
         rates = [chosen_s / value for value in seconds[way]]
         gains = (base / np.array(seconds[way])).tolist()
         rows.append((way, spread(rates, 1), spread(gains), f"{np.mean(taken):.2f}", f"{same:.1%}"))
-    record.table(("", "RTFx", "times the first", "decoder passes per clip", "clips with the same tokens"), rows)
+    record.table(
+        ("", "RTFx", "speed relative to the first row", "decoder passes per clip", "clips with the same tokens"), rows
+    )
     record.say(
-        f"Times over {len(chosen)} clips ({chosen_s:.0f} s), {arguments.rounds} rounds. In a plain batch a clip takes "
-        "part in every pass until the last clip has ended; in assisted decoding, until it has ended itself. "
+        f"Times over {len(chosen)} clips ({chosen_s:.0f} s), {arguments.rounds} rounds. In a plain batch, each clip "
+        "takes part in every pass until all clips have ended. In assisted decoding, a clip leaves when it has ended. "
         f"One by one, {np.mean(np.array(results['assisted, one by one'][1]) == 1):.0%} of the drafts were wholly right."
     )
     record.say()
@@ -204,7 +206,7 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     if not arguments.bf16:
         for way in ways:
             same = sum(mine == plain for mine, plain in zip(results[way][0], plain_ids, strict=True))
-            record.bar(f"{way}: the tokens of {same} of {len(clips)} clips are those of one by one", same == len(clips))
+            record.bar(f"{way}: {same} of {len(clips)} clips have the same tokens as one by one", same == len(clips))
     fewer = sum(plain_passes) / sum(results["assisted, one by one"][1])
     record.bar(f"{fewer:.2f} times fewer passes of the decoder, at least {FEWER_PASSES:g}", fewer >= FEWER_PASSES)
 

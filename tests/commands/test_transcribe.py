@@ -173,7 +173,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     code, _, err = call(capsys, place / "headless", clip, *output)
     assert code == 2
     assert refused in err
-    # This call is without --no-filters.
+    # `call` adds --no-filters. Here, the filters are on.
     assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2
     assert refused in capsys.readouterr().err
     # Another format or new recordings can be added.

@@ -48,7 +48,8 @@ def test_a_loaded_model_equals_the_exported_model(tmp_path: Path, encoder: str, 
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert outputs(loaded, loaded_tokenizer) == outputs(model, tokenizer)
-    assert torch.equal(losses(loaded, loaded_tokenizer), losses(model, tokenizer))
+    # Loaded weights may start at other addresses, on which the order of sums depends on some CPUs.
+    torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
 # test_combinations.py saves and loads each projector.

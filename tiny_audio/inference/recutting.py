@@ -1,8 +1,8 @@
 """Cut speech without pauses where the model's own scores are best.
 
-A model that was trained on whole sentences only writes words that were not spoken if a chunk begins or ends within a
-sentence. So if most chunks of such speech have bad scores, other cuts are tried. Those with the best total score of the
-decoder and the CTC head are chosen, which is the likeliest segmentation together with its texts.
+A model that was trained only on whole sentences may write words that were not spoken. This happens if a chunk begins or
+ends within a sentence. So if most chunks of such speech have bad scores, other cuts are tried. Those with the best
+total score of the decoder and the CTC head are chosen, which is the likeliest segmentation together with its texts.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _ENDS = 12
 """Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 % wrong words, and more than 12
 gave the same 3.8 %."""
 _MARGIN = 20.0
-"""A start is not tried if its cost, in nats, is more than this above that of a later one. In the same sentences,
-10 gave 5.5 % wrong words, and values above 20 the same 3.8 %."""
+"""A start is not tried if the cost of the best chunks up to it is more than this many nats above the cost up to a later
+place. In the same sentences, 10 gave 5.5 % wrong words, and values above 20 the same 3.8 %."""
 _TRIED = 2
-"""After this many maximum durations of a chunk, a search stops if at least two thirds of the best chunks are bad. In
-searches that succeeded, up to 57 % were bad then. In the frequency band of telephones, which this model does not know,
-69 % were."""
+"""When a search has covered this many maximum durations of a chunk, it stops if at least two thirds of the best
+chunks are bad. At that point, up to 57 % were bad in searches that succeeded, and 69 % in the frequency band of
+telephones, on which this model was not trained."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -59,7 +59,7 @@ class Score:
     """Negative log-likelihood of the text under the decoder and the CTC head, in nats. The costs of all chunks of a
     recording can be added."""
     excess: float
-    """The part of the cost that is above that of the CTC head's own text under the head alone."""
+    """The decoder's cost, and the amount by which the head's cost of the text is above its cost of its own text."""
     num_characters: int
 
     @property
@@ -136,8 +136,8 @@ class Recutter:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
         Other cuts are tried if at least half of the chunks of a stretch are bad. If half are bad even with the best
-        cuts, or two thirds of the first ones, the model does not know this kind of speech. Then the chunks stay, and
-        fewer and fewer stretches are tried.
+        cuts, or two thirds at the beginning of the stretch, the model does not know this kind of speech. Then the
+        chunks stay, and fewer and fewer stretches are tried.
 
         Args:
             chunks: the chunks in order.
@@ -218,7 +218,7 @@ class Recutter:
         return _path_to(len(places) - 1, places, before)
 
     def _quiet_points(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
-        """Return the samples and levels of the quietest points of their surroundings, and of both ends."""
+        """Return samples and levels of the minima of the level, and of both ends, which have infinite levels."""
         levels = levels_of(waveform)
         padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
         smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")

@@ -24,7 +24,7 @@ from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
 _ADDRESS = re.compile("(?:https?|ftp|s3|gs|hf):/")
-"""A path has one slash where an address has two."""
+"""One slash, because ``Path`` shortens `https://` to `https:/`."""
 _NUM_SHOWN = 5
 """Maximum number of left-out files that a message names."""
 
