@@ -33,7 +33,7 @@ def test_a_run_reports_its_progress(call: Output, trained: Path, tmp_path: Path)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("run ")
-    assert lines[1].startswith("reading the evaluation data; ")
+    assert lines[1] == "reading the evaluation data"
     assert lines[2:4] == ["reading the training data", "8 training clips, 0.00 hours"]
     assert lines[4].startswith("warning: data.evaluation.held_out: 8 of 8 clips are also training clips (clips), ")
     assert lines[5].startswith("step 3/3: loss ")

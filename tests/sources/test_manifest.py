@@ -126,7 +126,11 @@ def test_both_unicode_forms_of_a_name_are_two_files(tmp_path: Path) -> None:
         ("3", "not_an_object", "not a JSON object: 3"),
         (row(text=None), "text_missing", "'text' must be a string, not None"),
         (row(text=["yes"]), "text_missing", "not ['yes']"),
-        ({"audio_filepath": "a.flac", "duration": 1}, "text_missing", "not None"),
+        (
+            {"audio_filepath": "a.flac", "duration": 1},
+            "text_missing",
+            "no 'text'; the row has 'audio_filepath', 'duration'",
+        ),
         (row(text="\ud800"), "bad_unicode", "'text' or 'audio_filepath' contains an incomplete character"),
         (row(audio_filepath="none.flac"), "audio_missing", "there is no file "),
         (row(audio_filepath="nowhere/a.flac"), "audio_missing", "there is no file "),

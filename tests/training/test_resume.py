@@ -238,6 +238,18 @@ def test_a_finished_run_does_nothing(recipe: Path, finished: Path, capsys: pytes
     assert "held_out" in out
 
 
+def test_other_training_clips_need_another_folder(
+    recipe: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paths of data are not part of the run's identity."""
+    moved = Path(shutil.copytree(recipe.parent, tmp_path / "moved"))
+    assert again(recipe, finished, f"data.train.clips.path={moved / 'manifest.jsonl'}") == (0, {"recipe.yaml"})
+    (moved / "other.jsonl").write_text("".join((moved / "manifest.jsonl").read_text().splitlines(keepends=True)[1:]))
+    for _ in range(2):
+        assert again(recipe, finished, f"data.train.clips.path={moved / 'other.jsonl'}") == (2, set())
+        assert f"{finished} was trained with another set of training clips" in capsys.readouterr().err
+
+
 def test_execution_settings_redo_nothing(recipe: Path, finished: Path) -> None:
     changes = ["execution.num_workers=1", "execution.checkpoint_every=7", "execution.evaluate_max_padded_s=5.0"]
     assert again(recipe, finished, *changes) == (0, {"recipe.yaml"})

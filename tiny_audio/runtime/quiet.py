@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Show only errors of transformers inside the ``with`` block, then restore the previous setting."""
+    """Show only errors of transformers inside the ``with`` block, and progress bars only in a terminal.
+
+    Then restore the previous settings.
+    """
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with nullcontext() if sys.stderr.isatty() else _without_bars():
+            yield
     finally:
         logging.set_verbosity(verbosity)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Like :func:`errors_only`, but also show no progress bars."""
+    """Like :func:`errors_only`, but show no progress bars in a terminal, either."""
+    with errors_only(), _without_bars():
+        yield
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
@@ -31,7 +42,6 @@ def quiet_transformers() -> Iterator[None]:
     # Do not use transformers' own switch, because turning bars on again would also turn on those of huggingface_hub.
     hook = logging.set_tqdm_hook(without_bar)
     try:
-        with errors_only():
-            yield
+        yield
     finally:
         logging.set_tqdm_hook(hook)

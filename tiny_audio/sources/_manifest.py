@@ -144,6 +144,8 @@ def _object(line: str) -> Mapping[str, object]:
 
 def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files: FileNames) -> Utterance:
     text = row.get(columns.text)
+    if columns.text not in row:
+        raise _BadRowError("text_missing", f"no {columns.text!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
     if not isinstance(text, str):
         raise _BadRowError("text_missing", f"{columns.text!r} must be a string, not {shown(text)}")
     name = row.get(columns.audio)

@@ -59,7 +59,9 @@ class Run:
             callback = self.callback if world.is_main else _SilentCallback()
             state = world.broadcast_from_main(lambda: open_folder(self.recipe, self.folder, held))
             run = RunContext(self.recipe, self.name, self.folder, callback, state)
-            is_trained = world.broadcast_from_main(TrainStage(run, stop, world).is_done)
+            training = TrainStage(run, stop, world)
+            is_trained = world.broadcast_from_main(training.is_done)
+            world.broadcast_from_main(training.write_recipe)
             # After training, read the limits from the export, because the pretrained checkpoints may be gone.
             limits = world.main_first(
                 lambda: exported_limits(self.recipe, run.model_folder) if is_trained else check_recipe(self.recipe)
@@ -77,7 +79,9 @@ class Run:
             return ReportStage(run).read()
 
     def _index_evaluation(self, run: RunContext) -> dict[str, str]:
-        run.callback.note("reading the evaluation data; synthetic speech is synthesized now if it is not in the cache")
+        is_synthetic = any(source.name == "synthetic" for source in self.recipe.data.evaluation.values())
+        hint = "; synthetic speech is synthesized now if it is not in the cache" if is_synthetic else ""
+        run.callback.note(f"reading the evaluation data{hint}")
         normalizer(self.recipe.evaluation.normalizer)  # a missing package is reported before training
         run.clips.index_evaluation()
         return run.state.datasets

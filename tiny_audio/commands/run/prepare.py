@@ -10,18 +10,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tiny_audio.commands.run.state import RunState, now, write_if_changed
+from tiny_audio.commands.run.state import RunState, now
 from tiny_audio.config import UserError
 from tiny_audio.pretrained.identity import without_path
 from tiny_audio.recipe import Recipe
-from tiny_audio.runtime.yaml_file import dump_yaml
 
 _MAX_DIFFERENCES = 8
 _OURS = ("checkpoints", "model", "metrics.jsonl")
 
 
 def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
-    """Lock the folder until ``held`` closes, read or create its state, and write the resolved recipe.
+    """Lock the folder until ``held`` closes, and read or create its state.
 
     Raises:
         UserError: another process uses the folder, or it contains a run of another recipe or unrelated files.
@@ -44,7 +43,6 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
             + "\nGive another --output-dir, or delete that folder to start over."
         )
     state.write(folder)
-    write_if_changed(folder / "recipe.yaml", dump_yaml(recipe.model_dump(mode="json")))
     return state
 
 

@@ -11,7 +11,7 @@ from tiny_audio.analysis.audio_bits import BITS
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.evaluate import score
 from tiny_audio.commands.run.export import ExportStage
-from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, TrainingState
+from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, TrainingState, write_if_changed
 from tiny_audio.config import UserError, first_line
 from tiny_audio.data.augmentation import sounds_fingerprint
 from tiny_audio.data.clips import ClipSet
@@ -24,6 +24,7 @@ from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World
+from tiny_audio.runtime.yaml_file import dump_yaml, read_yaml
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest, read_weights, set_weights
 from tiny_audio.training.final_weights import check_metric
@@ -65,6 +66,26 @@ class TrainStage:
         """
         training = self._run.state.training
         return training is not None and training.finished and self._run.model_folder.is_dir()
+
+    def write_recipe(self) -> None:
+        """Write the resolved recipe. If training is finished, first check that it names the same training clips.
+
+        Paths are not part of the recipe's identity, so another manifest has the same run folder.
+
+        Raises:
+            UserError: training is finished, and the clips are not those of the run, or cannot be read.
+        """
+        run, path = self._run, self._run.folder / "recipe.yaml"
+        document = run.recipe.model_dump(mode="json")
+        is_known = path.is_file() and read_yaml(path).get("data", {}).get("train") == document["data"]["train"]
+        if not is_known and self.is_done():
+            assert run.state.training is not None
+            if run.clips.training().fingerprint != run.state.training.inputs.data:
+                raise UserError(
+                    f"{run.folder} was trained with another {_INPUT_NAMES['data']}; give another --output-dir, or "
+                    "delete that folder to train again"
+                )
+        write_if_changed(path, dump_yaml(document))
 
     def run(self) -> None:
         """Train to the end.
