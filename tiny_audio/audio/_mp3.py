@@ -284,9 +284,10 @@ def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
     while position + _HEADER_BYTES <= end and total <= _MAX_LOST_BYTES and len(runs) < _MAX_RUNS:
         found = _parse(window(position))
         expected = found is not None and current is not None and found[0] == current.kind
-        if found is not None and position + found[1] <= end and (expected or _confirmed(window, position, end)):
+        tag = _tag(window, position, *found) if found else b""
+        # The frames after a length tag may be damaged, so it is not confirmed by them.
+        if found and position + found[1] <= end and (expected or tag or _confirmed(window, position, end)):
             kind, size = found
-            tag = _tag(window, position, kind, size)
             if current is None or tag or not expected:
                 current = _Run(kind, position, position, tag=tag, lost_before=lost)
                 runs.append(current)
