@@ -211,7 +211,7 @@ app.add_typer(bench_app, name="bench")
 
 @functools.cache
 def _command() -> Any:
-    """Return the command of all commands. Reading all signatures takes as long as a small command."""
+    """Return the command of all commands. It is built once per process, because :func:`main` may be called often."""
     return typer.main.get_command(app)
 
 

@@ -100,7 +100,7 @@ def read_key(variable: str, provider: str) -> str:
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """Return the system's certificates, which take a few milliseconds to read."""
+    """Return the system's certificates. All clients share them, because reading them is slow."""
     return httpx2.create_ssl_context()
 
 

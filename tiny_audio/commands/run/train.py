@@ -21,10 +21,10 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.plan.work import Work, work_of
 from tiny_audio.pretrained.identity import checkpoint_identity
-from tiny_audio.recipe import Recipe
+from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World
-from tiny_audio.runtime.yaml_file import dump_yaml, read_yaml
+from tiny_audio.runtime.yaml_file import dump_yaml
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest, read_weights, set_weights
 from tiny_audio.training.final_weights import check_metric
@@ -68,24 +68,23 @@ class TrainStage:
         return training is not None and training.finished and self._run.model_folder.is_dir()
 
     def write_recipe(self) -> None:
-        """Write the resolved recipe. If training is finished, first check that it names the same training clips.
+        """Write the resolved recipe. If training is finished, first check the training clips.
 
-        Paths are not part of the recipe's identity, so another manifest has the same run folder.
+        Paths are not part of the identity of a recipe, so another manifest has the same run folder. The clips
+        are read only if the recipe names other data than before, because the data of a finished run may be gone.
 
         Raises:
-            UserError: training is finished, and the clips are not those of the run, or cannot be read.
+            UserError: the clips are not those of the finished run, or they or the run's recipe cannot be read.
         """
         run, path = self._run, self._run.folder / "recipe.yaml"
-        document = run.recipe.model_dump(mode="json")
-        is_known = path.is_file() and read_yaml(path).get("data", {}).get("train") == document["data"]["train"]
-        if not is_known and self.is_done():
+        if self.is_done() and path.is_file() and load_recipe(path).data.train != run.recipe.data.train:
             assert run.state.training is not None
             if run.clips.training().fingerprint != run.state.training.inputs.data:
                 raise UserError(
                     f"{run.folder} was trained with another {_INPUT_NAMES['data']}; give another --output-dir, or "
                     "delete that folder to train again"
                 )
-        write_if_changed(path, dump_yaml(document))
+        write_if_changed(path, dump_yaml(run.recipe.model_dump(mode="json")))
 
     def run(self) -> None:
         """Train to the end.
