@@ -1,17 +1,17 @@
-"""Compare a recording without pauses with its clips one by one.
+"""Compare the transcript of a long recording with the transcripts of its clips one by one.
 
     python benchmarks/chunking.py runs/quickstart                                           60 synthesized sentences
     python benchmarks/chunking.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl
-    python benchmarks/chunking.py runs/mine --only calls              with pauses, over a telephone
+    python benchmarks/chunking.py runs/mine --only calls              simulated telephone calls, with pauses
 
 The clips are joined, once unchanged, and once without the pauses within and between them. Without pauses, every chunk
-of the maximum duration ends within speech. The recording is transcribed in chunks: with pauses found by silero-vad and
-by loudness, with and without the durations of the training clips, and with cuts that the model chooses. Words that are
-lost or repeated at a cut are additional deletions and insertions, compared with single clips.
+of the maximum duration ends within speech. The recording is transcribed in chunks, in several ways: with pauses found
+by loudness or by silero-vad, with and without the durations of the training clips, and with cuts that the model
+chooses. Words that are lost or repeated at a cut appear as more deletions and insertions than with single clips.
 
 Telephone calls are the clips with pauses of 0.5 to 3 s between them, in 8-bit mu-law at 8 kHz, with noise at 10 dB.
 
-It also measures the probabilities of speech that silero-vad gives for speech and for other sounds.
+The benchmark also measures the speech probabilities of silero-vad for speech and for other sounds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def durations_of(path: Path) -> ClipDurations:
 
 
 def without_pauses(wave: np.ndarray) -> np.ndarray:
-    """Return the frames that are speech, with 64 ms before and after them."""
+    """Return the parts of a waveform that are speech, with 64 ms before and after each part."""
     network = silero()
     assert network is not None, "this benchmark needs silero-vad"
     found = SpeechProbabilities(network)
@@ -68,7 +68,7 @@ def without_pauses(wave: np.ndarray) -> np.ndarray:
 
 
 def row(name: str, references: list[str], hypotheses: list[str], chunks: object = "", suppressed: object = "") -> list:
-    # Score all clips as one text, because alignment across clips can only reduce the errors.
+    # Score all clips as one text, like the text of the recording, so that both error rates are comparable.
     (one,) = align([" ".join(references)], [" ".join(hypotheses)], normalizer("lower"))
     errors = (one.substitutions, one.deletions, one.insertions)
     return [name, f"{one.errors / one.num_reference_words:.1%}", *errors, chunks, suppressed]
@@ -149,7 +149,7 @@ def voices(record: Record, clips: Clips) -> None:
 
 
 def calls(clips: Clips) -> Clips:
-    """The clips with a pause before each, as they sound over a telephone with noise."""
+    """Return the clips with a pause before each, with noise, as they sound over a telephone."""
     rng = np.random.default_rng(1)
     found = []
     for wave, text in clips:
@@ -163,12 +163,12 @@ def calls(clips: Clips) -> Clips:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="a run, or its model folder")
-    parser.add_argument("--manifest", type=Path, help="JSONL of clips; default: sentences of the quickstart")
+    parser.add_argument("--manifest", type=Path, help="JSONL of clips; default: synthesized sentences")
     parser.add_argument("--clips", type=int, help="number of clips of the manifest")
     parser.add_argument("--clips-of", type=Path, help="JSONL of the training clips, if the export has no durations")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the sentences of the quickstart")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the synthesized sentences")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure only these; default: all")
-    parser.add_argument("--no-search", action="store_true", help="without cuts that the model chooses")
+    parser.add_argument("--no-search", action="store_true", help="do not let the model choose cuts")
     parser.add_argument("--greedy", action="store_true", help="decode greedily")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()

@@ -1,15 +1,15 @@
-"""Measure the effect of hotwords: errors on rare words and on other words, and words that nobody spoke.
+"""Measure the effect of hotwords on errors in rare words and in other words, and on words that nobody spoke.
 
     python benchmarks/context.py runs/mine --data test.jsonl --text train.jsonl --words 100
 
-Every clip is transcribed three times: without a list, with a list that has the rare words of its reference among words
-of other texts, and with a list of other words only. Rare words are those that are not among the most frequent words of
-``--text``, a manifest, which should be the training data. Errors on rare words are substitutions, deletions, and
-inserted words of the list, as in Le et al. 2021 (arXiv 2104.02194). Differences have 95 % intervals from a paired
-bootstrap over clips.
+Every clip is transcribed three times: without hotwords ("no list"), with a list of the rare words of its reference and
+words of other texts ("list"), and with a list of words of other texts only ("other words"). A word is rare if it is not
+among the most frequent words of the manifest ``--text``, which should be the training data. As in Le et al. 2021 (arXiv
+2104.02194), errors on rare words are substituted and deleted rare words, and inserted words of the list. Differences
+have 95 % intervals from a paired bootstrap over clips.
 
-Then silence, faint noise and loud noise are transcribed without a list and with each of the lists, with and without the
-hallucination filters. Every transcribed word is an error.
+Then silence, faint noise and loud noise are transcribed without a list and with a list, with and without the
+hallucination filters. Here, every transcribed word is an error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Case:
     lists: dict[str, tuple[str, ...]]
 
     def counts(self, hypothesis: str, way: str) -> tuple[int, ...]:
-        """Return errors on rare words, rare words, errors on others, others, and inserted words of the list."""
+        """Count errors on rare words, rare words, errors on other words, other words, inserted words of the list."""
         (alignment,) = align([self.reference], [hypothesis], normalizer("none"))
         listed = {*self.lists["list"]}
         rare = other = inserted = 0
@@ -72,7 +72,7 @@ class Case:
 def cases_of(
     data: str, pool: Sequence[str], common: frozenset[str], num_words: int, max_samples: int | None
 ) -> list[Case]:
-    """Load the clips of a set, and draw their lists. The lists depend only on the clip.
+    """Load the clips of a set, and draw their lists. The lists of a clip do not depend on the other clips.
 
     Args:
         pool: words from which the other words of a list are drawn.
@@ -95,7 +95,7 @@ def cases_of(
 
 
 def rate(counts: np.ndarray, errors: int, words: int) -> float:
-    """Return the error rate of columns of counts ``[clips, 5]``."""
+    """Divide the sum of column ``errors`` of counts ``[clips, 5]`` by that of column ``words``."""
     return float(counts[:, errors].sum() / max(1, counts[:, words].sum()))
 
 
@@ -111,14 +111,14 @@ def difference(before: np.ndarray, after: np.ndarray, errors: int, words: int, s
 
 
 def transcribe(transcriber: Transcriber, cases: Sequence[Case], way: str) -> list[str]:
-    """Return the texts in lower case, like the references."""
+    """Transcribe all clips with one kind of list. Return the texts in lower case, because the references are."""
     contexts = [Context.of(case.lists[way]) for case in cases]
     found = transcriber.transcribe([case.waveform for case in cases], contexts=contexts)
     return [normalizer("lower")(one.text) for one in found]
 
 
 def measure_speech(record: Record, transcriber: Transcriber, name: str, cases: Sequence[Case]) -> None:
-    """Compare the three ways on one set."""
+    """Compare transcription without a list, with a list, and with other words, on one set."""
     counts = {}
     for way in WAYS:
         texts = transcribe(transcriber, cases, way)
@@ -169,10 +169,10 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model")
     parser.add_argument("--data", nargs="+", required=True, help="sets, as in tiny-audio evaluate")
     parser.add_argument("--text", nargs="+", required=True, help="sets whose transcripts give the rare words")
-    parser.add_argument("--num-common", type=int, default=300, help="most frequent words of --text, which are not rare")
-    parser.add_argument("--words", type=int, default=100, help="words in a list")
+    parser.add_argument("--num-common", type=int, default=300, help="most frequent words of --text that are not rare")
+    parser.add_argument("--words", type=int, default=100, help="number of words in a list")
     parser.add_argument("--max-samples", type=int, help="clips per set")
-    parser.add_argument("--sounds", type=int, default=20, help="sounds without speech, of each kind")
+    parser.add_argument("--sounds", type=int, default=20, help="number of sounds without speech, of each kind")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

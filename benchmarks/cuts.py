@@ -1,13 +1,13 @@
-"""Count the words that are lost or doubled at the cuts of a long recording without pauses.
+"""Count the words that are lost or repeated at the cuts of a long recording without pauses.
 
-    python benchmarks/cuts.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl     ten minutes
+    python benchmarks/cuts.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl   a ten-minute recording
 
-The pauses of the clips are cut out, and the clips are joined in several random orders until the recording has the
-minutes that are asked for. It is transcribed in chunks. The same clips are also decoded one by one, each in one piece.
+The pauses are removed from the clips. The clips are joined in random order, several times, until the recording lasts
+``--minutes``. The recording is transcribed in chunks. For comparison, each clip is also transcribed in one piece.
 
-The words of both texts are aligned with the reference. A reference word is at a cut if the words before and after it
-have times that enclose a part of a cut, which is the span that two chunks share. Errors at cuts are compared with the
-errors that one-piece decoding makes at the same words.
+Both texts are aligned with the reference. A cut is the time span that two neighboring chunks share. A reference word is
+"at a cut" if the time from the end of the word before it to the start of the word after it overlaps with a cut. The
+errors at these words are compared with those of transcription in one piece.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tiny_audio.model.decoding import GenerationConfig
 
 @dataclass
 class Errors:
-    """The errors at each reference word. Insertions belong to the word before them."""
+    """The number of errors at each reference word. An insertion counts at the word before it."""
 
     substituted: np.ndarray
     deleted: np.ndarray
@@ -46,7 +46,7 @@ class Errors:
 
     @classmethod
     def of(cls, reference: str, hypothesis: str) -> Errors:
-        """The errors of a hypothesis."""
+        """Return the errors of a hypothesis."""
         found = cls(*(np.zeros(len(reference.split()), int) for _ in range(3)))
         index = -1
         for wanted, word in pairs(reference, hypothesis):
@@ -60,7 +60,7 @@ class Errors:
         return found
 
     def counts(self, where: np.ndarray) -> list[int]:
-        """Substitutions, deletions and insertions at some of the words."""
+        """Return the numbers of substitutions, deletions and insertions at the words that ``where`` selects."""
         return [int(errors[where].sum()) for errors in (self.substituted, self.deleted, self.inserted)]
 
 
@@ -70,7 +70,7 @@ def pairs(reference: str, hypothesis: str) -> Sequence[tuple[str | None, str | N
 
 
 def at_cuts(reference: str, words: Sequence[Word], cuts: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Whether each reference word is at a cut."""
+    """Return whether each reference word is at a cut. ``cuts`` are spans in seconds."""
     starts_s, ends_s = np.array([word.start_s for word in words]), np.array([word.end_s for word in words])
     spans, position = [], 0
     for wanted, word in pairs(reference, " ".join(one.text for one in words)):
@@ -83,7 +83,7 @@ def at_cuts(reference: str, words: Sequence[Word], cuts: Sequence[tuple[float, f
 
 
 def spans_of(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
-    """The spans in seconds that chunks share with the next chunk, or the cut if they share none."""
+    """Return the span in seconds that each chunk shares with the next. Without overlap, start and end are equal."""
     found = []
     for first, second in itertools.pairwise(chunks):
         end = first.start + len(first.waveform)
@@ -93,7 +93,7 @@ def spans_of(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
 
 
 def long_recording(clips: Clips, minutes: float, seed: int) -> list[int]:
-    """The indices of the clips of a recording, in several random orders."""
+    """Return the clip indices of a recording: random orders of all clips, one after the other, up to its duration."""
     rng, order, seconds = np.random.default_rng(seed), list[int](), 0.0
     while seconds < 60 * minutes:
         for index in rng.permutation(len(clips)).tolist():
@@ -111,8 +111,8 @@ def main() -> int:
     parser.add_argument("--clips-of", type=Path, help="JSONL of the training clips, if the export has no durations")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--greedy", action="store_true", help="decode greedily")
-    parser.add_argument("--no-search", action="store_true", help="without cuts that the model chooses")
-    parser.add_argument("--seed", type=int, default=0, help="of the orders")
+    parser.add_argument("--no-search", action="store_true", help="do not let the model choose cuts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random orders")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
     record = Record("Words at the cuts of a recording without pauses", arguments.output)

@@ -1,27 +1,29 @@
-"""Measure how fast clips are loaded and epochs are planned, compared with plain streaming and with decoding alone.
+"""Measure how fast clips are loaded and epochs are planned. Baselines are plain streaming and only decoding the audio.
 
-    python benchmarks/data.py                                       clips are noise with the loudness of speech
+    python benchmarks/data.py                                       synthetic clips of noise with the envelope of speech
     python benchmarks/data.py --manifest librispeech/all.jsonl      real speech; clips are repeated if needed
-    python benchmarks/data.py --only plan                           only the ten million clips
-    python benchmarks/data.py --only memory                         only the comparison of shared memory
-    python benchmarks/data.py --only decode                         only the decoding of clean clips, see decoding.py
+    python benchmarks/data.py --only plan                           only planning with ten million clips
+    python benchmarks/data.py --only memory                         only shared memory
+    python benchmarks/data.py --only decode                         only decoding of undamaged clips (decoding.py)
 
-Loading: parquet shards with LoquaciousSet's schema contain FLAC. Three loaders alternate, one epoch each:
+Loading: the clips are FLAC in Parquet files with LoquaciousSet's schema. Three loaders alternate, one epoch each:
 
 - ours: the source `parquet`, its planned order, two worker processes, padded batches with their targets
 - streaming: `datasets` in streaming mode with a shuffle buffer, `Audio(decode=False)`, soundfile and padding in the two
   workers of a DataLoader, batches of a fixed number of clips, with their targets
-- decoding: two processes only decode the same FLAC from memory with soundfile
+- decoding alone: two processes decode the same FLAC from memory with soundfile, and do nothing else
 
-An epoch of the first two includes the start of the workers. Our loader must reach 70 % of the rate of decoding alone.
+The time of an epoch of the first two loaders includes the start of the workers. Our loader must reach 70 % of the rate
+of decoding alone.
 
-Shared memory (`tiny_audio/data/shared_batches.py`): our loader is compared with the same loader and the DataLoader's
-own way of passing padded tensors. The two alternate, and the order changes each time. Each pair of epochs gives one
-ratio of CPU time. Other work on the machine affects CPU time less than wall-clock time.
+Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). It is
+compared with the same loader when batches are passed as the DataLoader passes tensors by default. The two alternate,
+and the order changes each time. Each pair of epochs gives one ratio of CPU times, because other work on the machine
+affects CPU time less than elapsed time.
 
-Planning: parquet shards with the same schema contain ten million rows of metadata and no audio. One process creates the
-index from the metadata columns. Another one opens the index and plans an epoch, like a training that starts again. This
-must take at most 60 s and 4 GiB of resident memory, including pages of the mapped index.
+Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
+index from the metadata columns. Another process opens the index and plans an epoch, like a run that is resumed. The
+second process may take at most 60 s and 4 GiB of resident memory, including pages of the memory-mapped index.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ WORDS = ("THE", "OF", "AND", "TO", "IN", "A", "THAT", "IT", "WAS", "HIS", "HE", 
 
 
 def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
-    """Yield encoded clips of a manifest with their durations and texts, repeatedly."""
+    """Yield the encoded clips of a manifest with their durations and texts, repeated endlessly."""
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     clips = [((manifest.parent / row["audio_filepath"]).read_bytes(), row["duration"], row["text"]) for row in rows]
     while True:
@@ -98,7 +100,7 @@ def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
 
 
 def noise() -> Iterator[tuple[bytes, float, str]]:
-    """Yield 64 clips repeatedly: low-passed noise with the loudness of syllables, and log-normal durations."""
+    """Yield 64 clips, repeated endlessly: low-passed noise with the rhythm of syllables, of log-normal durations."""
     rng = np.random.default_rng(0)
     clips = []
     for seconds in np.clip(rng.lognormal(math.log(6.0), 0.75, 64), 0.5, 30.0):
@@ -129,7 +131,10 @@ def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count:
 
 
 def ours(folder: Path, cache: Path, epoch: int, clock: Callable[[], float] = time.perf_counter) -> tuple[int, float]:
-    """Return the number of clips and the seconds of one epoch. Every memory page of the waveforms is read once."""
+    """Return the number of clips and the seconds of one epoch.
+
+    One sample of each memory page of the waveforms is read, so that the pages must really have been transferred.
+    """
     clips = gathered(folder, cache)
     decoder = DECODERS.entry("smollm3").config.tiny()
     tokenizer = build_tokenizer(decoder, clips.texts)
@@ -167,14 +172,14 @@ def streaming(folder: Path, tokenizer: Any, epoch: int) -> tuple[int, float]:
 
 
 def decoded(rows: list[dict[str, Any]], tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Return a padded batch: waveforms, lengths, targets."""
+    """Decode rows, and return a padded batch: waveforms, lengths, targets."""
     waveforms = [torch.from_numpy(soundfile.read(io.BytesIO(row["wav"]["bytes"]), dtype="float32")[0]) for row in rows]
     targets = [torch.tensor(tokenizer.encode(row["text"], add_special_tokens=False)) for row in rows]
     return pad_sequence(waveforms, batch_first=True), torch.tensor([len(row) for row in waveforms]), targets
 
 
 def decoding(folder: Path) -> tuple[int, float]:
-    """Return the number of clips, and the seconds of the slower of two processes that each decode half of them."""
+    """Decode the clips in two processes. Return the number of clips and the seconds of the slower process."""
     files = sorted(folder.glob("*.parquet"))
     barrier, results = multiprocessing.Barrier(WORKERS), multiprocessing.SimpleQueue()
     processes = [
@@ -199,7 +204,7 @@ def _decode(files: list[Path], barrier: Any, results: Any) -> None:
 
 
 def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> None:
-    """Compare shared-memory batches with torch's own shared memory."""
+    """Compare our shared-memory batches with the way in which torch's DataLoader passes tensors."""
 
     def cpu_s() -> float:
         usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -293,7 +298,10 @@ def write_metadata(folder: Path, count: int) -> None:
 
 
 def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
-    """Run one stage of planning in this process."""
+    """Return times and peak memory of one stage, run in this process.
+
+    ``index`` creates the index. ``plan`` opens it and plans an epoch.
+    """
     started = time.perf_counter()
     clips = gathered(shards, cache)
     opened_s = time.perf_counter() - started
@@ -310,7 +318,7 @@ def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
 
 
 def planning(record: Record, count: int) -> None:
-    """Measure writing metadata, indexing and planning, each in its own process."""
+    """Measure indexing and planning, each in its own process."""
     record.say(f"## Planning {count:,} clips")
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -347,7 +355,7 @@ def planning(record: Record, count: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, help="real clips: a manifest of FLAC files")
-    parser.add_argument("--clips", type=int, default=2000, help="to load in each epoch")
+    parser.add_argument("--clips", type=int, default=2000, help="number of clips in an epoch of loading")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plan-clips", type=int, default=10_000_000)
     parser.add_argument("--only", choices=("load", "decode", "memory", "plan"))

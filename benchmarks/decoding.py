@@ -1,8 +1,8 @@
-"""Part of ``benchmarks/data.py``: the time to decode valid clips, compared with libsndfile without any checks.
+"""Part of ``benchmarks/data.py``: the time to decode undamaged clips, compared with libsndfile without checks.
 
-The baseline trusts each header: it opens the file, decodes in blocks, checks the samples, averages the channels and
-resamples. Our decoder also compares the header with the file. Both decode the same bytes, alternately, in changing
-order.
+The baseline trusts each header. It opens the file, decodes it in blocks, checks that the samples are finite, averages
+the channels and resamples. Our decoder also compares the header with the file. Both decode the same bytes in turn, and
+the order changes each time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMATS = (
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
-    """A file that does not seek after each read."""
+    """A sound file that claims that it cannot seek, because soundfile otherwise seeks after each read."""
 
     def seekable(self) -> bool:
         """Return False."""
@@ -54,7 +54,7 @@ def decode_by_header(data: bytes) -> torch.Tensor:
 
 
 def decoding_speed(record: Record, clips: list[np.ndarray], rounds: int) -> None:
-    """Compare both ways on clips ``[samples]`` in all formats.
+    """Compare both decoders on clips ``[samples]`` in all formats.
 
     Args:
         rounds: number of rounds per format. Each round gives one ratio of CPU times.

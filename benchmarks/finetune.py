@@ -1,23 +1,23 @@
-"""Compare fine-tuning of pretrained parts with a plain variant and with a plain loop over transformers' modules.
+"""Compare our fine-tuning of pretrained parts with a plain variant of it, and with a loop over transformers' modules.
 
-    python benchmarks/finetune.py                       small random checkpoints and noise, a minute
+    python benchmarks/finetune.py                       small random checkpoints and noise; takes a minute
     python benchmarks/finetune.py --encoder whisper-tiny.en --decoder SmolLM2-135M-Instruct --manifest train.jsonl
 
 A frozen Whisper encoder, a SwiGLU projector and a causal language model with LoRA on q_proj and v_proj train on the
 same planned batches of 60 padded seconds, in fp32, in three ways:
 
 - ours: the start of the prompt is computed once per batch, decoder rows have no padding, and frames are kept on disk;
-- plain: every row has its own prompt and padding, and frames are computed in every epoch;
-- transformers: the plain way in transformers' own modules (the layers of WhisperEncoder, AutoModelForCausalLM with
-  peft, right padding, logits at every position, and the model's own loss). The encoder's front end and the projector
-  are ours.
+- plain: every row contains the whole prompt and padding, and frames are computed in every epoch;
+- transformers: like plain, but with transformers' own modules (the layers of WhisperEncoder, AutoModelForCausalLM with
+  peft, right padding, logits at every position, and the loss of the transformers model). The encoder's front end and
+  the projector are ours.
 
-All ways start from the same weights, and the losses of all steps must agree within 1e-4. The ways alternate step by
-step, so that other work on the machine affects them equally. The fastest of several epochs counts for each step. The
-first epoch of ours, which fills the file, is shown separately. Compare the ratios, not the seconds.
+All three start from the same weights, and the losses of all steps must agree within 1e-4. They alternate step by step,
+so that other work on the machine affects them equally. For each step, the fastest of several epochs counts. The first
+epoch, in which ours writes the frames to disk, is shown separately. Compare the ratios, not the seconds.
 
-A profile of each way shows what remains. No exact change makes a step faster than its matrix products, so their time is
-a bound of the speedup.
+A profile shows where the time of a step goes. A change that keeps the results exact cannot avoid the matrix products.
+So their time limits the possible speedup.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "convolution", "linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
 }
-"""Kinds of operations, by parts of their names. Other operations are elementwise or copy."""
+"""Kinds of operations, with parts of the names of their operations. All other operations are elementwise or copies."""
 
 
 def random_checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -97,7 +97,7 @@ def random_checkpoints(folder: Path) -> tuple[Path, Path]:
 
 
 def noise_manifest(folder: Path) -> Path:
-    """Write clips of noise of 1 to 4 seconds."""
+    """Write clips of noise of 1 to 4 seconds and their manifest. Return the manifest's path."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(120):
@@ -117,7 +117,7 @@ def recipe_of(arguments: argparse.Namespace, attention: str) -> Recipe:
         "prompt": {} if arguments.real else {"user": INSTRUCTION + "{audio}"},
         "data": {"target_text": "lower", "train": {"speech": {"name": "manifest", "path": str(arguments.manifest)}}},
         "batching": {"max_clips": 1000, "max_padded_s": arguments.padded_s},
-        # Adam's first steps would amplify rounding errors.
+        # A tiny learning rate, because Adam's first steps would amplify rounding errors.
         "training": {"steps": 100, "learning_rate": 1e-6, "schedule": "constant"},
         "execution": {"device": "cpu"},
     }
@@ -165,7 +165,7 @@ class Way:
 
 
 class OfTransformers(Way):
-    """The plain loop with transformers' own modules."""
+    """A model of transformers' own modules, trained by the plain loop."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import peft
@@ -224,8 +224,8 @@ def main() -> int:
     parser.add_argument("--manifest", type=Path, help="training clips")
     parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of a batch")
     parser.add_argument("--batches", type=int, default=6, help="batches of an epoch")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs after the first, which fills the cache")
-    parser.add_argument("--output", type=Path, help="the page with the results")
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after a first that fills the cache")
+    parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
     arguments.real = arguments.decoder is not None
     record = Record("Fine-tuning: shared prompts and kept frames against the plain way", arguments.output)
@@ -246,7 +246,7 @@ def compare(arguments: argparse.Namespace, record: Record) -> None:
         "ours": Way(arguments, "auto", keeps_frames=True),
     }
     batches = ways["ours"].batches(arguments.batches)
-    for way in ways.values():  # warm-up, with a batch that is not used later
+    for way in ways.values():  # warm-up, with a batch that no way uses later
         way.loss(Batch(batches[0].waveforms * 0.5, batches[0].lengths, batches[0].targets, None, []))
     seconds = {name: np.zeros((arguments.epochs + 1, len(batches))) for name in ways}
     largest = 0.0

@@ -1,4 +1,4 @@
-"""Measure the speed of transcription clip by clip, in batches, with drafts, and with both.
+"""Measure the speed of transcription: clip by clip, in batches, with drafts, and in batches with drafts.
 
     python benchmarks/inference.py --model runs/quickstart/model       a trained model, on its recipe's evaluation data
     python benchmarks/inference.py --model … --compile                 also with compiled layers
@@ -6,16 +6,18 @@
     python benchmarks/inference.py --device cuda --full-size           the model card's recipe, random weights, bf16
 
 All variants decode greedily, because only greedy decoding uses drafts. The recipe's beams and CTC weight are ignored.
-Plain decoding is transformers' generate. Assisted decoding must give the same tokens for every clip, alone and in
-batches. In half precision, the share of equal tokens is reported. It must need at least ``FEWER_PASSES`` times fewer
-passes of the decoder. A hook counts the passes, including the first pass over a clip's prompt.
+Plain decoding is transformers' generate. Assisted decoding verifies a draft. It must give the same tokens as plain
+decoding for every clip, alone and in batches. (In half precision, only the share of clips with equal tokens is
+reported.) Assisted decoding must also need at least ``FEWER_PASSES`` times fewer passes of the decoder. A hook counts
+the passes, including the first pass over a clip's prompt.
 
-The times are those of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the seconds of
-audio divided by this time. Batches contain clips of similar length, longest first, within a budget of padded seconds.
-The variants alternate in each round. Medians and ranges are over rounds. Compare the ratios, not the seconds.
+The measured time is that of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the
+seconds of audio divided by this time. Batches contain clips of similar length, longest first, within a budget of padded
+seconds. The variants alternate in each round. Medians and ranges are over rounds. Compare the ratios, not the seconds.
 
-A model with random weights gives random text, and its CTC head gives another random text. So at full size, the draft is
-the text of plain decoding with a share of wrong tokens. Adapters are measured merged and not merged.
+A model with random weights gives random text, and its CTC head gives another random text, which is useless as a draft.
+So with random weights, the draft is the text of plain decoding in which a share of the tokens was made wrong. Adapters
+are measured merged and not merged.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
 
 FEWER_PASSES, CLIPS = 1.8, 500
-"""Targets: minimum ratio of passes in plain and assisted decoding, and minimum number of clips."""
+"""Targets: minimum ratio of the passes in plain decoding to those in assisted decoding, and minimum number of clips."""
 RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
 
 
@@ -81,7 +83,11 @@ def counted(model: TinyAudioModel) -> Iterator[Passes]:
 
 
 def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list[int]]:
-    """Return batches of clip indices: single clips, or batches of similar length, longest first."""
+    """Return batches of clip indices, longest clips first.
+
+    Args:
+        max_padded_s: budget of a batch. None makes every clip its own batch.
+    """
     order = sorted(range(len(clips)), key=lambda number: -len(clips[number]))
     found = []
     while order:
@@ -102,7 +108,7 @@ def until_end(ids: list[int], end: int) -> list[int]:
 
 
 def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Return seconds by contender and round. The order of contenders changes in each round."""
+    """Return the seconds of each contender in each round. The order of contenders changes in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)
@@ -154,7 +160,7 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
             model.transcribe(*padded([chosen[index] for index in indices], device), tokenizer)
 
     def tokens(way: str) -> tuple[list[list[int]], list[int]]:
-        """Return the ids of each clip, and the number of passes that it took part in."""
+        """Return the token ids of each clip, and the number of decoder passes in which the clip took part."""
         draft, budget = ways[way]
         model.config.generation = greedy | {"draft": draft}
         ids: list[list[int]] = [[]] * len(clips)
@@ -212,20 +218,19 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
 
 
 class WrongDraft:
-    """A draft of known ids, of which a share is wrong."""
+    """A draft that consists of the correct ids, except for a share of wrong ids."""
 
     def __init__(self, ids: list[int], wrong: float, seed: int) -> None:
         rng = random.Random(seed)
         self._ids = [token - 1 if token and rng.random() < wrong else token for token in ids]
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the rest of the draft."""
+        """Return the rest of the draft after the decoded ``ids``."""
         return self._ids[len(ids) :]
 
 
 def random_weights(arguments: argparse.Namespace, record: Record) -> None:
-    """Measure a large decoder: the cost of a pass with one token and with many tokens, and the gain of merging
-    adapters."""
+    """Measure a model with random weights: plain decoding, drafts with some wrong tokens, and merged adapters."""
     device = torch.device(arguments.device)
     base = CARD
     if not arguments.full_size:
@@ -309,15 +314,15 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="an exported model with a CTC head")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml", help="its data")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml", help="has the data")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full-size", action="store_true", help="the model card's recipe with random weights")
-    parser.add_argument("--tiny", action="store_true", help="random weights that only show that the script works")
+    parser.add_argument("--tiny", action="store_true", help="very small random weights, only to test the script")
     parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
-    parser.add_argument("--compile", action="store_true", help="the assisted ways with compiled layers, too")
-    parser.add_argument("--clips", type=int, help="how many; all there are")
-    parser.add_argument("--timed-clips", type=int, default=200, help="about how many of them a round times")
-    parser.add_argument("--padded-s", type=float, default=60.0, help="of audio in a batch")
+    parser.add_argument("--compile", action="store_true", help="also measure assisted decoding with compiled layers")
+    parser.add_argument("--clips", type=int, help="number of clips; default: all")
+    parser.add_argument("--timed-clips", type=int, default=200, help="approximate number of timed clips")
+    parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of audio in a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="write the page there too")
     arguments = parser.parse_args()

@@ -3,16 +3,16 @@
     python benchmarks/live.py runs/quickstart                                  200 synthesized sentences
     python benchmarks/live.py runs/mine --manifest recordings.jsonl --clips 50  your own recordings
 
-It puts clips into streams, with pauses of 0.7 to 2 s between them, and passes the streams through the core of
-`/v1/audio/live`. The audio arrives in blocks of 100 ms. Time is simulated: a block arrives when its last sample was
-spoken, and a decoding takes as long as it really took on this machine. So an hour of audio needs only its decoding.
+The clips are joined to streams, with pauses of 0.7 to 2 s between them. The streams pass through the core of
+`/v1/audio/live`, in blocks of 100 ms. The clock is simulated: a block arrives when its last sample was spoken, and each
+decoding takes as long as it really took on this machine. So the benchmark does not wait for the audio.
 
-- Final texts: those of `Transcriber.transcribe` for the same samples, as one recording each, must be equal.
-- First word: from the first sound of a clip to the first message with a text.
-- Final text: from the end of an utterance to its final text. This includes the pause that ends it.
-- Correct partial words: words of partial texts that are in the final text at the same position, over all partial texts.
+- Final texts: each must equal the text of `Transcriber.transcribe` for a recording of the same samples.
+- First word: time from the first sound of a clip to the first message with a text.
+- Final text: time from the end of an utterance to its final text, including the pause that ends the utterance.
+- Correct partial words: share of the words of all partial texts that are in the final text at the same position.
 
-It needs espeak-ng (`pip install -e '.[synthetic]'`) unless there is a manifest.
+Without a manifest, the benchmark needs espeak-ng (`pip install -e '.[synthetic]'`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BLOCK_S = 0.1
 PAUSES_S = (0.7, 2.0)
 CLIPS_PER_STREAM = 5
 AUDIBLE_DB = -30.0
-"""The first sound of a clip starts above this level, relative to its loudest 10 ms."""
+"""The first sound of a clip is the first 10 ms above this level, relative to the loudest 10 ms of the clip."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ def first_sound(clip: np.ndarray) -> float:
 
 
 def joined(clips: Clips, seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Return a stream of clips, and for each clip the start of its first sound and its end in seconds."""
+    """Join clips to a stream. Return it, and for each clip the start of its first sound and its end in seconds."""
     rng, parts, spans, samples = np.random.default_rng(seed), [], [], 0
     for clip, _ in [*clips, (np.zeros(0, np.float32), "")]:
         pause = np.zeros(int(rng.uniform(*PAUSES_S) * SAMPLE_RATE), np.float32)

@@ -1,17 +1,18 @@
-"""Plot error rate and bits from audio against hours of audio, for runs that teach the alignment in different ways.
+"""Plot error rates and bits from audio against hours of training audio, for several runs.
 
     python benchmarks/open_vocabulary.py "projector first=runs/open:400,800,1000" "plain=runs/plain:100,200" \
         --data all.jsonl --clips 30 --kept curves.jsonl --plot docs/open_vocabulary.svg
 
-Each saved step of each run decodes the clips greedily. The table has the audio and the time of training up to that
-step, the word error rate, and the bits per token from the audio (see :mod:`tiny_audio.analysis.audio_bits`).
+The model of each saved step decodes the clips greedily. The table has the hours of audio and the minutes of training up
+to that step, the word error rate, and the bits per token from the audio (see :mod:`tiny_audio.analysis.audio_bits`).
 
-Runs with an alignment loss also have the error rates of the projector alone, for words and characters. Each audio
-embedding is replaced by the most similar token or the blank, and repeated tokens and blanks are removed. Steps of
-``alignment.alone_steps`` have only these rates.
+For runs with an alignment loss, the table also has the word and character error rates of the projector alone. For
+these, each audio embedding is replaced by the token with the most similar embedding or by the blank. Then repeated
+tokens and blanks are removed. The first ``alignment.alone_steps`` steps train no decoder, so they have only these
+rates.
 
-Results are kept, so that further steps can be added. ``execution.checkpoint_every`` and ``execution.keep_checkpoints``
-decide which steps of a run are saved.
+Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
+``execution.keep_checkpoints`` set which steps of a run are saved.
 """
 
 from __future__ import annotations
@@ -126,11 +127,11 @@ def plot(rows: Sequence[Row], name: str) -> str:
 
 
 def main() -> int:
-    """Measure what is not measured yet, print the table, and draw the plot."""
+    """Measure the steps that are not in the file of results yet, print the table, and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", help="NAME=RUN:STEP,STEP")
     parser.add_argument("--data", nargs="+", required=True, help="sets, as for tiny-audio evaluate")
-    parser.add_argument("--clips", type=int, default=100, help="clips of each set, spread over it")
+    parser.add_argument("--clips", type=int, default=100, help="number of clips of each set, spread over the set")
     parser.add_argument("--normalizer", default="whisper_english")
     parser.add_argument("--kept", type=Path, required=True, help="file for the results, one JSON object per line")
     parser.add_argument("--plot", type=Path, help="SVG file for the curves of the first set")
@@ -166,7 +167,7 @@ def shown(row: Row) -> tuple[str, ...]:
 
 
 def with_interval(row: Row, key: str, factor: float, digits: int) -> str:
-    """Return a value with its interval, or nothing if it was not measured."""
+    """Format a value with its interval. Return an empty string if it was not measured."""
     if key not in row:
         return ""
     low, high = row[f"{key}_interval"]

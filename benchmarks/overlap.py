@@ -1,10 +1,9 @@
-"""Measure fingerprints of sound: their cost, the copies that are found, and different recordings that are mistaken for
-copies.
+"""Measure fingerprints of sound: their cost, how many copies they find, and how often they mistake different clips.
 
     python benchmarks/overlap.py ../shared/speech/an4/train.jsonl ../shared/speech/an4/dev.jsonl \\
         ../shared/speech/librispeech-sample/all.jsonl
 
-Reads manifests of recorded speech. FFmpeg makes the compressed copies.
+The arguments are manifests of recorded speech. FFmpeg makes the compressed copies.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def synthetic(prints: list[Landmarks], size: int, rng: np.random.Generator) -> list[Landmarks]:
-    """Return fingerprints with the hashes of speech in random combinations."""
+    """Return ``size`` fingerprints that combine hashes of real speech at random."""
     pool = np.concatenate([each.hashes for each in prints])
     length = int(np.median([len(each) for each in prints]))
     frames = np.sort(rng.integers(0, 400, length)).astype(np.int32)

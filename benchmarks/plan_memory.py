@@ -1,12 +1,13 @@
 """Compare the memory that `tiny-audio plan` predicts for a training step with the memory of real steps.
 
-    python benchmarks/plan_memory.py                    on a CPU: models with about 50 M parameters, in a few minutes
+    python benchmarks/plan_memory.py                    on a CPU: models with about 50 M parameters; takes minutes
     python benchmarks/plan_memory.py --device cuda      on a GPU: the model card's recipe at full size, random weights
     python benchmarks/plan_memory.py full lora          only some of the cases
 
-Each case trains for three steps with the real trainer, in its own process. On a CPU, the kernel reports the peak of the
-process's resident memory. The resident memory before the model was built is subtracted. On a GPU, the peak of PyTorch's
-allocator is used. Both are independent of the prediction. The exit code is 1 if a prediction is off by more than 15 %.
+Each case trains for three steps with the real trainer, in its own process. On a CPU, the measured memory is the peak of
+the process's resident memory, as reported by the kernel, minus the resident memory before the model was built. On a
+GPU, it is the peak of PyTorch's allocator. Both are independent of the prediction. The exit code is 1 if a prediction
+differs by more than 15 %.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Document = dict[str, Any]
 
 
 def merged(base: Any, changes: Any) -> Any:
-    """Merge mappings recursively. Other values are replaced, also a part that is given by its name."""
+    """Merge mappings recursively. Other values are replaced, and so is a mapping if the changes contain a ``name``."""
     if not isinstance(base, dict) or not isinstance(changes, dict) or "name" in changes:
         return changes
     return {key: merged(base.get(key, {}), changes.get(key, base.get(key))) for key in (base | changes)}
@@ -128,7 +129,7 @@ CUDA_CASES: dict[str, Document] = {
 
 @dataclass
 class StandInTokenizer:
-    """Has as many ids as a real tokenizer, and encodes a text to as many. It needs no network."""
+    """A tokenizer that needs no network: it has the vocabulary size of a real one, and gives texts as many tokens."""
 
     size: int
     characters_per_token: float
@@ -142,7 +143,7 @@ class StandInTokenizer:
         return self.size
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Return ids of which only the number matters."""
+        """Return as many ids as a real tokenizer would. Their values have no meaning."""
         return [3] * round(len(text) / self.characters_per_token)
 
 
@@ -186,7 +187,7 @@ def measure(document: Document) -> int:
     model, tokenizer, vocabulary = build(recipe, "cuda" if on_gpu else "cpu")
     target_encoder = TargetEncoder(tokenizer, tokenizer.eos_token_id, vocabulary, recipe.encoder)
     trainer = Trainer(recipe, model, clips, target_encoder, Path.cwd(), StopSignal(), Listener())
-    # Reset the peak, because building a model has its own peak.
+    # Reset the peak, because building the model needs more memory for a moment.
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -196,7 +197,7 @@ def measure(document: Document) -> int:
 
 
 def warm_up() -> None:
-    """Load everything that steps need, so that it is not measured."""
+    """Load all libraries that training steps need, so that their memory is not measured."""
     import torch
     import transformers.models.hubert.modeling_hubert
     import transformers.models.smollm3.modeling_smollm3
@@ -240,7 +241,7 @@ def build(recipe: Any, device: str) -> Any:
 
 
 def status(field: str) -> int:
-    """Return a field of the kernel's status of this process, in bytes."""
+    """Return a memory field of ``/proc/self/status``, in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
@@ -268,7 +269,7 @@ def write_clips(document: Document, folder: Path) -> None:
 def in_a_process(document: Document) -> int:
     """Measure in a new process, in which nothing was allocated before."""
     environment = os.environ | {
-        # Freed blocks are returned to the kernel at once, and threads share one arena.
+        # Return freed blocks to the kernel at once, and let all threads share one arena.
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -288,7 +289,7 @@ def in_a_process(document: Document) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help="names, or their beginnings; default all")
+    parser.add_argument("cases", nargs="*", help="names of cases, or the beginnings of names; default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Compare a decoder in fp32 with the same decoder in nf4 and int8: bytes, loss after a few steps, and texts.
+"""Compare a decoder in fp32 with the same decoder in nf4 and int8: memory, training loss, and texts.
 
     python benchmarks/quantization.py --encoder openai/whisper-tiny.en \
         --decoder HuggingFaceTB/SmolLM2-135M-Instruct \
         --manifest ../shared/speech/an4/train.jsonl --held-out ../shared/speech/an4/dev.jsonl
 
-All cases start from the same weights and see the same batches. The planned bytes are those of `tiny-audio plan`, which
-does not use bitsandbytes. Texts are compared between the quantized model, the model with restored weights, and the
-model with merged adapters.
+All cases start from the same weights and train on the same batches. The planned bytes are those that `tiny-audio plan`
+computes without bitsandbytes. For nf4 and int8, held-out clips are transcribed with quantized weights, with restored
+weights, and with merged adapters, and the texts are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tiny_audio.training.trainer import Trainer
 
 
 class Notes:
-    """Prints notes, but no steps."""
+    """A callback of the trainer that prints its notes, but no metrics of steps."""
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """See :class:`tiny_audio.training.trainer.Callback`."""

@@ -1,18 +1,18 @@
-"""Load `tiny-audio serve` with many clients, and compare it with `transcribe` on the same files.
+"""Send requests from many clients to `tiny-audio serve`, and compare it with `transcribe` on the same files.
 
     python benchmarks/serving.py runs/quickstart                        64 clients for 60 s, and 2,000 requests
     python benchmarks/serving.py runs/quickstart --seconds 5 --requests 100 --clips 50     a quick look
 
-The server and `transcribe` run in processes of their own, one after the other: `transcribe`, the server, `transcribe`.
-Each client sends a short WAV file of synthesized speech, and another one as soon as it has the answer. After the status
-429, it waits as long as the server says. The benchmark measures
+Three processes run one after the other: `transcribe`, the server, and `transcribe` again. Each client sends a short WAV
+file of synthesized speech, and sends the next file as soon as it has the answer. After the status 429, it waits as long
+as the server says. The benchmark measures
 
 - errors other than 429, and texts that differ from those of `transcribe`
-- seconds of audio per second, and per second of processor time, which another process on the machine disturbs less
+- seconds of audio per second of elapsed time, and per second of processor time, which other processes affect less
 - the time from the request to the answer
-- the server's memory over all requests
+- whether the server's memory grows during the requests
 
-It needs the extras `serve` and `synthetic`.
+The benchmark needs the extras `serve` and `synthetic`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, texts])
 
 @dataclass
 class Load:
-    """The responses to the clients."""
+    """Measurements over the responses to all clients."""
 
     latencies: list[float] = field(default_factory=list)
     audio_s: float = 0.0
@@ -75,7 +75,7 @@ class Load:
 
 
 def transcribe(model: Path, files: list[Path]) -> tuple[float, float, list[str]]:
-    """Transcribe all files in one process. Return its seconds, processor seconds and texts."""
+    """Transcribe all files in one process. Return the elapsed seconds, the processor seconds and the texts."""
     command = [sys.executable, "-c", TRANSCRIBE, str(model), *map(str, files)]
     wall, cpu, texts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return wall, cpu, texts
@@ -94,7 +94,7 @@ def memory_mb(pid: int) -> float:
 async def load(
     url: str, pid: int, files: list[Path], texts: list[str], clients: int, seconds: float, requests: int
 ) -> Load:
-    """Send files from many clients for some seconds, and at least ``requests`` files."""
+    """Send files from many clients for ``seconds``, and longer until there are ``requests`` answers."""
     seen, deadline = Load(), time.perf_counter() + seconds
     durations = [audio_duration(path) for path in files]
     numbers = itertools.count()
@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--requests", type=int, default=2000, help="at least this many")
+    parser.add_argument("--requests", type=int, default=2000, help="minimum number of requests")
     parser.add_argument("--clips", type=int, default=600)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Synthesize sentences, with the start time of each word. It is a separate process, because espeak-ng is GPL-3.
+"""Synthesize sentences with the start time of each word, in a process of its own, because espeak-ng is GPL-3.
 
     python benchmarks/spoken_words.py FOLDER NUMBER SEED
 
-It writes NUMBER clips at espeak-ng's own rate, and ``words.jsonl`` with ``audio_filepath``, ``text`` and ``starts_s``.
+The script writes NUMBER clips at espeak-ng's own sample rate, and ``words.jsonl`` with the fields ``audio_filepath``,
+``text`` and ``starts_s``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Event(ctypes.Structure):
 
 
 class EspeakWithWordEvents(Espeak):
-    """An espeak-ng that collects word events: the index of the character, from 1, and of the sample."""
+    """An espeak-ng that collects word events in ``words``: index of the character, from 1 -> index of the sample."""
 
     def __init__(self) -> None:
         self.words: dict[int, int] = {}
@@ -73,7 +74,7 @@ def main(folder: Path, number: int, seed: int) -> None:
         begins = [
             index + 1 for index in range(len(text)) if text[index] != " " and (index == 0 or text[index - 1] == " ")
         ]
-        if not set(begins) <= words.keys():  # espeak-ng joins some words into one
+        if not set(begins) <= words.keys():  # espeak-ng treats some pairs of words as one word
             continue
         path = folder / f"{len(rows):04d}.flac"
         soundfile.write(path, 0.4 * audio / np.abs(audio).max(), RATE_HZ)

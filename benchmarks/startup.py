@@ -1,8 +1,9 @@
-"""Compare the start-up time of quick commands with a bare ``import torch``, in alternating runs.
+"""Compare the start-up time of quick commands with the time of ``import torch`` alone, in alternating runs.
 
     python benchmarks/startup.py [--runs 9]
 
-The exit code is 1 if a bound is exceeded: 0.6 s for `--help`, and 1.3 × `import torch` + 0.5 s for `validate`.
+The exit code is 1 if a command takes too long. `--help` may take at most 0.6 s. `validate` may take at most 1.3 times
+as long as `import torch`, plus 0.5 s.
 """
 
 from __future__ import annotations

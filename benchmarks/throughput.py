@@ -1,12 +1,13 @@
 """Compare packed rows and compiled layers with padded rows and plain layers, with the same weights and clips.
 
-    python benchmarks/throughput.py                    on a CPU, in some minutes
+    python benchmarks/throughput.py                    on a CPU; takes some minutes
     python benchmarks/throughput.py --compile          also with compiled layers, which takes longer
     python benchmarks/throughput.py --device cuda      on a GPU, in bf16
 
-Durations of clips are log-normal. Batches have random clips or clips of similar length. A pass runs encoder, projector
-and decoder forward and backward. The variants alternate, so that other work on the machine affects them equally.
-Compare the ratios, not the seconds. The losses must be equal.
+In packed rows (attention `varlen`), the clips of a batch are in one row without padding. In padded rows (`sdpa`), each
+clip has its own row. The durations of the clips are log-normal. Batches have random clips or clips of similar length. A
+pass runs encoder, projector and decoder forward and backward. The variants alternate, so that other work on the machine
+affects them equally. Their losses must be equal. Compare the ratios, not the seconds.
 """
 
 from __future__ import annotations

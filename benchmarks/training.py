@@ -1,28 +1,31 @@
-"""Compare bucketed batches and logits only at label positions with a plain training loop.
+"""Compare a plain training loop with ours: batches of similar clips, and logits only at label positions.
 
-    python benchmarks/training.py                               on a CPU, a model with 20 M parameters, some minutes
+    python benchmarks/training.py                               on a CPU, a model with 20 M parameters; takes minutes
     python benchmarks/training.py --manifest all.jsonl          with the durations of real clips
     python benchmarks/training.py --device cuda --full-size     the model card's recipe, random weights, bf16
 
 The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position in
 fp32, like most training scripts. Our loop takes planned batches of clips of similar length, and computes logits only at
-labels. Model, optimizer and clipping are the same code. The loops alternate step by step, so that other work on the
-machine affects them equally. The fastest of several rounds counts for each step. Compare the ratios, not the seconds.
+label positions. Both use the same code for the model, the optimizer and gradient clipping. The loops alternate step by
+step, so that other work on the machine affects them equally. For each step, the fastest of several rounds counts.
+Compare the ratios, not the seconds.
 
-Same number of clips: first, both loops take the same number of clips in each step. The possible gain is computed. Steps
-with equally long clips are timed for some durations, with both ways of computing logits. (One clip is slightly shorter,
-so that there is a mask.) A quadratic curve is fitted to the times of each way. The bound is the time of the plain
-loop's batches by its curve, divided by the time of our batches by our curve. So it counts the avoidable padding and
-logits at this machine's speed. Our loop must reach 95 % of the bound.
+Same number of clips: in the first comparison, both loops take the same number of clips in each step. The possible gain
+is computed as follows. Each loop is timed on batches of equally long clips, for some durations. (One clip of each batch
+is slightly shorter, so that there is a mask.) A quadratic curve of time against duration is fitted for each loop. The
+curves predict the time of the plain loop's batches and of our batches. The ratio of the two is the bound: the gain from
+avoiding padding and logits, at this machine's speed. Our loop must reach 95 % of the bound.
 
-Same memory: then each loop takes the largest batch whose step stays below a memory limit, as counted by PyTorch's
-allocator without the weights. The plain loop takes the number of longest clips that fit, because any batch may contain
-them. Our loop takes the padded seconds that fit, for any length of clips. Our loop must process 2.5 times the audio in
-the same time. If it does not, profiles show where the time is spent. On a CPU, larger batches alone are no faster, so
-the gain comes from less padding and fewer logits. A plain loop with single clips has no padding and is also timed.
+Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit.
+PyTorch's allocator counts the memory, without the weights. Any random batch may contain the longest clips, so the plain
+loop takes as many clips as fit if all have the maximum duration. Our loop takes as many padded seconds as fit for clips
+of any length. Our loop must process 2.5 times as much audio per second as the plain loop. If it does not, profiles show
+where the time is spent. On a CPU, larger batches alone are not faster, so the gain comes from less padding and fewer
+logits. A plain loop with single clips, which has no padding, is also timed.
 
-Both plans cover 20,000 clips. The timed batches are an even sample, from the shortest to the longest. The small model
-has 32,000 token ids and 256 channels, so logits are a larger share of its work than for the model card's model.
+An epoch of either loop has 20,000 clips. The timed batches are an even sample of its batches, from the shortest to the
+longest. The small model has 32,000 token ids but only 256 channels, so logits are a larger share of its work than in
+the model card's model.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ PARTS = ("encoder", "projector", "decoder")
 
 
 def hubert(**overrides: Any) -> dict[str, Any]:
-    """Return the encoder of plan_memory in a smaller size."""
+    """Return the HuBERT encoder of plan_memory with some fields changed."""
     return {**HUBERT, "overrides": {**HUBERT["overrides"], **overrides}}
 
 
@@ -74,7 +77,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder": {"overrides": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}},
     },
 }
-"""Changes to plan_memory's recipe of random weights."""
+"""Changes that make ``plan_memory.SMALL``, a recipe with random weights, smaller."""
 
 
 def drawn_durations(manifest: Path | None) -> np.ndarray:
@@ -105,11 +108,11 @@ def sample(batches: list[np.ndarray], count: int) -> list[np.ndarray]:
 
 
 Steps = dict[str, list[tuple[str, np.ndarray]]]
-"""Steps by name: the way, and the durations of the clips."""
+"""Name of a series of steps -> its steps. A step has a way (``plain`` or ``ours``) and the durations of its clips."""
 
 
 def timed_rounds(bench: Bench, steps: Steps, rounds: int) -> dict[str, np.ndarray]:
-    """Return seconds ``[rounds, steps]`` by name. In each round, the steps of all names alternate evenly."""
+    """Return the seconds ``[rounds, steps]`` of each series. In a round, the steps of all series alternate evenly."""
     for turns in steps.values():  # warm-up
         bench.step(*turns[len(turns) // 2])
     seconds = {name: np.zeros((rounds, len(turns))) for name, turns in steps.items()}
@@ -126,7 +129,7 @@ def timed_rounds(bench: Bench, steps: Steps, rounds: int) -> dict[str, np.ndarra
 
 
 def minimum_of_rounds(seconds: np.ndarray) -> np.ndarray:
-    """Return the minimum of each step, ``[rounds, steps]`` -> ``[steps]``, because disturbances only add time."""
+    """Return the fastest time of each step, ``[rounds, steps]`` -> ``[steps]``, because other work only adds time."""
     least: np.ndarray = seconds.min(0)
     return least
 
@@ -182,11 +185,11 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
 
 
 def largest(bench: Bench, bound: float) -> tuple[int, float]:
-    """Return the clips of the plain loop, and the padded seconds of our loop, that fit ``bound`` bytes."""
+    """Return the largest batches that fit ``bound`` bytes: clips of the plain loop, and padded seconds of our loop."""
     longest = float(bench.durations_s.max())
 
     def bytes_of(way: str, duration_s: float, few: int, many: int) -> tuple[float, float]:
-        """Return the constant bytes, and the bytes per clip."""
+        """Return the bytes of a step that do not depend on the number of clips, and the bytes per clip."""
         low, high = bench.peak_bytes(way, few, duration_s), bench.peak_bytes(way, many, duration_s)
         return low - few * (high - low) / (many - few), (high - low) / (many - few)
 
@@ -195,7 +198,7 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
     while clips > 1 and bench.peak_bytes("plain", clips, longest) > bound:
         clips -= 1
     budgets = []
-    # Short clips have more prompts per second, and attention covers more positions in long clips.
+    # Test several durations: short clips have more prompts per second, and long clips need more memory for attention.
     for share in (1.0, 0.35, 0.1):
         constant, each = bytes_of("ours", longest * share, 2, 6)
         budgets.append((bound - constant) / each * longest * share)
@@ -206,7 +209,7 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
 
 
 def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: int) -> None:
-    """Compare the largest batches with the same peak memory."""
+    """Compare the loops with the largest batches that fit the same memory."""
     clips, budget = largest(bench, bound)
     record.say(f"## {bound / GIB:.2f} GiB for a step")
     record.say(
@@ -276,7 +279,7 @@ def profile(bench: Bench, way: str, batch: np.ndarray) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed memory, like a GPU's allocator. Otherwise, a CPU would spend its time on zeroing pages."""
+    """Let glibc reuse freed memory, like a GPU's allocator. Otherwise, zeroing new pages would take much time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -284,7 +287,7 @@ def keep_freed_memory() -> None:
 
 
 def document_of(arguments: argparse.Namespace, longest_s: float) -> dict[str, Any]:
-    """Return the recipe. Its data is never read."""
+    """Return the recipe as a mapping. Its data is never read."""
     if arguments.full_size:
         kernel = {"attention": arguments.attention}
         base = merged(merged(CARD, CARD_RANKS), {"encoder": kernel, "decoder": kernel})
@@ -301,12 +304,12 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full-size", action="store_true", help="the model card's recipe instead of a small model")
     parser.add_argument("--attention", default="sdpa", help="at full size: sdpa or flash_attention_2")
-    parser.add_argument("--tiny", action="store_true", help="a model that only shows that the script works")
-    parser.add_argument("--manifest", type=Path, help="take the clips' durations from there")
-    parser.add_argument("--clips", type=int, default=8, help="in a step of the first comparison")
-    parser.add_argument("--batches", type=int, default=6, help="of each contender in a round")
+    parser.add_argument("--tiny", action="store_true", help="a very small model, only to test the script")
+    parser.add_argument("--manifest", type=Path, help="use the durations of the clips in this manifest")
+    parser.add_argument("--clips", type=int, default=8, help="clips per step in the first comparison")
+    parser.add_argument("--batches", type=int, default=6, help="batches of each loop in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-gib", type=float, default=1.0, help="for a step, weights aside")
+    parser.add_argument("--memory-gib", type=float, default=1.0, help="memory of a step, without the weights")
     parser.add_argument("--output", type=Path, help="write the page there too")
     arguments = parser.parse_args()
     if arguments.device == "cpu":

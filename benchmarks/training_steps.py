@@ -1,4 +1,4 @@
-"""Part of ``benchmarks/training.py``: a model and its training steps, with labeled logits or with all logits."""
+"""Part of ``benchmarks/training.py``: a model and its training steps, with logits at label positions or everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHARACTERS_PER_S, CHARACTERS_PER_TOKEN = 15, 4.5
 
 
 class Bench:
-    """A model and clips, with steps in both ways."""
+    """A model and clips. A step computes the loss in our way (``ours``) or like a plain loop (``plain``)."""
 
     def __init__(self, document: dict[str, Any], device: str, durations_s: np.ndarray) -> None:
         self.recipe = Recipe.model_validate_json(json.dumps(document))
@@ -43,7 +43,7 @@ class Bench:
         return max(2, round(duration_s * CHARACTERS_PER_S / CHARACTERS_PER_TOKEN) + 1)
 
     def batch(self, durations_s: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Return noise as waveforms ``[B, S]``, lengths ``[B]``, and ids as targets."""
+        """Return a batch: noise as waveforms ``[B, S]``, lengths ``[B]``, and random ids as targets."""
         lengths = [int(duration * SAMPLE_RATE) for duration in durations_s]
         waveforms = torch.zeros(len(lengths), max(lengths))
         for row, length in enumerate(lengths):
@@ -61,8 +61,7 @@ class Bench:
         return loss
 
     def plain(self, waveforms: torch.Tensor, lengths: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
-        """Return the summed loss, computed from fp32 logits at every position. Positions without a label are
-        ignored."""
+        """Return the summed loss, from fp32 logits at every position. Positions without a label are ignored."""
         model = self.model
         audio, audio_lengths = model.projector(model.encode(waveforms, lengths))
         embeddings, mask = model.splice(audio, audio_lengths, [row[:-1] for row in targets], padding_side="right")
@@ -87,7 +86,7 @@ class Bench:
         return time.perf_counter() - started
 
     def peak_bytes(self, way: str, clips: int, duration_s: float) -> int:
-        """Return the peak memory of a step with equal clips, minus the memory between steps."""
+        """Return the peak memory of a step with equally long clips, minus the memory that is in use between steps."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -1,20 +1,20 @@
 """Measure the claims about `tiny-audio transcribe` on synthesized speech.
 
     python benchmarks/transcription.py runs/quickstart                 minutes on two cores
-    python benchmarks/transcription.py runs/quickstart --hours 0.1     a quick look
+    python benchmarks/transcription.py runs/quickstart --hours 0.1     a quick test
 
-It takes a run of `recipes/quickstart.yaml` (or its `model` folder) and measures
+The benchmark needs a run of `recipes/quickstart.yaml` (or its `model` folder). It measures
 
-- a long recording of sentences of held-out voices, with pauses of 0.5 to 3 s, in one command: its word error rate
-  compared with that of the single sentences, its peak memory compared with that of a sixth of it, and its subtitles
-  with independent parsers
-- word starts, compared with espeak-ng's own word events
-- 50 clips without speech: the texts with and without the hallucination filters
-- the filters on speech: whether they change any text, and the texts of speech that is 40 dB softer
-- silence before the first sound, which real recordings have and synthesizers do not make
-- whether a clip's text depends on the other clips in its batch
+- a long recording: sentences in held-out voices with pauses of 0.5 to 3 s, transcribed by one command. Its word error
+  rate is compared with that of the single sentences, and its peak memory with that of a sixth of the recording. Its
+  subtitles are read by independent parsers
+- the start times of words, compared with espeak-ng's own word events
+- the texts of 50 clips without speech, with and without the hallucination filters
+- whether the filters change the text of speech, and the texts of speech that is 40 dB softer
+- the effect of silence before the first sound, which real recordings have and synthesized clips do not
+- whether the text of a clip depends on the other clips in its batch
 
-It needs espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to validate subtitles.
+Other requirements are espeak-ng (`pip install -e '.[synthetic]'`), and `pysubs2` and `webvtt-py` to check subtitles.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 MAX_WER_DIFFERENCE, MAX_START_ERROR_S, MAX_MEMORY_GAIN = 0.005, 0.1, 1.25
 PAUSES_S = (0.5, 3.0)
 ROOM_DBFS = -75.0
-"""Level of the noise in the shorter recording. Pauses of the long recording are digital silence."""
+"""Level of the noise in the shorter recording. The long recording has no noise: its pauses are digital silence."""
 NUM_TIMED, NUM_SPOKEN = 200, 400
 ATTENUATION_DB = 40.0
 TELEPHONE_HZ = (300, 3400)
@@ -62,7 +62,7 @@ Clips = list[tuple[np.ndarray, str]]
 
 
 def sentences(number: int, seed: int) -> Clips:
-    """Return held-out sentences in held-out voices, as in the quickstart's evaluation, with another seed."""
+    """Synthesize held-out sentences in held-out voices, like the quickstart's evaluation set but with another seed."""
     config = {
         "name": "synthetic",
         "num_utterances": number,
@@ -90,7 +90,7 @@ def texts(recognizer: Transcriber, clips: Sequence[np.ndarray]) -> list[str]:
 
 
 def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float | None) -> int:
-    """Write a FLAC file of about this duration, and return the number of clips in it."""
+    """Write clips with pauses to a FLAC file of about ``seconds``. Return the number of clips in it."""
     rng = np.random.default_rng(1)
     samples = used = 0
     with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
@@ -105,9 +105,9 @@ def write_recording(path: Path, clips: Clips, seconds: float, noise_dbfs: float 
 
 
 def transcribed(model: Path, audio: Path, *options: str) -> tuple[float, float]:
-    """Run the command. Return the seconds and the peak MiB of its process."""
+    """Run ``tiny-audio transcribe``. Return its seconds, and the peak memory of its process in MiB."""
     command = [sys.executable, "-m", "tiny_audio.cli", "transcribe", str(model), str(audio), *options]
-    # A process inherits the peak of its parent, so it is started by a small process.
+    # Start the command from a small process, because a new process inherits the peak memory of its parent.
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", PEAK_OF, *command], check=True, capture_output=True, text=True)
     return time.monotonic() - started, int(done.stdout) / 1024
@@ -125,7 +125,7 @@ def long_recording(
     for path, number in ((long, used), (short, num_short)):
         seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
         result = json.loads(path.with_suffix(".json").read_text())
-        # Score both as one long text, because alignment across sentences can only reduce the errors.
+        # Score both as one long text, so that the error rates are comparable.
         whole = " ".join(references[:number])
         rates = wer([whole], [result["text"]]), wer([whole], [" ".join(one_by_one[:number])])
         rows[path] = (result, rates, peak, seconds, number)
@@ -201,7 +201,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
 
 
 def non_speech_clips() -> dict[str, list[np.ndarray]]:
-    """Return 50 clips of 1 to 9 s without words."""
+    """Return 50 clips of 1 to 9 s without speech, by kind."""
     rng = np.random.default_rng(5)
 
     def seconds() -> np.ndarray:
@@ -321,7 +321,7 @@ def silence_before(record: Record, filtered: Transcriber, clips: Clips) -> None:
 
 
 def lost_words(references: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:
-    """Return the number of reference words that were right before and are not right after."""
+    """Return the number of reference words that are correct in ``before`` but not in ``after``."""
     right = [
         [
             reference == word
@@ -343,7 +343,7 @@ def lost(references: Sequence[str], result: Sequence[str]) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="a run of recipes/quickstart.yaml, or its model folder")
-    parser.add_argument("--hours", type=float, default=1.0, help="of the long recording; default 1")
+    parser.add_argument("--hours", type=float, default=1.0, help="duration of the long recording; default: 1")
     parser.add_argument("--output", type=Path, help="write the page there")
     arguments = parser.parse_args()
     record = Record("Transcription: long recordings, word times, filters", arguments.output)

@@ -1,18 +1,20 @@
-"""Measure how much a model uses the audio, and whether this distinguishes right texts from invented ones.
+"""Measure how much a model uses the audio, and how well scores distinguish correct texts from invented texts.
 
     python benchmarks/use_of_audio.py runs/quickstart/model --data DATA... --clips 100
 
-For each set it prints the error rate of greedy decoding, and the bits per token from the audio with their interval (see
-:mod:`tiny_audio.analysis.audio_bits`), also for the same model with untrained weights of its projector.
+For each set, the benchmark prints the word error rate of greedy decoding, and the bits per token from the audio with
+their interval (see :mod:`tiny_audio.analysis.audio_bits`). The bits are also measured for the same model with random
+weights in its projector.
 
-Then it takes the decoded texts of all sets. A text is right if at most a fifth of its words is wrong, and invented if
-at least four fifths are. It compares scores that need no reference, by the area under the ROC curve (1: all right texts
-have a higher score than all invented ones, 0.5: chance), and by the share of invented texts below the score that 99 %
-of the right texts reach:
+Then the decoded texts of all sets are taken. A text counts as right if its word error rate is at most 0.2, and as
+invented if it is at least 0.8. Scores that need no reference are compared in two ways. One is the area under the ROC
+curve, which is 1 if every right text has a higher score than every invented text, and 0.5 for a random score. The other
+is the share of invented texts that are rejected by a threshold which 99 % of the right texts reach. The scores are
 
 - the text's log-probability per token
-- the log-probability with the audio minus that without it. "Without" is the prompt without audio embeddings, digital
-  silence of the same duration, the clip's mean embedding at every position, or the audio of another clip
+- the log-probability with the audio minus the log-probability without the audio. "Without the audio" means one of four
+  prompts: with no audio embeddings, with those of digital silence of the same duration, with the clip's mean embedding
+  at every position, or with those of another clip
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ WITHOUT = ("no embeddings", "silence", "mean embedding", "another clip")
 
 @dataclass
 class Clip:
-    """A clip, its audio embeddings, and the losses of its reference and of its decoded text."""
+    """A clip with its reference, its audio embeddings and its decoded text."""
 
     reference: str
     speaker: str | None
@@ -63,7 +65,7 @@ class Clip:
 def embed(
     model: TinyAudioModel, tokenizer: Any, clips: Sequence[Any], rewrite: TargetText, *, decodes: bool
 ) -> list[Clip]:
-    """Encode and, if asked to, decode clips. They are sorted by duration."""
+    """Encode clips, and also decode them if ``decodes``. Return them in the order of their batches."""
     settings = GenerationConfig(max_new_tokens=model.generation.max_new_tokens, draft="none")
     found = []
     for batch in loaded_batches(clips, max_duration_s=model.longest_clip_s(30.0), max_padded_s=_PADDED_S):
@@ -87,7 +89,7 @@ def embed(
 
 @torch.no_grad()
 def losses(model: TinyAudioModel, tokenizer: Any, audio: Sequence[Tensor], texts: Sequence[str]) -> np.ndarray:
-    """Return the losses of texts in nats ``[B]``, each with its audio."""
+    """Return the loss of each text in nats ``[B]``, given the audio embeddings at the same index."""
     found: list[float] = []
     for start in range(0, len(texts), 8):
         rows = list(audio[start : start + 8])
@@ -98,18 +100,18 @@ def losses(model: TinyAudioModel, tokenizer: Any, audio: Sequence[Tensor], texts
 
 
 def ids(model: TinyAudioModel, tokenizer: Any, text: str) -> list[int]:
-    """Return the target of a text, with the end token."""
+    """Return the token ids of a text, with the end token."""
     return [*tokenizer.encode(text, add_special_tokens=False), model.config.end_token_id]
 
 
 def others(clips: Sequence[Clip], texts: Sequence[str]) -> list[Tensor]:
-    """Return the audio of another clip for each clip, chosen as in evaluation."""
+    """Return the audio embeddings of another clip for each clip. The other clips are chosen as in an evaluation."""
     partners = choose_partners(texts)
     return [clips[0 if index is None else index].audio for index in partners]
 
 
 def bits(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Return the scores of the bits from audio. Speakers are resampled as a whole."""
+    """Return the bits from audio with their interval, for which whole speakers are resampled."""
     texts = [clip.reference for clip in clips]
     own = losses(model, tokenizer, [clip.audio for clip in clips], texts)
     other = losses(model, tokenizer, others(clips, texts), texts)
@@ -136,7 +138,7 @@ def without_audio(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) 
 
 
 def area(right: np.ndarray, invented: np.ndarray) -> float:
-    """Return the area under the ROC curve. Ties count half."""
+    """Return the area under the ROC curve of two lists of scores. Ties count half."""
     differences = right[:, None] - invented[None]
     return float((differences > 0).mean() + (differences == 0).mean() / 2)
 
@@ -155,7 +157,7 @@ def main() -> int:
     parser.add_argument("models", nargs="+", type=Path, help="runs or exported models")
     parser.add_argument("--data", nargs="+", required=True, help="sets, as for tiny-audio evaluate")
     parser.add_argument("--clips", type=int, default=100, help="clips of each set")
-    parser.add_argument("--normalizer", default="lower", help="of references, for the losses and the error rates")
+    parser.add_argument("--normalizer", default="lower", help="normalizer of references, in losses and WER")
     parser.add_argument("--output", type=Path, help="page of results")
     options = parser.parse_args()
     record = Record("Use of the audio", options.output)
@@ -185,7 +187,7 @@ def main() -> int:
 
 
 def separation(record: Record, sets: Sequence[tuple[str, list[Clip], Transcripts, dict[str, np.ndarray]]]) -> None:
-    """Add a table that shows how well each score separates right from invented texts, over all sets."""
+    """Add a table of how well each score separates right texts from invented texts, over all sets."""
     rates = np.concatenate([scored.errors / np.maximum(1, scored.words) for _, _, scored, _ in sets])
     written = np.concatenate([[bool(clip.text.strip()) for clip in clips] for _, clips, _, _ in sets])
     right, invented = (rates <= RIGHT) & written, (rates >= INVENTED) & written
