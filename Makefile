@@ -2,12 +2,12 @@
 # make test         set up .venv and run the tests
 # make slow         run the tests that take minutes
 # make check        what CI runs: format, lint, types, tests
-# make docs         regenerate the reference pages in docs/ and the golden texts in tests/
-# make benchmarks   measure start-up, memory, loading and training, each against a baseline (an hour)
+# make docs         regenerate the reference pages in docs/ and the golden files in tests/
+# make benchmarks   measure start-up, memory, loading and training, each against a baseline (takes an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-# The models of tests are tiny: one process per core is faster than threads. Tests start hundreds of processes, which
-# load compiled modules even where the environment says that none are written.
+# The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared,
+# because tests start hundreds of processes, which start faster with compiled modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: quickstart setup test slow check docs benchmarks clean

@@ -1,12 +1,12 @@
-"""Speak sentences with the voices of Flite, and write a manifest for training.
+"""Synthesize sentences with the voices of Flite, and write a manifest for training.
 
     sudo apt-get install flite      # Debian and Ubuntu
     python examples/flite_speech.py sentences.txt --first 0 --number 2500 --output-dir flite
     tiny-audio run open_vocabulary data.train.flite='{name: manifest, path: flite/manifest.jsonl}' …
 
-Three of the voices (awb, rms, slt) are statistical models of recorded speakers of the CMU Arctic corpus, so they differ
-from the voices of espeak-ng. Rate, formants, level and noise are random. Flite and its voices may be used and
-redistributed freely (licenses in /usr/share/doc/flite).
+Flite adds variety to the voices of espeak-ng: three of its voices (awb, rms, slt) are statistical models of real
+speakers of the CMU Arctic corpus. Speaking rate, pitch, formants, level and noise are random. Flite and its voices may
+be used and redistributed freely (licenses in /usr/share/doc/flite).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Voice(ctypes.Structure):
 
 
 class Flite:
-    """Flite's library with its voices."""
+    """Flite's shared library with its voices."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libflite.so.1", mode=ctypes.RTLD_GLOBAL)
@@ -60,7 +60,7 @@ class Flite:
         return found
 
     def say(self, text: str, voice: str, stretch: float) -> np.ndarray:
-        """Return the waveform ``[S]`` at 16 kHz. A larger ``stretch`` is slower."""
+        """Return the waveform ``[S]`` at 16 kHz. A larger ``stretch`` gives slower speech."""
         pointer = self._voices[voice]
         self._library.flite_feat_set_float(pointer.contents.features, b"duration_stretch", stretch)
         wave = self._library.flite_text_to_wave(text.encode(), ctypes.cast(pointer, ctypes.c_void_p))
@@ -72,7 +72,7 @@ class Flite:
 
 
 def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
-    """Change the pitch and the formants of a clip, and add noise between white and pink."""
+    """Change the pitch, the formants and the level of a clip, and add noise with a color between white and pink."""
     factor, noise_rng = rng.uniform(0.9, 1.12), np.random.default_rng([7, index])
     audio = np.interp(np.arange(int(len(audio) / factor)) * factor, np.arange(len(audio)), audio)
     spectrum = np.fft.rfft(noise_rng.standard_normal(len(audio)))

@@ -1,14 +1,14 @@
-"""Write sentences for the synthetic source: one per line, in lower case, without punctuation.
+"""Extract sentences from texts for the source ``synthetic``: one per line, in lower case, without punctuation.
 
     sudo apt-get install bible-kjv dict-gcide dict-wn fortunes      # texts in Debian and Ubuntu
     bible -f gen1:1-rev22:21 > verses.txt
     python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \
         --most 10000 --exclude test.jsonl --output sentences.txt
 
-``debian:NAME`` stands for the texts of an installed Debian package. Sentences with digits or symbols are left out, and
-so are those with more or fewer words than the limits. Repeated sentences count once. Sentences that share five
-consecutive words with a transcript of an excluded manifest (JSON lines with the key ``text``) are left out, too.
-Exclude the sets that you evaluate on.
+``debian:NAME`` means the texts of an installed Debian package. Sentences with digits or symbols, or with too many or
+too few words, are left out. Repeated sentences are written once. ``--exclude`` names manifests (JSON lines with the key
+``text``). Sentences that share five consecutive words with a transcript in such a manifest are left out, too. Exclude
+the sets that you evaluate on.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _SHARED_WORDS = 5
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n|\n%\n")
 _CLAUSE_END = re.compile(r"[;:\"]|--|–|—")
 _REFERENCE = re.compile(r"^\S+\d+:\d+\s", re.MULTILINE)
-"""Chapter and verse at the start of a line."""
+"""Chapter and verse at the start of a line, as printed by ``bible``."""
 _REMARK = re.compile(r"\[[^\]]*\]|\([^)]*\)|\\[^\\]*\\")
-"""Remarks in brackets, and pronunciations between backslashes."""
+"""Remarks in brackets, and pronunciations between backslashes, as in the dictionary GCIDE."""
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 
 
@@ -66,23 +66,23 @@ def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
 
 
 def clean(text: str, most: int) -> str | None:
-    """Return the words of a sentence. None if it has too many words, or anything else but words and punctuation."""
+    """Return the words of a sentence, separated by spaces. None if it has too many words, or digits or symbols."""
     text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
     words = [word.strip("'") for word in re.sub(r"[-\s.,!?;:\"()]+", " ", text).split()]
-    # Other single letters are abbreviations.
+    # The words "a", "i" and "o" are single letters. Other single letters are abbreviations.
     usable = all(_WORD.fullmatch(word) and (len(word) > 1 or word in "aio") for word in words)
     return " ".join(words) if usable and len(words) <= most else None
 
 
 def runs(sentence: str) -> Iterator[tuple[str, ...]]:
-    """Yield all runs of consecutive words. A shorter sentence is a run by itself."""
+    """Yield all runs of five consecutive words. A sentence with fewer words is a run by itself."""
     words = sentence.split()
     for start in range(max(1, len(words) - _SHARED_WORDS + 1)):
         yield tuple(words[start : start + _SHARED_WORDS])
 
 
 def excluded_runs(manifests: Iterable[Path]) -> set[tuple[str, ...]]:
-    """Return the runs of words in the transcripts of manifests."""
+    """Return all runs of five words in the transcripts of manifests."""
     found: set[tuple[str, ...]] = set()
     for manifest in manifests:
         for line in manifest.read_text(encoding="utf-8").splitlines():
@@ -91,13 +91,13 @@ def excluded_runs(manifests: Iterable[Path]) -> set[tuple[str, ...]]:
 
 
 def main() -> int:
-    """Write the file."""
+    """Write the sentences to ``--output``, and print their number for each source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", help="text files, also compressed with gzip, or debian:PACKAGE")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--most", type=int, default=10_000, help="maximum number of sentences of each source")
     parser.add_argument("--words", type=int, nargs=2, default=(3, 20), help="minimum and maximum number of words")
-    parser.add_argument("--exclude", type=Path, nargs="*", default=(), help="manifests whose texts must not be used")
+    parser.add_argument("--exclude", type=Path, nargs="*", default=(), help="manifests of evaluation sets")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     excluded, rng = excluded_runs(options.exclude), random.Random(options.seed)

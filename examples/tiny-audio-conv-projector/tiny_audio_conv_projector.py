@@ -16,7 +16,8 @@ class StridedConvConfig(ProjectorConfig):
 
     name: Literal["strided_conv"] = "strided_conv"
     stride: PositiveInt = 5
-    """Encoder frames per embedding; the window is twice as long, so neighbors overlap by half."""
+    """Encoder frames per embedding. Each embedding is computed from a window of twice as many frames, so neighboring
+    windows overlap by half."""
     hidden_dim: PositiveInt = 1024
     """Channels of the convolution."""
 
@@ -53,10 +54,10 @@ class StridedConvProjector(Projector):
         return (num_frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. Windows see zeros beyond the end of a clip."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. Windows contain zeros beyond a clip's end."""
         values = frames.zeroed().values.transpose(1, 2)
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))
         embeddings = self.down(F.gelu(hidden).transpose(1, 2))
-        # Norms compute in the type of their weights, but under autocast the embeddings are in half precision.
+        # Under autocast, the embeddings are in half precision. The norm needs them in the type of its weights.
         return self.norm(embeddings.to(self.norm.weight.dtype)), self.max_embeddings(frames.lengths)

@@ -1,6 +1,6 @@
 """The plugin in vLLM: registration, prompt expansion, weight names, and the texts of an export.
 
-``TINY_AUDIO_EXPORT=my-model pytest examples/vllm`` runs it on an export, in an environment with vLLM.
+``TINY_AUDIO_EXPORT=my-model pytest examples/vllm`` runs these tests on an export, in an environment with vLLM.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def model_config() -> Any:
 
 
 def test_vllm_knows_the_model(model_config: Any) -> None:
-    """vLLM finds the plugin, its abilities and the decoder's size."""
+    """vLLM finds the plugin, and knows that the model is multimodal and how large the decoder is."""
     from tiny_audio_vllm.config import TinyAudioConfig
     from vllm import ModelRegistry
 
@@ -40,7 +40,7 @@ def test_vllm_knows_the_model(model_config: Any) -> None:
 
 @pytest.mark.parametrize("num_samples", [SECOND // 2, SECOND, 2 * SECOND + 77])
 def test_a_prompt_has_a_placeholder_for_each_embedding(model_config: Any, num_samples: int) -> None:
-    """The audio's placeholder is repeated, and the rest of the prompt does not change."""
+    """The placeholder is repeated for each audio embedding, and the rest of the prompt does not change."""
     from tiny_audio_vllm.parts import parts_for_counting
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -56,7 +56,7 @@ def test_a_prompt_has_a_placeholder_for_each_embedding(model_config: Any, num_sa
 
 
 def test_every_tensor_has_a_name_in_vllm() -> None:
-    """Only the CTC head is left out. Names that vLLM does not know make loading fail; see the next test."""
+    """Only the tensors of the CTC head are left out. The next test fails if vLLM does not know a name."""
     from safetensors import safe_open
     from tiny_audio_vllm.model import TinyAudioForConditionalGeneration
 
@@ -68,10 +68,10 @@ def test_every_tensor_has_a_name_in_vllm() -> None:
 
 
 def test_texts_equal_those_of_the_export() -> None:
-    """Loads all weights, and decodes clips of several lengths in one batch."""
+    """All weights are loaded, and clips of several lengths are decoded in one batch."""
     from tiny_audio_vllm.compare import texts_of_export, texts_of_vllm
 
     random = np.random.default_rng(0)
     clips = [0.1 * random.standard_normal(size).astype(np.float32) for size in (SECOND, 2 * SECOND, SECOND // 2)]
-    expected = texts_of_export(EXPORT, clips)  # first, because vLLM changes classes of transformers
+    expected = texts_of_export(EXPORT, clips)  # before vLLM runs, because vLLM changes classes of transformers
     assert texts_of_vllm(EXPORT, clips) == expected

@@ -1,4 +1,4 @@
-"""A plugin of vLLM for exports of Tiny Audio."""
+"""A vLLM plugin that serves exports of Tiny Audio."""
 
 from __future__ import annotations
 
@@ -11,5 +11,6 @@ def register() -> None:
     from tiny_audio_vllm.config import TinyAudioConfig
 
     AutoConfig.register("tiny_audio", TinyAudioConfig, exist_ok=True)
-    # The name of the class delays the import, because vLLM must not initialize CUDA before it starts its workers.
+    # The class is given by its name, so that it is imported later: nothing may initialize CUDA before vLLM starts its
+    # workers.
     ModelRegistry.register_model("TinyAudioModel", "tiny_audio_vllm.model:TinyAudioForConditionalGeneration")

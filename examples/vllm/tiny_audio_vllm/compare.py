@@ -1,7 +1,7 @@
-"""Transcribe clips with vLLM and with the export itself, and print where the texts differ.
+"""Transcribe clips with vLLM and with the export itself, and print both texts of each clip.
 
-Usage: ``python -m tiny_audio_vllm.compare EXPORT CLIP...``. Both decode greedily in float32. The clips are
-mono, at 16 kHz, and not longer than the model accepts. The exit code is 1 if a text differs.
+Usage: ``python -m tiny_audio_vllm.compare EXPORT CLIP...``. Both decode greedily in
+float32. The clips must be mono, at 16 kHz, and not longer than the model accepts. The exit code is 1 if a text differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_NEW_TOKENS = 60
 
 
 def texts_of_export(folder: str, clips: list[Any]) -> list[str]:
-    """Return the texts of the export, which runs its own code."""
+    """Return the texts of the export, decoded by the code that it contains."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     model_class = get_class_from_dynamic_module("modeling_tiny_audio.TinyAudioModel", folder)
@@ -31,7 +31,7 @@ def texts_of_export(folder: str, clips: list[Any]) -> list[str]:
 
 
 def texts_of_vllm(folder: str, clips: list[Any], **options: Any) -> list[str]:
-    """Return the texts of vLLM."""
+    """Return the texts that vLLM decodes."""
     from vllm import LLM, SamplingParams
 
     model = LLM(folder, trust_remote_code=True, dtype="float32", enforce_eager=True, **options)

@@ -1,4 +1,4 @@
-"""The config of an export, in the form that vLLM reads: with a text config for the decoder."""
+"""The config of an export in the form that vLLM expects: the decoder has a config of its own, the text config."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class TinyAudioConfig(PreTrainedConfig):
 
     @property
     def audio_token_id(self) -> int:
-        """The id that stands for an audio embedding: the first one that is not in the prompt.
+        """The token id at the positions of audio embeddings: the lowest id that is not in the prompt.
 
-        Exports add no token to the vocabulary. The embedding of this id is never used, so any id will do.
+        Exports have no special token for audio. The embedding of this id is never used, so any unused id works.
         """
         taken = {*self.prompt_prefix_ids, *self.prompt_suffix_ids, self.end_token_id}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The prompt, with one placeholder for the audio."""
+        """The token ids of the prompt, with one placeholder for the audio."""
         return [*self.prompt_prefix_ids, self.audio_token_id, *self.prompt_suffix_ids]

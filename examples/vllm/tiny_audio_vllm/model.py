@@ -1,4 +1,4 @@
-"""The model: the export's encoder and projector, and vLLM's own decoder."""
+"""The model class for vLLM. The encoder and the projector are those of the export, and the decoder is vLLM's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    # An export does not say which languages it knows, and its prompt does not name one.
+    # vLLM needs a list of languages. An export does not state its languages, and its prompt contains none.
     supported_languages = {"en": "English"}  # noqa: RUF012
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -66,12 +66,12 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         """Refuse chat messages.
 
         Raises:
-            ValueError: always, because an export was trained with one prompt only.
+            ValueError: always, because an export was trained with one fixed prompt.
         """
-        raise ValueError("exports of Tiny Audio have a prompt of their own; use /v1/audio/transcriptions")
+        raise ValueError("exports of Tiny Audio have a fixed prompt, and no chat; use /v1/audio/transcriptions")
 
     def get_mm_mapping(self) -> MultiModelKeys:
-        """Return the prefixes of the parts."""
+        """Return the prefixes of the names of the parts' weights."""
         return MultiModelKeys.from_string_field(
             language_model="language_model.", connector="projector.", tower_model="encoder."
         )
@@ -84,7 +84,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
             kwargs: ``waveforms``, B clips of float32 ``[S]`` or ``[1, S]`` at 16 kHz, and ``num_embeddings``.
 
         Raises:
-            ValueError: the projector returned another number of embeddings than was expected.
+            ValueError: the projector returned a different number of embeddings than expected.
         """
         waveforms = kwargs.get("waveforms")
         if waveforms is None:
@@ -96,8 +96,8 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         if counts.tolist() != expected:
             name = self.config.projector["name"]
             raise ValueError(
-                f"the projector {name!r} returned {counts.tolist()} embeddings, and {expected} were expected; vLLM "
-                "needs a projector whose number of embeddings depends on the duration only"
+                f"the projector {name!r} returned {counts.tolist()} embeddings instead of {expected}; vLLM needs a "
+                "projector whose number of embeddings depends only on the duration"
             )
         dtype = self.language_model.embed_input_ids(lengths.new_zeros(1)).dtype
         return tuple(row[:count].to(dtype) for row, count in zip(embeddings, expected, strict=True))
@@ -116,7 +116,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         return self.language_model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """Return logits. Ids for which the tokenizer has no text are never generated."""
+        """Return logits. The logits of ids without a text in the tokenizer are -inf, so they are never generated."""
         logits = self.language_model.compute_logits(hidden_states)
         if logits is not None and self.config.undecodable_ids:
             logits[..., self.config.undecodable_ids] = -torch.inf
@@ -128,7 +128,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
 
     @classmethod
     def get_speech_to_text_config(cls, model_config: ModelConfig, task_type: str) -> SpeechToTextConfig:
-        """Return the duration up to which vLLM does not split a recording."""
+        """Return the sampling rate, and the duration above which vLLM splits a recording."""
         longest_s = longest_clip_s(model_config.model, model_config.revision, model_config.max_model_len)
         return SpeechToTextConfig(sample_rate=SAMPLE_RATE, max_audio_clip_s=longest_s)
 
@@ -148,5 +148,5 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
 
     @classmethod
     def post_process_output(cls, text: str) -> str:
-        """Strip the text, as Tiny Audio does."""
+        """Remove white space at both ends of the text, as Tiny Audio does."""
         return text.strip()

@@ -16,14 +16,14 @@ _LONGEST_CLIP_S = 30
 
 
 class Parts(NamedTuple):
-    """The audio part of a model, and its limits."""
+    """The encoder and the projector of a model, with the config that has their limits."""
 
     encoder: Any
     projector: Any
     encoder_config: Any
 
     def num_embeddings(self, num_samples: int) -> int:
-        """Return the number of audio embeddings of a clip. Some projectors return fewer, which depend on the clip."""
+        """Return the maximum number of audio embeddings of a clip. It is exact for most projectors."""
         frames = torch.tensor([self.encoder_config.num_frames(num_samples)])
         return int(self.projector.max_embeddings(frames)[0])
 
@@ -58,7 +58,7 @@ def build_parts(config: TinyAudioConfig, folder: str, revision: str | None) -> P
 
 @cache
 def parts_for_counting(folder: str, revision: str | None) -> Parts:
-    """Return parts without memory for weights. They count audio embeddings, also before the model is loaded."""
+    """Return parts on the meta device, without memory for weights. They are used only to count audio embeddings."""
     config = TinyAudioConfig.from_pretrained(folder, revision=revision)
     with torch.device("meta"):
         return build_parts(config, folder, revision)
@@ -68,8 +68,8 @@ def longest_clip_s(folder: str, revision: str | None, max_positions: int) -> int
     """Return the duration in whole seconds of the longest clip that encoder and decoder accept.
 
     Args:
-        max_positions: number of positions of the decoder, for prompt, audio and text together. A third of them is
-            left for prompt and text.
+        max_positions: number of positions of the decoder. Audio takes at most two thirds of the positions, so that the
+            prompt and the text have room.
     """
     parts = parts_for_counting(folder, revision)
     longest_s = int(min(parts.encoder_config.max_duration_s() or _LONGEST_CLIP_S, _LONGEST_CLIP_S))

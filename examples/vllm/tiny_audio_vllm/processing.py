@@ -1,4 +1,4 @@
-"""Prepare requests: waveforms as they are, and one placeholder for each audio embedding."""
+"""Prepare requests for the model: pass on waveforms, and put one placeholder per audio embedding into the prompt."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TinyAudioInfo(BaseProcessingInfo):
         return self.ctx.get_hf_config(TinyAudioConfig)
 
     def get_data_parser(self) -> MultiModalDataParser:
-        """Return a parser that resamples and down-mixes."""
+        """Return a parser that converts audio to mono at 16 kHz."""
         return MultiModalDataParser(target_sr=SAMPLE_RATE, target_channels=1)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Return the limit of one clip for each prompt, as in training."""
+        """Return the maximum number of clips in a prompt: one, as in training."""
         return {"audio": 1}
 
     def num_embeddings(self, num_samples: int) -> int:
@@ -43,16 +43,16 @@ class TinyAudioInfo(BaseProcessingInfo):
         return parts_for_counting(model.model, model.revision).num_embeddings(num_samples)
 
     def longest_clip_s(self) -> int:
-        """Return the duration of the longest clip."""
+        """Return the duration in seconds of the longest clip that the model accepts."""
         model = self.ctx.model_config
         return longest_clip_s(model.model, model.revision, model.max_model_len)
 
 
 class TinyAudioDummyInputs(BaseDummyInputsBuilder[TinyAudioInfo]):
-    """The longest request, with which vLLM measures the memory."""
+    """The largest request. vLLM uses it to measure how much memory the model needs."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """Return nothing, because :class:`TinyAudioProcessor` makes the prompt from ids."""
+        """Return an empty text, because :class:`TinyAudioProcessor` builds the prompt from token ids."""
         return ""
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]) -> Any:
@@ -62,12 +62,12 @@ class TinyAudioDummyInputs(BaseDummyInputsBuilder[TinyAudioInfo]):
 
 
 class TinyAudioProcessor(BaseMultiModalProcessor[TinyAudioInfo]):
-    """Passes waveforms on. The encoder computes its own features."""
+    """Passes waveforms on unchanged, because the encoder computes its own features."""
 
     def get_dummy_inputs(
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]
     ) -> ProcessorInputs:
-        """Return a prompt of placeholders, with their clips."""
+        """Return the largest request: clips, and a prompt with a placeholder for each of them."""
         data = self.dummy_inputs.get_dummy_mm_data(seq_len, mm_counts, mm_options)
         prompt = [self.info.get_hf_config().audio_token_id] * mm_counts.get("audio", 0)
         return ProcessorInputs(prompt=prompt, mm_data_items=self.info.parse_mm_data(data, validate=False))
