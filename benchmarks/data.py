@@ -224,7 +224,7 @@ def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> Non
             ours_s.append(seconds[True])
     record.say("## Shared memory")
     record.say(f"{count:,} clips; {pairs} pairs of epochs, ours {spread(ours_s, 2)} s of CPU time each.")
-    record.say(f"CPU time with torch's own way over the time with shared-memory batches: {spread(ratios)}.")
+    record.say(f"CPU time with the DataLoader's way / CPU time with shared-memory batches: {spread(ratios)}.")
 
 
 def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> None:
@@ -239,7 +239,7 @@ def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> N
         record.say("## Loading")
         record.say(
             f"{count:,} clips, {clips.duration_s / 3600:.2f} hours of {manifest.parent.name if manifest else 'noise'}, "
-            f"{size / 2**20:.0f} MiB of FLAC in {SHARDS} shards, {ROW_GROUP} rows a row group; {rounds} rounds."
+            f"{size / 2**20:.0f} MiB of FLAC in {SHARDS} shards, {ROW_GROUP} rows per row group; {rounds} rounds."
         )
         ways: dict[str, Callable[[int], tuple[int, float]]] = {
             "decoding alone": lambda _: decoding(shards),
@@ -258,7 +258,7 @@ def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> N
         for name, values in rates.items()
     }
     record.table(
-        ("", "clips/s, median [range]", "audio s/s", "of decoding alone"),
+        ("", "clips/s, median [range]", "audio s/s", "relative to decoding alone"),
         [
             (name, spread(values, 0), f"{np.median(values) * mean_s:,.0f}", spread(shares[name]))
             for name, values in rates.items()
@@ -337,14 +337,14 @@ def planning(record: Record, count: int) -> None:
     record.table(
         ("", "seconds", "peak resident, GiB"),
         [
-            ("index made from the metadata columns", f"{index['opened_s']:.1f}", f"{index['peak_bytes'] / GIB:.2f}"),
-            ("index opened", f"{plan['opened_s']:.1f}", ""),
-            ("epoch planned", f"{plan['planned_s']:.1f}", f"{plan['peak_bytes'] / GIB:.2f}"),
-            ("the middle batch asked for", f"{plan['batch_s']:.6f}", ""),
+            ("create the index", f"{index['opened_s']:.1f}", f"{index['peak_bytes'] / GIB:.2f}"),
+            ("open the index", f"{plan['opened_s']:.1f}", ""),
+            ("plan an epoch", f"{plan['planned_s']:.1f}", f"{plan['peak_bytes'] / GIB:.2f}"),
+            ("look up the middle batch", f"{plan['batch_s']:.6f}", ""),
         ],
     )
     record.say(
-        f"The index takes {size / GIB:.2f} GiB on disk; the plan has {plan['batches']:,} batches of 240 padded seconds."
+        f"The index takes {size / GIB:.2f} GiB on disk. The plan has {plan['batches']:,} batches of 240 padded seconds."
     )
     record.say()
     seconds, peak = plan["opened_s"] + plan["planned_s"], plan["peak_bytes"] / GIB

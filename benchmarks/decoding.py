@@ -80,7 +80,7 @@ def decoding_speed(record: Record, clips: list[np.ndarray], rounds: int) -> None
     record.say("## Decoding clean clips")
     mean_s = sum(map(len, clips)) / len(clips) / SAMPLE_RATE
     record.say(f"{len(clips)} clips of {mean_s:.1f} s on average; {rounds} rounds; CPU time.")
-    record.table(("", "ms a clip", "speed, of the baseline's"), rows)
+    record.table(("", "ms per clip", "speed relative to the baseline"), rows)
     record.say()
     record.bar(f"at least {SPEED_SHARE:.0%} of the baseline's speed in every format", worst >= SPEED_SHARE)
 

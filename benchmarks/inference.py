@@ -202,10 +202,11 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     record.table(
         ("", "RTFx", "speed relative to the first row", "decoder passes per clip", "clips with the same tokens"), rows
     )
+    all_right = np.mean(np.array(results["assisted, one by one"][1]) == 1)
     record.say(
         f"Times over {len(chosen)} clips ({chosen_s:.0f} s), {arguments.rounds} rounds. In a plain batch, each clip "
-        "takes part in every pass until all clips have ended. In assisted decoding, a clip leaves when it has ended. "
-        f"One by one, {np.mean(np.array(results['assisted, one by one'][1]) == 1):.0%} of the drafts were wholly right."
+        "takes part in every pass until all clips have ended. In assisted decoding, a clip leaves the batch when it "
+        f"ends. One by one, {all_right:.0%} of the drafts were entirely right."
     )
     record.say()
     record.bar(f"{len(clips)} clips, at least {CLIPS}", len(clips) >= CLIPS)

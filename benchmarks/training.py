@@ -158,7 +158,7 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
         by_curve[way] = sum(float(np.polyval(curve, batch.max())) for batch in batches)
     rate = {way: audio[way] / float(minimum_of_rounds(seconds[way]).sum()) for way in plans}
     record.table(
-        ("", "padding, 20,000 clips", "audio s/s, least disturbed", "by round", "by the curve"),
+        ("", "padding, 20,000 clips", "audio s/s, fastest of the rounds", "by round", "predicted by the curve"),
         [
             (
                 way,
@@ -175,8 +175,8 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
     bound = (by_curve["plain"] / audio["plain"]) / (by_curve["ours"] / audio["ours"])
     unpadded = (1 - padding(plans["ours"])) / (1 - padding(plans["plain"]))
     record.say(
-        f"Ours / plain: {gain:.2f}, by round {spread(gains.tolist())}; {rounds} rounds of {count} batches each. The "
-        f"bound by arithmetic is {bound:.2f}: padding alone allows about {unpadded:.2f}, the logits the rest."
+        f"Speed of ours / plain: {gain:.2f}, by round {spread(gains.tolist())}; {rounds} rounds of {count} batches "
+        f"each. The bound is {bound:.2f}. Less padding alone allows about {unpadded:.2f}, and fewer logits the rest."
     )
     record.say()
     record.bar(f"{gain / bound:.1%} of the bound is reached, at least {GAIN_SHARE:.0%}", gain >= GAIN_SHARE * bound)
@@ -213,8 +213,8 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
     clips, budget = largest(bench, bound)
     record.say(f"## {bound / GIB:.2f} GiB for a step")
     record.say(
-        f"Plain: {clips} clips a step, since {clips} of {bench.durations_s.max():g} s are the most that fit. Ours: "
-        f"{budget:.0f} padded seconds a step, any number of clips."
+        f"Plain: {clips} clips per step, because at most {clips} clips of {bench.durations_s.max():g} s fit. Ours: "
+        f"{budget:.0f} padded seconds per step, with any number of clips."
     )
     plans = {
         "plain": plan(bench.durations_s, max_clips=clips, pool_batches=1),
@@ -236,7 +236,7 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
         for name, batches in sampled.items()
     }
     record.table(
-        ("", "clips a step", "padding", "audio hours per hour, least disturbed", "by round", "of the peak"),
+        ("", "clips per step", "padding", "audio hours per hour, fastest of the rounds", "by round", "MFU"),
         [
             (
                 name,
@@ -250,19 +250,22 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
         ],
     )
     record.say(
-        f"The peak is {host.peak_flops / 1e12:.3g} TFLOPS ({host.peak_source}); the work is counted as tiny-audio plan "
-        "does, without padding or logits that need not be."
+        f"MFU is the share of the peak of {host.peak_flops / 1e12:.3g} TFLOPS ({host.peak_source}). FLOPs are counted "
+        "as in tiny-audio plan, without padding and avoidable logits."
     )
     gain = rate["ours"] / rate["plain"]
     gains = (seconds["plain"].sum(1) / audio["plain"]) / (seconds["ours"].sum(1) / audio["ours"])
-    record.say(f"Ours / plain: {gain:.2f}, by round {spread(gains.tolist())}; {rounds} rounds of {count} batches each.")
+    record.say(
+        f"Speed of ours / plain: {gain:.2f}, by round {spread(gains.tolist())}; {rounds} rounds of {count} batches "
+        "each."
+    )
     record.say()
     record.bar(f"{gain:.2f} times the audio, at least {SPEEDUP}", gain >= SPEEDUP)
     share = padding(plans["ours"])
     record.bar(f"padding of ours {share:.1%}, at most {PADDING:.0%}", share <= PADDING)
     if gain < SPEEDUP:
         for name in ("plain", "ours"):
-            record.say(f"Where {name} spends a step:")
+            record.say(f"Where the time of a step goes, {name}:")
             record.say(profile(bench, *steps[name][len(steps[name]) // 2]))
 
 
@@ -325,15 +328,15 @@ def main() -> int:
             f"{part} {bench.recipe.model_dump()[part]['name']} {size / 1e6:.1f} M" for part, size in sizes.items()
         )
         + f" parameters, {sum(tensor.numel() for tensor in bench.trained) / 1e6:.1f} M of them trained; "
-        f"{bench.vocabulary:,} token ids; {bench.recipe.training.precision}. Text: {CHARACTERS_PER_S} characters a "
-        f"second, {CHARACTERS_PER_TOKEN} a token."
+        f"{bench.vocabulary:,} token ids; {bench.recipe.training.precision}. Text: {CHARACTERS_PER_S} characters "
+        f"per second, {CHARACTERS_PER_TOKEN} per token."
     )
     where = (
         arguments.manifest.name
         if arguments.manifest
         else (
-            f"a log-normal of median {MEDIAN_S:g} s and sigma {SIGMA:g}, as large mixed corpora have, cut at "
-            f"{SHORTEST_S:g} and {LONGEST_S:g} s"
+            f"a log-normal distribution as in large mixed corpora (median {MEDIAN_S:g} s, sigma {SIGMA:g}), limited to "
+            f"{SHORTEST_S:g} to {LONGEST_S:g} s"
         )
     )
     record.say(f"Durations of {CLIPS:,} clips, from {where}:")

@@ -130,11 +130,11 @@ def long_recording(
         rates = wer([whole], [result["text"]]), wer([whole], [" ".join(one_by_one[:number])])
         rows[path] = (result, rates, peak, seconds, number)
     result, (together, alone), peak, _, _ = rows[long]
-    small, pieces = rows[short][2], result["segments"]
+    small, segments = rows[short][2], result["segments"]
     record.say(f"## A recording of {result['duration'] / 60:.0f} minutes\n")
-    names = {long: "all, silent pauses", short: f"a sixth, noise at {ROOM_DBFS:.0f} dBFS"}
+    names = {long: "whole, silent pauses", short: f"a sixth, noise at {ROOM_DBFS:.0f} dBFS"}
     record.table(
-        ["recording", "sentences", "pieces", "WER", "WER one by one", "peak memory, MiB", "seconds"],
+        ["recording", "sentences", "chunks", "WER", "WER one by one", "peak memory, MiB", "seconds"],
         [
             [
                 *(names[path], number, len(one["segments"]), f"{rates[0]:.2%}", f"{rates[1]:.2%}"),
@@ -143,9 +143,9 @@ def long_recording(
             for path, (one, rates, memory, seconds, number) in rows.items()
         ],
     )
-    record.say(f"The longest piece has {max(one['end_s'] - one['start_s'] for one in pieces):.1f} s.\n")
-    record.bar("within 0.5 points of the sentences one by one", abs(together - alone) <= MAX_WER_DIFFERENCE)
-    record.bar("six times the length takes at most a quarter more memory", peak <= MAX_MEMORY_GAIN * small)
+    record.say(f"The longest chunk lasts {max(one['end_s'] - one['start_s'] for one in segments):.1f} s.\n")
+    record.bar("WER within 0.5 points of the sentences one by one", abs(together - alone) <= MAX_WER_DIFFERENCE)
+    record.bar("six times the duration takes at most a quarter more memory", peak <= MAX_MEMORY_GAIN * small)
     subtitles(record, model, long, folder)
 
 
@@ -189,7 +189,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
     sizes = np.abs(errors)
     record.say("## Word starts\n")
     record.table(
-        ["sentences", "of them right", "words", "median error", "90 % within", "median with its sign"],
+        ["sentences", "with the right text", "their words", "median error", "90th percentile", "median, signed"],
         [
             [
                 *(len(rows), right, len(errors), f"{1000 * np.median(sizes):.0f} ms"),
@@ -197,7 +197,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
             ]
         ],
     )
-    record.bar("median within 100 ms of espeak-ng's word events", bool(np.median(sizes) <= MAX_START_ERROR_S))
+    record.bar("median error of at most 100 ms", bool(np.median(sizes) <= MAX_START_ERROR_S))
 
 
 def non_speech_clips() -> dict[str, list[np.ndarray]]:
@@ -252,9 +252,9 @@ def no_words(record: Record, filtered: Transcriber, raw: Transcriber) -> None:
         )
     raw_total = sum(row[2] for row in rows)
     rows.append(["all", sum(row[1] for row in rows), raw_total, invented, ""])
-    record.say("## Nobody speaks\n")
-    record.table(["clips of", "clips", "with text, raw model", "with text, filtered", "suppressed as"], rows)
-    record.bar("no words are invented", invented == 0)
+    record.say("## Clips without speech\n")
+    record.table(["kind", "clips", "with text, no filters", "with text, filters", "reasons of the filters"], rows)
+    record.bar("the filters leave no text", invented == 0)
 
 
 def reasons(result: Transcription) -> list[str]:
@@ -268,8 +268,8 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
     fired = sum(bool(reasons(one)) for one in result)
     softer = [wave * np.float32(10 ** (-ATTENUATION_DB / 20)) for wave in waves]
     coarse = [(np.round(wave * 32768) / 32768).astype(np.float32) for wave in softer]
-    rows = [["as it is, raw model", f"{wer(references, plain):.2%}", *lost(references, plain), ""]]
-    rows.append(["as it is", f"{wer(references, kept):.2%}", *lost(references, kept), fired])
+    rows = [["unchanged, no filters", f"{wer(references, plain):.2%}", *lost(references, plain), ""]]
+    rows.append(["unchanged", f"{wer(references, kept):.2%}", *lost(references, kept), fired])
     results = {}
     narrow = [in_band(wave, *TELEPHONE_HZ) for wave in waves]
     for name, waveforms in (("40 dB softer", softer), ("40 dB softer, in 16 bits", coarse), ("telephone", narrow)):
@@ -278,13 +278,13 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
         count = sum(bool(reasons(one)) for one in results[name])
         rows.append([name, f"{wer(references, found):.2%}", *lost(references, found), count])
     quiet_raw = texts(raw, softer)
-    rows.append(["40 dB softer, raw model", f"{wer(references, quiet_raw):.2%}", *lost(references, quiet_raw), ""])
+    rows.append(["40 dB softer, no filters", f"{wer(references, quiet_raw):.2%}", *lost(references, quiet_raw), ""])
     num_words = sum(len(text.split()) for text in references)
     record.say(f"## Speech: {len(clips)} sentences, {num_words} words\n")
-    record.table(["", "WER", "words deleted", "sentences without text", "filters fired"], rows)
-    record.bar("filters change no text of speech", kept == plain and not fired)
+    record.table(["speech", "WER", "words deleted", "sentences without text", "sentences with filtered text"], rows)
+    record.bar("the filters change no text of speech", kept == plain and not fired)
     classified = [non_speech_reason(torch.from_numpy(wave)) for wave in narrow]
-    record.bar("speech within the band of telephones is not taken for noise or tones", not any(classified))
+    record.bar("speech in the frequency band of telephones is not classified as noise or tones", not any(classified))
     soft_texts = [one.text for one in results["40 dB softer"]]
     gone = {
         name: lost_words(references, kept, [one.text for one in result])
@@ -292,13 +292,13 @@ def speech_kept(record: Record, filtered: Transcriber, raw: Transcriber, clips: 
         if name != "telephone"
     }
     record.say(
-        "Of the words that are right at their own level, "
-        + ", and ".join(f"{number} are not {name}" for name, number in gone.items())
+        "Of the words that are right in unchanged speech, "
+        + ", and ".join(f"{number} are wrong in speech {name}" for name, number in gone.items())
         + ".\n"
     )
     quiet = [boost_quiet(torch.from_numpy(wave)).numpy() for wave in softer]
-    record.bar("filters take no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
-    record.bar("every word that is right at its own level is right 40 dB softer", gone["40 dB softer"] == 0)
+    record.bar("the filters remove no word from speech 40 dB softer", texts(raw, quiet) == soft_texts)
+    record.bar("every word that is right in unchanged speech is right 40 dB softer", gone["40 dB softer"] == 0)
     alone = [texts(filtered, [wave])[0] for wave in waves[:100]]
     record.bar("100 sentences have the same text alone as among 400", alone == kept[:100])
 
@@ -317,7 +317,7 @@ def silence_before(record: Record, filtered: Transcriber, clips: Clips) -> None:
         rates[milliseconds] = wer(references, texts(filtered, [np.concatenate([silence, wave]) for wave, _ in clips]))
     record.say("## Silence before the first sound\n")
     record.table(["silence, ms", *map(str, rates)], [["WER", *(f"{rate:.2%}" for rate in rates.values())]])
-    record.bar("within a point of the same without", max(rates.values()) - rates[0] <= MAX_WER_OF_SILENCE)
+    record.bar("WER at most a point above that without silence", max(rates.values()) - rates[0] <= MAX_WER_OF_SILENCE)
 
 
 def lost_words(references: Sequence[str], before: Sequence[str], after: Sequence[str]) -> int:

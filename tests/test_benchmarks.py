@@ -163,7 +163,7 @@ def test_inference_of_a_trained_model(tmp_path: Path) -> None:
     assert "4 clips of held_out" in printed
     assert "| plain, one by one | " in printed
     for way in ("plain, batched", "assisted, one by one", "assisted, batched"):
-        assert f"- {way}: the tokens of 4 of 4 clips are those of one by one: holds" in printed
+        assert f"- {way}: 4 of 4 clips have the same tokens as one by one: holds" in printed
     assert "- 4 clips, at least 500: FAILS" in printed
     assert "times fewer passes of the decoder, at least 1.8" in printed
     assert printed.strip() in page.read_text()
