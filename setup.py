@@ -1,4 +1,4 @@
-"""Packages, which ``pyproject.toml`` cannot list. A wheel holds ``recipes/`` as ``tiny_audio/recipes/``."""
+"""List the packages, because ``pyproject.toml`` cannot. A wheel contains ``recipes/`` as ``tiny_audio/recipes/``."""
 
 from setuptools import find_packages, setup
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str) -> str:
-    """Return the output of a benchmark. It may miss its targets, because nothing here is as fast as in a real run."""
+    """Run a benchmark in a new process, and return its output. It may miss its targets, because its sizes are small."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     return printed_by(done.returncode, done.stdout, done.stderr)
@@ -40,7 +40,7 @@ def printed_by(code: int, out: str, err: str) -> str:
 
 
 def run_in_a_fork(script: str, *arguments: str) -> str:
-    """Run a benchmark in a fork, if it does not compare with a new process."""
+    """Run a benchmark in a fork, which saves the time of imports, and return its output."""
 
     def work() -> int:
         sys.argv = [script, *arguments]
@@ -89,7 +89,7 @@ def test_context(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_open_vocabulary(tmp_path: Path) -> None:
-    """The first step is without the decoder, so only the projector's own text is scored."""
+    """The first step is trained without the decoder, so only the text of the projector alone is scored."""
     document = changed(
         tiny_recipe(write_clips(tmp_path / "data", 6).parent),
         alignment={"alone_steps": 1},
@@ -107,7 +107,7 @@ def test_open_vocabulary(tmp_path: Path) -> None:
     assert printed.count("| first | ") == 2
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [("wer" in row, "projector_wer" in row) for row in rows] == [(False, True), (True, True)]
-    assert image.read_text().count("<circle") == 2 + 1 + 1, "the projector's rates, a rate, and the bits"
+    assert image.read_text().count("<circle") == 2 + 1 + 1, "two rates of the projector alone, one rate with the decoder, and the bits"
 
 
 def test_curves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """Return the ids that GitHub gives to a page's headings."""
+    """Return the anchors that GitHub makes from a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"[^\w\- ]", "", LINK.sub("", heading.replace("`", "")).lower()).strip()
@@ -55,7 +55,7 @@ def test_every_page_is_linked_from_the_index() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """It has at most 1,000 words, including code and tables."""
+    """The README has at most 1,000 words, including code and tables."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
 
 

@@ -1,4 +1,4 @@
-"""The code and commands of docs/write_a_projector.md, run like a reader would run them."""
+"""The code and commands of docs/write_a_projector.md, run as a reader would run them."""
 
 from __future__ import annotations
 
