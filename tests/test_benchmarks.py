@@ -107,7 +107,7 @@ def test_open_vocabulary(tmp_path: Path) -> None:
     assert printed.count("| first | ") == 2
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [("wer" in row, "projector_wer" in row) for row in rows] == [(False, True), (True, True)]
-    assert image.read_text().count("<circle") == 2 + 1 + 1, "two rates of the projector alone, one rate with the decoder, and the bits"
+    assert image.read_text().count("<circle") == 2 + 1 + 1, "the rates of the projector alone, a rate, and the bits"
 
 
 def test_curves(monkeypatch: pytest.MonkeyPatch) -> None:
