@@ -1,8 +1,8 @@
-"""Keep times correct in damaged raw AAC files (ADTS), whose frames have no timestamps.
+"""Keep times correct in damaged raw AAC files (the ADTS format), whose frames have no timestamps.
 
-FFmpeg skips bytes that are not frames, so all later sound would begin too early. This module replaces such bytes by
-empty frames. FFmpeg outputs no samples for an empty frame, but counts its duration. The gap is then filled with silence
-and reported, like a gap in other formats.
+FFmpeg skips damaged bytes without counting their duration, so all later sound would begin too early. This module
+replaces damaged bytes by empty frames. FFmpeg outputs no samples for an empty frame, but counts its duration. The gap
+is then filled with silence and reported, like a gap in other formats.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HEADER_BYTES = 7
 _SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
 _NUM_RATES = 13
 _END = b"\xe0"
-"""The content of an empty frame: the element that ends a frame."""
+"""The content of an empty frame: only the code that marks the end of a frame."""
 
 
 @contextmanager
 def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
-    """Provide a file with empty frames instead of lost frames, and the number of bytes that do not belong to frames.
+    """Yield the path of a copy in which empty frames replace damaged bytes, and the number of damaged bytes.
 
-    If there are no such bytes, or if the file is not ADTS, the file is ``path`` itself.
+    If there are no damaged bytes, or if the file is not ADTS, the path is ``path`` itself and the number is 0.
 
     Raises:
         OSError: the file cannot be read, or there is no space for a copy.
@@ -50,7 +50,7 @@ def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
-    """Return the pieces of the file with empty frames for lost frames, and the number of bytes between frames."""
+    """Return the content of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes."""
     start = after_id3(data, 0)
     if data.read(start, 1) != b"\xff":
         return (), 0
@@ -89,7 +89,7 @@ class _Stream:
         self._content, self._start, self._end = content, start, end
 
     def runs(self) -> Iterator[_Run]:
-        """Yield all frames, as runs. If the file does not begin with a frame, yield nothing."""
+        """Yield the runs of consecutive frames. If the file does not begin with a frame, yield nothing."""
         at = self._start
         while self._size(self._start):
             first, frames = at, 0

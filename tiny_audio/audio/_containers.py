@@ -1,10 +1,8 @@
 """Find the actual end of the samples in WAV, AIFF, W64, CAF and AU files.
 
-Programs first write a placeholder for the size of the samples and replace it at the end. If a program is stopped,
-writes to a pipe or exceeds 4 GiB, the size in the header is wrong. In this case, the samples end where another chunk
-begins, or at the end of the file.
-
-In this module, a chunk is a named block of bytes in a file. A declared size is the size in the header.
+A recording program first writes a placeholder for the size of the samples, and replaces it when the recording ends. If
+the program is stopped, writes to a pipe or exceeds 4 GiB, the size in the header is wrong. The samples then end where
+another chunk (a named block of bytes) begins, or at the end of the file. A declared size is the size in the header.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ _MAX_FORMAT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 20
 """If the size of the samples is wrong, this many bytes at the end of the file are searched for chunks."""
 _PLACEHOLDER_SLACK = 1 << 16
+"""A size that differs by at most this many bytes from a placeholder counts as one."""
 _KNOWN_CHUNKS = (
     *(b"LIST", b"list", b"bext", b"id3 ", b"ID3 ", b"iXML", b"axml", b"_PMX", b"cue ", b"fact", b"smpl", b"inst"),
     *(b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"cart", b"DISP", b"acid", b"strc", b"afsp", b"umid", b"chna"),
@@ -44,15 +43,15 @@ class _Container:
     start: int
     """Position of the first sample in the file."""
     declared: int | None
-    """Bytes of samples that the header states; None if it states no size or a placeholder."""
+    """Size of the samples in bytes, according to the header; None if the header has no size or a placeholder."""
     bytes_per_s: float
     header: Callable[[int], bytes]
-    """Return the header of a file with this number of bytes of samples."""
+    """Return the header of a file whose samples have this size in bytes."""
     chunk: Callable[[int], tuple[bytes, int] | None]
     """Return the name and size of the chunk at a position. The size includes the chunk's header."""
     frame_bytes: int = 1
     readable: bool = True
-    """Whether libsndfile can read the file, provided that the size in the header is right."""
+    """Whether libsndfile reads the file correctly if the size in the header is right."""
     codec: int = 0
     """Codec code of a WAV file; 0 for other formats."""
 
@@ -65,7 +64,7 @@ def container_layout(data: Data) -> Layout | None:
     position, wrong = 0, False
     while parse is not None and len(parts) < _MAX_CHUNKS:
         found = parse(data, position)
-        if found is None or found.start > data.size:  # cut off inside of the header
+        if found is None or found.start > data.size:  # no valid header, or the file ends inside of it
             break
         end, after = _end_of_samples(data, found)
         size = end - found.start
@@ -83,7 +82,7 @@ def container_layout(data: Data) -> Layout | None:
         elif found.declared - size > max(found.start - position, found.frame_bytes):
             # A smaller difference is no error, because some programs include the header in the size.
             cut_off = f"cut off: the header says {found.declared:,} bytes of audio, but there are {size:,}"
-        # Another file may follow, as after `cat a.wav b.wav`, or more samples.
+        # Another chunk of samples may follow, or another file (as after `cat a.wav b.wav >c.wav`).
         magic = data.read(after, 4) if after > position else b""
         parse = partial(_more_samples, found) if magic == b"data" else _PARSERS.get(magic)
         position = after
@@ -110,10 +109,10 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
 
 
 def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int | None:
-    """Return the end of the chunks and tags that begin at ``position``, or the start of another file after them.
+    """Skip the chunks and tags that begin at ``position``.
 
     Returns:
-        None if something else follows.
+        The start of more samples or of another file; the end of the data if nothing follows; None for other content.
     """
     for _ in range(_MAX_CHUNKS):
         left = data.size - position
@@ -136,13 +135,13 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
 
 
 def _more_samples(first: _Container, data: Data, position: int) -> _Container | None:
-    """Return a second chunk of samples, which some programs write after a pause of the recording."""
+    """Parse a further chunk of samples, which some programs write after a pause of the recording."""
     found = first.chunk(position)
     return found and replace(first, start=position + 8, declared=_stated(found[1] - 8))
 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
-    """Return the start of the known chunks before ``end``; ``end`` if there are none."""
+    """Return the start of the known chunks that lie between ``start`` and ``end`` and reach ``end``; else ``end``."""
     visited = set[int]()  # positions from which no chain of chunks leads to the end
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
@@ -157,7 +156,7 @@ def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tup
 
 
 def _stated(size: int, bits: int = 32) -> int | None:
-    """Return a size from a header; None if it may be a placeholder for an unknown size."""
+    """Return ``size``; None if it is close to 2^bits or 2^(bits-1), the usual placeholders for an unknown size."""
     for limit in (1 << (bits - 1), 1 << bits):
         if limit - _PLACEHOLDER_SLACK <= size <= limit + _PLACEHOLDER_SLACK:
             return None
@@ -165,7 +164,7 @@ def _stated(size: int, bits: int = 32) -> int | None:
 
 
 def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int] | None]:
-    """Return a function that reads a chunk's header: a name of four letters, and the size without the header."""
+    """Return a function that returns the name and size of the chunk at a position. The size includes the header."""
     header = struct.calcsize(layout)
 
     def chunk(position: int) -> tuple[bytes, int] | None:
@@ -235,7 +234,7 @@ def _riff(data: Data, begin: int) -> _Container | None:
 
 
 _W64_REST = bytes.fromhex("f3acd3118cd100c04f8edb8a")
-"""The last 12 of the 16 bytes that name a chunk. The first four are letters."""
+"""The name of a chunk in a W64 file has 16 bytes: four letters, followed in most names by these 12 bytes."""
 
 
 def _w64(data: Data, begin: int) -> _Container | None:

@@ -1,4 +1,4 @@
-"""Decode recordings with libsndfile. If the header is wrong or the file is damaged, it is decoded in parts."""
+"""Decode recordings with libsndfile. A file that is damaged or has a wrong header is decoded in parts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 _BLOCK_SAMPLES = 1 << 20
-"""Number of samples decoded at a time, over all channels. The limit keeps memory independent of the stated length."""
+"""Number of samples decoded at a time, over all channels. The limit keeps memory use independent of the length that the
+header states."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
-"""An MP3 may have this many bytes after the last decoded frame. With more, the length in its header is wrong."""
+"""An MP3 may have this many bytes, or 5 % of its size, after the last decoded frame. If more bytes follow, the length
+in its header is wrong."""
 _TOLERANCE_S = 0.05
+"""Missing sound that is shorter is not reported. Gaps that are closer together are reported as one gap."""
 
 
 class Block(NamedTuple):
@@ -86,7 +89,7 @@ class Decoder:
         return seconds
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the recording in blocks of at most about a minute."""
+        """Yield the recording in blocks of at most 2^20 samples, which is about a minute at 16 kHz."""
         if self._layout is None:
             yield from self._whole()
         else:
@@ -151,9 +154,10 @@ class Decoder:
             yield from self._silence(rate, self._now_s + (file.frames - done) / rate)
 
     def _divisible(self, part: Part) -> Iterator[Block]:
-        """Yield the blocks of a part whose frames are independent.
+        """Yield the blocks of a part whose frames can be decoded independently.
 
-        If the part is damaged and ``keep_damaged`` is set, its halves are decoded separately, down to single frames.
+        If the part is damaged and ``keep_damaged`` is set, the part is halved again and again, down to single frames,
+        so that only damaged frames are lost.
         """
         assert part.start_s is not None
         samples = sum(frame.samples for frame in part.frames)
@@ -295,11 +299,11 @@ def _forward_file() -> type[soundfile.SoundFile]:
 
 
 def _read(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
-    """Yield decoded blocks ``[frames, channels]``, together at most as many frames as the header states."""
+    """Yield decoded blocks ``[frames, channels]``. Their total length is at most the length that the header states."""
     import soundfile
 
     size, left = _BLOCK_SAMPLES // file.channels, file.frames
-    # Never read at the end of the file, because that is as slow as searching the whole file.
+    # Never read after the last frame, because such a read takes as long as a search through the whole file.
     while left > 0:
         try:
             block = file.read(min(size, left), dtype="float32", always_2d=True)
@@ -314,5 +318,5 @@ def _read(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
 
 
 def _message(error: Exception) -> str:
-    # str() of a libsndfile error begins with the stream's address.
+    # str() of a libsndfile error begins with the memory address of the stream.
     return str(getattr(error, "error_string", error)).strip()

@@ -21,7 +21,10 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class _Memory(io.BytesIO):
-    """The bytes of a clip. In some files that are cut off, libsndfile seeks to a position before the start."""
+    """The bytes of a clip, as a file.
+
+    A seek to a position before the start does nothing, because libsndfile does this in some files that are cut off.
+    """
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET and offset < 0:
@@ -35,8 +38,8 @@ def opened(source: Path | bytes, name: str) -> Iterator[Data]:
 
     Raises:
         AudioError: the source is empty or not a file.
-        FileError: the file cannot be read. If the body of the ``with`` statement raises an :class:`AudioError`, the
-            whole file is read to check for a disk error, because libsndfile treats disk errors as the end of the file.
+        FileError: the file cannot be read. libsndfile treats a disk error as the end of the file. So if the body of the
+            ``with`` statement raises an :class:`AudioError`, the whole file is read to check for a disk error.
     """
     if isinstance(source, bytes):
         if not source:

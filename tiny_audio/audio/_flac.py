@@ -18,7 +18,8 @@ _PART_SAMPLES = 1 << 20
 again."""
 _MAX_BLOCK = 65_535
 _MAX_FRAMES = 2_000_000
-"""At most this many frames are read, to limit memory for hostile files. Ten hours of audio have a tenth of this."""
+"""At most this many frames are read, to limit memory for hostile files. Ten hours of audio at 16 kHz have about a tenth
+of this number."""
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _BLOCK_SIZES = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{n: 256 << n - 8 for n in range(8, 16)}}
 
@@ -36,7 +37,7 @@ _CRC8 = _crc8_table()
 
 
 class _Stream:
-    """The first metadata block of a file, which describes the samples."""
+    """The first metadata block of a file (STREAMINFO), which describes the samples."""
 
     def __init__(self, data: Data, start: int) -> None:
         self.info = data.read(start + 8, 34)
@@ -177,11 +178,12 @@ def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
 
 
 def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
-    """Yield everything that looks like a frame. The ``end`` of each frame is preliminary."""
+    """Yield everything that looks like a frame. Each frame's ``end`` is preliminary: it is the end of the search."""
     position = stream.audio
     while position < end:
         block = data.read(position, min(_BLOCK_BYTES, end - position))
-        last = position + len(block) >= end or len(block) <= _MAX_HEADER  # shorter if the file shrinks meanwhile
+        # A block may be shorter than requested because the file became shorter after it was opened.
+        last = position + len(block) >= end or len(block) <= _MAX_HEADER
         for match in _SYNC.finditer(block):
             if match.start() >= len(block) - _MAX_HEADER and not last:
                 break
@@ -194,14 +196,18 @@ def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
 
 
 def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
-    """Return the real frames, without bytes inside a frame that look like the start of another frame."""
+    """Return the real frames with their correct ends.
+
+    Bytes inside a frame that only look like the start of another frame are left out.
+    """
     seen = list(islice(found, _MAX_FRAMES))
     kept: list[PartFrame] = []
     for index, frame in enumerate(seen):
         before = kept[-1].start + kept[-1].samples if kept else 0
         following = {other.start for other in seen[index + 1 : index + 4]}
         expected = frame.start == before or frame.start + frame.samples in following
-        # Damage may isolate a frame. Then its position must at least be possible, given the number of bytes before it.
+        # Damage on both sides may isolate a frame. The index of its first sample must then at least be possible, given
+        # the number of bytes before the frame.
         bytes_before = frame.offset - (kept[-1].offset if kept else 0)
         possible = before <= frame.start <= before + bytes_before // _MIN_FRAME_BYTES * _MAX_BLOCK
         later = all(other.start > frame.start for other in seen[index + 1 : index + 4])

@@ -1,4 +1,4 @@
-"""Find joined files in formats of which FFmpeg reads only the first file: MP4, Matroska, ASF and AVI."""
+"""Find files that were joined to one file, in formats of which FFmpeg reads only the first: MP4, Matroska, ASF, AVI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD_BYTES = 8_192
 
 
 def joined_files(path: Path) -> list[range]:
-    """Return the byte range of each file in a file; one range for most files.
+    """Return the byte range of each file that was joined to this file. Most files have one range.
 
     Raises:
         OSError: the file cannot be read.
@@ -57,7 +57,7 @@ def _mp4_end(data: Data, start: int) -> int:
         if kind == b"ftyp" and {b"moov", b"mdat"} <= found:
             return position
         size = int.from_bytes(head[8:16], "big") if size == 1 else size
-        # Streams repeat the header before fragments of the same recording.
+        # A streamed file may repeat its header before each fragment (`moof`), but all fragments are one recording.
         if size < 8 or kind == b"moof":
             break
         found.add(kind)
@@ -74,7 +74,8 @@ def _matroska_end(data: Data, start: int) -> int:
     size = int.from_bytes(head[at : at + width], "big") & (1 << 7 * width) - 1
     if size != (1 << 7 * width) - 1:
         return start + at + width + size
-    position = start + at  # a live recording, which does not state its size
+    # A live recording does not state its size, so search for the next header.
+    position = start + at
     while (position := data.find(_EBML, position, data.size)) >= 0:
         if _SEGMENT in data.read(position, _EBML_BYTES):
             return position

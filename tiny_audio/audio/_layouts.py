@@ -19,7 +19,7 @@ _BEGINNING = re.compile(
 )
 """The beginning of a file in a format that libsndfile reads."""
 _MATROSKA = b"\x1aE\xdf\xa3"
-"""Matroska files contain the headers of other formats."""
+"""The beginning of a Matroska file. Such a file is not searched, since it may contain the headers of other formats."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:
@@ -30,7 +30,7 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
             the file are checked.
 
     Returns:
-        None if libsndfile should read the file as it is. If it cannot, it raises the error.
+        None if libsndfile should read the file as it is. If libsndfile cannot read it, the decoder raises the error.
     """
     magic = data.read(0, 4)
     if magic == b"OggS":
@@ -43,7 +43,7 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
 
 
 def _layout_after_junk(data: Data, magic: bytes, careful: bool) -> Layout | None:
-    """Return how to read a file whose header comes later, such as after the header of a download."""
+    """Return how to read a file that has other bytes before its header, such as the HTTP header of a download."""
     head = data.read(0, _MAX_JUNK_BYTES)
     found = None if magic == _MATROSKA else _BEGINNING.search(head)
     if found is None or found.start() == 0 or other_content(head):  # an archive may contain several recordings

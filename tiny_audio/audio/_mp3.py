@@ -20,9 +20,10 @@ _HEADER_BYTES = 4
 _CONFIRMED_BY = 2
 """Bytes found at an unexpected position count as a frame only if this many frames follow."""
 _MAX_TAG_BYTES = 1_024
-"""Larger tags at the end of a file are not given to the decoder, because it would print warnings."""
+"""Larger tags at the end of a file are hidden from the decoder, because it would print warnings about them."""
 _TOLERANCE_S = 0.1
 _LEAST_BYTES_PER_S, _MOST_BYTES_PER_S = 500, 60_000
+"""The size that a length tag states is trusted only if the resulting byte rate is in this range."""
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _KBITS = {
     (3, 3): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -93,14 +94,17 @@ class _Run:
         return self.kind.samples / self.kind.rate
 
     def pieces(self) -> tuple[bytes | range, ...]:
-        """Return the pieces of a file with these frames. If the length tag is wrong, it is replaced."""
+        """Return the content of a file with these frames: new bytes, and byte ranges of the original file.
+
+        A wrong length tag is replaced.
+        """
         if self.declared == self.frames or self.kind.layer != _LAYER_3:
             return (range(self.start, self.end),)  # decoders know no length tags in other layers
         tag, at, count = bytearray(self.tag), self.kind.tag_at, self.frames.to_bytes(4, "big")
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
         elif tag and tag[at + 7] & 1:
-            # Keep the other fields, such as the encoder's delay. Only its padding is set to 0.
+            # Keep the other fields, such as the encoder's delay. Only the padding after the last sample is set to 0.
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
@@ -116,7 +120,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
 
     Args:
         careful: check every frame. If False, only the length tag is checked.
-        inside: the byte range of an MP3 inside another file.
+        inside: the byte range of the MP3, if it is inside another file.
 
     Returns:
         None if the length tag is right, or if the file is not an MP3.
@@ -148,7 +152,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
         for run, frames in zip(group, lost, strict=True):
-            # The decoder treats each part as a separate file and removes its delay from the start.
+            # The decoder treats each part as a separate file, so it removes the decoder's delay from the start of each.
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
             parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
@@ -174,7 +178,7 @@ def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> 
 
     Args:
         missing: the number of missing frames according to the length tag; None if it is unknown.
-        is_whole: whether the file ends with a whole frame. Then all missing frames are between runs.
+        is_whole: whether the file ends with a whole frame. If True, all missing frames are between runs.
     """
     lost_bytes = sum(run.lost_before for run in group[1:])
     mean_bytes = sum(run.end - run.start for run in group) / max(1, sum(run.frames for run in group))
@@ -277,7 +281,7 @@ def _ends_as_stated(window: _Window, start: int, end: int, size: int) -> bool:
 
 
 def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
-    """Return all frames, as runs, and the position at which the search stopped."""
+    """Return the runs of consecutive frames, and the position at which the search stopped."""
     runs: list[_Run] = []
     position, lost, total = start, 0, 0
     current: _Run | None = None
@@ -285,7 +289,7 @@ def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
         found = _parse(window(position))
         expected = found is not None and current is not None and found[0] == current.kind
         tag = _tag(window, position, *found) if found else b""
-        # The frames after a length tag may be damaged, so it is not confirmed by them.
+        # A length tag counts even if no valid frames follow it, because the frames after it may be damaged.
         if found and position + found[1] <= end and (expected or tag or _confirmed(window, position, end)):
             kind, size = found
             if current is None or tag or not expected:
@@ -321,7 +325,11 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 
 
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
-    """Yield the runs of each recording. Two runs belong to the same recording if bytes are lost between them."""
+    """Yield the runs of each recording.
+
+    A run continues the recording before it if bytes are lost between them, it has the same kind of frames, and it does
+    not begin with a length tag.
+    """
     first = 0
     for index in range(1, len(runs) + 1):
         if index == len(runs) or runs[index].tag or not runs[index].lost_before or runs[index].kind != runs[first].kind:

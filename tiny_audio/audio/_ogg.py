@@ -15,10 +15,11 @@ _HEAD_BYTES = 27
 _FIRST, _LAST = 2, 4
 """Flags that mark the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
-"""Files with this many pages are read by libsndfile as they are, to limit memory for hostile files. A page usually has
-4 KB."""
+"""Files with this many pages or more are not checked, to limit memory for hostile files: libsndfile reads them as they
+are. A page usually has 4 KB."""
 _LATE_S = 30.0
-"""If the first page ends later than this, the recording began in the middle of a running stream."""
+"""If the first page with samples ends later than this, the recording began in the middle of a running stream. Its times
+are then counted from the end of this page."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
@@ -27,7 +28,8 @@ class _Page(NamedTuple):
     end: int
     flags: int
     position: int
-    """End of the last packet that ends in the page, in samples of the codec; -1 if no packet ends in it."""
+    """End of the last packet that ends in this page, in samples since the start of the stream; -1 if no packet ends in
+    this page."""
     serial: int
     number: int
     packets: int
@@ -36,8 +38,9 @@ class _Page(NamedTuple):
 
 class _Codec(NamedTuple):
     header_packets: int
+    """Number of packets before the first samples."""
     rate: int
-    """Samples per second of the pages' positions."""
+    """Number of samples per second in which the positions of pages are counted."""
     skipped: int = 0
     """Samples at the start that do not belong to the recording."""
 
@@ -91,7 +94,7 @@ def ogg_layout(data: Data, careful: bool) -> Layout | None:
             parts.append(Part((*front, *_ranges(run), *back), end_s=None if whole else origin + seconds))
         origin += max(0.0, seconds)
     if careful and parts and not cut_off and not stream[-1].flags & _LAST:
-        cut_off = "it does not end with the page that should be its last one, so it may be cut off"
+        cut_off = "its last page is not marked as the end of the stream, so the file may be cut off"
     joined = sum(page.end - page.start for page in pages)
     if not parts and not cut_off:
         return None
@@ -122,7 +125,7 @@ def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
 
 
 def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
-    """Return a page with the whole packets of the page that is cut off; empty if there are no whole packets."""
+    """Return a new page with the whole packets of a page that is cut off; empty if it has no whole packets."""
     head = data.read(last.end, _HEAD_BYTES + 255)
     if head[:5] != b"OggS\0" or len(head) < _HEAD_BYTES or head[14:18] != last.serial.to_bytes(4, "little"):
         return b""
@@ -159,7 +162,10 @@ def _checksum(page: bytes) -> int:
 
 
 def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
-    """Yield the pages of each recording: the first pages of its streams, and all pages until the next first page."""
+    """Yield the pages of each of the joined recordings.
+
+    A recording begins with the first page of each of its streams. It ends before the first page of another stream.
+    """
     first = 0
     for index in range(1, len(pages) + 1):
         if index == len(pages) or (pages[index].flags & _FIRST and not pages[index - 1].flags & _FIRST):
@@ -224,7 +230,10 @@ def _ranges(pages: Sequence[_Page]) -> list[range]:
 
 
 def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
-    """Renumber the headers' pages so that the next page has the number ``following``. A decoder then finds no gap."""
+    """Return the pages of the headers with new numbers, which lead without a gap to the page number ``following``.
+
+    A decoder would otherwise treat the gap as lost pages.
+    """
     pages = []
     for index, page in enumerate(headers):
         number = following - len(headers) + index & 0xFFFFFFFF

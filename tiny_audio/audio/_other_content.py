@@ -12,7 +12,7 @@ _KINDS = {
     rb"#EXTM3U|\[playlist\]": "a playlist, not audio; give the files that it names",
     rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!|(?s:.{257})ustar": "an archive, not audio; unpack it",
 }
-"""The beginnings of files, and messages."""
+"""Regular expressions for the beginnings of files, and the message for each."""
 
 
 def other_content(head: bytes) -> str | None:

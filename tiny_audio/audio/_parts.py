@@ -1,4 +1,4 @@
-"""Present a file with a wrong header or damage as parts, each of which libsndfile reads like a separate file."""
+"""Divide a file that is damaged or has a wrong header into parts. libsndfile reads each part like a separate file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.runtime.files import SeekableBytes
 
 _BLOCK_BYTES = 1 << 16
 MAX_SILENCE_S = 6 * 3600.0
-"""Maximum total silence that replaces missing sound. Without a limit, times in a hostile file could be years apart."""
+"""Maximum total silence that replaces missing sound. Without a limit, a hostile file could cause years of silence."""
 
 
 class Data:
@@ -129,7 +129,7 @@ class Spliced(SeekableBytes):
                 try:
                     found = self._data.read(piece.start + skipped, count)
                 except OSError:
-                    found = b""  # do not raise into C code; the file is read again later to find the disk error
+                    found = b""  # C code calls this, so do not raise; the disk error is found later by another read
             if not found:
                 break  # the file became shorter
             buffer[done : done + len(found)] = found

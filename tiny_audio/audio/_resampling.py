@@ -14,7 +14,8 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter has one phase per output sample of a period. The exact ratio for 44,101 Hz would need gigabytes.
+    # The filter has one phase for each output sample of a period. With the exact ratio for 44,101 Hz, it would need
+    # gigabytes, so the ratio is rounded.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 
@@ -39,6 +40,7 @@ def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torc
         return
     ratio = _ratio(rate)
     period, made = ratio.denominator, ratio.numerator  # `period` samples become `made` samples
+    # Number of samples that the filter needs on each side, rounded up to whole periods.
     reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
     held = torch.zeros(0)
     before = 0  # number of already resampled samples kept in `held` for the filter; a multiple of the period

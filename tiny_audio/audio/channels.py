@@ -15,12 +15,12 @@ MAX_AMPLITUDE = 65_536.0
 """Largest allowed absolute value of a sample. Some float files use the 16-bit scale. Larger values would overflow
 later."""
 _CANCELED = 0.5
-"""Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this ratio. The
-ratio is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
+"""Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this value. The
+quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
 _WINDOW, _STEP = 4_096, 4
-"""Channels are compared in windows of this many frames, by their changes over this many frames."""
+"""Channels are compared in windows of 4,096 frames, by the changes of their samples over 4 frames."""
 _FLOOR = 1e-4
-"""Windows whose energy is below this share of the strongest window's are not compared."""
+"""Channels are not compared in a window whose energy is below this share of the strongest window's energy."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
@@ -39,8 +39,8 @@ def parse_channel(channel: str) -> int:
 class DownMix:
     """Mix blocks to one channel: the mean of all channels, or a chosen channel.
 
-    If the channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Where this is
-    so, the strongest channel is used.
+    If channels have opposite phases, such as those of a balanced cable, their mean is almost silent. In the sections
+    where channels cancel each other, the strongest channel is used instead of the mean.
 
     Args:
         name: the name of the recording in messages.
@@ -77,7 +77,7 @@ class DownMix:
             f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
             + ("" if bool(canceled.all()) else " where they do")
         )
-        # Fade between the mean and the channel in the windows before and after.
+        # Fade to the stronger channel in the window before, and back to the mean in the window after.
         share = F.max_pool1d(canceled.float()[None, None], 3, stride=1, padding=1)
         share = F.interpolate(share, size=len(canceled) * _WINDOW, mode="linear")[0, 0, : len(block)]
         return torch.lerp(mean, block[:, stronger], share)
@@ -85,7 +85,7 @@ class DownMix:
     def check(self, block: torch.Tensor) -> None:
         """Check samples before they are mixed.
 
-        Mixing and resampling would spread a bad sample to others.
+        Mixing and resampling would spread a bad sample to other samples.
 
         Raises:
             AudioError: a sample is not finite or out of range.
@@ -109,7 +109,7 @@ def _canceled(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ``[windows]`` of bool, and ``[windows, channels]``.
     """
     frames, channels = block.shape
-    # Hum and constant offsets, which all channels share, are much weaker in the changes.
+    # Changes are compared, because hum and constant offsets, which all channels share, are weak in them.
     changes = block[_STEP::_STEP] - block[:-_STEP:_STEP]
     windows = -(-frames // _WINDOW)
     changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _STEP) - len(changes))).view(windows, -1, channels)

@@ -31,15 +31,15 @@ class AudioError(UserError):
 
 
 DAMAGED = "damaged: no sound could be decoded"
-"""The problem of a gap in a damaged recording, for :func:`warn_of_gaps`."""
+"""The ``problem`` argument of :func:`warn_of_gaps` for damaged recordings."""
 
 
 class FileError(UserError):
-    """A file that cannot be read now, for example because its disk is not mounted. The clip may be good."""
+    """A file that cannot be read now, for example because its disk is not mounted. The clip itself may be good."""
 
 
 def warn_of_gaps(name: str, gaps: Sequence[tuple[float, float]], problem: str, cause: str | None = None) -> None:
-    """Log a warning that silence takes the place of missing sound.
+    """Log a warning that silence replaces missing sound.
 
     Args:
         name: the recording's name in messages.

@@ -29,14 +29,15 @@ _BLOCK_BYTES = 1 << 22
 """Bytes read from FFmpeg at a time: a little more than a minute of float samples at 16 kHz."""
 _SILENCE_SAMPLES = 1 << 20
 _FIRST_FRAME = ("-frames:a", "1", "-af", "ashowinfo", "-f", "null", "-")
-"""Options of an output that lists the time of its first frame in the log."""
+"""FFmpeg options for an output that decodes one frame and writes its time to the log."""
 _MAX_LOG_BYTES = 1 << 22
 _MAX_MESSAGE = 300
 """A message contains at most this many characters of FFmpeg's error output, taken from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
-"""A later start is ignored: the file is probably a recording of a running stream, which may begin at any time."""
+"""If a track starts later than this, its start is ignored: the file is probably a recording of a running stream, whose
+times may begin at any value."""
 _STREAM_START = re.compile(r"^Input #0, mpeg(?:ts)?,.*?^ *Duration: [^\n]*start: (-?[0-9.]+)", re.MULTILINE | re.DOTALL)
 _MONO = re.compile(r"\bmono\b|\b1 channels\b")
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)
@@ -75,7 +76,7 @@ class Track:
 
 
 def has_ffmpeg() -> bool:
-    """Whether the program is installed."""
+    """Whether the FFmpeg program is installed."""
     return shutil.which("ffmpeg") is not None
 
 
@@ -118,7 +119,7 @@ def ffmpeg_blocks(
 
 @contextmanager
 def _copy(path: Path, part: range) -> Iterator[Path]:
-    """Provide a part of a file as a file."""
+    """Yield the path of a temporary file that contains these bytes of the file."""
     with tempfile.TemporaryDirectory() as folder, path.open("rb") as source:
         copy = Path(folder) / f"part{path.suffix}"
         with copy.open("wb") as target:
@@ -134,11 +135,12 @@ def _blocks(
     chosen = _choose(tracks, track, name)
     selected = ("-map", f"0:a:{chosen}")
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # FFmpeg mixes more than two channels to two, because it uses the speaker position of each channel. The number of
-    # channels may change within the track, but the output has one format.
+    # FFmpeg mixes more than two channels to stereo, because it knows the speaker position of each channel. A fixed
+    # layout is also needed because the number of channels may change within the track, but the output has one format.
     mono = bool(tracks) and _MONO.search(tracks[chosen].description) is not None
     layouts = [] if channel is not None else [f"aformat=channel_layouts={'mono' if mono else 'stereo'}"]
-    # The first timestamp is often the encoder's delay, which FFmpeg has already removed from the samples.
+    # The first timestamp is often the encoder's delay. FFmpeg has already removed this delay from the samples, so a
+    # first timestamp below the limit becomes 0.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
     filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1", *layouts])
     output = ("-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact", "-f", "wav", "pipe:1")
@@ -153,7 +155,8 @@ def _blocks(
         try:
             for block in _samples(process.stdout, DownMix(name, channel)):
                 if samples == 0:
-                    # FFmpeg could insert this silence, but would repeat it wherever the track's format changes.
+                    # Insert silence before a late track here, because FFmpeg would repeat the silence wherever the
+                    # track's format changes.
                     late_s = _first_time_s(_text(messages)) or late_s
                     samples = round(min(late_s, MAX_SILENCE_S) * SAMPLE_RATE)
                     for at in range(0, samples, _SILENCE_SAMPLES):
@@ -168,7 +171,7 @@ def _blocks(
             process.kill()
             process.wait()
             process.stdout.close()
-        # FFmpeg's messages name the file, which may be a temporary copy.
+        # FFmpeg's messages contain the file's name. Remove it, because it may be the name of a temporary copy.
         log = _text(messages).replace(f"file:{path.absolute()}: ", "")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     if num_lost_bytes:
@@ -177,7 +180,7 @@ def _blocks(
     if samples == 0:
         raise AudioError("undecodable", f"{name}: FFmpeg cannot decode it: {cause}")
     if len(set(_RATE.findall(log))) > 1:
-        # FFmpeg 5.1 computes wrong times after such a change.
+        # FFmpeg 5.1 computes wrong times after the sampling rate changes.
         warn_once(
             f"{name}: its sampling rate changes, so later times may be wrong; convert it to WAV with FFmpeg first"
         )
@@ -216,7 +219,10 @@ def _first_time_s(log: str) -> float:
 
 
 def _late_s(path: Path, headers: str, selected: Sequence[str]) -> float:
-    """Return how late a track begins in a format whose times may begin anywhere; 0 for other formats."""
+    """Return how many seconds after the start of the file a track begins, in MPEG files; 0 for other formats.
+
+    The times in MPEG files (MPEG-PS and MPEG-TS) may begin at any value.
+    """
     start = _STREAM_START.search(headers)
     if start is None or headers.count("Stream #0:") < 2:
         return 0.0
@@ -237,7 +243,8 @@ def _tracks(log: str) -> list[Track]:
 def _begins_late(log: str) -> bool:
     """Whether all tracks of a file begin late, in a format whose times should begin at 0.
 
-    By default, FFmpeg removes such a gap. In other formats, such as MPEG-TS, times may begin at any value.
+    By default, FFmpeg removes the gap before such tracks. Other formats are not checked: their times may begin at any
+    value, as in MPEG-TS.
     """
     start = _START.search(log)
     return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
@@ -297,7 +304,7 @@ def _samples(stream: IO[bytes], mix: DownMix) -> Iterator[torch.Tensor]:
 
 
 def _warn_of_gaps(path: Path, track: Sequence[str], name: str, late_s: float, cause: str | None) -> None:
-    """Decode the file again to find where sound is missing, and log a warning."""
+    """Decode the file again to find the sections without sound, and log a warning with their positions."""
     command = [*_input(path, "info"), *track, "-af", "ashowinfo", "-f", "null", "-"]
     gaps, end_s, shift_s = [], 0.0, None
     null = subprocess.DEVNULL

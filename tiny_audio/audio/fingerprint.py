@@ -24,7 +24,9 @@ _NEAR_FRAMES, _NEAR_BINS = 4, 8
 _FLOOR_DB = 45.0
 """Peaks more than this far below the clip's highest peak are ignored, since noise and compression change them."""
 _FAN_OUT = 6
+"""Each peak is paired with at most this many of the following peaks."""
 _MAX_FRAMES, _MAX_BINS = 63, 127
+"""Largest distance between the two peaks of a pair, in frames and in bins."""
 
 
 @dataclass(frozen=True)

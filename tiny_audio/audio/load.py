@@ -16,7 +16,7 @@ from tiny_audio.audio.channels import MAX_CHANNELS, DownMix
 from tiny_audio.audio.errors import AudioError
 
 MIN_DURATION_S = 0.025
-"""The length of one analysis window of the usual front ends. Shorter clips cannot contain speech."""
+"""The usual length of a window for computing mel features. A shorter clip cannot contain speech."""
 
 
 def load_audio(

@@ -1,4 +1,4 @@
-"""Decode recordings to transcribe, as far as possible, with libsndfile or FFmpeg."""
+"""Decode recordings with libsndfile or FFmpeg. Everything that can be decoded in a damaged file is used."""
 
 from __future__ import annotations
 
