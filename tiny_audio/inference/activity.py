@@ -1,4 +1,4 @@
-"""The level and the speech probability of each frame of a recording, by silero-vad or by loudness."""
+"""Compute the level and the speech probability of each frame of a recording, with silero-vad or from the loudness."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tiny_audio.inference.voice_activity import SileroNetwork, SpeechProbabiliti
 
 FRAME = SAMPLE_RATE // 100
 """Samples in an analysis frame of 10 ms."""
-_STRETCH = 30 * SAMPLE_RATE // FRAME
-"""Number of frames in a stretch. All of them share one threshold, which is computed from this stretch, the one before,
-and the one after."""
+_SECTION = 30 * SAMPLE_RATE // FRAME
+"""Number of frames in a section of 30 s. All frames of a section share one loudness threshold, which is computed from
+this section, the previous one and the next one."""
 _SMOOTHED = 5
 """Number of frames in the moving average that smooths powers (50 ms)."""
 _QUIETEST_DB = -110.0
@@ -35,20 +35,20 @@ class Activity(Protocol):
     """Measures a recording that arrives in blocks. The frames do not depend on the sizes of the blocks."""
 
     def add(self, block: Tensor) -> Frames:
-        """Return the next frames that are known after this block, mono float32 ``[S]`` at 16 kHz."""
+        """Add a block (mono float32 ``[S]`` at 16 kHz), and return the frames whose values are now known."""
 
     def end(self) -> Frames:
         """Return the remaining frames. An incomplete last frame is padded with zeros."""
 
 
 class LearnedActivity:
-    """The probability of speech from silero-vad. A frame is known about a second after its audio."""
+    """Takes the probability of speech from silero-vad. A frame's values are known about a second after its audio."""
 
     def __init__(self, network: SileroNetwork) -> None:
         self._powers, self._probabilities = _Powers(), SpeechProbabilities(network)
-        # Powers without a probability so far, and the index of the first one.
+        # Powers of the frames whose probability is not known yet, and the index of the first of these frames.
         self._waiting, self._next = np.zeros(0), 0
-        # Probabilities that may still be needed, and the index of the first one.
+        # silero-vad's probabilities that may still be needed, and the index of the first of them.
         self._known, self._first = np.zeros(0), 0
 
     def add(self, block: Tensor) -> Frames:
@@ -60,11 +60,14 @@ class LearnedActivity:
         probabilities = self._probabilities.end()
         last = float(np.concatenate([[0.0], self._known, probabilities])[-1])
         found = self._frames(self._powers.end(), probabilities)
-        # The middle of an incomplete last frame may be after the last probability.
+        # The middle of an incomplete last frame may be later than silero-vad's last frame.
         return found + [(level, last) for level in _decibels(self._waiting).tolist()]
 
     def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
-        """Return the frames whose probability is known. It is the one at the middle of the frame."""
+        """Return the frames whose probability is known.
+
+        silero-vad's frames are longer (32 ms), so each frame gets the probability at its middle.
+        """
         self._waiting = np.concatenate([self._waiting, powers])
         self._known = np.concatenate([self._known, probabilities])
         middles = (self._next + np.arange(len(self._waiting))) * FRAME + FRAME // 2
@@ -78,9 +81,9 @@ class LearnedActivity:
 
 
 class Loudness:
-    """1 for frames louder than the background, and 0 for others. A frame is known a minute after its audio.
+    """Gives frames that are louder than the background the speech probability 1, and other frames 0.
 
-    This is used without silero-vad.
+    This class is used if silero-vad is not installed. A frame's values are known at most a minute after its audio.
     """
 
     def __init__(self) -> None:
@@ -92,8 +95,8 @@ class Loudness:
         """See :class:`Activity`."""
         self._powers = np.concatenate([self._powers, self._measured.add(block)])
         found: Frames = []
-        while self._first + len(self._powers) - self._judged >= 2 * _STRETCH:
-            found += self._next_stretch()
+        while self._first + len(self._powers) - self._judged >= 2 * _SECTION:
+            found += self._next_section()
         return found
 
     def end(self) -> Frames:
@@ -101,16 +104,16 @@ class Loudness:
         self._powers = np.concatenate([self._powers, self._measured.end()])
         found: Frames = []
         while self._judged < self._first + len(self._powers):
-            found += self._next_stretch()
+            found += self._next_section()
         return found
 
-    def _next_stretch(self) -> Frames:
-        stop = min(self._judged + _STRETCH, self._first + len(self._powers))
-        seen = self._powers[: self._judged + 2 * _STRETCH - self._first]
+    def _next_section(self) -> Frames:
+        stop = min(self._judged + _SECTION, self._first + len(self._powers))
+        seen = self._powers[: self._judged + 2 * _SECTION - self._first]
         levels = _decibels(np.convolve(seen, np.ones(_SMOOTHED) / _SMOOTHED, "same"))
         threshold, own = speech_level(levels), levels[self._judged - self._first : stop - self._first]
         self._judged = stop
-        dropped = max(self._first, stop - _STRETCH)
+        dropped = max(self._first, stop - _SECTION)
         self._powers, self._first = self._powers[dropped - self._first :], dropped
         return [(level, float(level > threshold)) for level in own.tolist()]
 

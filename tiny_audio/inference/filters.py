@@ -1,9 +1,9 @@
-"""Hallucination filters: sounds that are not speech, texts that loop, and texts that the CTC head rejects.
+"""Hallucination filters: find sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
 Each threshold lies between the values measured on speech and the values measured on noises and tones. The speech was
 synthetic, read aloud or spelled. It was measured clean, with white noise of the same loudness, limited to the bands of
 telephones and other narrow channels, and encoded at low bit rates. ``benchmarks/transcription.py`` repeats these
-measurements. If a sound may be speech, it is not filtered.
+measurements. A sound that may be speech is not filtered.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ _SILENT_PEAK = 1e-4
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
 
-_STRETCH = 4 * SAMPLE_RATE
-"""Audio is classified in stretches of this many samples."""
+_SECTION = 4 * SAMPLE_RATE
+"""Audio is classified in sections of this many samples (4 s)."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
 """Ranges in Hz for the lower limit and for the upper limit of the measured band."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if it is this far below the rest."""
-# The fine structure of the spectrum is measured up to this frequency.
+# The fine structure of the spectrum (the spectrum minus its moving average over frequency) is measured up to here.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
 """A sound is noise if every band changes less than this, because the spectrum of noise keeps its shape. In noise, bands
@@ -72,13 +72,14 @@ _HALF = 12
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 """A frame is steady if the correlation between its fine structure and that of the frame 80 ms before is above the first
 value. A sound consists of tones if its share of steady frames is above the second value, and its mean correlation is
-above the third value. Tones have at least 0.31 and 0.60, and speech has at most 0.18 and 0.57."""
+above the third value. This share and this mean are at least 0.31 and 0.60 for tones, and at most 0.18 and 0.57 for
+speech."""
 
 NO_VOICE = 0.03
 """A sound has no voice if the probability of speech is below this value in every frame. The highest probability of a
-clip was at least 0.40 in recorded speech (AN4 and LibriSpeech) and at least 0.035 in synthetic speech. This includes
-speech in louder noise and in the bands and codecs of telephones. White noise reaches 0.07 and melodies 0.91, so this
-rule does not replace the rules above. ``benchmarks/chunking.py`` measures these values."""
+clip was at least 0.40 in recorded speech (AN4 and LibriSpeech) and at least 0.035 in synthetic speech. These clips
+include speech in louder noise and in the bands and codecs of telephones. White noise reaches 0.07 and melodies 0.91, so
+this rule does not replace the rules above. ``benchmarks/chunking.py`` measures these values."""
 
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
@@ -109,16 +110,16 @@ def non_speech_reason(waveform: Tensor) -> NonSpeech | None:
     """Return the class of a sound that is certainly not speech, or None if the sound may be speech.
 
     Even in loud noise, the spectrum of speech changes its shape and does not consist of steady tones. A single word in
-    a long noise hardly changes the average, so each stretch of four seconds is classified separately.
+    a long noise hardly changes the average, so each section of four seconds is classified separately.
 
     Args:
         waveform: ``[S]``.
     """
     samples = waveform.detach().cpu().double().numpy()
-    last = max(0, len(samples) - _STRETCH)
+    last = max(0, len(samples) - _SECTION)
     reasons = set[NonSpeech]()
-    for start in [*range(0, last, _STRETCH // 2), last]:
-        reason = _non_speech_reason(samples[start : start + _STRETCH])
+    for start in [*range(0, last, _SECTION // 2), last]:
+        reason = _non_speech_reason(samples[start : start + _SECTION])
         if reason is None:
             return "no_voice" if _has_no_voice(waveform) else None
         reasons.add(reason)
@@ -132,7 +133,7 @@ def _has_no_voice(waveform: Tensor) -> bool:
         return False
     found, samples = SpeechProbabilities(network), boost_quiet(waveform)
     for start in range(0, len(samples), SAMPLE_RATE):
-        # After the first voice, the rest cannot change the result.
+        # One frame with a voice decides the result, so the rest is not computed.
         if max(found.add(samples[start : start + SAMPLE_RATE]), default=0.0) >= NO_VOICE:
             return False
     return max(found.end(), default=0.0) < NO_VOICE
@@ -206,7 +207,7 @@ def _shape_range_db(spectra: Array, loud: NDArray[np.bool_], low_hz: float, high
 def _flatness_db(spectra: Array, low_hz: float, high_hz: float) -> Array:
     """Return the spectral flatness of each frame: the geometric mean of its power divided by the arithmetic mean.
 
-    The power of empty bins is raised to a minimum.
+    The power of empty bins is raised to a minimum, because an empty bin would make any frame look tonal.
     """
     used = spectra[:, _bins(_WINDOW, low_hz, high_hz)]
     used = np.maximum(used, used.mean(1, keepdims=True) * 10 ** (-_EMPTY_DB / 10))
@@ -300,7 +301,7 @@ def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVo
     """Whether the text is so unlikely under the CTC head's ``logits [1, T, V]`` that it was probably not spoken."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
-    # A text that needs more frames than the clip has no likelihood. It was spoken very fast, or not at all.
+    # If the text needs more frames than the clip has, it has no likelihood. It was spoken very fast, or not at all.
     if ctc.min_frames(spelled) > num_frames:
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])

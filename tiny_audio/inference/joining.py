@@ -11,8 +11,9 @@ from tiny_audio.inference.segments import Segment
 from tiny_audio.inference.word_times import Word, evenly_spread
 
 _TOLERANCE_S = 0.3
-"""Two aligned words with the same text are the same spoken word if their middles differ by at most this."""
+"""Two aligned words with the same text are the same spoken word if their middles are at most this far apart."""
 _LEAST_S = 0.001
+"""Minimum duration that the cut leaves of the word before it and of the word after it."""
 
 
 class Joiner:
@@ -70,9 +71,9 @@ class _Cut:
 def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
     """Divide the words of two overlapping segments, so that each spoken word is in one of them.
 
-    The cut is after a word that both segments contain: one in their longest sequence of equal words, near the middle of
-    the overlap. If the segments have no word in common, the cut is at the middle of the overlap. If only one of them
-    has text, it keeps all of it.
+    The cut is after a word that both segments contain. This word is chosen from their longest sequence of equal words,
+    near the middle of the overlap. If the segments have no word in common, the cut is at the middle of the overlap. If
+    only one of the segments has text, it keeps all of its text.
 
     Args:
         first, second: segments with words. The second one begins before the first one ends.
@@ -119,7 +120,7 @@ def _cut(first: Sequence[Word], second: Sequence[Word], begin_s: float, end_s: f
 
 
 def _run(first: Sequence[str], second: Sequence[str], i: int, j: int) -> int:
-    """Return the number of equal words in a row that includes word i of the first and word j of the second."""
+    """Return the length of the sequence of equal words around word ``i`` of the first and word ``j`` of the second."""
     later = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first[i:], second[j:], strict=False))
     earlier = itertools.takewhile(
         lambda pair: pair[0] == pair[1], zip(reversed(first[:i]), reversed(second[:j]), strict=False)
@@ -136,7 +137,7 @@ def _between(before: Sequence[Word], after: Sequence[Word], begin_s: float, end_
 
 
 def _joined_ctc(first: Segment, second: Segment) -> tuple[str | None, str | None]:
-    """Divide the CTC head's texts in the same way. Their words have estimated times."""
+    """Divide the CTC head's texts like the words of the segments, but with estimated times."""
     if not first.ctc_text or not second.ctc_text:
         return first.ctc_text, second.ctc_text
     words = [evenly_spread(str(one.ctc_text).split(), one.start_s, one.end_s) for one in (first, second)]

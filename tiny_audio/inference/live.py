@@ -78,8 +78,8 @@ class LiveStream:
     """Turns one stream into partial and final texts.
 
     There is at most one job at a time, so a slow machine produces fewer partial texts. Utterances that have ended are
-    decoded before the one that is being spoken. After a partial text, the stream waits at least as long as the text
-    took to decode. Events are in the order of their utterances.
+    decoded before the one that is being spoken. After a partial text, the stream waits at least as long as the decoding
+    of this text took, before it decodes the next partial text. Events are in the order of their utterances.
 
     Args:
         utterances: finds the utterances. It must not be shared with other streams.
@@ -87,12 +87,12 @@ class LiveStream:
 
     def __init__(self, utterances: Utterances) -> None:
         self._utterances = utterances
-        self._ended: deque[Chunk] = deque()  # utterances without a final text
-        self._index = 0  # of the next final text
-        self._job: Job | None = None
-        self._decoded: tuple[Chunk, Transcription] | None = None
+        self._ended: deque[Chunk] = deque()  # utterances that have ended but have no final text yet
+        self._index = 0  # index of the utterance whose final text is next
+        self._job: Job | None = None  # the unfinished job
+        self._decoded: tuple[Chunk, Transcription] | None = None  # the last finished job
         self._partial: Partial | None = None  # the last decoding of the utterance that is being spoken
-        self._job_started = self._partial_finished = self._partial_took = 0  # in received samples
+        self._job_started = self._partial_finished = self._partial_took = 0  # counted in received samples
         self._events: list[Partial | Final] = []
 
     @property

@@ -1,7 +1,8 @@
-"""``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` of an exported model.
+"""The speech recognition pipeline of an exported model.
 
-transformers' own pipeline treats an unknown model class as a CTC model, and reads files with the ffmpeg program. This
-pipeline reads and transcribes audio as ``tiny-audio transcribe`` does, but without FFmpeg.
+It is the result of ``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)``. transformers' own
+pipeline would treat an unknown model class as a CTC model, and would read files with the FFmpeg program. This pipeline
+reads and transcribes audio as ``tiny-audio transcribe`` does, but without FFmpeg.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             UserError: a recording cannot be used, or an argument is unknown or not supported.
         """
         if isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes | bytearray):
-            # transformers would fail on an empty list, because it reads the first item.
+            # transformers reads the first item of a list, so it would fail on an empty list.
             return super().__call__(list(inputs), **kwargs) if len(inputs) else []
         if isinstance(inputs, Iterable) and not isinstance(inputs, _RECORDINGS):
             return super().__call__((recording for recording in inputs), **kwargs)
@@ -207,7 +208,7 @@ def _waveform(recording: Any) -> torch.Tensor:
         return load_audio(Path(recording), max_duration_s=MAX_DURATION_S, keep_damaged=True)
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
-    # torchcodec is not a dependency, so its decoder is recognized by its method.
+    # torchcodec is not a dependency, so its class cannot be imported here. Its decoder is recognized by its method.
     if callable(decode := getattr(recording, "get_all_samples", None)):
         decoded = decode()
         return _from_samples(decoded.data, int(decoded.sample_rate))

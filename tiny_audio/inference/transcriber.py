@@ -31,11 +31,11 @@ LONGEST_CHUNK_S = 30.0
 """Maximum duration of a chunk. Training data has few longer clips, and the texts of longer chunks would be truncated at
 ``max_new_tokens``."""
 _LARGEST_POOL = 8
-"""Maximum number of batches in a pool. The chunks of a pool are sorted by length. The first pools are smaller, so that
-output starts early."""
+"""Maximum number of batches in a pool. A pool is a group of chunks that are sorted by length and divided into batches.
+The first pools are smaller, so that output starts early."""
 _LEAST_S = 2.0
-"""Minimum duration that a chunk counts for in the size of a batch. Even a short chunk needs memory for its prompt, text
-and beams."""
+"""A shorter chunk counts as if it had this duration when the size of a batch is computed, because even a short chunk
+needs memory for its prompt, text and beams."""
 
 Contexts = Context | Sequence[Context | None] | None
 """One context for all recordings, or a list with one for each recording."""
@@ -74,7 +74,8 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
-        # In a server, the threads of uploads choose cuts while another one transcribes.
+        # Held while the model is used. In a server, the threads that read uploads use the model to choose cuts, while
+        # another thread transcribes.
         self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
         if model.ctc_head is not None and model.clip_durations is not None:
@@ -97,7 +98,7 @@ class Transcriber:
 
     @property
     def max_chunk_s(self) -> float:
-        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or less if the model or its training clips need it."""
+        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's or its training clips' lower maximum."""
         return self._durations.max_s
 
     @property
@@ -119,8 +120,8 @@ class Transcriber:
             waveforms: mono float32 ``[S]`` at 16 kHz, of any length.
             word_timestamps: also return the start and end of each word.
             on_progress: called with the seconds of audio that were transcribed since the last call.
-            contexts: what is known about the recordings, such as hotwords. Previous text is used for the first chunk of
-                a recording.
+            contexts: what is known about the recordings, such as hotwords. Previous text is used only for the first
+                chunk of a recording.
 
         Raises:
             UserError: word timestamps are requested, but the model has no CTC head; or a context cannot be used.
@@ -156,10 +157,10 @@ class Transcriber:
         on_text: Callable[[int, float, str], None] | None = None,
         contexts: Contexts = None,
     ) -> Iterator[tuple[int, Segment | Transcription]]:
-        """Transcribe like :meth:`transcribe`, but yield each segment early.
+        """Transcribe like :meth:`transcribe`, but yield each segment as soon as it is finished.
 
-        The transcription of a recording follows its last segment. Recordings are read in order, at most a few batches
-        ahead, so memory stays bounded.
+        The transcription of a recording follows its last segment. Recordings are read in order. At most a few batches
+        are read ahead, so memory stays bounded.
 
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
@@ -216,7 +217,8 @@ class Transcriber:
     def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
         """Cut a recording into chunks that suit the model.
 
-        The model itself chooses cuts within speech, see :mod:`tiny_audio.inference.recutting`.
+        Cuts within speech may be replaced by better cuts, which the model itself chooses (see
+        :mod:`tiny_audio.inference.recutting`).
 
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
@@ -268,7 +270,7 @@ class Transcriber:
             on_text: called with the index of a chunk and its text so far, before filtering.
 
         Returns:
-            segments with words. The words have estimated times if the model has no CTC head.
+            Segments with words. The words have estimated times if the model has no CTC head.
         """
         report = on_progress or (lambda seconds: None)
         own = contexts or [None] * len(chunks)

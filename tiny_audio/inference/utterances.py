@@ -13,16 +13,19 @@ from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.voice_activity import CONTINUE, FRAME, MARGIN_S, START
 
 BRIEF_PAUSE_S = 0.2
-"""A pause of at least this duration ends an utterance that is longer than half the maximum duration."""
+"""A pause of at least this duration ends an utterance that has reached half of the maximum duration."""
 _SHORTEST_S = 0.06
-"""A sound with less speech than this is treated as a click."""
+"""A sound with less speech than this is treated as a click and left out."""
 _SMOOTHED = 3
 """Number of frames in the moving average that finds the softest moment."""
 _MARGIN, _SHORTEST, _BRIEF_PAUSE = (round(s * SAMPLE_RATE) for s in (MARGIN_S, _SHORTEST_S, BRIEF_PAUSE_S))
 
 
 class VoiceActivity(Protocol):
-    """Gives the probabilities of speech of a stream, such as ``SpeechProbabilities`` with one frame per step."""
+    """Computes the probabilities of speech of a stream.
+
+    An example is ``SpeechProbabilities`` with one frame per step, so that each probability is known without delay.
+    """
 
     def add(self, samples: Tensor) -> list[float]:
         """Return the probability of each frame of :data:`FRAME` samples that ``samples [S]`` complete."""
@@ -32,9 +35,10 @@ class VoiceActivity(Protocol):
 class Utterances:
     """Cuts a stream into utterances.
 
-    An utterance ends after a pause of ``pause_s``. After half of ``longest_s``, a pause of :data:`BRIEF_PAUSE_S` ends
-    it. Speech without such a pause is cut after ``longest_s``, at the softest moment of the second half. The rest
-    begins the next utterance, so no sample is lost. The division into blocks does not affect the utterances.
+    An utterance ends after a pause of ``pause_s``. Once it has reached half of ``longest_s``, a pause of
+    :data:`BRIEF_PAUSE_S` is enough. If there is no such pause before ``longest_s``, the utterance is cut at the softest
+    moment of its second half. The rest begins the next utterance, so no speech is lost. The division into blocks does
+    not affect the utterances.
 
     Args:
         activity: finds the speech. It must not be shared with other streams.
@@ -59,7 +63,7 @@ class Utterances:
 
     @property
     def pause(self) -> int:
-        """Samples since the last speech. 0 outside an utterance."""
+        """Number of samples since the last speech; 0 outside an utterance."""
         return 0 if self._start is None else self._judged - self._speech_end
 
     @property
@@ -88,7 +92,7 @@ class Utterances:
         return ended
 
     def end(self) -> list[Chunk]:
-        """Return the utterance that is open at the end of the stream, as a list of at most one."""
+        """Return a list with the utterance that has not ended at the end of the stream; empty if there is none."""
         if self._start is None:
             return []
         chunk = self._close(min(self._speech_end + _MARGIN, self.num_samples))

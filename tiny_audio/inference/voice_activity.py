@@ -1,8 +1,8 @@
-"""Voice activity: the probability of speech in each frame, by silero-vad's network and weights.
+"""Compute the probability of speech in each frame, with silero-vad's network and weights.
 
 The weights are in the wheel of silero-vad (https://github.com/snakers4/silero-vad, MIT license). The package itself is
 not imported, because it sets the number of threads of the whole process. Only the weights of its TorchScript model are
-used. That model takes one frame per call. The network below takes many frames, and is several times as fast.
+used. That model takes one frame per call. The network below takes many frames per call, and is several times as fast.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""Duration of the part of a pause that is kept with the speech next to it, because it may contain soft consonants."""
+"""This much of a pause is kept with the speech before it and after it, because it may contain soft consonants."""
 _CONTEXT = 64
 """Samples before a frame that the network also receives."""
 _WEIGHTS = "silero_vad.jit"
@@ -39,7 +39,7 @@ _SHAPES = {
     "decoder.rnn.weight_hh": (512, 128),
     "decoder.decoder.2.weight": (1, 128, 1),
 }
-"""Shapes of the weights of silero-vad 6. Another version may have another network."""
+"""Shapes of the weights of silero-vad 6, which are checked because another version may have another network."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SileroNetwork:
     """silero-vad's network for 16 kHz.
 
     Args:
-        weights: its tensors by name.
+        weights: the network's tensors by name.
     """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
@@ -97,7 +97,7 @@ class SileroNetwork:
         """Return the outputs ``[T, 128]`` for rows ``[T, 128]``, and the hidden and the cell state after the last."""
         weights = [self._weights[f"decoder.rnn.{name}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         if len(rows) == 1:
-            # torch.lstm converts the weights in each call, which takes longer than one row.
+            # torch.lstm converts the weights in each call, which takes longer than the computation of one row.
             memory = torch.lstm_cell(rows, memory, *weights)
             return memory[0], memory
         hidden, cell = (one[:, None] for one in memory)  # [1, 1, 128]
@@ -129,7 +129,7 @@ def silero() -> SileroNetwork | None:
 class SpeechProbabilities:
     """The probabilities of speech of a recording that arrives in blocks.
 
-    They do not depend on the sizes of the blocks. At most ``frames_per_step`` frames are held.
+    The probabilities do not depend on the sizes of the blocks. At most ``frames_per_step`` frames are held.
 
     Args:
         network: from :func:`silero`.

@@ -41,12 +41,13 @@ class Spelling:
         """Spell a text.
 
         A character that is not in the vocabulary is replaced by the same letter in the other case or without accents.
-        If neither is in the vocabulary, the character is left out.
+        If the vocabulary does not contain such a letter, the character is left out.
 
         Args:
             text: the text.
             vocabulary: the CTC head's vocabulary.
-            read_numbers: spell a word with unknown digits or symbols as it is read aloud in English.
+            read_numbers: if a word has digits or symbols that are not in the vocabulary, spell it as it is read aloud
+                in English.
         """
         known = {character: label for label, character in enumerate(vocabulary.characters, 1)}
         words = tuple(text.split())
@@ -67,7 +68,7 @@ class Spelling:
 
 
 def _readable(word: str, known: dict[str, int]) -> str:
-    """Return the word. If the head lacks one of its digits or symbols, numbers and symbols are written as words."""
+    """Return the word, with numbers and symbols as words if one of its digits or symbols is not in ``known``."""
     if all(_labels(character, known) for character in word if character.isdecimal() or spoken(character) != character):
         return word
     return spoken(word)
@@ -124,7 +125,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
 
 
 def evenly_spread(words: Sequence[str], start_s: float, end_s: float) -> tuple[Word, ...]:
-    """Return words whose times divide a span evenly. They have no confidence, because they are not aligned."""
+    """Return words whose times divide a span evenly. The words have no confidence, because they are not aligned."""
     return _filled(words, [None] * len(words), end_s, start_s)
 
 
