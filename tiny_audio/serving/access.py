@@ -21,16 +21,18 @@ OPEN_PATHS = ("/", "/health")
 OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
-"""Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Browsers cannot set headers of
-a WebSocket. They offer this subprotocol together with another one, which the server accepts."""
+"""Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Web pages cannot set the
+headers of a WebSocket request, so they offer the key as a subprotocol. They also offer another subprotocol, which the
+server accepts."""
 
 
 class AccessControl:
     """ASGI middleware that refuses requests without a valid key, and requests from web pages of other origins.
 
-    A web page of any origin can send requests to a server on the user's own machine. It can also read the responses if
-    its host name is made to point to that machine (DNS rebinding). Therefore a page must come from this server or from
-    an allowed origin. If no key is needed, the host name in a request must also be one of the server's own.
+    A web page of any origin can send requests to a server on the user's own machine. The page can also read the
+    responses if its host name is made to point to that machine (DNS rebinding). Therefore a page must come from this
+    server or from an allowed origin. If no key is needed, the request must also be addressed to one of the server's own
+    host names.
     """
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
@@ -52,7 +54,7 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            if origin is not None:  # otherwise the browser would hide the error from an allowed page
+            if origin is not None:  # without these headers, the browser would hide errors from an allowed page
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
         if problem is None:
@@ -65,8 +67,8 @@ class AccessControl:
         if not self._digests and not self._is_own(host):
             return ApiError(
                 403,
-                f"the host name {_hostname(host)!r} is not one of this server, which has no API key; use its IP "
-                "address, or start it with --api-key, or with --allow-origin for a name of its own",
+                f"{_hostname(host)!r} is not a host name of this server, which has no API key; use the server's IP "
+                "address, or start it with --api-key, or allow a host name with --allow-origin",
                 code="host_not_allowed",
             )
         if origin is None or origin.lower() in self._allowed or _netloc(origin) == host.lower():
@@ -105,7 +107,7 @@ def _digest(key: str) -> bytes:
 
 
 def _is_among(key: str, digests: Collection[bytes]) -> bool:
-    """Whether a key is valid. The time does not depend on the content or the length of any key."""
+    """Whether a key is valid. The time that this check takes does not reveal the content or the length of any key."""
     given, found = _digest(key), False
     for digest in digests:
         found |= hmac.compare_digest(given, digest)
@@ -128,7 +130,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # DNS rebinding needs a name. The host is an address only if the user or a page opened that address.
+    # An address cannot be rebound, unlike a name. The host is an address only if the user or a page opened it.
     try:
         ipaddress.ip_address(name)
     except ValueError:

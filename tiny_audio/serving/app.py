@@ -24,7 +24,7 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
         card: what the web page says about the model.
     """
     service = Service(engine, options)
-    # FastAPI's own pages load scripts from other hosts.
+    # FastAPI's documentation pages are off, because they load scripts from other hosts.
     app = FastAPI(title="Tiny Audio", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     app.include_router(status.router(service))

@@ -24,9 +24,9 @@ from tiny_audio.runtime.memory import release_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""Number of batches for which chunks are considered together. They are sorted by length. Later chunks wait."""
+"""The chunks of this many batches, from the start of the queue, are sorted by length and divided into batches."""
 _RELEASE_EVERY = 4
-"""Freed memory is returned to the system after this number of batches. It takes less than a tenth of a second."""
+"""Freed memory is returned to the system after this number of batches. This takes less than a tenth of a second."""
 
 OnSegment = Callable[[Segment], object]
 
@@ -121,7 +121,10 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """Time at which the chunk would begin if its recording were played from its arrival on. It orders the queue."""
+        """Time at which the chunk would begin if its recording were played from its arrival on.
+
+        The queue is sorted by this time.
+        """
         return self.arrived + self.chunk.start / SAMPLE_RATE
 
     @property
@@ -205,7 +208,7 @@ class Engine:
             chunks: the :meth:`chunks` of the recording.
             duration_s: duration of the recording.
             words: also return the start and end of each word.
-            context: what is known about the recording. Previous text is used for its first chunk.
+            context: what is known about the recording. Previous text is used only for its first chunk.
             on_segment: called in the engine's thread with each segment, in order.
 
         Raises:
@@ -264,7 +267,7 @@ class Engine:
                 [item.chunk for item in batch], contexts=[item.context for item in batch]
             )
         except Exception as error:
-            # A single chunk may have caused the error. Transcribe each one separately.
+            # A single chunk may have caused the error. Transcribe each chunk separately, so that the others succeed.
             if len(batch) > 1:
                 for item in batch:
                     self._transcribe([item])
@@ -313,7 +316,7 @@ class Engine:
     def _chosen(self) -> list[_Item]:
         """Return the batch that contains the first chunk of the queue."""
         first = self._queue[0]
-        # Batches of the longest chunks are the smallest, so the pool always fills a batch of other chunks.
+        # Sorted by length, so that chunks of similar length share a batch. The loop finds the batch of `first`.
         pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(first.chunk)], key=lambda item: -item.seconds)
         while True:
             size = self._transcriber.batch_size(pool[0].chunk)

@@ -1,4 +1,4 @@
-"""Error responses in the form of OpenAI's API. Its clients raise them as exceptions."""
+"""Error responses in the form of OpenAI's API, which OpenAI's clients raise as exceptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error that is sent as the response to a request.
 
     Args:
         status: the HTTP status.
@@ -79,8 +79,8 @@ def failure() -> ApiError:
 class Failures:
     """ASGI middleware that answers internal errors with a JSON object.
 
-    Starlette's own handler is outside of all other middleware. Its responses have no request id, and web pages of other
-    origins cannot read them.
+    Starlette's own handler runs outside of all other middleware. Therefore its responses would have no request id, and
+    web pages of other origins could not read them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -101,7 +101,7 @@ class Failures:
             raise
         except Exception:
             if has_begun or scope["type"] != "http":
-                raise  # the connection is closed, so that the client notices that the response is incomplete
+                raise  # uvicorn then closes the connection, so the client notices that the response is incomplete
             _LOG.exception("%s failed", scope["state"]["request_id"])
             await failure().response()(scope, receive, send)
 
@@ -109,7 +109,7 @@ class Failures:
 async def discard_body(receive: Receive) -> None:
     """Read a small body that is not needed.
 
-    A client that is still sending when the connection is closed often does not see the response.
+    Otherwise, a client that is still sending when the connection is closed often does not see the response.
     """
     size = 0
     try:

@@ -147,7 +147,7 @@ def _subprotocol(websocket: WebSocket) -> str | None:
 async def _close(websocket: WebSocket, service: Service, code: int, message: str) -> None:
     """Send an error, and close. The client may have disconnected."""
     try:
-        async with asyncio.timeout(service.options.live.send_timeout_s):  # the client may not receive
+        async with asyncio.timeout(service.options.live.send_timeout_s):  # the client may have stopped reading
             await websocket.send_json({"type": "error", "message": message})
             await websocket.close(code)
     except (WebSocketDisconnect, RuntimeError, TimeoutError):

@@ -24,7 +24,8 @@ _BLOCK = SAMPLE_RATE // 10
 _BURST_S = 2.0
 """Seconds at the start of a stream in which the speed of the audio is not limited."""
 _MAX_TEXT = 100
-"""Maximum number of characters of a text message. A longer one could be nested too deeply for the JSON parser."""
+"""Maximum number of characters that are read of a text message. JSON in a longer message could be nested too deeply for
+the parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]
 
 
@@ -56,10 +57,11 @@ class LiveSession:
         self._websocket, self._stream, self._decode, self._words = websocket, stream, decode, words
         self._limits, self._decode_timeout_s = options.live, options.limits.request_timeout_s
         self._log_transcripts = options.log_transcripts
-        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._changed = asyncio.Event()  # set when audio was added or the stream has ended
+        self._room = asyncio.Event()  # set when an utterance was decoded, so that more audio may be added
         self._lock = asyncio.Lock()  # held while the stream is used, because a thread adds the audio
         self._started, self._ended = asyncio.get_running_loop().time(), False
-        self._rest = b""  # the first byte of an incomplete sample
+        self._rest = b""  # the first byte of a sample whose second byte has not arrived
 
     async def run(self, encoding: str) -> float:
         """Transcribe until the client ends the stream. Return the duration of its audio in seconds.
@@ -126,7 +128,8 @@ class LiveSession:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise ClientError(1012, "the server is shutting down") from None  # shutting down cancels jobs
+            # The job was canceled, but not this task. This happens when the engine is closed.
+            raise ClientError(1012, "the server is shutting down") from None
 
     async def _send_event(self, event: Partial | Final) -> None:
         if isinstance(event, Partial):
@@ -199,7 +202,7 @@ class LiveSession:
             while self._stream.waiting_s > self._limits.max_waiting_s:
                 self._room.clear()
                 await self._room.wait()
-            async with self._lock:  # finding speech takes time; a thread lets other connections be served meanwhile
+            async with self._lock:  # speech is found in a thread, so that other connections are served meanwhile
                 await asyncio.to_thread(self._stream.add, samples[start : start + _BLOCK])
             self._changed.set()
             elapsed_s = asyncio.get_running_loop().time() - self._started

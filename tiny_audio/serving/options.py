@@ -55,7 +55,7 @@ class Options:
     created: int = 0
     """Unix time at which the model was exported."""
     api_keys: tuple[str, ...] = ()
-    """Accepted API keys. Empty: no key is needed."""
+    """Accepted API keys. If there are none, no key is needed."""
     allowed_origins: tuple[str, ...] = ()
     """Origins such as ``https://example.com`` whose web pages may use the server."""
     host: str = "127.0.0.1"

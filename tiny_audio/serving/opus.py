@@ -23,10 +23,10 @@ class OpusDecoder:
         self._process, self._input, self._output = process, process.stdin, process.stdout
 
     async def write(self, data: bytes) -> bool:
-        """Decode more data. Wait while too much data is not decoded yet.
+        """Send more data to FFmpeg. Wait while too much data is not decoded yet.
 
         Returns:
-            Whether FFmpeg accepts more data. It does not after data that it cannot decode.
+            Whether FFmpeg accepts more data. False after data that FFmpeg cannot decode.
         """
         try:
             self._input.write(data)

@@ -19,7 +19,8 @@ HEAD_S = 20.0
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
 _MAX_MESSAGE_BYTES = 2 << 20
-"""A WebSocket is closed without an error message after a larger message. The limit of live streams is lower."""
+"""A WebSocket is closed without an error message after a larger message. Live streams have a lower limit, which is
+reported to the client (``LiveLimits.max_message_bytes``)."""
 
 
 class TimedProtocol(H11Protocol):
@@ -108,5 +109,5 @@ class Server(uvicorn.Server):
 
     def serve_until_signal(self, listening: socket.socket) -> None:
         """Serve until SIGTERM or Ctrl-C. Then finish the running requests."""
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn repeats the signal after it has finished
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has finished
             self.run(sockets=[listening])

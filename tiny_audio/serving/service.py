@@ -31,7 +31,8 @@ class Service:
     metrics: Metrics = field(init=False)
     decoders: ThreadPoolExecutor = field(init=False)
     hotwords: tuple[str, ...] = field(init=False)
-    """The server's hotwords that fit into a context. A longer list would be encoded again for each request."""
+    """The server's hotwords that fit into a context. The others are removed once, because each request encodes the
+    whole list again."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.options.limits)
@@ -54,7 +55,7 @@ class Service:
             raise self.busy(error) from error
 
     def busy(self, error: BusyError) -> ApiError:
-        """Return the answer to a request for which there is no room. It says when to try again."""
+        """Return the error response to a request that exceeds a limit. It says when to try again."""
         wait_s = min(_LONGEST_RETRY_S, max(1, math.ceil(self.engine.statistics.wait_s)))
         headers = {"Retry-After": str(wait_s)}
         return ApiError(429, f"{error}; try again later", code="rate_limit_exceeded", headers=headers)

@@ -30,7 +30,7 @@ from tiny_audio.serving.uploads import decode, receive_form
 
 T = TypeVar("T")
 SEND_S = 30.0
-"""Maximum time in which a client must receive an event."""
+"""Maximum time that a client may take to receive an event."""
 
 
 def router(service: Service) -> APIRouter:
@@ -81,7 +81,7 @@ async def _respond(service: Service, request: Request, stack: AsyncExitStack) ->
 
 
 def _with_left_out(response: Response, context: RequestContext) -> Response:
-    """Report hotwords that were not used. Most formats have no other place for it than a header."""
+    """Add a header with the number of hotwords that were not used. Most response formats have no field for it."""
     if context.left_out:
         response.headers["x-hotwords-left-out"] = str(len(context.left_out))
     return response
@@ -159,7 +159,7 @@ class _Events(StreamingResponse):
                 async with asyncio.timeout(SEND_S):
                     await send(message)
             except TimeoutError:
-                raise ClientDisconnect from None  # a client that does not read would keep its place forever
+                raise ClientDisconnect from None  # a client that does not read would keep its resources forever
 
         async with self._resources:
             await super().__call__(scope, receive, send_in_time)
@@ -186,7 +186,7 @@ async def _events(
     before = ""
     try:
         while True:
-            # A timeout around `yield` would cancel the task that sends the event.
+            # The timeout must not include the `yield`, because it would cancel the task that sends the event.
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 segment = await ready.get()
             if segment is None:

@@ -120,7 +120,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
         ApiError: the file cannot be decoded, or is too long.
         BusyError: there is no room for the decoded audio.
     """
-    # Decoders need a path. This one is chosen by the server.
+    # Decoders need a path. The server chooses this path, and not the client.
     with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
         path = Path(folder) / "upload"
         with path.open("wb") as copy:

@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Score:
-    """The word error rate on one set."""
+    """The word error rate on one test set."""
 
     set: str
     wer: float
@@ -47,7 +47,7 @@ class Card:
     words: bool
     """Whether the model can give the times of words."""
     prompt: Literal["hotwords", "previous_text"] | None
-    """What a prompt in a request is used as. None if the model was trained with neither."""
+    """How the model uses the prompt of a request. None if the model was trained with neither."""
     parts: tuple[Part, ...]
     scores: tuple[Score, ...]
     """From the model card. Empty if there is none, or if the model was not evaluated."""
@@ -91,6 +91,6 @@ def _scores(path: Path) -> tuple[Score, ...]:
             for one in results
             if one.metric_type == "wer"
         )
-    # There is no card, or it was edited.
+    # The model card is missing, or someone edited it.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
         return ()

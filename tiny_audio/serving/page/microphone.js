@@ -15,7 +15,7 @@ const BUTTERWORTH = [0.5098, 0.6013, 0.9, 2.5629];
  */
 export async function openMicrophone(onSamples, onLost, onPause) {
   const stream = await navigator.mediaDevices.getUserMedia({
-    // Filters for calls remove parts of the speech that a recognizer needs.
+    // The browser's filters for calls are off, because they remove parts of speech that a recognizer needs.
     audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true },
   });
   const [track] = stream.getAudioTracks();
@@ -29,13 +29,13 @@ export async function openMicrophone(onSamples, onLost, onPause) {
     const ended = new Promise((resolve) => {
       worklet.port.onmessage = ({ data }) => (data === "ended" ? resolve() : onSamples(data));
     });
-    // Some browsers run only nodes that lead to the loudspeaker. This one writes silence.
+    // Some browsers run only nodes that are connected to the loudspeaker. This node outputs silence.
     source.connect(worklet).connect(context.destination);
     if (track.readyState === "ended") throw new DOMException("it was disconnected", "AbortError");
     // A phone call or another app can pause the audio, and a phone whose screen turns off stops the microphone.
     let awake;
     const keepRunning = () => {
-      context.resume().catch(() => {}); // It may wait until the user comes back.
+      context.resume().catch(() => {}); // This may wait until the user returns to the page.
       awake = navigator.wakeLock?.request("screen").catch(() => null);
     };
     keepRunning();
@@ -47,19 +47,19 @@ export async function openMicrophone(onSamples, onLost, onPause) {
       document.removeEventListener("visibilitychange", keepRunning);
       awake?.then((lock) => lock?.release());
       worklet.port.postMessage("end");
-      // A paused context answers nothing.
+      // A paused context does not answer, so wait at most a second.
       await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 1000))]);
       release();
       context.close();
     };
   } catch (error) {
     release();
-    context?.close(); // Browsers allow only a few.
+    context?.close(); // Browsers allow only a few open contexts.
     throw error;
   }
 }
 
-/** Return a node with the audio of the stream below 8 kHz. */
+/** Return a node with the audio of the stream, without frequencies above 8 kHz, so that it can be sampled at 16 kHz. */
 function sourceOf(stream) {
   const context = new AudioContext({ sampleRate: RATE });
   try {

@@ -8,9 +8,9 @@ const transcript = new Transcript($("transcript"), player);
 
 let card = null; // what the server says about its model
 let recording = null; // {chunks, samples, status, stop (stops the microphone), live (connection for live text)}
-let refocus = false; // whether Record had the focus, which a disabled button loses
+let refocus = false; // whether to give Record the focus back, which a button loses while it is disabled
 let running = null; // AbortController of a request
-let last = null; // {audio, name} that was transcribed last, for another try
+let last = null; // {audio, name} of the last transcription, so that it can be tried again
 let result = null; // transcript on the page
 
 // States: idle, starting (waits for permission), recording, finishing (waits for the last texts), transcribing (a file).
@@ -35,7 +35,7 @@ function enter(state, status) {
 const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.AudioWorkletNode);
 const READY = canRecord()
   ? "Press Record and speak, or choose a file."
-  : "Choose a file. To record, open this page over HTTPS or at localhost: browsers give the microphone to no other pages.";
+  : "Choose a file. To record, open this page over HTTPS or at localhost. Browsers do not let other pages use the microphone.";
 
 const prompt = () => (card?.prompt ? $("prompt").value.trim() : "");
 
@@ -118,7 +118,7 @@ function showLive({ final, stable, partial }) {
   $("placeholder").hidden = true;
   $("live").hidden = false;
   const box = $("final");
-  // Screen readers announce what is added. What is there stays untouched.
+  // Screen readers announce added elements, so existing elements are not replaced.
   for (const text of final.slice(box.childElementCount)) {
     const span = document.createElement("span");
     span.textContent = `${text} `;
@@ -180,7 +180,7 @@ function report(error, retry) {
     const when = error.retryAfterS ? `in ${error.retryAfterS} s` : "in a moment";
     showError(`The server is busy. Try again ${when}.`, retry);
   } else {
-    // Another try helps only if the server, and not the file, is the reason.
+    // Another try helps only if the error is caused by the server and not by the file.
     showError(error.message, error.status === 0 || error.status >= 500 ? retry : null);
   }
 }

@@ -33,7 +33,7 @@ _HEADERS = {
     "Cache-Control": "no-cache",
 }
 _MAX_BYTES, _TIMEOUT_S = 4_000_000, 20.0
-"""Limits of a transcript that a client sends. Two hours of speech have about one megabyte."""
+"""Limits of a transcript that a client sends. The transcript of two hours of speech has about one megabyte."""
 Seconds = Annotated[float, Field(ge=0, le=1e7)]
 
 
@@ -61,7 +61,7 @@ class TimedText(BaseModel):
 
 
 def files_router() -> APIRouter:
-    """Return the routes of the page's files. These contain nothing secret, so no key is needed."""
+    """Return the routes of the page's files. The files contain nothing secret, so no key is needed."""
     router = APIRouter(include_in_schema=False)
     folder = files("tiny_audio.serving.page")
     known = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in _TYPES}
@@ -120,7 +120,7 @@ def _subtitles(format: str, body: bytes) -> str:
     try:
         text = TimedText.model_validate_json(body)
     except ValidationError as error:
-        raise ApiError(400, f"this is no transcript with segments: {problems(error)}") from error
+        raise ApiError(400, f"this is not a transcript with segments: {problems(error)}") from error
     shown = cues(_segment(segment) for segment in text.segments)
     return as_srt(shown) if format == "srt" else as_vtt(shown)
 

@@ -1,6 +1,6 @@
 // Requests to the server that this page comes from.
 
-/** An answer that is no success. `status` is 0 if there was no answer. */
+/** A response that is not a success. `status` is 0 if there was no response. */
 export class ServerError extends Error {
   constructor(status, message, retryAfterS) {
     super(message);
@@ -9,7 +9,7 @@ export class ServerError extends Error {
   }
 }
 
-const PATIENCE_MS = 60_000; // for the next text after the end of a recording
+const PATIENCE_MS = 60_000; // maximum time until the next message after the end of a recording
 let key = ""; // Only in memory: a reload forgets it.
 export const setKey = (value) => (key = value);
 
@@ -27,7 +27,7 @@ async function request(path, options = {}) {
   throw new ServerError(answer.status, message, Number(answer.headers.get("Retry-After")) || null);
 }
 
-/** Return what the server says about its model: `name`, `words` (whether it times words), `prompt` (what it takes one for), `parts` and `scores`. */
+/** Return the model's `name`, `words` (whether it times words), `prompt` (how it uses a prompt), `parts` and `scores`. */
 export const readCard = async () => (await request("v1/card")).json();
 
 /** Transcribe a file: `text`, `duration`, `segments` and, if the model times words, `words`. */
@@ -74,12 +74,12 @@ export function openLive({ words, prompt }, onText, onLost) {
   url.protocol = url.protocol.replace("http", "ws");
   if (words) url.searchParams.set("words", "true");
   if (prompt) url.searchParams.set("prompt", prompt);
-  // Browsers cannot set headers of a WebSocket. The server answers with the first protocol.
+  // Pages cannot set the headers of a WebSocket, so a subprotocol carries the key. The server accepts the other one.
   let socket;
   try {
     socket = new WebSocket(url, key ? ["tiny-audio", `openai-insecure-api-key.${key}`] : []);
   } catch {
-    // A protocol cannot contain every character of a key, and a browser's settings can forbid connections.
+    // The key has a character that a subprotocol cannot contain, or the browser's settings forbid the connection.
     setTimeout(onLost);
     return { send() {}, end: async () => null, close() {} };
   }
@@ -128,7 +128,7 @@ export function openLive({ words, prompt }, onText, onLost) {
       socket.close();
     }
   };
-  // A connection that the browser does not allow has an error, but never closes.
+  // If the browser does not allow the connection, there is an error event, but no close event.
   socket.onerror = socket.onclose = () => {
     clearTimeout(timer);
     early = [];
@@ -140,7 +140,7 @@ export function openLive({ words, prompt }, onText, onLost) {
     send,
     end: () => {
       if (early) {
-        socket.close(); // The server was not ready in all that time.
+        socket.close(); // The server did not become ready during the whole recording.
         finish(null);
       } else {
         send('{"type":"end"}');

@@ -1,8 +1,8 @@
-// The timed transcript: words that follow the player, and the player that follows the words.
+// The timed transcript. It marks the word that the player plays, and moves the player to a word that the user selects.
 
 import { segmentsOf } from "./server.js";
 
-const PAUSE_S = 0.4; // A word stays marked in a shorter pause behind it.
+const PAUSE_S = 0.4; // A word stays marked during the pause after it if the pause is shorter than this.
 
 export const clock = (seconds) => {
   const whole = Math.floor(seconds);
@@ -93,7 +93,7 @@ export class Transcript {
       const unit = this.units[Math.max(0, this.indexAt(this.player.currentTime + 1e-3) + steps[event.key])];
       if (unit) this.seek(unit);
     } else if (event.key === " " || event.key === "Enter") {
-      if (this.player.paused) this.player.play().catch(() => {}); // The page says what cannot be played.
+      if (this.player.paused) this.player.play().catch(() => {}); // `player-error` reports a failure.
       else this.player.pause();
     } else {
       return;

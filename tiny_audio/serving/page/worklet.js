@@ -5,8 +5,8 @@ class Samples extends AudioWorkletProcessor {
   constructor() {
     super();
     this.step = sampleRate / RATE; // input samples for each output sample
-    this.position = 0; // of the next output sample, in input samples from the start of the block
-    this.previous = 0; // last sample of the block before
+    this.position = 0; // position of the next output sample, in input samples from the start of the block
+    this.previous = 0; // last sample of the previous block
     this.samples = new Int16Array(RATE / 10);
     this.count = 0;
     this.ended = false;
