@@ -1,4 +1,4 @@
-"""Encoded clips, and damage to them."""
+"""Encode clips, and damage them."""
 
 from __future__ import annotations
 

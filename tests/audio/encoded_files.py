@@ -1,4 +1,4 @@
-"""Speech-like clips in every format, and a search for parts of them in decoded audio."""
+"""Make speech-like clips in every format, and find sections of them in decoded audio."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FRAMED = ("flac", "vorbis", "opus", "mp3")
 
 @cache
 def speech(seconds: float, seed: int = 0) -> np.ndarray:
-    """Return noise whose volume rises and falls like syllables. No two parts of it are similar."""
+    """Return noise whose volume rises and falls like syllables. No two sections of the noise are similar."""
     samples = round(seconds * SAMPLE_RATE)
     noise = np.convolve(np.random.default_rng(seed).standard_normal(samples), np.ones(8) / 8, "same")
     swell = 0.2 + np.abs(np.sin(2 * np.pi * np.arange(samples) / SAMPLE_RATE))
@@ -49,25 +49,25 @@ def clip(kind: str, seconds: float = 4.0, seed: int = 0) -> bytes:
 
 
 def located(decoded: np.ndarray, reference: np.ndarray, start_s: float, seconds: float = 0.5) -> tuple[float, float]:
-    """Find a part of the reference in decoded audio.
+    """Find the section of the reference that begins at ``start_s`` in decoded audio.
 
     Returns:
-        delay of the part in seconds, and its similarity, from 0 to 1.
+        How much later the section begins in the decoded audio, in seconds, and its similarity, from 0 to 1.
     """
     start = round(start_s * SAMPLE_RATE)
-    stretch = reference[start : start + round(seconds * SAMPLE_RATE)]
-    size = 1 << (len(decoded) + len(stretch)).bit_length()
-    spectra = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(stretch, size))
+    section = reference[start : start + round(seconds * SAMPLE_RATE)]
+    size = 1 << (len(decoded) + len(section)).bit_length()
+    spectra = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(section, size))
     products = np.fft.irfft(spectra, size)[: len(decoded)]
     at = int(np.argmax(products))
-    energy = float(np.sum(decoded[at : at + len(stretch)] ** 2) * np.sum(stretch**2))
+    energy = float(np.sum(decoded[at : at + len(section)] ** 2) * np.sum(section**2))
     return (at - start) / SAMPLE_RATE, float(products[at]) / max(energy, 1e-12) ** 0.5
 
 
 def offset(decoded: np.ndarray, reference: np.ndarray, start_s: float) -> float:
-    """Return the delay in seconds of a part of the reference in decoded audio."""
+    """Return how much later a section of the reference begins in decoded audio, in seconds."""
     late_s, alike = located(decoded, reference, start_s)
-    assert alike > 0.7, f"the stretch at {start_s} s is not there: {alike:.2f}"
+    assert alike > 0.7, f"the section at {start_s} s was not found: its similarity is {alike:.2f}"
     return late_s
 
 

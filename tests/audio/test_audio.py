@@ -63,7 +63,7 @@ def test_formats_from_bytes_and_from_files(tmp_path: Path, kind: str, subtype: s
     waveform = load_audio(data, max_duration_s=2)
     assert waveform.dtype == torch.float32
     assert waveform.shape == (SAMPLE_RATE,)
-    middle = slice(2_000, -2_000)  # lossy codecs ring at the ends
+    middle = slice(2_000, -2_000)  # lossy codecs add ringing at the ends
     assert (waveform[middle] - torch.from_numpy(tone())[middle]).abs().max() <= tolerance
     assert torch.equal(load_audio(path, max_duration_s=2), waveform)
     assert audio_duration(path) == audio_duration(data) == 1.0
@@ -113,14 +113,14 @@ def test_the_length_limit_is_exact_and_never_cuts() -> None:
 
 def test_the_name_is_used_in_messages(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"^clip 7 of the shard: "):
-        load_audio(b"RIFF, says who?", max_duration_s=1, name="clip 7 of the shard")
+        load_audio(b"RIFF, no header", max_duration_s=1, name="clip 7 of the shard")
     with pytest.raises(AudioError, match=r"^audio of 15 bytes: "):
-        audio_duration(b"RIFF, says who?")
+        audio_duration(b"RIFF, no header")
 
 
 def test_an_audio_error_can_be_pickled() -> None:
-    error = pickle.loads(pickle.dumps(AudioError("empty", "a.wav: holds no samples")))
-    assert (error.reason, str(error)) == ("empty", "a.wav: holds no samples")
+    error = pickle.loads(pickle.dumps(AudioError("empty", "a.wav: contains no samples")))
+    assert (error.reason, str(error)) == ("empty", "a.wav: contains no samples")
     assert isinstance(error, ValueError)
 
 
@@ -159,7 +159,7 @@ def test_files_that_are_something_else(content: bytes, advice: str) -> None:
 
 
 def test_archives_of_recordings_are_rejected() -> None:
-    """Only the first recording in an archive could be decoded, and the others would be lost."""
+    """If archives were accepted, only their first recording would be decoded, and the others would be lost."""
     tar, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(packed, "w") as stored:
         for name in ("a.wav", "b.wav"):
@@ -187,7 +187,7 @@ def test_a_file_without_permission_is_a_file_error(tmp_path: Path) -> None:
 
 
 def assert_unreadable(path: Path, cause: str = "") -> None:
-    """Check that reading the file raises an error about the file, but not about its clip."""
+    """Check that reading the file raises a :class:`FileError`, which does not say that the clip is bad."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()
@@ -278,7 +278,8 @@ def test_truncated_files_are_rejected(tmp_path: Path) -> None:
 def test_an_mp3_without_a_length_tag_is_decoded_completely() -> None:
     mp3, untagged = untagged_mp3()
     whole, found = (load_audio(data, max_duration_s=9) for data in (mp3, untagged))
-    assert 0 <= len(found) - len(whole) <= 3 * 576  # the length tag contains the delay of the encoder
+    # Without the length tag, the delay of the encoder is unknown and is not removed.
+    assert 0 <= len(found) - len(whole) <= 3 * 576
     assert audio_duration(untagged) == len(found) / SAMPLE_RATE
 
 

@@ -1,4 +1,4 @@
-"""Mixing of channels to mono. A channel is not lost if its phase is opposite."""
+"""Mixing of channels to mono. Channels of opposite phase do not cancel each other."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_other_channels_are_averaged(channels: tuple[np.ndarray, ...], caplog: p
     assert not caplog.records
 
 
-def test_opposite_phases_in_a_part(caplog: pytest.LogCaptureFixture) -> None:
-    """Only where the channels cancel each other is one used alone; another speaker in the other channel is kept."""
+def test_opposite_phases_in_a_section(caplog: pytest.LogCaptureFixture) -> None:
+    """One channel is used alone only where the channels cancel each other, so other sections keep both speakers."""
     first, second = speech(8.0), speech(8.0, 1)
     left, right = first.copy(), np.zeros_like(first)
     right[: 2 * SAMPLE_RATE] = second[: 2 * SAMPLE_RATE]

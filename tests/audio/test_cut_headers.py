@@ -1,4 +1,4 @@
-"""Files that end within their header, and forged headers: an error of the clip, but never a crash."""
+"""Files that end within their header, and forged headers, raise an error about the clip and never crash."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_mp3_with_a_truncated_tag(size: int, tmp_path: Path) -> None:
 
 
 def test_many_chunks_followed_by_noise(tmp_path: Path) -> None:
-    """The chunks are walked only once. One walk per possible start would take hours."""
+    """Each chunk is visited only once. Following the chunks from every possible start would take hours."""
     whole = bytearray(written("WAV"))
     whole[40:44] = struct.pack("<I", 0x7FFFF000)
     check(bytes(whole) + b"LIST\0\0\0\0" * 10_000 + b"noise", tmp_path)

@@ -1,4 +1,5 @@
-"""Damaged files lose only the damaged audio, and the rest keeps its position. Training rejects such clips."""
+"""Damaged recordings lose only the damaged audio, and the rest keeps its position. Without ``keep_damaged``, as in
+training, such clips are rejected."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
         "inserted": data[:middle] + b"\xaa" * size + data[middle:],
     }[fault]
     name = f"{kind} {fault}"
-    if not (kind == "mp3" and fault == "inserted"):  # in this case, nothing is lost
+    if not (kind == "mp3" and fault == "inserted"):  # an MP3 may lose no audio if bytes are inserted
         with pytest.raises(AudioError) as caught:
             load_audio(damaged, max_duration_s=60, name=name)
         assert caught.value.reason in ("undecodable", "truncated")
@@ -55,7 +56,7 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
 
 def test_the_length_tag_is_read_if_the_next_frame_is_damaged(caplog: pytest.LogCaptureFixture) -> None:
     data = clip("mp3", SECONDS)
-    first = data.index(b"\xff\xf3", 4) + 100  # in the first frame after the length tag
+    first = data.index(b"\xff\xf3", 4) + 100  # a position in the first frame after the length tag
     short = data[:first] + data[first + 1 : len(data) // 8]
     decoded = kept(short, "short mp3")
     assert len(decoded) / SAMPLE_RATE < SECONDS / 8
@@ -172,7 +173,7 @@ def test_invalid_samples_are_replaced_by_silence(bad: float, caplog: pytest.LogC
 
 
 def test_a_gap_of_years_needs_little_memory() -> None:
-    """A hostile file can contain such a granule position."""
+    """The position (granule position) of an Ogg page in a hostile file can be years later than that of other pages."""
     opus = clip("opus")
     last = opus.rindex(b"OggS")
     hostile = patched(opus, last + 6, (1 << 60).to_bytes(8, "little"))

@@ -1,4 +1,4 @@
-"""Samples that are given already decoded."""
+"""Audio that is given as decoded samples instead of a file."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tiny_audio.audio.recording import recording_blocks
 from tiny_audio.frames import SAMPLE_RATE
 
 SECONDS = 6.0
-STRETCHES = (0.3, 2.0, 3.5, 5.2)
+SECTION_STARTS_S = (0.3, 2.0, 3.5, 5.2)
 CONTAINERS = {
     "aac.m4a": ("-c:a", "aac"),
     "aac.mkv": ("-c:a", "aac"),
@@ -54,7 +54,7 @@ def _removed(share: float, size: int) -> Fault:
     return lambda data: data[: int(share * len(data))] + data[int(share * len(data)) + size :]
 
 
-def _behind(tail: bytes) -> Fault:
+def _appended(tail: bytes) -> Fault:
     return lambda data: data + tail
 
 
@@ -74,7 +74,7 @@ FAULTS = st.one_of(
     st.builds(_cut, _SHARES),
     st.builds(_overwritten, _SHARES, st.integers(1, 3_000), st.integers(0, 255)),
     st.builds(_removed, _SHARES, st.integers(1, 2_000)),
-    st.builds(_behind, st.sampled_from(_TAILS)),
+    st.builds(_appended, st.sampled_from(_TAILS)),
     st.builds(
         _stated, st.sampled_from([0, 1_000, 100_001, 0x7FFFF000, 0x80000000, 0xFFFFFFFF]) | st.integers(0, 250_000)
     ),
@@ -102,14 +102,14 @@ def check_decoded(
     decoded: np.ndarray, messages: list[str], name: str, *, length: bool = True, positions: bool = True
 ) -> None:
     """Check that missing audio is reported and that the rest keeps its position."""
-    told = any(name in message for message in messages)
+    is_reported = any(name in message for message in messages)
     reference = speech(SECONDS)
     if length and len(decoded) / SAMPLE_RATE < SECONDS - 0.2:
-        assert told, f"{len(decoded) / SAMPLE_RATE:.2f} s of {SECONDS} s, and no warning"
-    for start_s in STRETCHES if positions else ():
+        assert is_reported, f"only {len(decoded) / SAMPLE_RATE:.2f} s of {SECONDS} s were decoded, without a warning"
+    for start_s in SECTION_STARTS_S if positions else ():
         late_s, alike = located(decoded, reference, start_s)
         if alike > 0.7:
-            assert abs(late_s) <= 0.2, f"the stretch at {start_s} s is {late_s:.2f} s late"
+            assert abs(late_s) <= 0.2, f"the section at {start_s} s is {late_s:.2f} s late"
 
 
 def check_both_ways(kind: str, faults: list[Fault]) -> None:
@@ -127,8 +127,8 @@ def check_both_ways(kind: str, faults: list[Fault]) -> None:
         except AudioError:
             return
     if not removed_pcm:  # PCM has no markers, so removed samples cannot be detected
-        # MP3 frames have no positions. Their number shows how many are missing, but the place is known only for a
-        # single fault.
+        # MP3 frames have no positions. The length tag shows how many frames are missing, but not where, if there are
+        # several faults.
         check_decoded(decoded, messages, name, positions=kind != "mp3" or len(faults) == 1)
 
 
@@ -165,7 +165,8 @@ def check_container(kind: str, faults: list[Fault]) -> None:
             blocks = [block.numpy() for block in recording_blocks(path, name)]
         except AudioError:
             return
-    # MPEG-TS has no length, so it can end anywhere. AVI has no times, so positions depend on the bytes before them.
+    # MPEG-TS states no length, so a missing end cannot be detected. AVI has no timestamps, so missing bytes move later
+    # audio.
     decoded = np.concatenate(blocks)
     check_decoded(decoded, messages, name, length=kind != "aac.ts", positions=kind != "mp3.avi")
 
@@ -173,7 +174,7 @@ def check_container(kind: str, faults: list[Fault]) -> None:
 _CONTAINER_FAULTS = st.one_of(
     st.builds(_cut, _SHARES),
     st.builds(_overwritten, _SHARES, st.integers(1, 1_000), st.integers(0, 255)),
-    st.builds(_behind, st.sampled_from(_TAILS)),
+    st.builds(_appended, st.sampled_from(_TAILS)),
 )
 
 
@@ -186,7 +187,7 @@ def test_faults_of_containers(kind: str, faults: list[Fault]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
-# To find a smaller failing example, Hypothesis would run FFmpeg a thousand times.
+# Failing examples are not reduced to smaller ones, because Hypothesis would run FFmpeg a thousand times for this.
 @settings(max_examples=300, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(CONTAINERS)), faults=st.lists(_CONTAINER_FAULTS, min_size=1, max_size=2))
 def test_many_faults_of_containers(kind: str, faults: list[Fault]) -> None:

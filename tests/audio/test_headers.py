@@ -1,4 +1,4 @@
-"""Files whose headers do not match their contents: all audio is decoded once, with a warning."""
+"""If the header of a file does not match its content, all audio is decoded exactly once, with a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = 4 * SAMPLE_RATE * 2
 
 
 def loaded(data: bytes, name: str = "clip") -> np.ndarray:
-    """Decode in both ways, and check that the duration in the header agrees."""
+    """Load a clip with and without ``keep_damaged``, and check that both results and the stated duration agree."""
     waveform = load_audio(data, max_duration_s=60, name=name)
     assert audio_duration(data, name=name) == pytest.approx(len(waveform) / SAMPLE_RATE, abs=1e-3)
     np.testing.assert_array_equal(load_audio(data, max_duration_s=60, name=name, keep_damaged=True), waveform)
@@ -41,7 +41,7 @@ def test_wrong_sizes_of_a_wav_do_not_change_the_audio(excess: int, caplog: pytes
     name = f"size {excess}"
     np.testing.assert_array_equal(loaded(wav_with(BYTES + excess), name), load_audio(clip("wav"), max_duration_s=9))
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == (excess < 0), "a warning for what would be lost, once"
+    assert len(warnings) == (excess < 0), "there is one warning if the stated size would lose audio, else none"
     if warnings:
         assert_names(warnings[0].getMessage(), f"{name}: {(BYTES + excess) / BYTES * 4:.2f} s 4.00 s")
 
@@ -86,7 +86,7 @@ def test_bytes_before_the_header_are_skipped(kind: str, junk: bytes, caplog: pyt
     assert_names(caplog.records[0].getMessage(), f"{name}: {len(junk)}")
 
 
-def test_the_header_of_another_file_inside_of_a_film_is_no_beginning() -> None:
+def test_a_header_inside_a_matroska_file_is_not_the_start_of_the_audio() -> None:
     film = b"\x1aE\xdf\xa3" + bytes(60) + clip("flac")
     with pytest.raises(AudioError):
         load_audio(film, max_duration_s=9)

@@ -1,4 +1,4 @@
-"""Find the files in joined files. The files here have the structure of recordings, but no audio."""
+"""Find the single files in joined files. The files in these tests have the structure of recordings, but no audio."""
 
 from __future__ import annotations
 

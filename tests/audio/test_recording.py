@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode_both(place: Path, options: Sequence[tuple[str | int, ...]], ending: str) -> None:
-    """Encode ``one.wav`` and ``two.wav`` with these options. One run of FFmpeg is faster than two."""
+    """Encode ``one.wav`` and ``two.wav`` with these options, in one run of FFmpeg, which is faster than two runs."""
     inputs = ("-i", place / "one.wav", "-i", place / "two.wav")
     names = enumerate(("one", "two"))
     ffmpeg(*inputs, *chain.from_iterable(("-map", i, *options[i], place / f"{name}{ending}") for i, name in names))
@@ -91,7 +91,7 @@ def test_audio_without_video_that_starts_late_keeps_its_position(place: Path, na
 @pytest.mark.parametrize(
     ("name", "codec"), [("late.ts", "aac"), pytest.param("late.mpg", "mp2", marks=pytest.mark.slow)]
 )
-def test_audio_that_begins_later_than_the_picture_of_a_broadcast(
+def test_audio_that_starts_after_the_video_of_a_broadcast_keeps_its_position(
     place: Path, name: str, codec: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     film = ("-f", "lavfi", "-i", "testsrc=s=64x64:r=25:d=7")
@@ -103,7 +103,7 @@ def test_audio_that_begins_later_than_the_picture_of_a_broadcast(
 
 @pytest.mark.parametrize("suffix", fast_ones(["ts", "aac"], "ts"))
 def test_the_channels_of_a_track_change(place: Path, suffix: str) -> None:
-    """Broadcasts change between mono, stereo and surround."""
+    """A broadcast may change between mono, stereo and surround."""
     outputs = [("-ac", channels, "-ar", "48000", "-c:a", "aac") for channels in ("1", "2")]
     encode_both(place, outputs, f".{suffix}")
     parts = [(place / f"{name}.{suffix}").read_bytes() for name in ("one", "two", "one")]
@@ -127,13 +127,13 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     [
         ("joined.m4a", ("-c:a", "aac")),
         ("joined.wma", ("-c:a", "wmav2")),
-        # test_joined.py checks the structure of these formats in the fast run.
+        # These formats are slow to encode. In the fast tests, test_joined.py checks files with their structure.
         pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
         pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
         pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),
     ],
 )
-def test_files_one_after_the_other(
+def test_joined_files_are_decoded_completely(
     place: Path, name: str, options: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     encode_both(place, [options, options], f"-{name}")
@@ -160,7 +160,7 @@ def test_a_damaged_file_among_joined_files_is_left_out(place: Path, caplog: pyte
         decoded(place / "damaged.m4a")
 
 
-def test_repeated_headers_of_a_stream_are_no_second_file(place: Path) -> None:
+def test_a_repeated_header_in_a_stream_does_not_begin_a_second_file(place: Path) -> None:
     fragments = ("-movflags", "frag_keyframe+empty_moov+default_base_moof", "-frag_duration", "1000000")
     ffmpeg("-i", place / "one.wav", "-c:a", "aac", *fragments, place / "fragments.mp4")
     whole = (place / "fragments.mp4").read_bytes()

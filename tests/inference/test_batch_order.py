@@ -1,4 +1,4 @@
-"""Texts do not depend on batches and order: short and long clips, every encoder, and every way to transcribe."""
+"""Texts do not depend on the batch or on the order of clips, for every encoder and every way to transcribe."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = (0.3, 9.0, 1.7)
 MORE_SECONDS = (0.3, 29.0, 1.7)
 MAX_BF16_DIFFERENCE = 0.03
-"""Maximum relative difference of a clip's audio embeddings, alone and in a batch, in bf16. Tiny models had differences
-of 0.002 to 0.015. The precision of bf16 is 0.008. A text can change only if two tokens have nearly equal scores."""
+"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. Tiny models had
+differences of 0.002 to 0.015. The precision of bf16 is 0.008. Such a difference can change a text only if two tokens
+have nearly equal scores."""
 
 
 def clips(durations_s: Sequence[float]) -> list[Tensor]:
@@ -40,7 +41,7 @@ def clips(durations_s: Sequence[float]) -> list[Tensor]:
 
 
 def by_generate(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor]) -> list[str]:
-    """Transcribe like a user of an export."""
+    """Transcribe with ``generate``, like a user of an exported model."""
     arrays: list[np.ndarray[Any, Any]] = [waveform.numpy() for waveform in waveforms]
     rows = model.generate(**TinyAudioProcessor(tokenizer)(arrays)).tolist()
     end = model.config.end_token_id
@@ -64,7 +65,7 @@ def by_command(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor
 def check_order(model: TinyAudioModel, tokenizer: Any, durations_s: Sequence[float]) -> None:
     waveforms = clips(durations_s)
     alone = [by_command(model, tokenizer, [waveform])[0] for waveform in waveforms]
-    assert any(alone), "empty texts prove little"
+    assert any(alone), "all texts are empty, so their equality proves little"
     for way, order in (
         (by_command, [1, 2, 0]),
         (by_generate, [2, 1, 0]),
@@ -99,12 +100,12 @@ WITH_LONG_CLIPS = pytest.mark.parametrize("durations_s", [SECONDS, pytest.param(
     ("encoder", "ctc"),
     [
         *((name, True) for name in ENCODER_NAMES if name != "wav2vec2"),
-        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # has the code of HuBERT
+        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # uses the same code as HuBERT
         (ENCODER_NAMES[0], False),
     ],
 )
 def test_texts_are_equal_in_fp32(encoder: str, ctc: bool, durations_s: Sequence[float]) -> None:
-    """With a CTC head, only ``transcribe`` uses assisted decoding."""
+    """With a CTC head, this also compares assisted decoding, which only ``transcribe`` uses, with other decoding."""
     check_order(*tiny(encoder, ctc=ctc), durations_s)
 
 

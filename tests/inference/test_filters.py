@@ -82,7 +82,8 @@ def test_silence_is_rejected() -> None:
 
 @pytest.fixture(scope="module", params=[12, pytest.param(40, marks=pytest.mark.slow)])
 def synthetic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    count = {"num_utterances": request.param, "sentences": "all"}  # all sentences, because splitting them takes seconds
+    # Use all sentences, because dividing them into splits takes seconds.
+    count = {"num_utterances": request.param, "sentences": "all"}
     config = SOURCES.parse({"name": "synthetic", **count, "grammars": ["digits", "home"]})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
     return [soundfile.read(str(one.audio), dtype="float32")[0] for one in source.index().utterances]
@@ -144,7 +145,7 @@ def test_speech_with_telephone_codecs_is_accepted(
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
 @pytest.mark.parametrize("codec", ["aac 8000 12k m4a", "libmp3lame 16000 8k mp3", "libopus 8000 6k ogg"])
 def test_speech_with_low_bit_rates_is_accepted(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
-    """FFmpeg leaves the upper half of the spectrum exactly empty."""
+    """At these sampling rates, the upper half of the spectrum is exactly empty after FFmpeg resamples to 16 kHz."""
     encoder, rate, bits, suffix = codec.split()
     waves = synthetic[:12:3]
     for index, wave in enumerate(waves):
@@ -152,7 +153,7 @@ def test_speech_with_low_bit_rates_is_accepted(synthetic: list[np.ndarray], tmp_
     encode = ["-ar", rate, "-c:a", encoder, "-b:a", bits]
     decode = ["-ar", str(SAMPLE_RATE), "-c:a", "pcm_f32le"]
     for source, options, target in (("x{}.wav", encode, f"y{{}}.{suffix}"), (f"y{{}}.{suffix}", decode, "z{}.wav")):
-        # All files in one run, because the start of FFmpeg takes longest.
+        # Convert all files in one run, because starting FFmpeg takes longer than converting a file.
         command = ["ffmpeg", "-nostdin", "-v", "error", "-y"]
         for index in range(len(waves)):
             command += ["-i", source.format(index)]
@@ -197,7 +198,7 @@ def test_only_very_quiet_audio_is_amplified(synthetic: list[np.ndarray]) -> None
     soft = wave * 2**-7
     louder = boost_quiet(soft)
     assert 0.25 <= float(louder.abs().max()) <= 0.5
-    assert torch.equal(louder * float(soft.abs().max() / louder.abs().max()), soft), "by a power of two: exact"
+    assert torch.equal(louder * float(soft.abs().max() / louder.abs().max()), soft), "powers of two are exact"
     assert torch.equal(boost_quiet(torch.zeros(5)), torch.zeros(5))
     assert len(boost_quiet(torch.zeros(0))) == 0
 

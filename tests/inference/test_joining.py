@@ -41,11 +41,11 @@ def text_of(first: Segment, second: Segment) -> str:
 @pytest.mark.parametrize(
     ("first", "second", "text"),
     [
-        # Both chunks have a word of the overlap.
+        # Both chunks contain the words of the overlap.
         ("turn@3.0 the@3.4 lights@3.7", "the@3.42 lights@3.72 on@4.1", "turn the lights on"),
         # The last word of the first chunk and the first word of the second chunk are cut.
         ("turn@3.0 the@3.4 lie@3.7", "urn@3.1 the@3.4 lights@3.7", "turn the lights"),
-        # Repeated equal words.
+        # A word that the speaker repeats is kept each time.
         ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),
         # The same word at another time is a different word.
         ("no@3.0 yes@3.6", "yes@3.6 no@4.0", "no yes no"),

@@ -1,4 +1,4 @@
-"""``pipeline("automatic-speech-recognition", model=…)``: every kind of input, alone and in batches."""
+"""The speech recognition pipeline of an exported model, with every kind of input, alone and in batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def expected(folder: Path, **settings: Any) -> list[str]:
 def test_files_can_be_given_alone_in_lists_and_in_batches(folder: Path, pipe: Any) -> None:
     paths = [str(folder / name) for name in FILES]
     texts = expected(folder)
-    assert any(texts), "empty texts prove little"
+    assert any(texts), "all texts are empty, so their equality proves little"
     assert [pipe(path) for path in paths] == [{"text": text} for text in texts]
     assert pipe(paths) == [{"text": text} for text in texts]
     for batch_size in (3, 4):
@@ -319,7 +319,7 @@ def test_a_pipeline_can_be_saved(folder: Path, tmp_path: Path, pipe: Any) -> Non
     assert again(str(folder / "b.flac")) == pipe(str(folder / "b.flac"))
 
 
-# Environments in which this package is not installed
+# The following tests run in environments in which this package is not installed.
 
 TRANSCRIBE = """
 import json, os, shutil, sys
@@ -346,7 +346,7 @@ results["again"] = [row["text"] for row in again(paths[:2], batch_size=2)]
 again.save_pretrained(folder + "-third")
 third = pipeline(task, model=folder + "-third", trust_remote_code=True)
 results["third"] = third(paths[1])["text"]
-# As after a download from the hub, whose names have dots and dashes.
+# Load the model from the cache, as after a download from the hub, where names may have dots and dashes.
 hub = pipeline(task, model="some-body/a.model", trust_remote_code=True)
 results["hub"] = hub(paths[1])["text"]
 assert "tiny_audio" not in sys.modules

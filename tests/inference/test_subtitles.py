@@ -35,16 +35,16 @@ def talk(*, timed: bool = True) -> list[Segment]:
 def test_other_parsers_read_every_word(tmp_path: Path, timed: bool, each_word: bool) -> None:
     pysubs2, webvtt = pytest.importorskip("pysubs2"), pytest.importorskip("webvtt")
     segments = talk(timed=timed)
-    said = " ".join(part.text for part in segments).split()
+    words = " ".join(part.text for part in segments).split()
     shown = cues(segments, each_word=each_word)
     (tmp_path / "talk.srt").write_text(as_srt(shown), encoding="utf-8")
     (tmp_path / "talk.vtt").write_text(as_vtt(shown), encoding="utf-8")
     srt = pysubs2.load(str(tmp_path / "talk.srt"), format_="srt", keep_html_tags=True)
     vtt = webvtt.read(str(tmp_path / "talk.vtt"))
-    as_said = ["→" if word == "-->" else word for word in said]
-    assert html.unescape(" ".join(caption.text for caption in vtt)).split() == said
+    words_in_srt = ["→" if word == "-->" else word for word in words]
+    assert html.unescape(" ".join(caption.text for caption in vtt)).split() == words
     assert [len(srt), len(vtt)] == [len(shown), len(shown)]
-    assert " ".join(event.plaintext for event in srt).split() == as_said
+    assert " ".join(event.plaintext for event in srt).split() == words_in_srt
     for event, caption, cue in zip(srt, vtt, shown, strict=True):
         assert event.start / 1000 == pytest.approx(cue.start_s, abs=0.001)
         assert caption.start_in_seconds == int(cue.start_s + 0.0005)
@@ -60,8 +60,8 @@ def test_cues_are_readable(timed: bool) -> None:
         assert 0 < cue.end_s - cue.start_s <= LONGEST_S
     assert all(before.end_s <= after.start_s for before, after in itertools.pairwise(shown))
     texts = [cue.text for cue in shown]
-    assert "hi" in texts, "a cue ends with its segment"
-    assert any(text.endswith("nothing.") for text in texts), "and with its sentence"
+    assert "hi" in texts, "a cue must end at the end of a segment"
+    assert any(text.endswith("nothing.") for text in texts), "a cue must end at the end of a sentence"
 
 
 def test_short_cues_are_shown_longer_if_there_is_time() -> None:

@@ -36,7 +36,7 @@ def pause(duration_s: float) -> Tensor:
 
 
 def long(count: int) -> Tensor:
-    """Return bursts between pauses. Eight of them are longer than 15 s, the limit of the tiny Whisper encoder."""
+    """Return bursts between pauses. With eight bursts, the recording exceeds 15 s, the limit of the tiny encoder."""
     parts = [part for number in range(count) for part in (pause(1), burst(0.5 + 0.3 * (number % 5), number))]
     return torch.cat([*parts, pause(1)])
 
@@ -73,7 +73,7 @@ def test_long_recordings_are_cut_and_joined_in_order() -> None:
     waveform = long(8)
     assert len(waveform) / SAMPLE_RATE > found.max_chunk_s
     (result,) = found.transcribe([waveform])
-    assert len(result.segments) == 9, "the last one is the pause at the end"
+    assert len(result.segments) == 9, "there is a segment for each burst and one for the pause at the end"
     assert all(segment.end_s - segment.start_s <= found.max_chunk_s for segment in result.segments)
     starts = [segment.start_s for segment in result.segments]
     assert starts == sorted(starts)
@@ -160,7 +160,7 @@ def test_on_text_receives_the_most_likely_beam(ctc_weight: float) -> None:
         assert len(set(texts)) > 3
         alone: list[str] = []
         list(found.stream([[waveforms[number]]], on_text=lambda _, __, text, alone=alone: alone.append(text)))
-        assert texts[: len(alone)] == alone[: len(texts)], "of its own beams"
+        assert texts[: len(alone)] == alone[: len(texts)], "the texts of a recording must not depend on its batch"
 
 
 def test_filters_give_no_text_without_speech() -> None:
@@ -179,7 +179,7 @@ def test_suppressed_segments_have_durations_and_reasons() -> None:
     ]
     assert re.fullmatch(r"3\.0 s: .*noise.*; 1\.5 s: .*tones.*", str(Transcription.of(segments, 8.0).suppressed))
     assert Transcription.of(segments[:1], 8.0).suppressed is None
-    assert Transcription.of(segments[1:], 8.0).suppressed is None, "why_empty says it"
+    assert Transcription.of(segments[1:], 8.0).suppressed is None, "why_empty gives the reasons if there is no text"
     assert Transcription.of([replace(segments[0], suppressed="loop")], 8.0).suppressed is None
 
 
@@ -223,8 +223,10 @@ def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: st
 
 @pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
 def test_too_few_frames_for_a_text_do_not_reject_it(num_frames: int, suppressed: str | None) -> None:
-    """With 12.5 frames per second, the text of a fast speaker can have more characters than frames. But nobody speaks
-    40 characters per second."""
+    """At 12.5 frames per second, the text of a fast speaker can have more characters than frames, so it is accepted.
+
+    A text of 40 characters per second is rejected, because nobody speaks so fast.
+    """
     model, _ = assemble()
     assert model.ctc_vocabulary is not None
     text = "one two three four five"

@@ -1,4 +1,4 @@
-"""Voice activity equals that of silero-vad for blocks of any size, and does not change the global state of torch."""
+"""Probabilities of speech equal those of silero-vad for blocks of any size. torch's global state does not change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.inference.voice_activity import FRAME, SpeechProbabilities, sile
 
 
 def sounds(duration_s: float) -> Tensor:
-    """Return harmonics of a gliding pitch in syllables. The network takes some of them for speech."""
+    """Return syllables of a gliding pitch with harmonics. The network classifies some of the syllables as speech."""
     t = np.arange(int(duration_s * SAMPLE_RATE)) / SAMPLE_RATE
     pitch = 2 * np.pi * (120 * t + 10 * np.sin(2 * np.pi * 0.7 * t))
     voice = sum(np.sin(k * pitch) / k for k in range(1, 20)) * (np.sin(2 * np.pi * 2 * t) > -0.5)

@@ -1,4 +1,4 @@
-"""Word times, computed from artificial posteriors."""
+"""Word times, computed from artificial probabilities of the CTC head."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tiny_audio.serving import live
 
 @pytest.fixture(scope="module")
 def server(one_thread: None, pauses_by_loudness: None) -> Iterator[Served]:
-    """Serve without a key. Tests must leave the server idle."""
+    """Serve a tiny model without an API key. Tests share this server, so they must leave it idle."""
     with serving() as served:
         yield served
 

@@ -50,7 +50,7 @@ def received(socket: ClientConnection) -> list[Message]:
 
 
 def sent(socket: ClientConnection, *messages: bytes | str) -> list[Message]:
-    """Send messages, and return all answers."""
+    """Send messages, and return all messages of the server."""
     try:
         for message in messages:
             socket.send(message)

@@ -32,9 +32,10 @@ from tiny_audio.serving.server import Server, listen
 
 PATIENCE_S = 30.0
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""The server has no TLS. By default, each client would load all certificates, which takes 50 ms."""
+"""An SSL context without certificates for clients. The server does not use TLS, and loading all certificates, which is
+the default, takes 50 ms for each client."""
 LONG = 9
-"""Number of :func:`bursts` in a recording of 18 s. The tiny model transcribes at most 15 s at once."""
+"""Number of :func:`bursts` in a recording of 18 s. Chunks of the tiny model have at most 15 s, so it has several."""
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        """Return the official client. It does not repeat requests."""
+        """Return OpenAI's client, with a setting that prevents it from repeating failed requests."""
         connections = DefaultHttpxClient(verify=NO_CERTIFICATES)
         given = {"max_retries": 0, "timeout": PATIENCE_S, "http_client": connections} | options
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **given)
@@ -119,6 +120,6 @@ def encoded(waveform: np.ndarray[Any, Any], kind: str = "WAV") -> bytes:
 
 
 def text_of(data: bytes, *, ctc: bool = True) -> str:
-    """Return the text that ``transcribe`` gives for a file."""
+    """Return the text that ``Transcriber.transcribe`` gives for a file."""
     waveform, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     return transcriber(ctc=ctc).transcribe([torch.from_numpy(waveform)])[0].text

@@ -80,7 +80,7 @@ def test_jobs_share_batches_of_similar_lengths() -> None:
             jobs = [submit(engine, wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
         for job in jobs:
             job.result(60)
-    # The oldest chunk has 2.0 s. The longest others that fit into 8 s are decoded with it.
+    # The first batch contains the oldest chunk (2.0 s) and chunks of the most similar lengths, up to 8 padded seconds.
     assert recorded.batches[1:] == [[2.1, 2.0, 0.7], [0.6, 0.5], [4.0, 3.9]]
 
 
@@ -112,7 +112,7 @@ def test_segments_are_reported_in_order() -> None:
     reported: list[Segment] = []
     with Engine(recorded) as engine:
         found = submit(engine, waveform, on_segment=reported.append).result(60)
-    assert len(found.segments) == 10, "the last one is the pause at the end"
+    assert len(found.segments) == 10, "there is a segment for each burst and one for the pause at the end"
     assert tuple(reported) == found.segments
 
 

@@ -151,7 +151,7 @@ def send(server: Served, data: bytes) -> int | None:
             while block := connection.recv(1 << 16):
                 received += block
         except ConnectionError:
-            pass  # the server closes the connection before the end of a rejected request
+            pass  # the server may reject a request and close the connection before all of it was sent
     return int(received.split()[1]) if received else None
 
 

@@ -186,7 +186,7 @@ def test_connections_with_slow_headers_are_closed(monkeypatch: pytest.MonkeyPatc
             with held(server):
                 wait_until(lambda: _active(server) == 1)
                 (protocol,) = server.server.server_state.connections
-                for _ in range(2):  # its timer calls this method
+                for _ in range(2):  # the protocol's timer calls this method
                     protocol.loop.call_soon_threadsafe(protocol._check)  # type: ignore[union-attr]
             assert answer(running)[0] == 200
 

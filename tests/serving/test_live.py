@@ -89,7 +89,7 @@ def test_voice_activity_does_not_delay_the_event_loop(server: Served, monkeypatc
     with connected(server) as socket:
         assert len(finals(sent(socket, *parts(pcm16(SPEECH)), END))) == 2
     assert threads
-    assert not [name for name in threads if name.endswith("(run)")], "the server's own thread"
+    assert not [name for name in threads if name.endswith("(run)")], "the event loop's thread must stay free"
 
 
 def test_streams_do_not_disturb_each_other(server: Served) -> None:
@@ -176,7 +176,7 @@ def test_the_connection_of_a_silent_client_is_closed() -> None:
             ready, error = received(socket)
             assert (ready["type"], error["type"], socket.close_code) == ("ready", "error", 1008)
         with connected(server) as socket, pytest.raises(ConnectionClosed, match="1008"):
-            wait_until(lambda: socket.send(b""))  # no audio
+            wait_until(lambda: socket.send(b""))  # empty messages do not count as audio
 
 
 def test_running_streams_are_limited() -> None:
@@ -199,7 +199,7 @@ def test_running_streams_are_limited() -> None:
 
 
 def test_audio_that_arrives_too_fast_has_to_wait() -> None:
-    """While enough audio waits to be decoded, the server receives nothing. No audio is lost."""
+    """While much audio waits to be decoded, the server receives nothing more. No audio is lost."""
     waveform = bursts(*[0.6, 0.3] * 4)
     with serving(live=LiveLimits(max_waiting_s=0.5)) as server, connected(server) as socket:
         found = finals(sent(socket, *parts(pcm16(waveform), 1 << 19), END))
@@ -216,7 +216,8 @@ def test_the_speed_of_audio_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_session, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     with serving(live=LiveLimits(max_speed=0.01)) as server, connected(server) as socket:
         assert sent(socket, pcm16(torch.zeros(10 * SAMPLE_RATE)), END)[-1]["duration_s"] == 10.0
-    assert 900 < waits[-1] <= 10.0 / 0.01, "less what has passed, and a burst"
+    # The time that has passed and the first seconds, whose speed is not limited, reduce the wait.
+    assert 900 < waits[-1] <= 10.0 / 0.01
 
 
 def test_a_server_that_shuts_down_closes_its_streams() -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's client, curl, and files made by FFmpeg, with a server of a tiny model."""
+"""Requests from OpenAI's client and curl to a server with a tiny model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIP, LONG_CLIP = encoded(noise(1.0)), encoded(bursts(LONG), "FLAC")
 
 @pytest.fixture(scope="module")
 def texts(one_thread: None) -> tuple[str, str]:
-    """Return the texts that ``transcribe`` gives for the short and the long file."""
+    """Return the texts that ``Transcriber.transcribe`` gives for the short and the long file."""
     return text_of(CLIP), text_of(LONG_CLIP)
 
 

@@ -66,7 +66,7 @@ def problems() -> list[str]:
 
 @pytest.fixture(scope="module")
 def window(browser: Any, problems: list[str]) -> Iterator[Any]:
-    """Open a window of a phone's size with one tab. Tests share it, because opening it takes most of a second."""
+    """Open a window of a phone's size with one tab. Tests share this window, because opening it takes almost 1 s."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
     context.on("weberror", lambda error: problems.append(str(error.error)))
@@ -260,7 +260,7 @@ def test_live_text_equals_the_text_of_the_recording(page: Any, speech: np.ndarra
     waveform, text = end(page)
     assert similarity(waveform, speech) > 0.9
     segments = json.loads(download(page, "json")[1])["segments"]
-    # A page shows several spaces as one. This random model writes several spaces.
+    # This random model writes several spaces in a row, which a page shows as one space.
     assert " ".join(segment["text"] for segment in segments).split() == text.split()
     for segment in segments:
         samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
@@ -272,7 +272,7 @@ def test_names_to_expect_are_sent_with_files_and_recordings(tab: Any) -> None:
     with serving(engine=Engine(found)) as server:
         page = opened(tab, server)
         page.get_by_label("Names and rare words").fill("two, three, Ö")
-        # The tokenizer has a line break, but the page shows only words.
+        # The tokenizer can write a line break, which the page does not show.
         with_names, without = (
             found.transcribe([torch.from_numpy(noise(1.0))], contexts=context)[0].text.split()
             for context in (Context(("two", "three")), None)

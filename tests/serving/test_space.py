@@ -1,4 +1,4 @@
-"""The app of a Hugging Face Space, started as on the hub and used through its API."""
+"""The app of a Hugging Face Space, started in the same way as on the hub and used through its API."""
 
 from __future__ import annotations
 
