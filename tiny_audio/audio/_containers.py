@@ -80,7 +80,7 @@ def container_layout(data: Data) -> Layout | None:
                 f"{size / found.bytes_per_s:.2f} s; all of it is used"
             )
         elif found.declared - size > max(found.start - position, found.frame_bytes):
-            # A smaller difference is no error, because some programs include the header in the size.
+            # A smaller difference is not an error, because some programs include the header in the size.
             cut_off = f"cut off: the header says {found.declared:,} bytes of audio, but there are {size:,}"
         # Another chunk of samples may follow, or another file (as after `cat a.wav b.wav >c.wav`).
         magic = data.read(after, 4) if after > position else b""

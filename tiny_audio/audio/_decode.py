@@ -134,7 +134,7 @@ class Decoder:
             yield from self._file(file)
 
     def _file(self, file: soundfile.SoundFile) -> Iterator[Block]:
-        """Yield the blocks of an open file. If ``keep_damaged``, silence replaces samples that cannot be decoded."""
+        """Yield the blocks of an open file. With ``keep_damaged``, silence replaces samples that cannot be decoded."""
         rate, done = file.samplerate, 0
         blocks = _read(file, self._name)
         while True:

@@ -36,7 +36,7 @@ def joined_files(path: Path) -> list[range]:
 
 
 def asf_size(head: bytes) -> int:
-    """Return the file size that an ASF header states; 0 if it states none or is no ASF header."""
+    """Return the file size that an ASF header states; 0 if there is no ASF header or it states no size."""
     at = head.find(_ASF_SIZES)
     return int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
 

@@ -38,7 +38,7 @@ _LAYER_3 = 1
 _DECODER_DELAY = 529
 """Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
-"""Position of a length tag of the VBRI kind in the first frame."""
+"""Position of a VBRI length tag in the first frame. There are two kinds of length tags: VBRI, and Xing or Info."""
 _MAX_LOST_BYTES = 1 << 24
 """After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000
@@ -62,7 +62,7 @@ class _Kind:
 
     @property
     def tag_at(self) -> int:
-        """Position of a Xing or Info length tag in the first frame."""
+        """Position of a length tag (Xing or Info) in the first frame."""
         return 4 + ((17 if self.mono else 32) if self.version == 3 else (9 if self.mono else 17))
 
 

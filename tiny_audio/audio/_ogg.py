@@ -42,7 +42,7 @@ class _Codec(NamedTuple):
     rate: int
     """Number of samples per second in which the positions of pages are counted."""
     skipped: int = 0
-    """Samples at the start that do not belong to the recording."""
+    """Number of samples at the start that do not belong to the recording, as the codec's header states."""
 
 
 def ogg_layout(data: Data, careful: bool) -> Layout | None:

@@ -12,8 +12,8 @@ from tiny_audio.config import UserError
 
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
-"""Largest allowed absolute value of a sample. Some float files use the 16-bit scale. Larger values would overflow
-later."""
+"""Largest allowed absolute value of a sample. The limit is above 1 because some float files use the scale of 16-bit
+samples. Values above the limit would overflow in later computations."""
 _CANCELED = 0.5
 """Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this value. The
 quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""

@@ -17,9 +17,10 @@ class AudioError(UserError):
     """A clip that cannot be used.
 
     Attributes:
-        reason: a code for counting: ``not_a_file``, ``not_audio``, ``unreadable``, ``undecodable``, ``truncated``,
-            ``empty``, ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``, ``sample_rate``,
-            ``channels``, ``no_such_channel``, ``no_such_track``, ``unknown_length``, ``duration_differs``.
+        reason: a code by which rejected clips can be counted: ``not_a_file``, ``not_audio``, ``unreadable``,
+            ``undecodable``, ``truncated``, ``empty``, ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``,
+            ``sample_rate``, ``channels``, ``no_such_channel``, ``no_such_track``, ``unknown_length``,
+            ``duration_differs``.
     """
 
     def __init__(self, reason: str, message: str) -> None:

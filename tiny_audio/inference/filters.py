@@ -53,7 +53,7 @@ _SECTION = 4 * SAMPLE_RATE
 """Audio is classified in sections of this many samples (4 s)."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
-"""Ranges in Hz for the lower limit and for the upper limit of the measured band."""
+"""A sound is measured in a band whose lower limit is in the first range and whose upper limit is in the second."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if it is this far below the rest."""
 # The fine structure of the spectrum (the spectrum minus its moving average over frequency) is measured up to here.
@@ -97,7 +97,7 @@ Array = NDArray[np.float64]
 def boost_quiet(waveform: Tensor) -> Tensor:
     """Amplify very soft audio (peak below 2% of full scale) by a power of two. Return other audio unchanged.
 
-    Training data does not contain audio this soft, and some front ends would treat it as silence.
+    Training data does not contain such soft audio, and some encoders' feature extractors would treat it as silence.
     """
     peak = float(waveform.abs().max()) if len(waveform) else 0.0
     if not _SILENT_PEAK <= peak < _QUIET_PEAK:
@@ -174,7 +174,7 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
 
 
 def _occupied_band(loud: Array) -> tuple[float, float]:
-    """Return the limits in Hz of the part of the spectrum that is not empty. This is at least 500 to 2,500 Hz.
+    """Return the limits in Hz of the part of the spectrum that is not empty. The part includes 500 to 2,500 Hz.
 
     Telephones, codecs and low sampling rates leave parts of the spectrum empty. Empty parts must not be measured,
     because they would look like the valleys between tones.

@@ -44,7 +44,7 @@ class Joiner:
             yield self._finished(segment)
 
     def end(self) -> Iterator[Segment]:
-        """Yield the last segment if it is not finished yet because the recording ended early."""
+        """Yield the last segment if it still waits for the next chunk, which does not come."""
         if self._waiting is not None:
             yield self._finished(self._waiting)
             self._waiting = None

@@ -26,8 +26,8 @@ from tiny_audio.inference.utterances import Utterances
 from tiny_audio.inference.word_times import Word, shifted
 
 LONGEST_UTTERANCE_S = 15.0
-"""Maximum duration of an utterance. The final text of a longer utterance would come late, and each of its partial texts
-would take long, because the whole utterance is decoded again."""
+"""Maximum duration of an utterance. The final text of a longer utterance would come late. Its partial texts would also
+take long, because the whole utterance is decoded again for each of them."""
 ENDPOINT_PAUSE_S = 0.5
 """A pause of at least this duration ends an utterance."""
 PARTIAL_INTERVAL_S = 0.4
@@ -58,7 +58,7 @@ class Final:
     start_s: float
     end_s: float
     text: str
-    """The same text as ``Transcriber.transcribe`` gives for the utterance as a recording. Empty if the sound was not
+    """The same text as ``Transcriber.transcribe`` gives for a recording of this utterance. Empty if the sound was not
     speech."""
     words: tuple[Word, ...] | None
     """Words with times in seconds from the beginning of the stream. None unless word timestamps were requested."""

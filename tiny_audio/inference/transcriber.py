@@ -44,9 +44,9 @@ Contexts = Context | Sequence[Context | None] | None
 class Transcriber:
     """Transcribes recordings of any length in batches.
 
-    A recording of at most ``max_chunk_s`` is one chunk. It is transcribed as by ``model.transcribe``. Longer recordings
-    are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches contain chunks of similar length from all
-    recordings. The text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk. Before filtering, its text is the same as from
+    ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
+    contain chunks of similar length from all recordings. The text of a chunk does not depend on its batch.
 
     Args:
         model: the model, in evaluation mode, on its device.
@@ -98,7 +98,10 @@ class Transcriber:
 
     @property
     def max_chunk_s(self) -> float:
-        """Maximum duration of a chunk: :data:`LONGEST_CHUNK_S`, or the model's or its training clips' lower maximum."""
+        """Maximum duration of a chunk.
+
+        This is :data:`LONGEST_CHUNK_S`, unless the limit of the model or the longest training clip is lower.
+        """
         return self._durations.max_s
 
     @property
@@ -141,7 +144,7 @@ class Transcriber:
     def transcripts(self, waveforms: Sequence[Tensor], contexts: Contexts = None) -> list[Transcript]:
         """Transcribe like :meth:`transcribe`, and return the transcript of each recording as if it were one clip.
 
-        With a CTC head, ``ctc_text`` is always a text. It is empty if a long recording has no speech.
+        If the model has a CTC head, ``ctc_text`` is never None. It is empty if a long recording has no speech.
         """
         found = self.transcribe(waveforms, contexts=contexts)
         silent = "" if self.can_time_words else None

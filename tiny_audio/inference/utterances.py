@@ -68,7 +68,7 @@ class Utterances:
 
     @property
     def open(self) -> Chunk | None:
-        """The audio so far of the utterance that is being spoken, without the pause at its end."""
+        """The received audio of the utterance that is being spoken, without the pause at its end."""
         if self._start is None or not self._is_speech(self._active):
             return None
         return self._cut_out(self._start, min(self._speech_end + _MARGIN, self._judged))
@@ -92,7 +92,7 @@ class Utterances:
         return ended
 
     def end(self) -> list[Chunk]:
-        """Return a list with the utterance that has not ended at the end of the stream; empty if there is none."""
+        """Return a list with the utterance that is still open at the end of the stream; empty if there is none."""
         if self._start is None:
             return []
         chunk = self._close(min(self._speech_end + _MARGIN, self.num_samples))

@@ -1,4 +1,4 @@
-"""A demo: record or choose audio, and read its text. Written by `tiny-audio push --space`."""
+"""A demo that transcribes audio that the visitor records or chooses. Written by `tiny-audio push --space`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class AccessControl:
         self._hosts |= {urlsplit(origin).hostname or "" for origin in self._allowed}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request on to the application, or refuse it."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -130,7 +130,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # An address cannot be rebound, unlike a name. The host is an address only if the user or a page opened it.
+    # DNS rebinding changes only the address of a name. The host is an address only if the user or a page opened it.
     try:
         ipaddress.ip_address(name)
     except ValueError:

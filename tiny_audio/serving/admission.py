@@ -11,7 +11,7 @@ from tiny_audio.serving.options import Limits
 
 
 class BusyError(Exception):
-    """A limit of requests or audio is reached. The client may try again later."""
+    """The limit on requests or on decoded audio is reached. The client may try again later."""
 
 
 class Ticket:

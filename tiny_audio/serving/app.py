@@ -19,7 +19,7 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
     """Return an application that serves the model of ``engine``.
 
     Args:
-        engine: transcribes. The caller closes it.
+        engine: the engine with the model. The caller closes it.
         options: the server's options.
         card: what the web page says about the model.
     """

@@ -40,7 +40,7 @@ class _Query:
 
     @classmethod
     def parse(cls, query: QueryParams, service: Service) -> _Query:
-        """Read the parameters of the address.
+        """Parse the parameters of the WebSocket's address.
 
         Raises:
             ClientError: a parameter is unknown, or its value is invalid or not supported by this server.
@@ -145,7 +145,7 @@ def _subprotocol(websocket: WebSocket) -> str | None:
 
 
 async def _close(websocket: WebSocket, service: Service, code: int, message: str) -> None:
-    """Send an error, and close. The client may have disconnected."""
+    """Send an error, and close the connection. Do nothing if the client has disconnected."""
     try:
         async with asyncio.timeout(service.options.live.send_timeout_s):  # the client may have stopped reading
             await websocket.send_json({"type": "error", "message": message})

@@ -1,4 +1,4 @@
-"""``POST /v1/audio/transcriptions``, as in OpenAI's API."""
+"""The route ``POST /v1/audio/transcriptions``, as in OpenAI's API."""
 
 from __future__ import annotations
 
