@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, trainers
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # byte tokens of sentencepiece: their letters are not spoken
-_MOST_SAMPLES = 1_000_000  # number of tokens from which the pieces are learned, within seconds
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # the names of SentencePiece's byte tokens; they do not contain the token's text
+_MOST_SAMPLES = 1_000_000  # approximate number of tokens to learn from, so that learning takes only seconds
 
 
 def choose_labels(
@@ -18,17 +18,18 @@ def choose_labels(
 ) -> tuple[list[int], dict[int, list[int]]]:
     """Choose the labels, and spell all other tokens with them.
 
-    The labels are pieces of the transcripts' tokens, found with byte-pair encoding, that are tokens themselves.
+    Byte-pair encoding finds frequent substrings of the transcripts' tokens. Substrings that are also tokens of the
+    decoder become labels.
 
     Args:
         tokenizer: the decoder's tokenizer.
         counts: the number of times that each token occurs in the transcripts.
         most: see ``AlignmentConfig.max_labels``.
-        rows: number of tokens that have an embedding. None means all.
+        rows: number of tokens that have an embedding. None if all tokens have one.
 
     Returns:
-        The labels, ascending, and the labels that spell each other token. A token that cannot be spelled becomes a
-        label.
+        The labels, ascending, and for each other token the labels that spell it. A token that cannot be spelled becomes
+        a label.
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}
@@ -51,8 +52,8 @@ def choose_labels(
 
 
 def _split(name: str, usable: set[str]) -> list[str] | None:
-    """Return the fewest usable pieces that ``name`` consists of, or None if there are none."""
-    best: list[list[str] | None] = [[]]  # for each prefix of the name
+    """Split ``name`` into as few ``usable`` substrings as possible. Return None if there is no such split."""
+    best: list[list[str] | None] = [[]]  # best[end] is the best split of name[:end]
     for end in range(1, len(name) + 1):
         found = [
             [*before, name[start:end]]

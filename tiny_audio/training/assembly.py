@@ -49,10 +49,10 @@ def assemble(
         if learned.characters is not None:
             vocabulary = CtcVocabulary(tuple(learned.characters))
         else:
-            assert start is not None  # a trained head keeps its characters
+            assert start is not None  # the head comes from ``start``, and keeps its characters
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
-    # Random initial weights must depend only on the seed. Seed all generators, because parts may use any of them.
+    # Random initial weights must depend only on the seed. Parts may use any random generator, so seed all of them.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,

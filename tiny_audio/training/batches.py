@@ -1,4 +1,4 @@
-"""Load planned batches for training in advance, and count their clips and tokens over all processes."""
+"""Load the planned batches of training in advance, and count their clips and tokens over all processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tiny_audio.training.loop import Counts
 from tiny_audio.training.signals import StopAsked, StopSignal
 
 _MOST_EMPTY_EPOCHS = 1000
-"""Maximum number of consecutive epochs without a clip. With small weights, an epoch may have no clip."""
+"""Maximum number of consecutive epochs without a clip. If the weights in ``data.train`` are small, an epoch may have no
+clip."""
 
 
 class LoadingFailed(UserError):  # noqa: N818
@@ -36,10 +37,11 @@ class LoadingFailed(UserError):  # noqa: N818
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """This process's part of a global batch that has at least one usable clip."""
+    """This process's slice of a global batch. The global batch has at least one usable clip."""
 
     batch: Batch
-    """The clips of this process. If it has none, a placeholder clip, because all processes must run the same passes."""
+    """The clips of this process. If it has no clip, a placeholder clip is used, because all processes must run the same
+    forward and backward passes."""
     weight: float
     """Weight of the batch's losses: 1, or 0 for a placeholder."""
     counts: Counts
@@ -50,15 +52,15 @@ class MicroBatch:
 
 
 class Batches:
-    """Endless batches, epoch after epoch.
+    """Yields batches without end, epoch after epoch. Global batches without a usable clip are skipped.
 
     Args:
         recipe: the settings.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        world: the processes. Each process gets a slice of every batch. Batches without a usable clip are skipped.
+        world: the processes of the run. Each process gets a slice of every global batch.
         note_dropped: called in every process with the unusable clips of all processes.
-        stop: the stop signal, which ends the wait for a batch.
+        stop: the stop signal. A requested stop ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
 
@@ -94,7 +96,8 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Check this before forking loader processes: after a stop, prefetcher threads may still hold locks.
+            # Check this before the loader processes are forked: after a stop, the prefetcher's threads may hold locks,
+            # and a forked process could wait for such a lock forever.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -169,12 +172,13 @@ class Batches:
             num_workers=recipe.execution.num_workers,
             worker_init_fn=_outlive_the_first_signal,
             pin_memory=self._pin_memory,
-            # By default, each DataLoader draws a seed from the global generator, so restarts would change its state.
+            # Without its own generator, each DataLoader draws a seed from the global generator. A restarted run creates
+            # more DataLoaders, so the global generator would have another state.
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
     def _agree(self, batch: Batch | Failure | None) -> tuple[Counts, list[Dropped]] | None:
-        """Return a batch's counts and unusable clips over all processes, or None if a stop was requested in any."""
+        """Return a global batch's counts and unusable clips. Return None if a stop was requested in any process."""
         values = _values(batch) if isinstance(batch, Batch) else [0.0] * 4
         flags = [float(isinstance(batch, Failure)), float(batch is None)]
         clips, tokens, labels, num_dropped, num_failed, num_stopping = map(int, self.world.sum([*values, *flags]))
@@ -247,7 +251,7 @@ _STOP = StopSignal()
 class _FailuresAsValues(Dataset[Batch | Failure]):
     """A dataset that returns a :class:`Failure` if a batch cannot be loaded.
 
-    The DataLoader would change the type of a raised error.
+    It raises no error, because the DataLoader would re-raise the error as another type.
     """
 
     def __init__(self, batches: PlannedBatches) -> None:
@@ -269,10 +273,10 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Handle signals in a loader process. The first signal ends waiting, but not the process.
+    """Handle signals in a loader process. The first signal ends a wait, but does not end the process.
 
-    Ctrl-C and many schedulers signal every process. The training process saves first, and then ends the loader
-    processes, with SIGTERM if needed.
+    Ctrl-C and many schedulers signal every process. But the loader processes must not end first: the training process
+    saves, and then ends the loader processes, with SIGTERM if needed.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

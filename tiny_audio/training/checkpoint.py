@@ -1,4 +1,7 @@
-"""Save and load checkpoints. Each is written to a temporary folder, synced to disk and committed by a rename."""
+"""Save and load checkpoints.
+
+A checkpoint is written to a temporary folder, synced to disk, and then committed by renaming the folder.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,14 @@ class Saved:
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """The optimizer's tensors. Keys are the parameter's index and the tensor's name, such as ``0.exp_avg``."""
+    """The optimizer's tensors. A key is the parameter's index and the tensor's name, such as ``0.exp_avg``."""
     groups: list[dict[str, Any]]
     rng: dict[str, Any]
     progress: Progress
 
 
 def latest(folder: Path) -> Path | None:
-    """Find the newest committed checkpoint, and remove leftovers of killed writers."""
+    """Return the newest committed checkpoint, or None. Remove the uncommitted checkpoints of killed processes."""
     if not folder.exists():
         return None
     for leftover in folder.glob(f"{_UNCOMMITTED}*"):
@@ -63,7 +66,7 @@ def save(
 ) -> None:
     """Commit a checkpoint, then remove all checkpoints except the newest ``keep`` and those of the steps ``needed``.
 
-    This is a collective. Only the main process writes.
+    This is a collective: all processes must call it. Only the main process writes.
 
     Raises:
         UserError: the disk is full or not writable. Earlier checkpoints are unchanged.
@@ -146,7 +149,7 @@ def load_newest(
 
 
 def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
-    """Find the newest undamaged checkpoint. Damaged checkpoints are renamed and skipped.
+    """Return the newest undamaged checkpoint, or None. Damaged checkpoints are renamed and skipped.
 
     Raises:
         UserError: all checkpoints are damaged.
@@ -198,7 +201,7 @@ def check_whole(checkpoint: Path) -> None:
 
 
 def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint, or the averages of several.
+    """Read the weights of one checkpoint, or the average of several checkpoints.
 
     Trainable tensors are averaged with equal weights in float64, and rounded to their type. Buffers, such as batch norm
     statistics, come from the last step.
@@ -251,7 +254,10 @@ def _of_step(folder: Path, step: int) -> Path:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Store ``saved`` in ``found``. Return its values for one message. The tensors follow one by one."""
+    """Append ``saved`` to ``found``. Return all its values except weights and moments.
+
+    These values are broadcast in one message. Weights and moments are large, so they are broadcast one by one.
+    """
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
 
@@ -282,7 +288,7 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """Compare a checkpoint's files with their sizes and checksums. Return the first damage, or None if intact."""
+    """Compare a checkpoint's files with their recorded sizes and checksums. Describe the first difference, if any."""
     if not (checkpoint / _SUMS).exists():
         return f"{_SUMS} is missing"
     try:
@@ -310,13 +316,16 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Save through a Python file, which raises OSError if the disk is full. torch's writer would abort the process."""
+    """Save with a Python file, which raises OSError if the disk is full. torch's own writer would abort the process."""
     with path.open("wb") as file:
         torch.save(value, file)
 
 
 def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Gather sharded tensors in the main process. This is a collective."""
+    """Return the tensors in the main process, gathered if they are sharded. Return nothing in other processes.
+
+    This is a collective.
+    """
     whole = {}
     for name, tensor in tensors.items():
         value = plain(tensor)

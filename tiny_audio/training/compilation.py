@@ -1,4 +1,4 @@
-"""Apply torch.compile to the layers of encoder and decoder. Keys of the state dict and exports do not change."""
+"""Apply torch.compile to the layers of encoder and decoder. The keys of the state dict and exports do not change."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tiny_audio.pretrained.packing import exclude_rows_from_compilation
 def compile_layers(model: nn.Module, device: torch.device) -> int:
     """Compile each layer in place, and return the number of layers. Equal layers share one compilation.
 
-    Only layers are compiled, because control flow between them depends on lengths. Sizes are dynamic, because they
-    differ between batches.
+    Only layers are compiled, because the control flow between layers depends on lengths. Sizes are dynamic, because
+    they differ between batches.
 
     Raises:
         UserError: the compiler or Triton is missing.
@@ -49,7 +49,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 def uncompiled() -> AbstractContextManager[None]:
     """Return a context in which compiled layers run in eager mode.
 
-    Generation needs it, because its growing cache would cause a recompilation at each step.
+    Generation needs this context. Its key-value cache grows, so compiled layers would be recompiled at each step.
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

@@ -1,4 +1,4 @@
-"""The final model's weights: those of the last step or of the best evaluation, or an average of checkpoints."""
+"""Choose the final model's weights: those of the last step or of the best evaluation, or an average of checkpoints."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def check_metric(best: KeepBest, clips: Sequence[Clip], normalizer_name: Normali
     """Check that the metric is defined on the clips that are scored during training.
 
     Raises:
-        UserError: it is not.
+        UserError: the metric has no value on these clips.
     """
     references = [clip.utterance.text for clip in clips]
     durations_s = [clip.utterance.duration_s for clip in clips]
-    # Any hypotheses will do, because they do not affect whether there is a value.
+    # The hypotheses do not affect whether the metric has a value, so the references serve as hypotheses.
     transcripts = Transcripts(references, references, normalizer(normalizer_name), durations_s=durations_s)
     _check_value(best, measure(transcripts)[best.metric])
 
@@ -43,12 +43,12 @@ def _check_value(best: KeepBest, value: float | None) -> float:
 
 @dataclass(frozen=True)
 class FinalWeights:
-    """The origin of the final model's weights. Reports contain it as ``training.final_weights``."""
+    """The origin of the final model's weights. Reports store it as ``training.final_weights``."""
 
     steps: tuple[int, ...]
-    """The step, or several steps whose checkpoints are averaged."""
+    """The step of the weights, or several steps whose checkpoints are averaged."""
     selected_on: str | None = None
-    """The set whose scores chose the weights. None if no scores were used."""
+    """The evaluation set whose scores chose the weights. None if no scores were used."""
     metric: str | None = None
     """The metric that was compared."""
     value: float | None = None
@@ -58,7 +58,10 @@ class FinalWeights:
     stopped_early: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry ``final_weights`` of a report's training section. Empty for the weights of the last step."""
+        """Return the entry ``final_weights`` of a report's training section.
+
+        There is no entry if these are the weights of the last step and no scores were used.
+        """
         if self.selected_on is None and len(self.steps) == 1:
             return {}
         return {"final_weights": {**asdict(self), "steps": list(self.steps)}}
@@ -67,8 +70,8 @@ class FinalWeights:
 class Selection:
     """Follows the evaluations of a run (``training.keep_best``) and chooses the final weights.
 
-    Its state is in :class:`Progress`, and thus in every checkpoint. If steps are repeated after a kill, so are their
-    evaluations.
+    The state is stored in :class:`Progress`, and therefore in every checkpoint. If training repeats steps after the
+    process was killed, it also repeats the evaluations of these steps.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -79,7 +82,7 @@ class Selection:
             self._metric = metric_of(self.best.metric)
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether the model must be evaluated after this step."""
+        """Whether the model must be evaluated after the current step."""
         every, step = self._execution.evaluate_every, progress.step
         if every is None or step in (0, progress.evaluated_step):
             return False
@@ -99,7 +102,7 @@ class Selection:
         return {"best_step": progress.best_step, "stops_early": self.stops_early(progress)}
 
     def stops_early(self, progress: Progress) -> bool:
-        """Whether training ends before the last step, because evaluations no longer improve."""
+        """Whether training ends before the last step, because the evaluations no longer improve."""
         patience = self.best.patience if self.best else None
         is_last = progress.step >= self._config.steps
         return patience is not None and progress.evaluations_since_best >= patience and not is_last
@@ -119,7 +122,7 @@ class Selection:
         return f"{text})"
 
     def needed(self, progress: Progress) -> set[int]:
-        """Return the steps whose checkpoints must be kept after this step."""
+        """Return the steps whose checkpoints must be kept after the current step."""
         return {progress.best_step, *self._averaged(progress.step)}
 
     def _averaged(self, last: int) -> tuple[int, ...]:
@@ -136,13 +139,15 @@ class Selection:
         world: World,
         evaluate: Callable[[], dict[str, Any]],
     ) -> FinalWeights:
-        """Load the final weights into the model, after the last step. This is a collective.
+        """Load the final weights into the model, after the last step.
+
+        This is a collective: all processes must call it.
 
         Args:
             folder: the folder of the checkpoints.
             model: the model, with the weights of the last step.
             progress: the progress after the last step.
-            world: the processes.
+            world: the processes of the run.
             evaluate: scores the model.
 
         Raises:

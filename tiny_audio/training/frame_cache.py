@@ -18,7 +18,7 @@ from tiny_audio.frames import Frames
 
 @dataclass(frozen=True)
 class _Entry:
-    """The frames ``[T, D]`` of a clip, in the file."""
+    """Offset in bytes, shape and type of one clip's frames ``[T, D]`` in the file."""
 
     start: int
     shape: torch.Size
@@ -26,14 +26,14 @@ class _Entry:
 
 
 class FrameCache:
-    """Frames of clips, found by a hash of their waveforms.
+    """Caches the frames of clips in a file. The key of a clip is a hash of its waveform.
 
-    Each clip is encoded alone, so its frames do not depend on its batch. Therefore training is bit-identical whether
-    frames come from the file or not. A continued run starts with an empty file. The file has no name, so it disappears
-    even if the process is killed.
+    Each clip is encoded alone, so its frames do not depend on its batch. Therefore training gives bit-identical results
+    whether frames are read from the file or computed. The file has no name in its folder, so the system frees its space
+    even if the process is killed. A continued run starts with an empty file.
 
-    When the file is full, no more frames are kept. Replacing old frames would not help, because each epoch uses every
-    clip once.
+    When the file has reached its maximum size, no more frames are added. Replacing old frames would not help, because
+    each epoch uses every clip once.
 
     Args:
         encoder: a frozen encoder without dropout.
@@ -89,7 +89,7 @@ class FrameCache:
             self._file.seek(self._size)
             self._file.write(values.view(torch.uint8).numpy().tobytes())
             self._file.flush()
-        except OSError:  # the disk is full; training continues with the frames in the file
+        except OSError:  # the disk is full; training continues with the frames that are already in the file
             self._limit_bytes = self._size
             return
         self._entries[key] = _Entry(self._size, values.shape, values.dtype)

@@ -12,10 +12,11 @@ from tiny_audio.model.splicing import LinearCrossEntropy
 
 
 def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
-    """Return a function that fuses the head's matrix product and the cross-entropy (Hsu et al. 2024, arXiv 2410.10989).
+    """Return a function that computes the language-model head and the cross-entropy in one operation.
 
-    Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused GPU kernel
-    computes them for one chunk of positions at a time, and again in the backward pass.
+    Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused operation
+    computes them for one chunk of positions at a time, and again in the backward pass (Hsu et al. 2024, arXiv
+    2410.10989).
 
     Raises:
         UserError: there is no GPU, or the library is missing.
@@ -32,7 +33,7 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
 
 
 def by_liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Return the losses ``[K]`` of hidden states ``[K, H]``, with the weights ``[V, H]`` of the head."""
+    """Return the losses ``[K]`` of hidden states ``[K, H]``, given the weights ``[V, H]`` of the head."""
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
     nothing_ignored, no_z_loss = -100, 0.0

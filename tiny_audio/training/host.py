@@ -27,10 +27,13 @@ class Host:
     """Device of this process."""
     num_processes: int
     peak_flops: float
-    """FLOPs per second."""
+    """FLOPs per second of all processes."""
     peak_source: str
+    """Origin of ``peak_flops``, for a report."""
     rated_watts: float
+    """Maximum power of the devices of all processes. 0 if unknown."""
     power_source: str
+    """Origin of ``rated_watts``, for a report."""
     price_per_hour: float | None
     """US dollars for all processes, from the table. None if unknown."""
     joules: Callable[[], float] | None
@@ -41,9 +44,9 @@ class Host:
     def of(
         cls, device: torch.device, execution: ExecutionConfig, training: TrainingConfig, num_processes: int = 1
     ) -> Host:
-        """Take each figure from the settings, else from the table of GPUs.
+        """Return the figures of this machine. Each figure comes from the settings, or else from the table of GPUs.
 
-        If neither has the peak, it is measured in a fraction of a second.
+        If neither contains the peak, the peak is measured, which takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -92,8 +95,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
     Args:
         device: the device.
         dtype: type of the factors.
-        tf32: whether TF32 is on. This is only a cache key and does not change the setting.
-        threads: number of CPU threads. This is also only a cache key.
+        tf32: whether TF32 is on. This argument is only part of the cache key and does not change the setting.
+        threads: number of CPU threads. This argument is also only part of the cache key.
     """
     side = _PEAK_SIDE[device.type]
     factor = torch.ones(side, side, dtype=dtype, device=device)
@@ -112,7 +115,8 @@ def nvml_meter(uuid: str) -> Callable[[], float] | None:
     Returns None if ``nvidia-ml-py`` is not installed, or if the GPU has no meter.
 
     Args:
-        uuid: identifies the GPU. NVML's indices also count GPUs that this process cannot use.
+        uuid: identifies the GPU. An index would be ambiguous, because NVML also counts GPUs that this process cannot
+            use.
     """
     try:
         import pynvml
@@ -122,6 +126,6 @@ def nvml_meter(uuid: str) -> Callable[[], float] | None:
         pynvml.nvmlInit()
         handle: Any = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:  # no driver, a GPU older than Volta, or a slice of a GPU
+    except pynvml.NVMLError:  # no driver, a GPU older than Volta, or a MIG slice of a GPU
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000

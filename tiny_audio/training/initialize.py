@@ -1,4 +1,4 @@
-"""Initial weights from another run (``training.init_from``) or a released CTC head (``ctc.init: pretrained``)."""
+"""Load initial weights from another run (``training.init_from``) or a released CTC head (``ctc.init: pretrained``)."""
 
 from __future__ import annotations
 
@@ -87,9 +87,10 @@ class StartingPoint:
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
-        """Copy the weights of the wanted parts.
+        """Copy the weights of the wanted parts into ``model``.
 
-        If a part has no adapters in this model, for example because they were merged, the recipe may add new ones.
+        If a part of the exported model has no adapters, for example because they were merged, the recipe may add new
+        adapters.
 
         Raises:
             UserError: the adapters differ, or a tensor is missing, unexpected, or has another shape.
@@ -111,7 +112,8 @@ class StartingPoint:
         self._check_fits(saved, {name: model.get_parameter_or_buffer(target) for name, target in own.items()})
         for name, target in own.items():
             there, here = saved[name], model.get_parameter_or_buffer(target)
-            # Keep the higher precision, because half precision could round away the small changes of merged adapters.
+            # Use the more precise of the two types. Half precision could round away the small changes that merged
+            # adapters made.
             here.data = there.to(here.device, torch.promote_types(there.dtype, here.dtype))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -162,7 +164,7 @@ class StartingPoint:
 
 def _adapters(lora: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that affect the output of adapters."""
-    variants = {name: True for name in ("dora", "rslora") if lora.get(name)}  # unknown to exports of earlier versions
+    variants = {name: True for name in ("dora", "rslora") if lora.get(name)}  # older exports lack these fields
     return {"rank": lora["rank"], "alpha": lora["alpha"], "targets": sorted(lora["targets"])} | variants
 
 
@@ -224,9 +226,9 @@ class PretrainedHead:
 
 
 def _read_tokenizer(part: EncoderConfig) -> Any:
-    """Load the tokenizer of a checkpoint's head.
+    """Load the tokenizer of a checkpoint's CTC head.
 
-    The class is fixed, because ``AutoTokenizer`` does not find it for most families.
+    The class is named here, because ``AutoTokenizer`` does not find it for most encoder families.
     """
     from transformers import Wav2Vec2CTCTokenizer
 
@@ -270,7 +272,7 @@ def _read_tensors(part: EncoderConfig, names: list[str]) -> dict[str, Tensor]:
                     if name in file.keys():  # noqa: SIM118  # safe_open is not a mapping
                         tensors[name] = file.get_tensor(name)
             else:
-                # Only zip archives, the format since torch 1.6, can be memory-mapped.
+                # Only zip archives can be memory-mapped. They are the format of torch.save since torch 1.6.
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
                 if name in loaded:
                     tensors[name] = loaded[name].clone()

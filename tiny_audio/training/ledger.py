@@ -1,7 +1,7 @@
-"""Resource usage of a run: audio, FLOPs, waiting, memory, energy.
+"""Count the resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They include
-neither the startup time nor steps that were lost when the process was killed.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They do not
+include the startup time. They also do not include steps that were lost when the process was killed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Ledger:
         self.progress, self._host, self._work, self._clock = progress, host, work, clock
         self._joules = host.joules() if host.joules else 0.0
         self._ended = clock()
-        # Checkpoints of older versions lack the sums at the last line of the log.
+        # ``logged`` is empty at the start of training, and in checkpoints of older versions.
         if not progress.logged:
             progress.logged = self._sums()
 
@@ -76,7 +76,7 @@ class Ledger:
         )
 
     def joules(self) -> float:
-        """Return the joules that this process's device has used since the last call, or 0 if it has no meter."""
+        """Return the joules that this process's device has used since the last call. 0 if the device has no meter."""
         if self._host.joules is None:
             return 0.0
         before, self._joules = self._joules, self._host.joules()
@@ -87,7 +87,7 @@ class Ledger:
 
         Args:
             amounts: the amounts of all processes.
-            wall_s: time of the step. ``progress`` already includes it.
+            wall_s: time of the step. ``progress.wall_s`` already includes it.
         """
         progress = self.progress
         progress.audio_s += amounts.audio_s

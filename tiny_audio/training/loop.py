@@ -28,7 +28,7 @@ class Counts:
     clips: int
     tokens: int
     labels: int
-    """Labels of the CTC head."""
+    """Number of labels of the CTC head's targets."""
 
 
 class CountedBatch(Protocol):
@@ -36,7 +36,7 @@ class CountedBatch(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """The sizes by which the losses are divided."""
+        """The numbers of tokens and labels, by which the losses are divided."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -59,7 +59,7 @@ class Budget:
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
         """Return the current step of the learning rate schedule.
 
-        With a budget in seconds, it is proportional to the time spent in steps.
+        With a budget in seconds, the result is proportional to the time spent in steps.
         """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
@@ -84,14 +84,14 @@ class TrainingLoop(Generic[BatchT]):
     """Takes the steps of one process and counts them in ``progress``.
 
     Args:
-        model: the model whose gradients are used. It may be wrapped for several processes.
+        model: the model. With several processes, it is wrapped (DDP) or sharded (FSDP).
         optimizer: the optimizer of the model.
         recipe: the settings.
         score: computes the losses of one batch. It is called once per batch of a step.
         budget: the length of the training run.
         progress: the state to continue from.
         note: receives a message for each skipped step.
-        world: the processes.
+        world: the processes of the run.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class TrainingLoop(Generic[BatchT]):
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate(config, scheduled_step, settings["peak"])
         if self.world.size > 1:
-            # Seed every step, because a checkpoint may be continued with another number of processes.
+            # Seed every step. A checkpoint has only the main process's random state, and may be continued with another
+            # number of processes.
             seed_all(_step_seed(config.seed, progress.step, self.world.rank))
         before = rng_state()
         try:

@@ -1,6 +1,6 @@
 """The logs of a run: ``metrics.jsonl``, with one line per event, and ``clips.jsonl``, with the clips of each step.
 
-A restarted run continues them.
+A restarted run continues both files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MetricsLog:
     Args:
         run_dir: folder of the file.
         step: the step that training continues from. Rows of later steps are removed, because these steps run again.
-        trackers: they also receive the numbers, under names such as ``kind/name``.
+        trackers: they also receive the numbers, under the name ``kind/name``, such as ``train/loss``.
     """
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
@@ -49,7 +49,7 @@ class MetricsLog:
 
 
 class ClipsLog:
-    """Appends one line per batch. The file helps to find clips that cause jumps of the loss.
+    """Appends one line per batch to ``clips.jsonl``. The file helps to find clips that cause jumps of the loss.
 
     Args:
         path: the file.

@@ -15,7 +15,8 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
     """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Weight decay applies to matrices only.
 
-    Each group has a ``peak`` learning rate: the part's own, else the recipe's.
+    Each parameter group stores its ``peak`` learning rate. This is the part's ``learning_rate`` if it is set, and
+    ``training.learning_rate`` otherwise.
     """
     config = recipe.training
     return torch.optim.AdamW(
@@ -43,9 +44,10 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
-    """Return the learning rate of a step, counted from 0: a linear warmup to ``peak``, then the scheduled decay.
+    """Return the learning rate of a step, counted from 0.
 
-    ``peak`` is ``config.learning_rate`` by default.
+    The rate rises linearly to ``peak`` in the warmup steps, and then decays by the schedule. None for ``peak`` means
+    ``config.learning_rate``.
     """
     peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:

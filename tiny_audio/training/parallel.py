@@ -17,7 +17,9 @@ from tiny_audio.runtime.world import World
 
 
 def shard(model: nn.Module, device: torch.device, world: World) -> None:
-    """Split every parameter into shards, one for each process (FSDP2). Passes gather one layer at a time.
+    """Split every parameter into shards, one for each process (FSDP2).
+
+    The forward and backward passes gather the parameters of one layer at a time.
 
     Parameters keep their types, and autocast does not change, so the arithmetic is the same as in a single process.
 
@@ -25,7 +27,8 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
         model: the model, on the CPU, the same in every process.
         device: the device of the shards.
     """
-    # Some layers return a view. In-place operations on it would be wrong, but no model of this package uses them.
+    # FSDP2 warns if a layer returns a view, because in-place operations on a view would be wrong. No model of this
+    # package uses such operations.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in _layers(model):
@@ -34,7 +37,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of the outermost module lists, which are gathered and freed one at a time."""
+    """Yield the members of the outermost module lists. These layers are gathered and freed one at a time."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -44,7 +47,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Run a forward and a backward pass in this context. Gradients are synchronized in the ``last`` pass of a step."""
+    """Run one forward and backward pass of a step in this context. Only the ``last`` pass synchronizes gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
@@ -57,7 +60,10 @@ def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather all parameters of a sharded model in every process while the context is active. This is a collective."""
+    """Gather all parameters of a sharded model in every process while the context is active.
+
+    This is a collective: all processes must enter the context.
+    """
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -73,7 +79,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return the whole tensor. If it is sharded, it is gathered, and this is a collective."""
+    """Return the whole tensor. A sharded tensor is gathered, so all processes must call this function."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

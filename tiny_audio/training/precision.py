@@ -15,10 +15,10 @@ Precision = Literal["fp32", "bf16"]
 
 
 def set_types(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Cast trainable weights to at least fp32, and frozen weights to bf16 if a GPU computes in bf16.
+    """Cast frozen weights to bf16 if a GPU computes in bf16. Cast all other weights to at least fp32.
 
-    Trainable weights stay fp32, because bf16 would round small updates to zero. On a CPU, bf16 weights have no
-    advantage.
+    Trainable weights stay in fp32, because bf16 would round small updates to zero. On a CPU, frozen weights in bf16
+    have no advantage.
     """
     half = precision == "bf16" and device.type == "cuda"
     for tensor in model.parameters():
@@ -43,5 +43,8 @@ def place(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    """Return a context that computes in bf16 if ``precision`` is ``bf16``. Mixed fp32 and bf16 weights need it."""
+    """Return a context that computes in bf16 if ``precision`` is ``bf16``.
+
+    A model with both fp32 and bf16 weights needs this context.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

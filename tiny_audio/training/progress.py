@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Position and sums of a training run. The data needs no other state, because the order of clips is planned."""
+    """Position and sums of a training run. The order of clips is planned, so reading them needs no other state."""
 
     step: int = 0
     """Number of finished optimizer steps, including skipped steps."""
@@ -27,7 +27,7 @@ class Progress:
     beside_s: float = 0.0
     """Overhead in seconds: time between steps, for evaluations and checkpoints."""
     flops: float = 0.0
-    """FLOPs that the clips need, see :class:`tiny_audio.plan.work.Work`."""
+    """FLOPs that the clips need without padding, see :class:`tiny_audio.plan.work.Work`."""
     possible_flops: float = 0.0
     """FLOPs that the machine could compute in ``wall_s`` at its peak speed."""
     measured_j: float = 0.0
@@ -38,7 +38,8 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     unaligned_clips: int = 0
-    """Clips with more tokens than audio embeddings, which have no alignment loss. Counted once per epoch."""
+    """Number of clips without an alignment loss, because they have too few audio embeddings for their tokens. A clip
+    counts once per epoch."""
     evaluated_step: int = 0
     """The last step that was evaluated during training."""
     num_evaluations: int = 0

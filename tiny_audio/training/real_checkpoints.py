@@ -1,4 +1,7 @@
-"""Check that a recipe fits its real checkpoints. Reads only their small files, before any data or weights are read."""
+"""Check that a recipe fits its pretrained checkpoints, before any data or weights are read.
+
+The checks read only small files of the checkpoints, such as configs.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,17 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def check_recipe(recipe: Recipe) -> ContextLimits:
-    """Check a recipe against its checkpoints, and return their limits.
+    """Check a recipe against its checkpoints, and return the limits of the decoder's context.
 
-    Reads configs, tokenizers and the headers of local weight files. Does not fetch weights from the hub.
+    This reads configs, tokenizers and the headers of local weight files. It does not fetch weights from the hub.
 
     Raises:
         UserError: a checkpoint cannot be used, or does not fit the recipe.
     """
     recipe = with_limits(recipe)
     taken = recipe.training.init_from
-    # A decoder from ``init_from`` comes with its tokenizer.
+    # The length of the prompt is not known yet if the tokenizer is learned from transcripts, or comes with a decoder
+    # from ``init_from``.
     is_taken = taken is not None and "decoder" in (taken.parts or ("decoder",))
     if recipe.decoder.tokenizer is not None or is_taken:
         return ContextLimits(recipe)
@@ -53,7 +57,7 @@ def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
 
 
 def with_limits(recipe: Recipe) -> Recipe:
-    """Return the recipe with the configs of its checkpoints, which limit frames, clip durations and positions.
+    """Return the recipe with the configs of its checkpoints. They limit frames, clip durations and positions.
 
     Raises:
         UserError: a checkpoint cannot be used, see :func:`read_part`, or the recipe does not fit these limits.
@@ -69,7 +73,7 @@ def with_limits(recipe: Recipe) -> Recipe:
 
 
 def read_part(part: _Part) -> _Part:
-    """Return the part with the config of its checkpoint.
+    """Return the part, completed with the config of its checkpoint.
 
     Raises:
         UserError: the checkpoint is damaged, is of another family, or has a different front end than the part.
@@ -102,7 +106,7 @@ def check_front_end(encoder: EncoderConfig) -> None:
     """
     found = read_json(encoder, "preprocessor_config.json")
     if found is None:
-        # If the whole processor was saved, it has this file instead.
+        # A checkpoint that was saved with its whole processor has this file instead.
         processor = read_json(encoder, "processor_config.json") or {}
         found = processor.get("feature_extractor")
     for name, used in encoder.front_end().items():
@@ -111,7 +115,7 @@ def check_front_end(encoder: EncoderConfig) -> None:
             advice = (
                 f"set encoder.normalize: {str(said).lower()}"
                 if name == "do_normalize"
-                else "choose a checkpoint with the usual front end"
+                else f"choose a checkpoint with {name}: {used}"
             )
             raise UserError(
                 f"{encoder.name}: the preprocessor_config.json of {encoder.pretrained!r} has {name}: {said}, but the "

@@ -18,15 +18,15 @@ the signal."""
 
 
 class StopAsked(BaseException):
-    """Raised to end a wait. It is not an Exception, so ``except Exception`` does not catch it."""
+    """Raised to end a wait. It is a BaseException, so ``except Exception`` does not catch it."""
 
 
 class StopSignal:
-    """Handles the signals inside its context.
+    """Handles SIGTERM and SIGINT inside its context.
 
     Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside :meth:`deferred`, the first signal sets
-    :attr:`requested` and ends a wait, and a later signal raises :class:`Stopped`. If the caller does not handle the
-    request, :meth:`deferred` raises :class:`Stopped` at its end.
+    :attr:`requested` and ends a :meth:`waiting` block, and a later signal raises :class:`Stopped`. If the caller does
+    not handle the request, :meth:`deferred` raises :class:`Stopped` at its end.
 
     Args:
         clock: returns monotonic seconds.
@@ -47,7 +47,8 @@ class StopSignal:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        # Library code that catches every Exception may have turned the stop into an error about a file.
+        # Library code that catches every Exception may have caught Stopped and raised another error, for example about
+        # a file. Raise the original Stopped instead.
         cause: BaseException | None = error if isinstance(error, UserError) else None
         while cause is not None and not isinstance(cause, Stopped):
             cause = cause.__cause__ or cause.__context__
@@ -59,7 +60,7 @@ class StopSignal:
         """Defer signals. The caller checks :attr:`requested` between steps.
 
         Args:
-            lost: returns a text about the work that would be lost by exiting at once.
+            lost: returns a text for the user about the work that is lost if the process exits at once.
         """
         self._lost = lost
         try:

@@ -55,6 +55,7 @@ class OutOfMemory(RunFailed):
 
 @contextmanager
 def _needing_memory(in_update: bool) -> Iterator[None]:
+    """Raise :class:`OutOfMemory` if the GPU runs out of memory inside the context."""
     try:
         yield
     except RuntimeError as error:
@@ -92,7 +93,7 @@ def take_step(
     """
 
     def differentiate() -> StepResult:
-        # In a function, so that the scores and their graphs are freed before the update.
+        # These are local variables of a function, so that the scores and their graphs are freed before the update.
         decoder_losses, ctc_losses, alignment_losses, unaligned = [], [], [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):
@@ -109,7 +110,8 @@ def take_step(
                     alignment_losses.append(alignment_loss.detach())
                     unaligned.append((~scores.aligned).sum())
                     loss = loss + alignment_weight * alignment_loss / num_tokens
-                # Processes average their gradients, but the loss is a sum over processes.
+                # Processes average their gradients, but the loss is a sum over all processes. Multiplying by the number
+                # of processes turns the average into the sum.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
         gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
         sums = world.sum(list(map(_total, (decoder_losses, ctc_losses, alignment_losses, unaligned))))

@@ -1,4 +1,7 @@
-"""Trackers show a run's numbers as curves: TensorBoard, and Weights & Biases if the recipe names a project."""
+"""Send a run's numbers to trackers, which show them as curves.
+
+The trackers are TensorBoard, and Weights & Biases if the recipe names a project.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +53,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Sends points to Weights & Biases. Its variables, such as ``WANDB_MODE`` and ``WANDB_ENTITY``, work as usual.
+    """Sends points to Weights & Biases.
 
-    Failures never end the run. If the service does not respond or nobody is logged in, the points are written to the
+    The service's environment variables work as usual, for example ``WANDB_MODE`` and ``WANDB_ENTITY``. Failures of the
+    service never end the run. If the service does not respond or no account is logged in, the points are written to the
     run's subfolder ``wandb/``, and ``wandb sync`` can send them later. A continued run continues its curves.
 
     Args:
@@ -74,7 +78,7 @@ class WeightsAndBiases:
         self._run: Any = None
         try:
             self._run = self._open(project, run_dir, config)
-        except TinyAudioError:  # a signal
+        except TinyAudioError:  # raised by the handler of a signal
             raise
         except Exception as error:  # the network, the account, or the service's process may fail
             self._give_up(error)
@@ -112,9 +116,10 @@ class WeightsAndBiases:
                 f"Weights & Biases cannot be used now ({first_line(error)}); metrics for it are written to {folder}, "
                 "and `wandb sync` sends them later"
             )
-            wandb.teardown()  # releases the id
+            wandb.teardown()  # ends the failed attempt, so that its run id can be used again
             run = wandb.init(**options, mode="offline")
-        # Steps that are repeated after a kill already have points. Points of a custom step metric may be repeated.
+        # After a kill, training repeats steps that already have points. The service's own step may not be repeated, but
+        # a custom step metric may.
         run.define_metric("*", step_metric="step")
         return run
 
@@ -131,7 +136,7 @@ class WeightsAndBiases:
             return
         try:
             work()
-        except TinyAudioError:  # a signal
+        except TinyAudioError:  # raised by the handler of a signal
             raise
         except Exception as error:
             self._give_up(error)

@@ -68,7 +68,7 @@ class Trainer:
         evaluate: scores the model during training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
             process, or in all processes if the model is sharded.
         work: computes the FLOPs of clips. If None, FLOPs are not counted.
-        world: the processes.
+        world: the processes of the run.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe)
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
-            # Buffers do not change in training, because batch norms are frozen.
-            # In steps without the decoder, its adapters get no gradient.
+            # Buffers need no synchronization: they do not change in training, because batch norms are frozen.
+            # In steps without the decoder, its trainable weights get no gradient, which DDP must expect.
             unused = recipe.alone_steps > 0
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
@@ -116,7 +116,7 @@ class Trainer:
         self._work = work
 
     def run(self) -> Progress:
-        """Train to the last step, and load the weights of the final model, see :attr:`final`.
+        """Train to the last step, and load the weights of the final model. :attr:`final` describes their origin.
 
         Raises:
             Stopped: a process received a signal. A checkpoint has been written.
@@ -145,7 +145,7 @@ class Trainer:
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
-                # Closing fails if the disk is full, but then an earlier write has already reported it.
+                # Closing fails if the disk is full, but then an earlier write has already reported the full disk.
                 with suppress(OSError):
                     self._metrics.close()
         return self.progress
@@ -176,11 +176,11 @@ class Trainer:
         )
         try:
             if self._selection.best and self._selection.is_due(progress):
-                self._monitor()  # an earlier start ended after this step, but before its evaluation
+                self._monitor()  # an earlier process saved this step, but ended before its evaluation was done
             steps = loop.steps(batches)
             while not self._selection.stops_early(progress) and (step := next(steps, None)):
                 self._after_step(step)
-                step.batches.clear()  # frees their memory for saving
+                step.batches.clear()  # frees the batches, so that saving has more memory
                 if self.world.any(self.stop.requested):
                     break
                 if progress.step % self.recipe.execution.checkpoint_every == 0 or progress.step == progress.best_step:
@@ -228,7 +228,7 @@ class Trainer:
         return scores.weighted(micro_batch.weight)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
-        """Update the counts, then log and evaluate if this step requires it."""
+        """Update the counts. Then log and evaluate if either is due after this step."""
         execution, progress = self.recipe.execution, self.progress
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
@@ -248,7 +248,7 @@ class Trainer:
     # --- dropped clips
 
     def _open_dropped(self) -> list[Dropped]:
-        """Read the clips that this run has dropped. At step 0, first remove the list of an earlier attempt."""
+        """Return the clips that this run has dropped. At step 0, first remove the list of an earlier attempt."""
         path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
         if self.progress.step == 0:
             path.unlink(missing_ok=True)
@@ -337,7 +337,7 @@ class Trainer:
         self.callback.note(f"step {progress.step}: {text}")
 
     def _evaluate(self) -> dict[str, Any]:
-        """Score the model. All processes return the scores of the main process."""
+        """Score the model. Return the main process's scores in all processes."""
         self.bare_model.eval()
         if self.is_sharded:
             # All processes must run the same passes, because each pass of a sharded model is a collective.
@@ -373,12 +373,12 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """Return the part of a message about the work that is kept."""
+        """Return text about the work that is kept, for the end of a message."""
         step = self.progress.step
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Return the part of a message about the work that is lost by an exit within a step or while saving."""
+        """Return text about the work that an exit within a step or while saving loses, for the end of a message."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"

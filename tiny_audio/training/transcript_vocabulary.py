@@ -49,7 +49,7 @@ class TranscriptVocabulary:
             return learned
         used = learned.decoder_tokenizer(recipe, start)
         counts = Counter(token for text in clips.texts for token in used.encode(text, add_special_tokens=False))
-        rows = recipe.decoder.num_embeddings()  # clips with other tokens are dropped
+        rows = recipe.decoder.num_embeddings()  # clips with tokens that have no embedding are dropped
         counts = Counter({token: count for token, count in counts.items() if rows is None or token < rows})
         token_ids, pieces = choose_labels(used, counts, recipe.alignment.max_labels, rows)
         return replace(learned, token_ids=token_ids, pieces=list(pieces.items()) or None)
