@@ -22,7 +22,7 @@ class AlignmentLoss(nn.Module):
 
     Args:
         config: the recipe's section ``alignment``.
-        token_ids: the labels, ascending. Fewer labels than the whole vocabulary need less time and memory.
+        token_ids: the labels, ascending. Using only a part of the vocabulary saves time and memory.
         pieces: tokens of the training transcripts that are not labels, each with the labels that spell it.
     """
 
@@ -46,7 +46,7 @@ class AlignmentLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the targets' negative log-likelihoods ``[B]``, and a bool tensor ``[B]``: whether each target fits.
 
-        A target with more labels than the clip has audio embeddings does not fit, and its loss is 0.
+        A target does not fit if its labels need more audio embeddings than the clip has. Its loss is 0.
 
         Args:
             decoder: the model's decoder. Its embeddings get no gradient from this loss.
@@ -66,9 +66,9 @@ class AlignmentLoss(nn.Module):
 
     @torch.no_grad()
     def nearest(self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor) -> list[list[int]]:
-        """Return the token ids of B clips without the decoder's layers.
+        """Return the token ids of B clips without running the decoder's layers.
 
-        Each audio embedding becomes the most similar token or the blank. Repeated tokens and blanks are removed.
+        Each audio embedding becomes the most similar label, or the blank. Then repeated labels and blanks are removed.
 
         Args:
             decoder, audio, audio_lengths: see :meth:`forward`.

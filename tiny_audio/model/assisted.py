@@ -35,8 +35,8 @@ def uses_draft(settings: GenerationConfig, decoder: Decoder, *, has_ctc_head: bo
         raise UserError("generation.draft: ctc needs a CTC head, and this model has none; leave draft out")
     if settings.draft == "ctc" and not can_rewind:
         raise UserError(
-            "generation.draft: drafts need a cache that can be rewound, and that of this model's decoder cannot; leave "
-            "draft out"
+            "generation.draft: ctc needs a decoder with a cache that can be rewound, and the cache of this model's "
+            "decoder cannot be rewound; leave draft out"
         )
     if settings.draft is not None:
         return settings.draft == "ctc"
@@ -48,7 +48,7 @@ def uses_draft(settings: GenerationConfig, decoder: Decoder, *, has_ctc_head: bo
 
 
 class Draft(Protocol):
-    """Proposes tokens after the verified ones."""
+    """Proposes the tokens that follow the verified tokens."""
 
     def after(self, ids: Sequence[int]) -> list[int]:
         """Return any number of tokens that are likely to follow ``ids``.
@@ -60,8 +60,9 @@ class Draft(Protocol):
 class TextDraft:
     """A draft from a text that is nearly correct, such as the text of a CTC head.
 
-    The verified tokens are matched to the start of the text with the lowest Levenshtein distance. The draft is the rest
-    of the text, so an inserted, missing or wrong word does not affect the draft of the following words.
+    The verified tokens are matched to the prefix of the text that has the lowest Levenshtein distance to them. The
+    draft is the text after this prefix. Therefore an inserted, missing or wrong word does not affect the draft of the
+    following words.
 
     Args:
         text: the whole text.
@@ -91,13 +92,13 @@ class TextDraft:
     def _rest(self) -> str:
         """Return the part of the text that follows the verified text."""
         best = np.flatnonzero(self._distances == self._distances.min()).tolist()
-        # Among equal distances, prefer the end of a word: verified tokens usually end there, and errors usually
-        # concern whole words.
+        # If several prefixes have the lowest distance, prefer one that ends at the end of a word. Verified tokens
+        # usually end there, and errors usually concern whole words.
         word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # the last pass ended within the bytes of a character
+        if not verified.startswith(self._verified):  # the last pass ended in the middle of a multi-byte character
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
@@ -145,7 +146,7 @@ def decode_assisted(
         decoder: the decoder, which is used here only to embed tokens.
         cache: an empty cache of ``decoder``.
         embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
-        mask: ``[B, L]`` bool, True on real positions.
+        mask: ``[B, L]`` bool, True at positions that are not padding.
         drafts: one draft for each row.
         max_new_tokens: number of tokens after which a row without an end token is truncated.
         end_id: the token that ends a row.

@@ -1,4 +1,4 @@
-"""Exports without base weights: find the tensors that can be left out, and restore them.
+"""Exports without base weights: find the tensors that an export can leave out, and restore them when it is loaded.
 
 If the encoder and the decoder are frozen, only about 1% of the weights are trained. An export without base weights
 contains only the trained weights. For the others, it refers to a commit on the hub or to a folder. A tensor counts as
@@ -75,7 +75,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Copy the weights that an export left out from the checkpoints, and return the names of these tensors.
+    """Restore the weights that an export left out, from the checkpoints. Return the names of these tensors.
 
     Args:
         model: the model, directly after loading.
@@ -103,7 +103,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
-        # Quantization starts from the data type that the weights have in the checkpoint.
+        # Weights that will be quantized keep the data type of the checkpoint, because quantization started from it.
         exact = {
             f"{kind}.{path}.weight"
             for path in quantizable(getattr(model, kind))
@@ -147,7 +147,7 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: data type of the restored weights of a quantized part. None: the weights are not quantized.
+        quantized: data type of the dequantized weights, if the part is quantized. None does not quantize the weights.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):
@@ -167,7 +167,7 @@ def without_adapters(name: str) -> str:
 
 
 def _hash_of_weights(folder: Path) -> str:
-    """Return the identity of a folder in older exports, which depends on the weights only."""
+    """Return the identity that older exports recorded for a folder. It depends on the weights only."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(path.name.encode())

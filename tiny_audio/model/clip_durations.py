@@ -19,13 +19,13 @@ class ClipDurations:
 
     @classmethod
     def of(cls, durations_s: np.ndarray) -> ClipDurations:
-        """Measure durations ``[n]`` in seconds, of at least one clip."""
+        """Return the quantiles of durations ``[n]`` in seconds. There must be at least one clip."""
         return cls(*(round(float(value), 3) for value in np.quantile(durations_s, [0.0, 0.5, 0.95, 1.0])))
 
     def warning(self, duration_s: float) -> str | None:
         """Return a warning about a clip that is shorter than half the shortest training clip, or None.
 
-        Clips that are too long do not need one, because they are split into chunks.
+        Clips that are longer than all training clips need no warning, because they are split into chunks.
         """
         if duration_s >= self.min_s / 2:
             return None

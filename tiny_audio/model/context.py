@@ -1,4 +1,4 @@
-"""Encode the context of a clip as token ids. In the prompt, they are directly before the audio.
+"""Encode the context of a clip as token ids. In the prompt, these ids are directly before the audio.
 
 The text has a line for each kind of context that is given::
 
@@ -62,7 +62,7 @@ def context_text(hotwords: Sequence[str] = (), previous_text: str = "", language
 
 
 CONTEXT_CHARACTERS = context_text(("a", "b"), "a", "a")
-"""A text with all characters that a context adds. Tokenizers that are trained on transcripts must know them."""
+"""A text with all characters that a context adds. Tokenizers that are trained on transcripts need tokens for them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class ContextEncoder:
         trained = {"hotwords": self.settings.hotwords, "previous text": self.settings.previous_text}
         return [
             f"{name}: this model was not trained with prompt.context, so it may write "
-            f"{'them' if name == 'hotwords' else 'it'} instead of the speech; train it so, or leave this out"
+            f"{'them' if name == 'hotwords' else 'it'} instead of the speech; train a model with prompt.context, or "
+            f"leave the {name} out"
             for name, value in given.items()
             if value and not trained[name]
         ]
@@ -188,7 +189,10 @@ class ContextEncoder:
 
 
 def _most(number: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest number up to ``number`` that fits, or 0. More words never need fewer tokens."""
+    """Return the largest number of words, at most ``number``, that fits. 0 if none fits.
+
+    Binary search works, because more words never need fewer tokens.
+    """
     low, high = 0, number
     while low < high:
         middle = (low + high + 1) // 2

@@ -30,7 +30,7 @@ def best_text(
         frames.ctc_logits.expand(count, -1, -1), frames.lengths.expand(count), [row or [] for row in labels]
     )
     for index, row in enumerate(labels):
-        if row is None:  # a character that the head cannot spell
+        if row is None:  # the text has a character that is not a label of the head
             by_ctc[index] = -torch.inf
     scores = (1 - ctc_weight) * by_decoder + ctc_weight * by_ctc
     return texts[int(scores.argmax())]

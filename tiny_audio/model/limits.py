@@ -1,4 +1,4 @@
-"""The longest clip that a model accepts, limited by its encoder or by its decoder's context."""
+"""Compute the longest clip that a model accepts, which is limited by its encoder and by its decoder's context."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.projectors import Projector
 
 _STEPS_PER_S = 10
+"""Resolution of the search for the longest clip: steps of 0.1 s."""
 
 
 def num_embeddings(encoder: EncoderConfig, projector: Projector, duration_s: float) -> int:
@@ -19,7 +20,7 @@ def num_embeddings(encoder: EncoderConfig, projector: Projector, duration_s: flo
 def longest_clip_s(
     encoder: EncoderConfig, projector: Projector, max_positions: int | None, num_text_ids: int, at_most_s: float
 ) -> float:
-    """Return the duration of the longest clip.
+    """Return the duration of the longest clip that the model accepts, in seconds.
 
     Args:
         encoder: encoder config that includes the architecture of its checkpoint.

@@ -51,7 +51,7 @@ class TinyAudioModel(SavedModel):
         if config.ctc_characters is not None:
             self.ctc_vocabulary = CtcVocabulary(tuple(config.ctc_characters))
             self.ctc_head = nn.Linear(self.encoder.dim, len(self.ctc_vocabulary))
-        self.alignment: nn.Module | None = None  # set by training, see model/alignment.py
+        self.alignment: nn.Module | None = None  # set only for training, see model/alignment.py
         # Keep transformers from initializing the parts again, which would overwrite their weights.
         with no_init_weights():
             self.post_init()
@@ -221,7 +221,7 @@ class TinyAudioModel(SavedModel):
     ) -> Any:
         """Generate the transcripts' token ids ``[B, new tokens]``. Rows are padded after their end token.
 
-        The CTC head is not used here. :meth:`transcribe` uses it if ``generation.ctc_weight`` > 0.
+        The CTC head is not used here. :meth:`transcribe` can use it, see ``generation.ctc_weight`` and ``draft``.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.

@@ -72,8 +72,8 @@ def _mono(clip: Waveform, index: int) -> Tensor:
     waveform = torch.as_tensor(clip)
     if waveform.ndim != 1:
         raise UserError(
-            f"clip {index} has the shape {tuple(waveform.shape)}, but one channel of samples is required; average the "
-            "channels of stereo audio, take the only row of [1, samples], and pass a batch as a list of clips"
+            f"clip {index} has the shape {tuple(waveform.shape)}, but one channel of samples is required; for stereo "
+            "audio, average the channels; for the shape [1, samples], take the row; for a batch, pass a list of clips"
         )
     if not waveform.is_floating_point():
         raise UserError(

@@ -14,10 +14,11 @@ from tiny_audio.config import Config, UserError
 from tiny_audio.decoders import unknown_id
 
 AUDIO = "{audio}"
-# Private-use characters. Templates do not strip them, and transcripts do not contain them.
+# Placeholders for the audio and for the reply while a template is rendered. They are private-use characters: templates
+# do not strip them, and transcripts do not contain them.
 _SENTINEL, _REPLY = "\ue000", "\ue001"
-# Some templates print today's date, but a prompt must not change from day to day. They print this date instead, which
-# is the default date of Llama 3's template.
+# Some templates print today's date, but a prompt must not change from day to day. So these templates print this date
+# instead, which is the default date of Llama 3's template.
 _DAY = date(2024, 7, 26)
 _DAY_PARTS = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBdFHIjmMpSyY"}
 _DAY_PARTS |= {f"%-{code}": _DAY_PARTS[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSy"}
@@ -28,7 +29,7 @@ _CLOCK = (
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# A thinking model generates the second text after `<think>` and a line break if thinking is switched off.
+# The reply of a thinking model starts with `<think>`. If thinking is off, a line break and the second text follow.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -157,7 +158,7 @@ class Context:
     def of(
         cls, hotwords: str | Iterable[str] | None = None, previous_text: str | None = None, language: str | None = None
     ) -> Context | None:
-        """Create a context, or return None if nothing is given. A text of hotwords is split by :func:`hotwords_in`."""
+        """Return a context, or None if nothing is given. A text of hotwords is split by :func:`hotwords_in`."""
         words = hotwords_in(hotwords) if isinstance(hotwords, str) else tuple(_distinct(hotwords or ()))
         context = cls(words, " ".join((previous_text or "").split()), language or None)
         return None if context == cls() else context
@@ -183,8 +184,8 @@ def _distinct(words: Iterable[str]) -> Iterable[str]:
 def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     """Render the messages with the tokenizer's chat template, or as plain text if it has none.
 
-    The template shows a fixed date, and thinking is switched off. The template determines whether the text starts with
-    a special token, and which token ends a reply.
+    If the template prints a date, it is a fixed date. Thinking is switched off. The template determines whether the
+    text starts with a special token, and which token ends a reply.
 
     Raises:
         UserError: the tokenizer has no end token or lacks a token of the prompt, or its template rejects, drops or
@@ -233,7 +234,7 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     both = [{"role": "system", "content": system}, *alone]
     # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches. The rendered text need not contain them.
+    # Words such as `/no_think` are switches for the template, which need not print them.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)
@@ -273,7 +274,10 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 
 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
-    """Return the token that ends a reply, which often differs from the end-of-text token, or None."""
+    """Return the token that ends a reply, or None if the template shows no such token.
+
+    This token often differs from the end-of-text token.
+    """
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
     except UserError:

@@ -31,7 +31,7 @@ class Room:
     def context_encoder(self, tokenizer: Any, longest_s: float) -> ContextEncoder:
         """Return the encoder of contexts for clips of at most ``longest_s`` seconds."""
         most, positions = self.settings.max_tokens, self._max_positions
-        if positions is not None and not self.config.context:  # nothing was reserved in training
+        if positions is not None and not self.config.context:  # training has reserved no positions for a context
             encoder = ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture or {})
             audio = num_embeddings(encoder, self.projector, self.longest_clip_s(longest_s))
             most = max(0, min(most, positions - self._num_text_ids - audio))

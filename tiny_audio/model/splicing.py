@@ -23,7 +23,7 @@ Contexts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Teacher-forced negative log-likelihoods. They are sums, so averages over any group of rows are exact."""
+    """Teacher-forced negative log-likelihoods. They are sums over tokens, so any group of rows has an exact average."""
 
     decoder_loss: Tensor
     """``[B]``, the sum in nats over each row's tokens, including the end token."""
