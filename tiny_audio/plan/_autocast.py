@@ -1,6 +1,6 @@
 """Emulate two ways in which PyTorch changes a model's calls on a device: autocast, and the choice of fused kernels.
 
-Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so both must be emulated.
+Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so PyTorch does neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tiny_audio.pretrained.packing import attend_by_kernel
 
-# The lists of ATen/autocast_mode.h, limited to functions that models call.
+# Functions that autocast runs in half precision (lowered) and in fp32 (raised). The lists are those of
+# ATen/autocast_mode.h, limited to functions that models call.
 # fmt: off
 _LOWERED = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "prelu", "addmm", "addmv", "matmul",
@@ -35,7 +36,7 @@ _RAISED_ON_CPU = ("stft", "nll_loss", "ctc_loss", "mse_loss", "kl_div", "l1_loss
 
 
 class AutocastEmulation(TorchFunctionMode):
-    """Rewrites calls as PyTorch does on a device.
+    """Changes the function calls in its context in the way in which PyTorch changes them on a device.
 
     Args:
         device: the device to emulate.
@@ -54,7 +55,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
-        # Replace torch.autocast, which some layers use to disable autocast, because it rejects the meta device.
+        # Some layers use torch.autocast to disable autocast. It rejects the meta device, so replace it.
         self._autocast = torch.autocast
         torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
         return self
@@ -64,15 +65,18 @@ class AutocastEmulation(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def leave_autocast(self) -> None:
-        """Release the cast copies of weights, as at the end of autocast. Graphs keep the copies that they need."""
+        """Release the cast copies of weights, as PyTorch does at the end of autocast.
+
+        The autograd graph keeps the copies that the backward pass needs.
+        """
         self._weights.clear()
 
     def backward(self, loss: Tensor) -> None:
-        """Run the backward pass.
+        """Run the backward pass of ``loss``.
 
-        In ``loss.backward()``, function modes would not see the recomputation of layers.
+        ``loss.backward()`` cannot be used, because it would hide the recomputation of layers from function modes.
         """
-        self._keeps_weights = False  # each recomputed layer enters its own autocast
+        self._keeps_weights = False  # each recomputed layer enters autocast again, and casts its weights again
         engine = torch.autograd.Variable._execution_engine
         engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), accumulate_grad=True)
 
@@ -114,14 +118,17 @@ class AutocastEmulation(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Run fused attention. It saves queries, keys, values, the result and one number per query, but no scores."""
+        """Run fused attention.
+
+        For the backward pass, it saves queries, keys, values, the result and one number per query, but no scores.
+        """
         trains_bias = attn_mask is not None and attn_mask.requires_grad
         if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel supports these on a CPU
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # Fused kernels add the mask, so every layer creates and keeps a floating-point copy.
+            # Fused kernels add the mask to the scores, so every layer creates and keeps a floating-point copy of it.
             attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and trains_bias:
             bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
@@ -146,9 +153,9 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Make a part's transformers models use an emulation of Flash Attention 2, which need not be installed.
+    """Make a part's transformers models use an emulation of Flash Attention 2. The package need not be installed.
 
-    Attention runs only on real positions, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
+    Attention skips padding, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
     """
     name = "dry_run"  # if the name had "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
@@ -172,14 +179,14 @@ def _flash_attention(
     if cu_seq_lens_q is None:  # transformers removes the padding in each layer
         # [B, H, T, D] -> [B, T, H, D]
         return _fused(query, key, value).transpose(1, 2), None
-    # [1, H, T, D] -> [T, H, D]. The window is left out, because it does not affect sizes.
+    # [1, H, T, D] -> [T, H, D]. The sliding window is left out, because it does not affect sizes.
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attended = attend_by_kernel(query, key, value, cu_seq_lens_q, max_length_q, module.is_causal, scaling, None)
     return attended[None], None
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
-    # All fused kernels save the same tensors. This one computes shapes without a GPU.
+    # All fused kernels save the same tensors. The CPU's kernel also works without a GPU.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended: Tensor = kernel(query, key, value, 0.0, is_causal, **settings)[0]
     return attended
@@ -201,5 +208,5 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Run dropout as on a GPU, where it saves a mask of bytes. On a CPU, the mask has floats."""
+    """Run dropout as on a GPU, where the saved mask has one byte per element. On a CPU, it has one float."""
     return torch.native_dropout(input, p, training)[0] if p and training else input

@@ -1,4 +1,4 @@
-"""Find changes that make a recipe fit a machine. Each change is tried in a dry run before it is suggested."""
+"""Find changes that make a recipe fit into a machine's memory. Each is tried in a dry run before it is suggested."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tiny_audio.recipe import Recipe
 _MAX_CHANGES = 3
 """Maximum number of suggested changes."""
 _LOW_RANK = 8
+"""The LoRA rank that is suggested if the recipe has a higher one."""
 _PRETRAINED = ("encoder", "decoder")
 
 
@@ -38,14 +39,14 @@ class Change:
 
 
 def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Find single changes that make the recipe fit, beginning with changes that do not affect the batch.
+    """Return changes that make the recipe fit, each of which is enough alone. Changes that keep the batch come first.
 
-    If no single change is enough, combine several.
+    If no single change is enough, return a combination of several.
     """
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):
         if any(change.fields.items() < fields.items() for change in found):
-            continue  # a subset is enough
+            continue  # a subset of these fields is enough
         found += _try(recipe, fields, machine)
         if len(found) == _MAX_CHANGES:
             break
@@ -53,7 +54,7 @@ def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> l
 
 
 def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
-    """Estimate how many clips fit, if each clip needs as much memory as the clips of the worst batch on average."""
+    """Estimate how many clips fit, if each needs as much memory as the average clip of the worst batch."""
     fixed = sum(worst.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     each = max(1, worst.peak_bytes - fixed) / worst.shape.num_clips
     return max(0, int((machine.peak_that_fits() - fixed) / each))
@@ -91,8 +92,8 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for activations.
-        # A wrong estimate only costs one more dry run.
+        # A trainable parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for
+        # activations. If this estimate is wrong, the only cost is one more dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
@@ -101,7 +102,10 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
 
 
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
-    """Return fields that save memory without changing the batch. Checkpointing of the larger part comes first."""
+    """Return fields that save memory without changing the batch.
+
+    Gradient checkpointing comes last, first for the part with more bytes of activations.
+    """
     savers: Fields = {}
     for part in _PRETRAINED:
         config = getattr(recipe, part)

@@ -27,6 +27,7 @@ aten = torch.ops.aten
 BACKWARD = "backward"
 """Label of the backward pass's temporary tensors: gradients of activations, and recomputed activations."""
 OTHER = "other"
+"""Label of tensors outside the parts."""
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
@@ -78,7 +79,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # For each address of a storage: a weak reference with a callback at its end, the size, and the label.
+        # Key: address of a storage. Value: a weak reference, whose callback runs when the storage is released; the size
+        # in bytes; the label.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -198,7 +200,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
     """Run an operator on shapes only. Real tensors among the arguments are replaced by meta tensors."""
     if packet is aten._ctc_loss:
-        # torch has no meta kernel for this loss. Its second result has an entry for each label and each gap.
+        # torch has no meta kernel for this loss. Its second result has an entry for each label, and for the blanks
+        # before, between and after the labels.
         log_probs, sizes = args[0], args[3]
         num_frames, num_clips = log_probs.shape[:2]
         longest = max(int(size) for size in sizes)
@@ -209,7 +212,7 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
         kwargs = {**kwargs, "device": _META}
     if all_meta:
         return _on_meta(func, args, kwargs)
-    # A scalar tensor can be combined with any device.
+    # Tensors without dimensions are kept, because they can be combined with tensors of any device.
     args, kwargs = tree_map_only(
         Tensor, lambda tensor: tensor if tensor.is_meta or not tensor.ndim else tensor.to(_META), (args, kwargs)
     )
@@ -218,7 +221,8 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
 
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _LAYOUTS: dict[Any, list[_Layout] | None] = {}
-"""For an operator and its arguments without content: the layouts of its results. None if they cannot be reused."""
+"""Cache. Key: an operator and the layouts of its arguments. Value: the layouts of its results, or None if layouts are
+not enough, for example because the results share memory."""
 _MAX_LAYOUTS = 50_000
 
 
@@ -254,7 +258,7 @@ def _without_values(value: Any) -> Any:
 
 
 def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layout] | None:
-    """Return the layouts of results if all of them are new, dense tensors, and None if they share memory."""
+    """Return the layouts of the results, or None unless all results are new, dense tensors with their own memory."""
     results = out if isinstance(out, tuple) else (out,)
     if func._schema.is_mutable or not all(isinstance(result, Tensor) and result.is_meta for result in results):
         return None
@@ -270,7 +274,7 @@ def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layou
 
 
 def _resolve_masks(args: Any) -> Any:
-    """Replace real masks with the positions that they select, so that the result has the right size."""
+    """Replace masks that have values with the positions that they select, so that the result has the right size."""
 
     def positions(index: Tensor | None) -> list[Tensor | None]:
         if index is None or index.is_meta or index.dtype != torch.bool:
@@ -282,7 +286,7 @@ def _resolve_masks(args: Any) -> Any:
 
 
 def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-    """Whether a call creates integers or booleans, which are lengths, positions or masks and must keep their values."""
+    """Whether a call creates integers or booleans. They are lengths, positions or masks, and must keep their values."""
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)

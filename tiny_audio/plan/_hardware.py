@@ -21,7 +21,8 @@ CONTEXT_BYTES = int(0.6 * GIB)
 PROCESS_BYTES = int(0.7 * GIB)
 """Allowance on a CPU for the Python interpreter and its libraries."""
 FRAGMENTATION = 0.06
-"""Allowance for fragmentation, as a share of the peak. Free blocks of one batch rarely fit the next batch."""
+"""Allowance for fragmentation, as a share of the peak. Blocks that one batch frees rarely fit the tensors of the next
+batch."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Machine:
     """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use
     memory."""
     bf16_tflops: float
-    """Peak of dense matrix products with fp32 accumulation. Larger numbers in datasheets are for sparse matrices."""
+    """Peak of dense matrix products with fp32 accumulation. Datasheets also have larger numbers for sparse matrices."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None
@@ -103,7 +104,7 @@ def this_cpu() -> Machine:
 
 
 def gpu_reported_as(name: str) -> Machine | None:
-    """Return the GPU in the table that has this name in PyTorch, or None if there is none."""
+    """Return the GPU in the table that has this name in PyTorch, or None if the table has no such GPU."""
     return next((gpu for gpu in GPUS.values() if name in gpu.reported_as), None)
 
 

@@ -1,4 +1,4 @@
-"""Compute the share of padding in a recipe's batches from its planned order."""
+"""Estimate the share of padding in a recipe's batches, by planning an epoch of clips with assumed durations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ SPREAD = 0.6
 """Standard deviation of the logarithm of the duration. With this value, two thirds of the clips are within a factor of
 1.8 of the median."""
 _NUM_CLIPS = 20_000
+"""Number of clips in the planned epoch."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Batches:
 
 
 def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
-    """Apply the recipe's order to log-normal durations with this mean, clipped to the recipe's bounds."""
+    """Plan an epoch with the recipe's batching, and return averages over its batches.
+
+    The durations of the clips are log-normal, clipped to the recipe's bounds, and have the mean ``mean_s``.
+    """
     durations = _durations(recipe.data.min_duration_s, recipe.data.max_duration_s, mean_s)
     clips = min(recipe.batching.max_clips, len(durations))
     plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=0)
@@ -41,7 +45,7 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
 def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
     """Return evenly spaced quantiles of the durations.
 
-    Clipping changes the mean, so the median is found by bisection.
+    Clipping changes the mean, so bisection finds the median with which the mean is ``mean_s``.
     """
     normal = NormalDist(sigma=SPREAD)
     offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])

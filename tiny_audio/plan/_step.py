@@ -34,7 +34,8 @@ CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
 """Characters per word, including separators. The number is larger for hotwords, because rare words have more tokens."""
 _MAX_CLIPS = 10_000
-"""Maximum number of clips in a batch. The dry run creates a length and a transcript for each clip."""
+"""Maximum number of clips in a batch. A limit is needed, because the dry run creates a length and a transcript for each
+clip."""
 TEMPLATE_TOKENS = 30
 """Assumed number of tokens that a chat template adds to the messages."""
 
@@ -90,7 +91,7 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
     """
     longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
     if budget is not None:
-        most = min(most, int(budget / recipe.data.min_duration_s))  # a very large max_clips means no limit
+        most = min(most, int(budget / recipe.data.min_duration_s))  # the number of the shortest clips that fit
     if most > _MAX_CLIPS:
         raise UserError(
             f"batching allows batches of {most:,} clips, but a plan supports at most {_MAX_CLIPS:,}; lower "
@@ -114,7 +115,7 @@ def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
 def dry_run(
     recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0, context_tokens: int | None = None
 ) -> DryRunResult:
-    """Run a training step on a batch without storage. The optimizer has its moments, as after the first step.
+    """Run a training step on a batch without storage. The optimizer already has its moments, as after the first step.
 
     Args:
         recipe: the recipe.
@@ -138,7 +139,8 @@ def dry_run(
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
     for _, layer in quantized_layers(model):
         layer.set_type(in_half or torch.float32)
-    # PyTorch's CUDA allocator returns multiples of 512 bytes. On a CPU, oneDNN copies convolutions into its layouts.
+    # PyTorch's CUDA allocator returns multiples of 512 bytes. On a CPU, oneDNN copies the inputs and outputs of
+    # convolutions into its own layouts.
     dry = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
     for tensor in (*model.parameters(), *model.buffers()):
@@ -182,7 +184,7 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
     num_samples = int(shape.duration_s * SAMPLE_RATE)
     lengths = torch.full((shape.num_clips,), num_samples)
     if num_samples > SAMPLE_RATE:
-        lengths[1:] -= SAMPLE_RATE // 10  # so that there is padding, and a mask
+        lengths[1:] -= SAMPLE_RATE // 10  # so that the batch has padding and needs a mask
     scores = model(
         torch.empty(shape.num_clips, num_samples, device="meta"),
         lengths,

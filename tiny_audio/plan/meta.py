@@ -1,4 +1,4 @@
-"""Build a recipe's model from its configs alone, with the real shapes and names, for example on the meta device."""
+"""Build a recipe's model from its configs alone. Its tensors have the real shapes and names, but may have no data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
 
 LETTERS = 28
-"""Assumed number of characters in the transcripts, which are not read: a to z, space and apostrophe."""
+"""Assumed number of different characters in the transcripts: a to z, space and apostrophe. Transcripts are not read."""
 
 _PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
 
@@ -104,7 +104,7 @@ def build_stand_in(
         if recipe.decoder.quantization:
             quantize(model.decoder, recipe.decoder.quantization)
     if recipe.alignment is not None:
-        # The labels come from the training transcripts. These are unknown here, so assume the largest number of labels.
+        # The labels come from the training transcripts, which are not read here. Assume the largest number of labels.
         vocab_size = recipe.decoder.num_embeddings() if tokenizer is None else len(tokenizer)
         if vocab_size is not None:
             model.alignment = AlignmentLoss(

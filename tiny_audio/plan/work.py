@@ -21,7 +21,8 @@ class Work:
     audio: tuple[float, float, float]
     """Coefficients of the encoder, the projector and the CTC head: FLOPs per clip, per second, and per second²."""
     decoder: tuple[float, float, float]
-    """Coefficients of the decoder: FLOPs per position, per position², and per target token, which has logits."""
+    """Coefficients of the decoder: FLOPs per position, per position², and per target token. Only target tokens have
+    logits."""
     prompt_tokens: int
     """Number of tokens of the prompt, without context."""
     embeddings_per_s: float
@@ -69,7 +70,7 @@ def work_of(recipe: Recipe, device: Device) -> Work:
 
 
 _KNOWN: dict[str, Work] = {}
-"""Results in this process, because sweeps and benchmarks train the same model many times."""
+"""Cache of the results in this process. Sweeps and benchmarks train the same model many times."""
 
 
 def _fit(recipe: Recipe, device: Device) -> Work:
