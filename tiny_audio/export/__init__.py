@@ -1,4 +1,4 @@
-"""The ExportConfig contract: write a model to a folder in a format. Each format is one file here, or a plugin."""
+"""Write models to folders, in registered formats. Each format is one file of this package, or comes from a plugin."""
 
 from __future__ import annotations
 

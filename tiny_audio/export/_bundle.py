@@ -100,7 +100,7 @@ def _with_flat_imports(
 ) -> tuple[str, tuple[str, ...]]:
     path = module.replace(".", "/") + ("/__init__.py" if is_package else ".py")
     package = module if is_package else module.rpartition(".")[0]
-    # ast counts columns in bytes.
+    # Split bytes, because ast counts columns in bytes.
     lines = source.encode().splitlines(keepends=True)
     imports = [
         found

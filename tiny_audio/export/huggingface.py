@@ -84,7 +84,7 @@ def build_huggingface(config: HuggingFaceConfig) -> Exporter:
 def export_model(
     model: TinyAudioModel, tokenizer: Any, folder: Path, *, weights: Weights = "all", card: str | None = None
 ) -> None:
-    """Write a flat folder with the weights, the tokenizer, and the code that runs them.
+    """Write a flat folder with the weights, the tokenizer, and the code of the model.
 
     ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. This
     requires torch, torchaudio, transformers, pydantic and soundfile. Models with adapters and models on the hub also
@@ -105,7 +105,7 @@ def export_model(
     """
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
-    # The folder may be a link to another disk. The temporary folder must be on the disk of its target.
+    # The folder may be a link to another disk. The temporary folder must be on the disk that the link points to.
     folder = folder.resolve()
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -182,7 +182,8 @@ def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
     from_checkpoint = set(found.get("decoder", {}).get("names", ()))
     quantized = {f"decoder.{path}.weight" for path in quantizable(model.decoder)}
     if _quantization(config) is not None and not quantized <= from_checkpoint:
-        # Quantized weights from an earlier training are written as restored weights, which are not quantized again.
+        # The weights that were quantized are not those of the checkpoint, for example because an earlier run trained
+        # them. They are dequantized and written, and are not quantized again when they are loaded.
         config.decoder = (config.decoder or {}) | {"quantization": None}
         found = _references(config, tensors)
     config.base_weights = found
@@ -204,7 +205,10 @@ def _references(config: TinyAudioConfig, tensors: dict[str, Any]) -> dict[str, b
 
 
 def _check_imports(folder: Path, files: dict[str, str]) -> None:
-    """Check that all imports that transformers finds, with a regular expression, are files of the bundle."""
+    """Check that each import that transformers finds is a file of the bundle.
+
+    transformers finds imports with a regular expression, which may also match a line of a docstring.
+    """
     from transformers.dynamic_module_utils import get_relative_imports
 
     for name in files:

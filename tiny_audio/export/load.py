@@ -134,7 +134,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_exported(folder: Path) -> dict[str, Any]:
-    """Return the ``config.json`` in a :func:`model_folder`.
+    """Return the content of the ``config.json`` of an exported model. ``folder`` comes from :func:`model_folder`.
 
     Raises:
         UserError: the file does not belong to an exported model.

@@ -14,8 +14,8 @@ from tiny_audio.pretrained.quantization import dequantize
 def merge_adapters(model: TinyAudioModel) -> int:
     """Replace every layer that has an adapter by an equivalent plain layer, and return the number of these layers.
 
-    Quantized weights are restored. Merged weights have at least single precision. In half precision, rounding would
-    remove the adapter's small changes.
+    Quantized weights are dequantized first. Merged weights have at least single precision, because rounding to half
+    precision would remove the small changes of the adapters.
     """
     from peft.tuners.lora import LoraLayer
 
