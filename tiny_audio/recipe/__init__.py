@@ -59,7 +59,7 @@ class DataConfig(Config):
 
 
 class InitFrom(Config):
-    """Initial weights from another run, instead of those of the parts."""
+    """Initial weights from another run, instead of the initial weights of the parts."""
 
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """A run folder or an exported model. It also provides the decoder's tokenizer and the CTC head's characters."""
@@ -137,8 +137,8 @@ class EvaluationConfig(Config):
     """Number of bootstrap resamples for each interval."""
     group_by: str | None = None
     """Metadata column, such as ``speaker``. Clips with the same value are resampled together. None resamples single
-    utterances. Comparisons of systems use the same column. If it is None, they use ``speaker`` if every clip has a
-    speaker."""
+    utterances. Comparisons of systems use the same column. If this field is None, comparisons use ``speaker``, provided
+    that every clip has a speaker."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
@@ -162,8 +162,8 @@ class ExecutionConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """``auto`` uses a GPU if the machine has one."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the model. With ``ddp``, each has a copy. With ``fsdp``, each has a shard of every
-    layer, for models that do not fit on one GPU. A single process ignores this."""
+    """How several processes share the model. With ``ddp``, each process has a copy. With ``fsdp``, each process has a
+    shard of every layer, for models that do not fit on one GPU. A single process ignores this field."""
     num_workers: NonNegativeInt = 0
     """Number of processes that load clips. 0 loads them in the main process."""
     cache_frames_gb: PositiveFloat | None = None
@@ -174,8 +174,8 @@ class ExecutionConfig(Config):
     """Steps between lines of ``metrics.jsonl``."""
     wandb_project: str | None = Field(default=None, min_length=1)
     """Project at Weights & Biases to which the metrics are sent, in addition to ``metrics.jsonl`` and TensorBoard.
-    Needs the extra ``wandb``. If the service cannot be reached or ``WANDB_MODE=offline`` is set, they are written to
-    the run folder for ``wandb sync``."""
+    Needs the extra ``wandb``. If the service cannot be reached or ``WANDB_MODE=offline`` is set, the metrics are
+    written to the run folder, and ``wandb sync`` can send them later."""
     log_clips: bool = False
     """Write ``clips.jsonl``, with the ids of the planned clips of every step. It includes unusable clips, which are
     also listed in ``dropped.jsonl``."""
@@ -292,7 +292,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mappin
 
     Args:
         path: the YAML file, or the name of a recipe that ships with the package.
-        overrides: ``training.steps=100`` sets a field. ``projector=conv`` replaces a section by that part.
+        overrides: for example, ``training.steps=100`` sets a field, and ``projector=conv`` replaces a section by the
+            part of that name.
         changes: changes as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 
     Raises:
@@ -331,5 +332,5 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def content_hash(content: object) -> str:
-    """Return the SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of the content as canonical JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -50,7 +50,7 @@ def _evaluation(recipe: Recipe) -> Errors:
 
 
 def _final_weights(recipe: Recipe) -> Errors:
-    """Check that the evaluations and checkpoints exist that the final weights are taken from."""
+    """Check that the run makes the evaluations and checkpoints that determine the final weights."""
     training, execution = recipe.training, recipe.execution
     if training.average_last is not None:
         last = 1 + (training.steps - 1) // execution.checkpoint_every
@@ -135,14 +135,14 @@ def _parts(recipe: Recipe) -> Errors:
 
 
 def _has_gradients(recipe: Recipe, kind: str) -> bool:
-    """Whether gradients pass through a part: the part itself or a part below it is trained."""
+    """Whether gradients pass through a part."""
     if kind == "decoder":
-        return True  # the projector is below the decoder and always trained
+        return True  # to the projector, which is always trained
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 
 def _frame_cache(recipe: Recipe) -> Errors:
-    """Check that frames are kept only if they are the same in every epoch."""
+    """Check that ``cache_frames_gb`` is set only if a clip's frames are the same in every epoch."""
     if recipe.execution.cache_frames_gb is None:
         return
     place, encoder = "execution.cache_frames_gb", recipe.encoder

@@ -38,7 +38,8 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # Steps in brackets are not in the file. pydantic adds them for keys. The registry adds them for parts.
+    # Leave out the steps in brackets, which are not in the file. pydantic adds them for the keys of mappings, and the
+    # registry adds them for parts.
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
@@ -70,7 +71,7 @@ def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
     """Return a hint for errors after a change like ``projector.name=conv``, which keeps the previous part's fields."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
-        if field == "name" and error.startswith(f"{section}."):  # `section: ` means the name itself is wrong
+        if field == "name" and error.startswith(f"{section}."):  # an error that starts with `section: ` is of the name
             return f"; {path}={value} keeps the other fields: to replace the whole section write {section}={value}"
     return ""
 
@@ -80,7 +81,10 @@ def _shown_step(step: int | str) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the names of the fields at a location. In a location, the part's name follows the field of a registry."""
+    """Return the names of the fields at a location.
+
+    After the field of a part, such as ``encoder``, the next step of a location is the part's name.
+    """
     annotations: list[Any] = [model]
     metadata: Sequence[Any] = ()
     for step in location:

@@ -98,7 +98,7 @@ def limit_errors(recipe: Recipe) -> Errors:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.known_fields():
             raise
-        # Only the architecture can check these fields, and it is not loaded here.
+        # Only transformers can check these fields, and it is not imported here.
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",
