@@ -16,6 +16,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def document(data: Path) -> Document:
-    """Eight clips in batches of four, three steps, a CTC head."""
+    """Return a recipe with eight clips in batches of four, three steps and a CTC head."""
     steps = {"training__steps": 3, "training__warmup_steps": 0, "execution__log_every": 1}
     return changed(tiny_recipe(data), ctc={"weight": 0.5}, **steps)

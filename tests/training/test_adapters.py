@@ -26,7 +26,7 @@ QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
-    """A recipe, and the folder of its finished run. Tests must not change it."""
+    """Return a recipe, and the folder of its finished run. Tests must not change the folder."""
     folder = tmp_path_factory.mktemp("adapters")
     document = changed(recipe_on(folder), decoder__lora=BOTH, generation__max_new_tokens=8)
     run(document, folder / "run")
@@ -48,7 +48,7 @@ def test_all_trainable_tensors_are_saved_and_counted(stage: tuple[Document, Path
     assert len(magnitudes) == 4, "queries and values of two layers"
     saved = load_file(folder / "checkpoints" / "step-000000002" / "model.safetensors")
     assert saved.keys() >= trainable.keys()
-    assert all(not torch.equal(saved[name], trainable[name]) for name in magnitudes), "they are trained"
+    assert all(not torch.equal(saved[name], trainable[name]) for name in magnitudes), "training changes them"
     planned = dry_run(recipe, Shape(2, 1.0), "cpu").parameters
     in_decoder = sum(tensor.numel() for name, tensor in trainable.items() if name.startswith("decoder."))
     assert planned["decoder"]["trainable"] == in_decoder
@@ -79,7 +79,7 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
 def test_adapters_of_an_export_can_be_trained_further(
     stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained magnitudes are kept. New magnitudes are the norms of the loaded rows."""
+    """Trained DoRA magnitudes are kept. New magnitudes are the norms of the rows of the loaded weights."""
     document, folder = stage
     whole = load_file(folder / "model" / "model.safetensors")
     continued = start_from(document, folder, BOTH).state_dict()

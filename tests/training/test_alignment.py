@@ -40,7 +40,7 @@ def embeddings(num: int, seed: int = 0) -> Tensor:
 
 
 def by_hand(audio: Tensor, target: list[int], config: AlignmentConfig) -> float:
-    """Return the negative log of the sum over all paths of one clip ``[N, H]``."""
+    """Return the CTC loss of one clip ``[N, H]``, computed by listing all paths."""
     similarity = F.cosine_similarity(audio[:, None], MODEL.decoder.embed(torch.tensor(IDS)).detach()[None], dim=-1)
     blanks = torch.full((len(audio), 1), config.blank_similarity)
     log_probs = (torch.cat([blanks, similarity], 1) / config.temperature).log_softmax(-1)

@@ -38,7 +38,7 @@ def first_batch(document: Document) -> Any:
 def test_added_silence_counts_as_audio_and_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 4)
     with manifest.open("a") as file:
-        file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # the text does not fit its 31 frames
+        file.write(manifest_row(tmp_path / "clip001.flac", "no " * 11, 0.61))  # too much text for 31 frames
     document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, data__max_duration_s=1.5, batching__max_clips=8)
     plain = first_batch(document)
     silence = {"max_before_s": 5.0, "max_after_s": 5.0, "probability": 1.0}
@@ -76,16 +76,16 @@ def test_a_clip_is_not_sped_up_if_its_text_would_not_fit(tmp_path: Path) -> None
     first, again = first_batch(document), first_batch(document)
     assert not first.dropped
     lengths = {row.numel(): length for row, length in zip(first.targets, first.lengths.tolist(), strict=True)}
-    assert lengths[max(lengths)] == 9760, "as recorded"
+    assert lengths[max(lengths)] == 9760, "the clip with the longest text is not sped up"
     assert 0.61 * 16_000 / 1.1 < 9_000
-    assert sorted(first.lengths.tolist())[0] < 9_000, "others are sped up"
+    assert sorted(first.lengths.tolist())[0] < 9_000, "other clips are sped up"
     assert torch.equal(first.waveforms, again.waveforms)
 
 
 def test_a_clip_that_is_not_sped_up_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
-        for _ in range(12):  # some are not sped up, and only those get silence
+        for _ in range(12):  # some of these clips are not sped up, and only those get silence
             file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
     augmentation = {"speed": [1.1], "silence": {"max_before_s": 5.0, "max_after_s": 5.0}}
     document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, augmentation=augmentation, batching__max_clips=16)
@@ -134,7 +134,7 @@ def test_a_run_cannot_continue_with_another_plan(tmp_path: Path) -> None:
 
 
 def test_epochs_without_clips_are_skipped(tmp_path: Path) -> None:
-    """Three clips with a weight of 0.1 are in one of ten epochs. With a tiny weight, an error is raised."""
+    """With a weight of 0.1, each of three clips is in one of ten epochs. With a tiny weight, an error is raised."""
 
     def mixed(weight: float) -> Document:
         source = tiny_recipe(tmp_path)["data"]["train"]["clips"]
@@ -170,7 +170,7 @@ def test_each_use_of_a_clip_in_an_epoch_is_augmented_differently(tmp_path: Path)
         )[0]
         for rank in range(2)
     ]
-    assert [parts[place % 2].seeds[place // 2] for place in range(8)] == whole.seeds
+    assert [parts[index % 2].seeds[index // 2] for index in range(8)] == whole.seeds
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(document: Document) -> None:

@@ -39,7 +39,7 @@ def test_a_checkpoint_restores_everything(document: Document, tmp_path: Path) ->
     assert different(weights(first), weights(second))
     optimizer, notes = second.optimizer, []
     loaded = checkpoint.load_newest(saved.parent, second.bare_model, optimizer, notes.append, World())
-    # The overhead of saving the last checkpoint is added after it was saved.
+    # The overhead of saving the last checkpoint is counted only after saving, so it is not in this checkpoint.
     assert loaded.beside_s < progress.beside_s
     assert replace(loaded, beside_s=progress.beside_s, rated_j=progress.rated_j) == progress
     assert notes == ["continuing from step 3 (step-000000003)"]

@@ -1,4 +1,4 @@
-"""Disk errors do not count as bad clips. No clip is dropped, and the same command continues when the disk is back."""
+"""Disk errors do not count as bad clips: no clip is dropped. When the disk works again, the same command continues."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_row_group_that_cannot_be_opened_is_not_a_bad_clip(tmp_path: Path) -> 
     utterance = source.index().utterances[0]
     read_row_group.cache_clear()
     shard = tmp_path / "clips.parquet"
-    with few_files(1), pytest.raises(UserError) as refusal:  # the lock in the cache folder
+    with few_files(1), pytest.raises(UserError) as refusal:  # only the lock in the cache folder can be opened
         source.encoded(utterance)
     assert re.match(
         r".*/clips.parquet, row group 0, row 0: cannot be read: .*Too many open files; ",

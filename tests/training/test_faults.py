@@ -84,7 +84,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("mounting a file system takes root")
+        pytest.skip("mounting a file system needs root privileges")
     try:
         yield folder
     finally:
@@ -120,7 +120,7 @@ def test_a_run_continues_after_the_disk_was_full(document: Document, small_disk:
 def test_a_run_continues_after_a_log_could_not_be_written(
     document: Document, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    """Steps that are not logged are not lost."""
+    """A step that could not be logged is saved."""
     document, log = changed(document, execution__log_clips=True), tmp_path / "run" / "clips.jsonl"
 
     def harm() -> None:
@@ -270,8 +270,8 @@ def test_a_run_continues_after_the_hub_was_unavailable(
     (kept,) = steps_kept(tmp_path / "run")
     assert kept >= 2
     message = str(refusal.value)
-    said = {"error": "the hub answers HTTP 500 for speechbrain/LoquaciousSet", "stall": " cannot be reached ("}
-    assert said[fault] in message
+    cause = {"error": "the hub answers HTTP 500 for speechbrain/LoquaciousSet", "stall": " cannot be reached ("}
+    assert cause[fault] in message
     assert f"\nstep {kept} is saved" in message
     assert "Traceback" not in message
     hub.fault = stalls = Stalls(2)
@@ -282,7 +282,7 @@ def test_a_run_continues_after_the_hub_was_unavailable(
     assert exported(tmp_path / "run") == streamed
 
 
-@pytest.mark.slow  # the hub stalls in the test above, too
+@pytest.mark.slow  # the test above also has a stalling hub
 def test_a_stalling_hub_does_not_change_the_weights(
     hub: Hub, streaming: Document, streamed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +311,7 @@ def test_an_unavailable_hub_at_the_start_is_an_error(hub: Hub, streaming: Docume
 
 
 class OutOfMemory(ActingCallback):
-    """Simulates a lack of memory in the step after this one."""
+    """Simulates a lack of memory in the step after ``step``. It is in the forward pass, or in the update if ``where``."""
 
     def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         super().__init__(

@@ -44,16 +44,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VALUES = {2: 0.5, 4: 0.25, 6: 0.25, 8: 0.375, 10: 0.1, 12: 0.1}
 """Word error rates by step. Steps 4 and 6 are equal."""
 AVERAGE = -1
-"""Key of the average's word error rate."""
+"""Key of the word error rate of the averaged weights."""
 
 
 class Killed(BaseException):
-    """Ends training like a kill. Nothing handles it."""
+    """Ends training like a kill, because no code catches it."""
 
 
 @pytest.fixture(scope="module")
 def stopping(data: Path) -> Document:
-    """Step 4 is the best. Training stops early after step 8 of 12."""
+    """Return a recipe. With ``VALUES``, step 4 is the best, and training stops early after step 8 of 12."""
     settings: dict[str, Any] = {
         "decoder__dropout": 0.1,
         "training__steps": 12,
@@ -200,7 +200,7 @@ KILLS: list[tuple[Callable[[Trainer, int, pytest.MonkeyPatch], None], int]] = [
 def test_final_weights_do_not_depend_on_kills(
     stopping: Document, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One run is killed at all these moments, one after the other."""
+    """A single run is killed at each of these moments, and continued each time."""
     for act, step in KILLS:
         trainer, _ = scripted(stopping, tmp_path)
         with monkeypatch.context() as patch:
@@ -250,7 +250,7 @@ def test_a_damaged_best_checkpoint_is_named(stopping: Document, whole: Whole, tm
 
 @pytest.fixture
 def averaging(document: Document) -> Document:
-    """Average the last three of the steps 2, 4, 6 and 7."""
+    """Return a recipe with checkpoints at the steps 2, 4, 6 and 7, which averages the last three."""
     every = {"execution__checkpoint_every": 2, "execution__keep_checkpoints": 1}
     return changed(document, training__steps=7, training__average_last=3, decoder__dropout=0.1, **every)
 

@@ -1,4 +1,4 @@
-"""Training reduces the loss, accumulation does not change it, and it is determined by the seed."""
+"""Training reduces the loss, accumulation does not change the loss, and the seed determines the weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_tiny_model_memorizes_a_few_clips(tmp_path: Path) -> None:
     report = Run(parse(document), "by heart", tmp_path / "run", callback).complete()
     scores = report["evaluation"]["held_out"]
     assert (scores["wer"], scores["cer"], scores["num_utterances"]) == (0.0, 0.0, 4)
-    curve = logged(tmp_path / "run", "loss")
+    curve = logged(tmp_path / "run", "loss")  # one value for every five steps
     assert len(curve) == 12
     assert curve[-1] < 0.3 < 2.0 < curve[0]
     assert report["training"]["steps"] == 60
@@ -53,7 +53,7 @@ def test_the_first_losses_equal_the_golden_values(document: Document, tmp_path: 
     rows = read_metrics(tmp_path / "metrics.jsonl")
     for key, golden in GOLDEN.items():
         assert rows[0][key] == pytest.approx(golden[0], abs=1e-4), key
-        # AdamW's first steps are close to the signs of the gradients, so rounding errors grow.
+        # AdamW's first updates are close to the signs of the gradients, and a rounding error can change a sign.
         assert [row[key] for row in rows] == pytest.approx(golden, rel=1e-2), key
     for row in rows:
         assert row["loss"] == pytest.approx(row["decoder_loss"] + 0.5 * row["ctc_loss"], abs=1e-9)

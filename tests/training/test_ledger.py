@@ -46,7 +46,7 @@ WORK = Work((1e6, 2e6, 0.0), (10.0, 0.0, 100.0), 3, 12.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def counted_flops() -> Iterator[None]:
-    """Here runs count FLOPs with dry runs, as those of users do."""
+    """In this module, runs count FLOPs with dry runs, as they do for users."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiny_audio.commands.run.train.work_of", work_of)
         yield
@@ -154,7 +154,7 @@ def test_overhead_after_the_last_step_is_counted(one_step: Callable[..., None]) 
     assert (progress.wall_s, progress.beside_s) == (4.0, 7.5)
     assert (progress.rated_j, progress.measured_j) == (50 * 11.5, 0.0)
     one_step(ledger, clock)
-    assert progress.beside_s == 8.0, "and only once"
+    assert progress.beside_s == 8.0, "the overhead is counted only once"
 
 
 def test_joules_of_all_processes_add_up(one_step: Callable[..., None]) -> None:
@@ -179,7 +179,7 @@ def test_meters_of_two_real_processes(document: Document, tmp_path: Path) -> Non
         train(document, tmp_path / "run", world, prepare=meter)
         return trainers[0].progress.measured_j
 
-    assert in_world(2, work) == [5005.0, 5005.0], "four steps, and what came after them"
+    assert in_world(2, work) == [5005.0, 5005.0], "four steps, and the overhead after them, in both processes"
 
 
 def test_overhead_after_training_is_added_to_the_totals() -> None:
@@ -275,7 +275,7 @@ def test_the_cost_includes_all_overhead(finished: Path) -> None:
     steps = json.loads((last / "progress.json").read_text())
     totals = state["training"]["totals"]
     assert totals["wall_s"] == steps["wall_s"]
-    assert totals["beside_s"] > steps["beside_s"], "the last checkpoint"
+    assert totals["beside_s"] > steps["beside_s"], "saving the last checkpoint"
     overheads = [state["export"]["took"], state["evaluation"]["held_out"]["took"]]
     assert all(each["beside_s"] > 0 for each in overheads)
     occupied_s = totals["wall_s"] + totals["beside_s"] + sum(each["beside_s"] for each in overheads)

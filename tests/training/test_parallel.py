@@ -1,4 +1,4 @@
-"""Several processes train like one: with the same batches, losses, gradients and weights. They stop together."""
+"""Several processes train like a single process: same batches, losses, gradients and weights. They stop together."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def document(data: Path) -> Document:
 
 
 def complete(size: int, document: Document, folder: Path) -> list[Any]:
-    """Complete a run in several processes, and return the result or error of each."""
+    """Complete a run in ``size`` processes, and return the result or the error of each process."""
     return in_processes(size, lambda rank: Run(parse(document), "run", folder, RecordingCallback()).complete())
 
 
@@ -82,7 +82,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 # --- the same arithmetic
 
 
-# With DDP, test_a_run_continues_with_another_number_of_processes compares losses and weights, too.
+# The fast run tests only FSDP here. For DDP, test_a_run_continues_with_another_number_of_processes is enough.
 @pytest.mark.parametrize("parallel", fast_ones(PARALLEL, "fsdp"))
 @pytest.mark.parametrize("steps", fast_ones([2, 50], 2))
 def test_losses_equal_those_of_one_process(document: Document, tmp_path: Path, parallel: str, steps: int) -> None:
@@ -110,8 +110,8 @@ def progress(folder: Path) -> checkpoint.Progress:
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_the_first_gradients_equal_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
-    """With the recipe's decoder, each process computes the start of the prompt once for its clips. With ``sdpa``, it is
-    computed for each clip."""
+    """In two processes, each process computes the start of the prompt once for all its clips. In the single process,
+    with ``sdpa``, the start is computed for each clip."""
     one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}
     document = changed(document, prompt={"user": "turn right now{audio}"}, **one_step, execution__parallel=parallel)
     train(changed(document, decoder__attention="sdpa"), tmp_path / "one")
@@ -189,7 +189,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_adapters_are_saved_and_loaded(document: Document, tmp_path: Path, parallel: str) -> None:
-    """The weights are frozen, in bf16, with gradient checkpointing. The export is also complete."""
+    """Encoder and decoder are frozen, with adapters, bf16 and gradient checkpointing. The export is complete."""
     for kind in ("encoder", "decoder"):
         lora = LORA | {"dora": kind == "decoder"}
         document[kind] |= {"freeze": True, "lora": lora, "gradient_checkpointing": True}
@@ -234,7 +234,7 @@ def test_evaluation_during_and_after_training_equals_that_of_one_process(
 
 
 def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]:
-    """Send a signal to one process in the middle of a step."""
+    """Return a function that makes the process of ``rank`` get a signal in the middle of step ``steps``."""
 
     def prepare(trainer: Trainer) -> None:
         passes: list[int] = []
@@ -251,8 +251,8 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_a_run_continues_with_another_number_of_processes(document: Document, tmp_path: Path, parallel: str) -> None:
-    """The run starts with two processes, of which the second gets a signal. It continues with one, and then with three.
-    The clips are the same as in one process."""
+    """The run starts with two processes, and the second gets a signal. The run continues with one process, and then
+    with three. The clips are the same as in one process."""
     document = changed(document, execution__log_clips=True, training__steps=5, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
 
@@ -280,7 +280,7 @@ def test_a_run_continues_with_another_number_of_processes(document: Document, tm
 def test_steps_without_the_decoder_equal_those_of_one_process(
     document: Document, tmp_path: Path, parallel: str
 ) -> None:
-    """The encoder has adapters, and a step has two batches. A signal stops another run within these steps."""
+    """The encoder has adapters, and a step has two batches. Another run is stopped within these steps and continued."""
     document["encoder"] |= {"freeze": True, "lora": LORA}
     alignment = {"weight": 0.4, "alone_steps": 2}
     document = changed(document, alignment=alignment, training__steps=3, execution__parallel=parallel)
@@ -294,7 +294,7 @@ def test_steps_without_the_decoder_equal_those_of_one_process(
     assert isinstance(stopped.error, Stopped)
     adapters = [tensor for name, tensor in stopped.weights.items() if "lora_B" in name]
     assert adapters
-    assert all(tensor.any() for tensor in adapters), "they are trained without the decoder"
+    assert all(tensor.any() for tensor in adapters), "adapters are trained without the decoder"
     assert_close(train(document, tmp_path / "parts", dtype=torch.float64).weights, whole.weights, 0.0)
 
 
@@ -313,7 +313,7 @@ def test_dropout_depends_on_step_and_process_only(document: Document, tmp_path: 
     assert logged(tmp_path / "dry", "loss")[0] != pytest.approx(logged(tmp_path / "whole", "loss")[0], rel=1e-4)
 
 
-# --- agreed on
+# --- decisions of all processes
 
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
@@ -373,7 +373,7 @@ def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_pa
     assert first.weights  # weights of the last good step
 
 
-# --- who may take part
+# --- processes that do not fit together
 
 
 def test_processes_with_different_clips_are_rejected(document: Document, data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def hubert(folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Create the hub's cache with one repository, whose main branch is at COMMIT."""
+    """Create the hub's cache with one repository, whose main branch is at COMMIT. Return the repository's folder."""
     repository = repository_in(tmp_path / "hub", REPOSITORY)
     hubert(repository / "snapshots" / COMMIT)
     use_cache(monkeypatch, tmp_path / "hub")

@@ -27,7 +27,7 @@ LETTERS = "ETAOINHSRDLUMWCFGYPBVK'XJQZ"
 VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {
     letter: index for index, letter in enumerate(LETTERS, 5)
 }
-"""Vocabulary of the released English checkpoints, in their order."""
+"""Vocabulary of the released English checkpoints, with the same ids."""
 FAMILIES = [entry.name for entry in ENCODERS.entries() if entry.config.ctc_head == "lm_head"]
 
 
@@ -133,13 +133,14 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
 
 
 def test_greedy_text_equals_the_checkpoints(tmp_path: Path) -> None:
-    """The head's weight is concentrated on a few letters. Our greedy text is the checkpoint's in lower case."""
+    """The greedy text of our head is that of the checkpoint in lower case. The head's weights are scaled up, so that the
+    text has several letters."""
     from transformers import AutoTokenizer
 
     whole = checkpoint(tmp_path, "hubert")
     with torch.no_grad():
         whole.lm_head.weight.mul_(20)
-        whole.lm_head.bias[[1, 2, 3]] -= 1e4  # never special symbols, which our head does not have
+        whole.lm_head.bias[[1, 2, 3]] -= 1e4  # never predict special symbols, because our head does not have them
     whole.save_pretrained(tmp_path)
     model, head = assembled(tmp_path, "hubert")
     clip = torch.from_numpy(speech(1.0))
@@ -168,13 +169,13 @@ def test_the_blank_can_have_any_index(tmp_path: Path) -> None:
 
 
 def test_symbols_without_a_row_in_the_head_are_ignored(tmp_path: Path) -> None:
-    """The released W2v-BERT recipes add ``<s>`` and ``</s>`` after the last label."""
+    """The tokenizers of released W2v-BERT checkpoints have ``<s>`` and ``</s>`` after the last label of the head."""
     vocabulary = {"a": 1, "b": 2, "|": 0, "<unk>": 3, "<pad>": 4}
     checkpoint(tmp_path, "w2v-bert", vocabulary)
     assert PretrainedHead.read(encoder(tmp_path, "w2v-bert")).vocabulary.characters == (" ", "a", "b")
 
 
-# --- what is refused
+# --- rejected checkpoints
 
 
 def refusal(config: EncoderConfig) -> str:

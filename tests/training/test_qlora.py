@@ -49,7 +49,7 @@ QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
-    """A recipe, and the folder of its finished run. Tests must not change it."""
+    """Return a recipe, and the folder of its finished run. Tests must not change the folder."""
     folder = tmp_path_factory.mktemp("qlora")
     document = changed(
         recipe_on(folder),
@@ -62,7 +62,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
 
 
 def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
-    """Return the model as in training, from the last checkpoint."""
+    """Return the model in the state of the last checkpoint, as in training."""
     document, folder = stage
     recipe = parse(document)
     model = assemble(recipe, gather(recipe), None)[0]
@@ -113,7 +113,7 @@ def test_several_processes_can_train(stage: tuple[Document, Path], tmp_path: Pat
 
 
 def test_every_export_computes_the_same(stage: tuple[Document, Path], small: Path, tmp_path: Path) -> None:
-    """Restored weights are exactly those that the adapters were trained on."""
+    """The dequantized weights of an export are exactly the weights that the adapters were trained on."""
     _, folder = stage
     model = trained(stage)
     plain, tokenizer = load_model(folder)
@@ -146,8 +146,7 @@ def test_exports_without_bitsandbytes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exports with all weights load everywhere. For exports without base weights, an error names the missing
-    package."""
+    """Exports with all weights can be loaded without the package. For other exports, an error names the package."""
     _, folder = stage
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert outputs(*load_model(folder))["transcripts"]
@@ -161,7 +160,7 @@ def test_exports_without_bitsandbytes(
 
 @pytest.mark.slow  # test_adapters.py tests this without quantization
 def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """Merged weights can be quantized again. A checkpoint does not contain them, so the export must."""
+    """Merged weights can be quantized again. No base checkpoint contains them, so the export must contain them."""
     document, folder = stage
     merged = export(folder, tmp_path / "merged", "--merge-lora")
     two = changed(
@@ -192,13 +191,13 @@ def test_an_export_without_base_weights_can_be_trained_further(stage: tuple[Docu
     wanted = trained(stage)
     for name, tensor in wanted.named_parameters():
         assert torch.equal(tensor, model.get_parameter(name)), name
-    # Weights that were restored and quantized again differ slightly, because nf4 also rounds the scales.
+    # Weights that were dequantized and quantized again differ slightly, because nf4 also rounds the scales.
     again, first = (one.get_submodule(f"{QUERIES}.base_layer").weight for one in (model, wanted))
     assert (again - first).norm() < 0.02 * first.norm()
 
 
 def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """On a GPU, frozen weights are restored in bf16."""
+    """On a GPU, frozen weights are dequantized to bf16, and an export is loaded in the same way."""
     model, (_, tokenizer) = trained(stage), load_model(stage[1])
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -219,7 +218,7 @@ def test_a_changed_base_checkpoint_is_rejected(stage: tuple[Document, Path], sma
     config = json.loads((own / "config.json").read_text())
     config["decoder"]["pretrained"] = str(tmp_path / "lm")
     (own / "config.json").write_text(json.dumps(config))
-    assert num_quantized(load_model(own)[0]) == 14, "a copy elsewhere"
+    assert num_quantized(load_model(own)[0]) == 14, "a copy of the checkpoint in another folder is accepted"
     weights = (tmp_path / "lm" / "model.safetensors").read_bytes()
     (tmp_path / "lm" / "model.safetensors").write_bytes(weights[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"decoder: .*lm'"):

@@ -94,7 +94,7 @@ def test_engines_of_accelerate_are_rejected(document: Document, tmp_path: Path, 
 def test_more_processes_than_gpus_are_rejected() -> None:
     def work(rank: int) -> Any:
         with joined(torch.device("cuda")):
-            raise AssertionError("there is no GPU for it")
+            raise AssertionError("there is no GPU for this process")
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

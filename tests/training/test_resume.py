@@ -100,13 +100,13 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
 # --- kills
 
 
-# test_final_weights.py tests kills between writes.
+# test_final_weights.py tests kills at other times than during a write.
 def test_a_kill_during_a_write_and_a_signal_do_not_change_the_weights(
     recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
 
-    for _ in range(4):  # a write takes milliseconds, so a kill may come too late for it
+    for _ in range(4):  # a write takes milliseconds, so the kill may come after the write; then try again
         process = start(recipe, folder)
         assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.001)
         kill(process)
@@ -167,7 +167,7 @@ def test_kills_at_every_other_write_do_not_change_the_weights(recipe: Path, undi
     folder, torn = tmp_path / "run", 0
     while True:
         process = start(recipe, folder)
-        first = latest(folder / "checkpoints")  # also removes the files that the last kill left
+        first = latest(folder / "checkpoints")  # also removes the uncommitted files of the last kill
 
         def is_next(first: Path | None = first) -> bool:
             there = sorted((folder / "checkpoints").glob("step-*"))
@@ -205,7 +205,7 @@ def test_signals_at_several_times_do_not_change_the_weights(
     assert_same_bits(folder, undisturbed)
 
 
-# --- the same command again
+# --- running the same command again
 
 
 Snapshot = dict[str, tuple[int, bytes]]
@@ -241,7 +241,7 @@ def test_a_finished_run_does_nothing(recipe: Path, finished: Path, capsys: pytes
 def test_other_training_clips_need_another_folder(
     recipe: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The paths of data are not part of the run's identity."""
+    """The paths of data are not part of the run's identity, but the clips are compared."""
     moved = Path(shutil.copytree(recipe.parent, tmp_path / "moved"))
     assert again(recipe, finished, f"data.train.clips.path={moved / 'manifest.jsonl'}") == (0, {"recipe.yaml"})
     (moved / "other.jsonl").write_text("".join((moved / "manifest.jsonl").read_text().splitlines(keepends=True)[1:]))
@@ -308,7 +308,7 @@ def test_a_missing_report_is_written(recipe: Path, finished: Path) -> None:
 
 
 def test_a_report_plays_the_clips_of_older_hypotheses(recipe: Path, finished: Path) -> None:
-    """Older hypotheses contain the source's names of clips instead of addresses."""
+    """Hypotheses of older versions name a clip by its set and id, instead of the address of its audio."""
     players = (finished / "report.html").read_text().count("<audio")
     assert players
     path = finished / "evaluation" / "held_out.jsonl"

@@ -1,4 +1,4 @@
-"""Commands of docs/scaling.md and examples/skypilot.yaml are valid, and launchers can start them."""
+"""The commands in docs/scaling.md and examples/skypilot.yaml are valid, and launchers can start them."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def commands() -> list[list[str]]:
 
 
 def on_a_node() -> list[str]:
-    """Return the commands that a node of the SkyPilot task would start, printed by a shell."""
+    """Return the words of the command that a node of the SkyPilot task would start."""
     script = TASK["run"].replace(".venv/bin/torchrun", "printf '%s\\n' torchrun")
     done = subprocess.run(["bash", "-euc", script], env=NODE | TASK["envs"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def ours(command: list[str]) -> list[str]:
-    """Return our part of a launcher's command, after the launcher's own parser."""
+    """Return the arguments of tiny-audio in a launcher's command, as the launcher's own parser finds them."""
     if command[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -148,8 +148,8 @@ def test_launchers_start_a_run(recipe: Path, tmp_path: Path, launcher: str) -> N
 
 @pytest.mark.slow
 def test_all_processes_exit_with_the_same_code(recipe: Path, tmp_path: Path) -> None:
-    """A signal to the second process stops both. The test sets torchrun's variables itself, because torchrun hides exit
-    codes."""
+    """A signal to the second process stops both processes. The test sets torchrun's variables itself, and does not use
+    torchrun, because torchrun hides exit codes."""
     port, command = free_port(), [sys.executable, "-m", "tiny_audio.cli", "run", str(recipe), "training.steps=4000"]
     processes = [
         subprocess.Popen(
@@ -171,8 +171,8 @@ def test_all_processes_exit_with_the_same_code(recipe: Path, tmp_path: Path) -> 
     assert [process.returncode for process in processes] == [3, 3]
     saved = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert saved is not None
-    said = f"stopped by a signal; step {int(saved.name[5:])} is saved; the same command continues\n"
-    assert outputs[0][1] == said
+    message = f"stopped by a signal; step {int(saved.name[5:])} is saved; the same command continues\n"
+    assert outputs[0][1] == message
     assert outputs[1] == ("", "")
 
     refused = [*command, "training.seed=1", "--output-dir", str(tmp_path / "run")]

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
     """Return a recipe and the folder of its finished run, which has a checkpoint of each step. Tests must not change
-    it."""
+    the folder."""
     folder = tmp_path_factory.mktemp("stage")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -115,7 +115,7 @@ def test_new_adapters_on_a_fully_trained_decoder(stage: tuple[Document, Path], t
 
 
 def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], merged: Path, tmp_path: Path) -> None:
-    """The base checkpoint is in half precision, which would round away the changes by the adapters."""
+    """The base checkpoint is in half precision, which would round away the changes that the merged adapters made."""
     document, folder = stage
     shutil.copytree(folder.parent / "lm", tmp_path / "half")
     path = tmp_path / "half" / "config.json"

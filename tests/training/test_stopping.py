@@ -69,7 +69,7 @@ def test_an_error_in_a_file_is_reported(tmp_path: Path) -> None:
 
 
 def test_two_signals_at_once_count_as_one(document: Document, tmp_path: Path) -> None:
-    """On Ctrl-C, all processes get the signal, and torchrun sends it again."""
+    """On Ctrl-C, all processes get the signal, and torchrun sends them a second signal."""
     document = changed(document, training__steps=4)
     run(document, tmp_path / "undisturbed")
     with pytest.raises(Stopped) as stopped:
@@ -81,7 +81,7 @@ def test_two_signals_at_once_count_as_one(document: Document, tmp_path: Path) ->
 
 
 def test_a_log_line_covers_all_steps_since_the_last_line(document: Document, tmp_path: Path) -> None:
-    """This includes the steps before a stop, and holds for all columns that do not depend on the machine."""
+    """A line also covers the steps before a stop. The test compares the columns that do not depend on the machine."""
     document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
     make_trainer(document, tmp_path / "undisturbed").run()
     folder, seen = tmp_path / "run", []
@@ -164,7 +164,7 @@ def test_a_signal_ends_a_wait() -> None:
 
     def work() -> None:
         with StopSignal() as stop, stop.deferred(lambda: "nothing"):
-            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait does not start
+            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait ends before it starts
                 with pytest.raises(StopAsked):
                     wait(stop, meanwhile)
 
@@ -174,11 +174,11 @@ def test_a_signal_ends_a_wait() -> None:
     assert not reached
 
 
-# --- while it waits for a hub that stalls
+# --- signals during a wait for a stalling hub
 
 
 class Stalling:
-    """A hub that stalls after a run has logged some steps. It records whether a client is waiting."""
+    """Makes a hub stall after a run has logged ``step`` steps. Counts the requests that wait."""
 
     def __init__(self, log: Path, step: int) -> None:
         self.log, self.step = log, step
@@ -214,7 +214,7 @@ def until(process: Process, happened: Callable[[], bool]) -> None:
 def test_a_signal_stops_a_run_while_the_hub_stalls(
     document: Document, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int, step: int
 ) -> None:
-    """The hub's clients would retry for nine minutes."""
+    """Without the signal, the hub's client would retry for nine minutes."""
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "data__target_text": "lower"}
     settings |= {"execution__num_workers": num_workers, "training__steps": 4000}
@@ -229,7 +229,7 @@ def test_a_signal_stops_a_run_while_the_hub_stalls(
         until(process, lambda: fault.waits > 0)
         steps = -1
         while steps < (steps := len(read_metrics(log))):
-            time.sleep(0.4)  # so that fetched clips are used
+            time.sleep(0.4)  # so that training first uses all clips that were already fetched
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE_S)
     finally:

@@ -1,5 +1,5 @@
-"""Computations that training skips: logits without labels, graphs below the trainable weights, and activations that can
-be computed again."""
+"""Training saves time and memory: no logits without labels, no graph below the trainable weights, gradient
+checkpointing, compiled layers and a fused loss."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def build_encoder(name: str, **fields: Any) -> Encoder:
 
 
 def adapted(registry: Any, name: str) -> dict[str, Any]:
-    """Return adapters on the first kind of linear layer in the family's transformer layers."""
+    """Return the settings of adapters on the layers that compute the queries of attention."""
     names = registry.entry(name).config.linear_layers
     return LORA | {"targets": tuple(layer for layer in names if layer in ("q_proj", "linear_q", "to_q"))}
 
@@ -85,7 +85,7 @@ def adapted(registry: Any, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_a_frozen_encoder_saves_no_activations(name: str) -> None:
-    """This holds in training mode with SpecAugment, and with gradient checkpointing, which a plugin may switch on."""
+    """This also holds in training mode and with SpecAugment."""
     encoder = build_encoder(name, freeze=True)
     with saved_for_backward() as kept:
         masks = AugmentationConfig(spec_augment=SpecAugmentConfig()).of_features(range(len(LENGTHS)))
@@ -146,7 +146,7 @@ def test_the_optimizer_is_fused(tmp_path: Path) -> None:
 
 
 def peak_bytes(part: nn.Module, run: Any) -> int:
-    """Return the peak bytes in a forward and a backward pass, counted by storage."""
+    """Return the peak memory of a forward and a backward pass, in bytes."""
     counted = DryRun()
     for tensor in part.parameters():
         counted.account(tensor, "weights")
@@ -173,7 +173,7 @@ def test_gradient_checkpointing_saves_memory_of_an_encoder(name: str, kind: str)
         features = encoder.features(waveforms(), LENGTHS)
         kept = sum(4 * tensor.numel() * (1 + tensor.requires_grad) for tensor in encoder.parameters())
         peaks.append(peak_bytes(encoder, lambda: encoder.encode(features).values.sum()) - kept)  # noqa: B023
-    assert peaks[1] < 0.6 * peaks[0], "without weights and gradients"
+    assert peaks[1] < 0.6 * peaks[0], "the peaks do not include weights and gradients"
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_gradient_checkpointing_saves_memory_of_a_decoder(name: str, kind: str, 
 def test_layers_are_compiled_in_place() -> None:
     model, tokenizer = assemble("smollm3", lora=LORA | {"targets": ("q_proj",)}, freeze=True)
     before = list(model.state_dict()), [type(module) for module in model.modules()]
-    assert compile_layers(model, torch.device("cpu")) == 4, "two of each part, and no convolution"
+    assert compile_layers(model, torch.device("cpu")) == 4, "two layers of each part, and no convolution"
     assert (list(model.state_dict()), [type(module) for module in model.modules()]) == before
     with torch.compiler.set_stance("force_eager"):
         assert score(model, tokenizer).decoder_loss.isfinite().all()
@@ -284,7 +284,7 @@ def test_a_fused_loss_function_gets_hidden_states_and_head(decoder: str, attenti
         gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
-        # The path without the function computes its loss in fp32.
+        # Without the fused function, the loss is computed in fp32.
         assert torch.allclose(
             gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         ), name
@@ -330,8 +330,8 @@ def test_recipes_that_cannot_use_the_fused_loss_are_rejected(
         load_recipe(path, ["execution.fused_cross_entropy=true", *changes])
 
 
-# Triton's interpreter runs kernels without a GPU. It converts arrays with one number to integers, which NumPy 2.4 no
-# longer allows.
+# Triton's interpreter runs kernels without a GPU. It converts arrays with one number to integers, which NumPy 2.4 does
+# not allow.
 _CAN_INTERPRET = importlib.util.find_spec("liger_kernel") is not None and np.lib.NumpyVersion(np.__version__) < "2.4.0"
 
 

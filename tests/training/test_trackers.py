@@ -50,7 +50,7 @@ def test_the_log_is_sent(document: Document, tmp_path: Path, monkeypatch: pytest
 def test_a_failure_of_the_service_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service, notes = Service(fails_after=1), []  # type: ignore[var-annotated]
     install(monkeypatch, service)
-    for start in (0, 2):  # the second start continues the same curves
+    for start in (0, 2):  # the second start continues the curves of the first
         log = MetricsLog(tmp_path, start, [WeightsAndBiases("speech", tmp_path, {}, notes.append)])
         for step in (start + 1, start + 2):
             log.write("train", step, loss=0.5)
@@ -70,7 +70,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_WANDB, reason="wandb is not installed")
-@pytest.mark.filterwarnings("default")  # the package's own
+@pytest.mark.filterwarnings("default")  # the package itself causes warnings
 @pytest.mark.parametrize(
     ("environment", "starts"),
     [
@@ -90,14 +90,14 @@ def test_the_real_package_works_without_a_network(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tiny_audio.training.trackers._TIMEOUT_S", 3.0)
-    importlib.import_module("wandb").teardown()  # it reads its variables only once
+    importlib.import_module("wandb").teardown()  # so that wandb reads its environment variables again
     notes: list[str] = []
     for start in starts:
         log = MetricsLog(tmp_path, start, [WeightsAndBiases("speech", tmp_path, {"a": {"b": 1}}, notes.append)])
         log.write("train", start + 1, loss=0.5, set="x")
         log.close()
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert files  # one file if both starts are within a second
+    assert files  # there is only one file if both starts are within a second
     assert all(file.stat().st_size for file in files)
     assert len(notes) == (2 if "WANDB_API_KEY" in environment else 0)
     assert all("cannot be used now" in note for note in notes)

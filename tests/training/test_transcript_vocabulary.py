@@ -49,12 +49,12 @@ def document(tmp_path: Path) -> Document:
     return changed(tiny_recipe(tmp_path), **settings)
 
 
-# --- in bulk
+# --- reading transcripts
 
 
 @pytest.fixture
 def mixed(tmp_path: Path, document: Document) -> ClipSet:
-    """Return a manifest, two shards of a table in row groups of 5, and a mix of both with a maximum number of clips."""
+    """Return the clips of three sets: a manifest, a table of two shards with row groups of 5, and a mix of both."""
     for shard in range(2):
         rows = [loquacious_row(20 * shard + number, text=f"text {shard} {number}") for number in range(20)]
         rows[7]["text"] = ""
@@ -69,7 +69,7 @@ def mixed(tmp_path: Path, document: Document) -> ClipSet:
 
 
 def test_texts_equal_the_transcripts_of_the_clips(mixed: ClipSet) -> None:
-    expected = [mixed.clips[number].utterance.text for number in range(len(mixed.clips))]
+    expected = [mixed.clips[index].utterance.text for index in range(len(mixed.clips))]
     assert len(expected) > 70
     assert len(set(expected)) > 25
     assert list(mixed.texts) == expected
@@ -95,7 +95,7 @@ def test_only_the_text_column_of_a_table_is_read(mixed: ClipSet, monkeypatch: py
     assert list(texts_of(columns[0][1], np.empty(0, np.int64))) == []
 
 
-# --- once
+# --- reading and learning only once
 
 
 def test_a_restored_tokenizer_equals_the_trained_one(document: Document, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_only_the_main_process_reads_the_transcripts(document: Document, tmp_pat
 
     def work(rank: int) -> bool:
         if rank:
-            ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # in a process that ends here
+            ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # only this process changes
         return Run(recipe, "run", folder, RecordingCallback()).complete() is not None
 
     assert in_processes(2, work) == [True, False]
