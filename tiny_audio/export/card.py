@@ -20,9 +20,10 @@ recognizer = pipeline("automatic-speech-recognition", model="path/of/this/folder
 print(recognizer("clip.mp3")["text"])
 ```
 
-It needs what `requirements.txt` lists: `pip install -r path/of/this/folder/requirements.txt`. It reads wav,
-flac, ogg and mp3 without FFmpeg, at any rate and length. If it has a CTC head, `return_timestamps="word"` returns the
-time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` load it too."""
+Install the packages that the model needs with `pip install -r path/of/this/folder/requirements.txt`. The model reads
+wav, flac, ogg and mp3 without FFmpeg, at any sample rate and length. If the model has a CTC head,
+`return_timestamps="word"` returns the time of each word. `AutoModelForSpeechSeq2Seq` and `AutoProcessor` can also load
+this folder."""
 
 
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -223,7 +224,7 @@ def _origin(source: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     sets = report["evaluation"]
-    yield "It learned the languages, voices and recording conditions of its training data. Other ones were not " + (
+    yield "The model learned the languages, voices and recording conditions of its training data. Others were not " + (
         f"tested, except in the set{'s' * (len(sets) > 1)} above." if sets else "tested."
     )
     durations = report["training"].get("clip_durations")
@@ -231,14 +232,14 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     if durations:
         bounds = f"{durations['min_s']:g} to {durations['max_s']:g} s (median {durations['median_s']:g} s)"
     yield (
-        f"It was trained on clips of {bounds}. Recordings that are longer than these, than {LONGEST_CHUNK_S:g} s or "
-        "than its encoder accepts are split at pauses."
+        f"The model was trained on clips of {bounds}. A recording is split at pauses if it is longer than these clips, "
+        f"longer than {LONGEST_CHUNK_S:g} s, or longer than the encoder accepts."
     )
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]
         yield f"On {_text(name)}, {looping} of {scores['num_utterances']} hypotheses loop and {empty} are empty."
     yield (
-        "Its decoder is a language model and can write words that nobody spoke. Check its transcripts if errors "
+        "The decoder is a language model and can write words that nobody spoke. Check the transcripts if errors "
         "could do harm."
     )
 
@@ -269,7 +270,7 @@ def _citation(report: Mapping[str, Any]) -> Iterator[str]:
     )
     bases = [base for base in dict.fromkeys(_bases(report["recipe"])) if not Path(base).exists()]
     if bases:
-        yield from ("", f"Please cite its base models too: {', '.join(map(_text, bases))}.")
+        yield from ("", f"Please cite the base models too: {', '.join(map(_text, bases))}.")
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
