@@ -100,7 +100,7 @@ def test_a_right_draft_takes_one_pass_and_an_empty_draft_one_per_token() -> None
     frames = model.encode(*batch(SIZES[0]))
     audio, lengths = model.projector(frames)
     text = tokenizer.decode(plain)
-    assert tokenizer.encode(text, add_special_tokens=False) == plain, "or the draft could not be right"
+    assert tokenizer.encode(text, add_special_tokens=False) == plain, "the draft has the same tokens"
     (right,) = model.verify(audio, lengths, [text], tokenizer)
     assert (right.ids, right.num_passes) == (plain, 1)
 
@@ -116,7 +116,7 @@ def test_a_right_draft_takes_one_pass_and_an_empty_draft_one_per_token() -> None
     assert (slow.ids, slow.num_passes) == (plain, len(plain))
 
 
-# --- which decoders
+# --- decoders with and without drafts
 
 
 def language_model(model_type: str, overrides: dict[str, Any]) -> Decoder:
@@ -160,7 +160,7 @@ class WrongDraft:
     ],
 )
 def test_assisted_decoding_works_with_other_positions_and_windows(model_type: str, overrides: dict[str, Any]) -> None:
-    """The families have learned or rotary positions, linear biases, or windows shorter than a row."""
+    """The families have learned positions, rotary positions or linear biases. Some have windows shorter than a row."""
     decoder = language_model(model_type, overrides)
     numbers = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_decoders_that_cannot_rewind_use_no_drafts() -> None:
         assisted_model(decoder=decoder, draft="ctc")
 
 
-# --- when
+# --- when drafts are used
 
 
 def test_drafts_are_used_by_default_if_they_change_nothing() -> None:
@@ -268,5 +268,5 @@ def test_case_is_ignored_in_the_comparison_with_the_draft() -> None:
 
 
 def test_the_verified_text_may_change() -> None:
-    """The decoded text changes while the bytes of a character are incomplete."""
+    """The end of the decoded text changes if the last token is only a part of a character's bytes."""
     assert drafts_after("turn on the light", "turn the", "turn on")[1] == " the light"

@@ -182,7 +182,7 @@ def test_the_context_is_between_prefix_and_audio(padding_side: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["smollm3", "llama"])
 def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> None:
-    """Llama computes a prefix of at least eight tokens that all rows share only once."""
+    """Llama computes a prefix that all rows share only once, if the prefix has at least eight tokens."""
     model, tokenizer = assemble(decoder=decoder, prompt="one two three {audio}", context=KNOWN)
     assert len(model.config.prompt_prefix_ids) > 8
     ids, targets, labels = (
@@ -198,7 +198,7 @@ def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> 
             alone = model(*batch(size), targets[one], labels[one], contexts=ids[one])
             assert float(together.decoder_loss[row]) == pytest.approx(float(alone.decoder_loss), rel=1e-5)
     changed = (together.decoder_loss - plain.decoder_loss).abs() > 1e-3
-    assert changed.tolist() == [True, False, True], "rows with a context are the others"
+    assert changed.tolist() == [True, False, True], "only the rows with a context have other losses"
     assert torch.allclose(together.ctc_loss, plain.ctc_loss, rtol=1e-5), "the CTC head reads no context"
 
 
@@ -222,7 +222,7 @@ def test_texts_with_mixed_contexts_do_not_depend_on_the_batch(generation: Genera
     assert model.transcribe(*batch(*SIZES[::-1], extra=999), tokenizer=tokenizer, contexts=ids[::-1]) == alone[::-1]
     plain = model.transcribe(*batch(*SIZES), tokenizer=tokenizer)
     assert alone[1] == plain[1]
-    assert alone != plain or generation.ctc_weight, "the CTC head, which reads no context, may decide"
+    assert alone != plain or generation.ctc_weight, "the CTC head, which reads no context, may determine the text"
 
 
 def test_generate_uses_contexts() -> None:
@@ -234,7 +234,7 @@ def test_generate_uses_contexts() -> None:
     assert found.tolist() != plain.tolist()
 
 
-# --- room
+# --- limits
 
 
 def test_models_trained_with_context_reserve_positions_for_it() -> None:
@@ -252,7 +252,7 @@ def test_models_trained_with_context_reserve_positions_for_it() -> None:
     prompt = len(aware.config.prompt_prefix_ids) + len(aware.config.prompt_suffix_ids)
     used = prompt + KNOWN.max_tokens + int(aware.projector.max_embeddings(frames)) + GREEDY.max_new_tokens
     assert used <= positions
-    # The other model reserves no positions, so the longest clip leaves no room.
+    # The other model reserves no positions, so its longest clip leaves no room for a context.
     _, tokenizer = assemble(context=KNOWN)
     assert plain.encode_context(tokenizer, longest_s=30.0, hotwords=["one"]).ids == ()
     assert plain.encode_context(tokenizer, longest_s=1.0, hotwords=["one"]).ids != ()

@@ -38,8 +38,8 @@ def labels_of(model: TinyAudioModel, texts: list[str]) -> list[list[int]]:
 def test_rows_consist_of_prefix_audio_suffix_and_text(padding_side: str) -> None:
     model, tokenizer = assemble()
     audio, lengths = torch.randn(3, 4, model.decoder.dim), torch.tensor([4, 1, 3])
-    said = [tokenizer.encode(text, add_special_tokens=False) for text in ("one", "", "zero two")]
-    texts = [torch.tensor(ids, dtype=torch.long) for ids in said]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in ("one", "", "zero two")]
+    texts = [torch.tensor(ids, dtype=torch.long) for ids in encoded]
     embeddings, mask = model.splice(audio, lengths, texts, padding_side=padding_side)
     prefix, suffix = model.config.prompt_prefix_ids, model.config.prompt_suffix_ids
     assert tokenizer.decode(prefix).endswith("fox ")
@@ -181,7 +181,7 @@ def test_texts_do_not_depend_on_the_batch(generation: GenerationConfig) -> None:
     assert model.transcribe(*batch(*SIZES), tokenizer=tokenizer) == alone
     assert model.transcribe(*batch(*SIZES, extra=4_321), tokenizer=tokenizer) == alone
     assert model.transcribe(*batch(*SIZES[::-1]), tokenizer=tokenizer) == alone[::-1]
-    assert len({transcript.text for transcript in alone}) == len(SIZES), "what is always the same shows little"
+    assert len({transcript.text for transcript in alone}) == len(SIZES), "the texts of the clips differ"
     assert all(transcript.ctc_text for transcript in alone)
 
 
@@ -197,7 +197,7 @@ def test_the_default_lengths_are_those_of_the_batch() -> None:
 def test_settings_of_a_call_override_the_models_settings() -> None:
     model, _ = assemble()
     own = model.generate(*batch(SIZES[0]))
-    assert own.shape[1] == GREEDY.max_new_tokens, "a model that never ends, so that lengths can be told apart"
+    assert own.shape[1] == GREEDY.max_new_tokens, "the model generates no end token before the limit"
     short = model.generate(*batch(SIZES[0]), max_new_tokens=3)
     assert short.tolist() == own[:, :3].tolist()
     first = int(own[0, 0])
@@ -211,7 +211,7 @@ def test_settings_of_a_call_override_the_models_settings() -> None:
 
 
 def ending_after(model: TinyAudioModel, size: int, number: int) -> None:
-    """Make the token that the model generates at this position its end token."""
+    """Make the token that the model generates at index ``number`` its end token."""
     model.config.end_token_id = int(model.generate(*batch(size))[0, number])
 
 
@@ -220,11 +220,11 @@ def test_a_text_that_ends_is_not_truncated() -> None:
     (whole,) = model.transcribe(*batch(SIZES[0]), tokenizer=tokenizer)
     assert whole.truncated
     ids = model.generate(*batch(SIZES[0]))[0].tolist()
-    place = next(index for index in range(1, len(ids)) if ids[index] not in ids[:index])
-    ending_after(model, SIZES[0], place)
+    first = next(index for index in range(1, len(ids)) if ids[index] not in ids[:index])
+    ending_after(model, SIZES[0], first)
     (ended,) = model.transcribe(*batch(SIZES[0]), tokenizer=tokenizer)
     assert not ended.truncated
-    assert ended.text == tokenizer.decode(ids[:place], skip_special_tokens=True).strip()
+    assert ended.text == tokenizer.decode(ids[:first], skip_special_tokens=True).strip()
 
 
 # --- joint decoding
@@ -241,12 +241,12 @@ def test_joint_decoding_selects_the_text_with_the_best_score(weight: float) -> N
             beams = model.generate(waveforms, lengths, num_beams=3, num_return_sequences=3)
             frames = model.encode(waveforms, lengths)
             assert frames.ctc_logits is not None
-            (heard,) = ctc.greedy(frames.ctc_logits, frames.lengths)
+            (greedy,) = ctc.greedy(frames.ctc_logits, frames.lengths)
             texts = [
                 tokenizer.decode(until_end(row, model.config.end_token_id)[0], skip_special_tokens=True).strip()
                 for row in beams.tolist()
             ]
-            spelled = model.ctc_vocabulary.decode(heard).strip()
+            spelled = model.ctc_vocabulary.decode(greedy).strip()
             scores = {}
             for text in [*texts, spelled]:
                 (target,) = targets_of(model, tokenizer, [text])

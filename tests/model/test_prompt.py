@@ -1,4 +1,4 @@
-"""The prompt with tokenizers that are trained here, those of published families, and broken ones."""
+"""Prompts with tokenizers that are trained here, tokenizers of published families, and broken tokenizers."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_prompts_of_published_families(family: str, tmp_path: Path) -> None:
 
 
 def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
-    """Return the text of ids. Pieces are joined, because a SentencePiece decoder would remove the first space."""
+    """Return the text of ids. The tokens' names are joined, because SentencePiece's decoder removes the first space."""
     if tokenizer.unk_token is None:
         return str(tokenizer.decode(list(ids)))
     pieces = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
@@ -205,14 +205,14 @@ def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
 def test_prompt_reply_and_end_equal_the_rendered_template(family: str, tmp_path: Path) -> None:
     """The template of r1 removes thoughts from earlier replies, and pythia has no template."""
     tokenizer, config, prompt = family_prompt(family, tmp_path)
-    heard = "how are you"
-    user = config.user.replace(AUDIO, heard)
+    speech = "how are you"  # takes the place of the audio
+    user = config.user.replace(AUDIO, speech)
     messages = [{"role": "system", "content": config.system}] if config.system else []
     if family in ("gemma2", "mistral", "zephyr"):
         messages, user = [], f"{config.system}\n\n{user}"
     messages += [{"role": "user", "content": user}, {"role": "assistant", "content": HELLO}]
     whole = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False, date_string="26 Jul 2024")
-    text = rendered(prompt, tokenizer).replace(AUDIO, heard) + HELLO + tokenizer.decode([prompt.end_id])
+    text = rendered(prompt, tokenizer).replace(AUDIO, speech) + HELLO + tokenizer.decode([prompt.end_id])
     assert squeezed(whole).startswith(squeezed(text))
     assert not squeezed(whole).removeprefix(squeezed(text)), "nothing but white space follows the end of the turn"
 
@@ -248,7 +248,7 @@ def test_the_prompt_does_not_depend_on_the_date(
             return cls(2031, 2, 3)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
-    assert tokenizer.apply_chat_template(naive, tokenize=False) != before, "the template asks for the day"
+    assert tokenizer.apply_chat_template(naive, tokenize=False) != before, "the template prints today's date"
     assert build_prompt(config, tokenizer) == today
 
 
