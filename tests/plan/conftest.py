@@ -1,4 +1,4 @@
-"""Plans of the model card and of tiny recipes."""
+"""Fixtures for tests of plans: plans of the model card's recipe, cached dry runs, and a tiny GPU."""
 
 from __future__ import annotations
 

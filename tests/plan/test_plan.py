@@ -1,4 +1,4 @@
-"""Plans of a recipe's costs, compared with real models, real steps and the computation of layers."""
+"""Plans of a recipe's costs, compared with real models, real forward passes and the sizes of layers."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_weights_gradients_and_moments_of_the_model_card(shallow_card: Plan) -> 
     memory, totals = shallow_card.worst.memory, shallow_card.total_parameters()
     frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
     assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
-    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # accumulated in the earlier batches
+    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # from the earlier batches of the step
     assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_flops_of_the_model_card(card: Plan) -> None:
-    """There are two FLOPs per parameter and position. Frozen weights need only one product in the backward pass."""
+    """A forward pass takes two FLOPs per parameter and position. So does a backward pass through frozen weights."""
     flops = card.flops_per_audio_s()
     assert flops["encoder"]["forward"] == pytest.approx(2 * 0.945e9 * 50, rel=0.15)
     tokens_per_s = 10 + 3.4 + 3.8  # audio, text, and a prompt of 38 tokens per 10 s
@@ -93,11 +93,14 @@ def test_time_and_cost_of_the_model_card(shallow_card: Plan) -> None:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Sizes of all storages of at least a kilobyte that are saved for the backward pass. Each storage counts once."""
+    """Counts the storages of at least a kilobyte that are saved for the backward pass, by type and size.
+
+    Each storage counts once.
+    """
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[torch.dtype, int]] = Counter()
-        self._seen: dict[int, Tensor] = {}  # a stored tensor keeps its address from being reused
+        self._seen: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used again
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -160,7 +163,7 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
 def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
 ) -> None:
-    """Every storage except tiny ones has exactly the same size."""
+    """All storages have exactly the same sizes. Storages below a kilobyte are not compared."""
     document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
     recipe = parse(document, **changes)
     forward, planned_saves = _step._loss, Saved()
@@ -196,8 +199,8 @@ def all_parts() -> Iterator[tuple[str, str]]:
 
 
 ALIKE = {"wav2vec2", "linear", "mlp", "moe", "llama", "qwen3", "smollm2", "smollm3"}
-"""Parts that run the same operators as other parts, or that occur in all other plans of this file. Their tests are
-slow."""
+"""The tests of these parts are marked as slow, because the parts run the same operators as other parts, or occur in the
+other tests of this file."""
 
 
 @pytest.mark.parametrize(
