@@ -1,4 +1,4 @@
-"""The code in an export: its modules and their form. Also the processor."""
+"""The code in an export: its modules, and how their imports are rewritten. Also the processor."""
 
 from __future__ import annotations
 

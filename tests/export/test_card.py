@@ -128,7 +128,7 @@ def test_without_scores_front_matter_has_no_results(tmp_path: Path) -> None:
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
     text = (tmp_path / "README.md").read_text()
     assert "| base model | license |" not in text
-    assert "cite its base models" not in text
+    assert "cite the base models" not in text
 
 
 def test_licenses_come_from_the_cards_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

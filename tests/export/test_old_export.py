@@ -1,7 +1,7 @@
-"""An export of an earlier version can be loaded, and gives the same texts as then.
+"""An export of an earlier version can be loaded, and gives the same texts as with that version.
 
-It has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms, and that version's
-code. Without filters, that version did not transcribe the pauses of the long recording.
+The export has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms. It also has
+the code of that version. Without filters, that version did not transcribe the pauses of the long recording.
 """
 
 from __future__ import annotations

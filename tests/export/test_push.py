@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("push") / "model"
     model, tokenizer = assemble()
     export_model(model, tokenizer, folder, card="---\nlibrary_name: transformers\n---\n# A model\n")
-    (folder / "optimizer.pt").write_bytes(b"a pickle that is nobody's business")
+    (folder / "optimizer.pt").write_bytes(b"a file that is not part of an export")
     return folder
 
 
@@ -34,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     with upload_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its protocol is part of a separate program
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a separate program implements Xet's protocol
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub

@@ -34,7 +34,8 @@ clips = [generator.normal(0, 0.1, size).astype(np.float32) for size in (16_000, 
 def outputs(folder, auto):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = auto.from_pretrained(folder, trust_remote_code=True)
-    # Of a local folder, transformers imports the config's file and the model's as two packages.
+    # transformers imports the config's file and the model's file from a local folder as two packages, so the two
+    # classes are not the same object. Compare only their names.
     assert type(config).__name__ == model.config_class.__name__ == "TinyAudioConfig"
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -106,7 +107,7 @@ PLUGIN = {
 EXPORT_PLUGIN = """
 import json, sys
 from pathlib import Path
-import speechplug.parts.meaning  # before tiny_audio.recipe
+import speechplug.parts.meaning  # must be imported before tiny_audio.recipe
 import tiny_audio.recipe
 from tests.support.models import assemble, outputs
 from tiny_audio.export.huggingface import export_model
@@ -153,7 +154,7 @@ def test_exports_load_without_this_package(tmp_path: Path) -> None:
 
 def assert_same(results: list[Any], expected: dict[Path, Any]) -> None:
     assert results == list(expected.values())
-    assert any(text for found in results for text, _, _ in found["transcripts"]), "empty texts prove little"
+    assert any(text for found in results for text, _, _ in found["transcripts"]), "some text is not empty"
 
 
 @pytest.mark.slow

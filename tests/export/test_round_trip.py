@@ -28,7 +28,8 @@ def combinations() -> Iterator[Any]:
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
             encoder, decoder = encoders[index % len(encoders)], decoders[(index + lora) % len(decoders)]
-            marks = [] if lora or index == 0 else [pytest.mark.slow]  # test_combinations.py has each part without
+            # test_combinations.py tests each part without adapters.
+            marks = [] if lora or index == 0 else [pytest.mark.slow]
             yield pytest.param(
                 encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}", marks=marks
             )
@@ -48,7 +49,7 @@ def test_a_loaded_model_equals_the_exported_model(tmp_path: Path, encoder: str, 
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert outputs(loaded, loaded_tokenizer) == outputs(model, tokenizer)
-    # Loaded weights may start at other addresses, on which the order of sums depends on some CPUs.
+    # On some CPUs, the order of sums depends on the addresses of the weights. Loaded weights have other addresses.
     torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 

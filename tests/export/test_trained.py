@@ -33,7 +33,7 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
 
 
 def language_model(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny decoder in half precision and its tokenizer, as for publication."""
+    """Write the checkpoint of a tiny decoder in half precision, with its tokenizer, like a published checkpoint."""
     tiny = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
     tokenizer = build_tokenizer(tiny, TRANSCRIPTS)
     torch.manual_seed(seed)
@@ -56,13 +56,13 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bases(published: Path, tmp_path: Path) -> dict[str, str]:
-    """Copy these checkpoints."""
+    """Return copies of the checkpoints of ``published``, which a test may change."""
     shutil.copytree(published, tmp_path / "bases")
     return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
 
 
 def trained(bases: dict[str, str], *, lora: bool = True, **encoder: Any) -> tuple[TinyAudioModel, Any]:
-    """Return a model with frozen checkpoints and changed other weights, as after training."""
+    """Return a model with frozen base weights. Its trainable weights are changed, as after training."""
     adapters = {"lora": LORA} if lora else {}
     decoder = DECODERS.parse({"name": "smollm3", "pretrained": bases["decoder"], **adapters})
     tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
@@ -151,7 +151,7 @@ def test_a_loaded_model_is_complete_and_is_saved_completely(tmp_path: Path, base
 
 
 def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch changes in the local cache of the hub."""
+    """In the local cache of the hub, the branch moves to another commit after the export."""
     cache = tmp_path / "hub"
     names = {kind: f"somebody/{kind}" for kind in bases}
     for kind, folder in bases.items():
@@ -286,7 +286,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
 
 
 def test_merged_adapters_can_be_exported_without_base_weights(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Merged layers differ from the checkpoint and are saved. Other layers are references."""
+    """Merged layers differ from the checkpoint, so they are saved. Other layers are left out."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]
