@@ -1,4 +1,4 @@
-"""Loading any change of a valid recipe gives a recipe or a message for the user."""
+"""Loading a randomly changed recipe gives a recipe, or an error message for the user."""
 
 from __future__ import annotations
 

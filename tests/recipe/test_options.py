@@ -54,12 +54,12 @@ def test_every_section_and_part_is_documented() -> None:
 # --- dead options
 
 SENT_AS = {"SyntheticConfig": "Job"}
-"""Configs that are sent to another process as another class. That class reads the fields."""
+"""Config -> another class, as which the config is sent to another process. The fields are read from that class."""
 
 
 @pytest.fixture(scope="module")
 def reads() -> AttributeReads:
-    gc.disable()  # half of the time would go into collections, because the syntax trees have a million objects
+    gc.disable()  # garbage collection would take half of the time, because the syntax trees have a million objects
     try:
         return AttributeReads.of_package(Path(tiny_audio.__file__).parent)
     finally:
@@ -94,8 +94,8 @@ def test_there_are_no_dead_options(reads: AttributeReads) -> None:
 def test_a_dead_option_is_found_although_its_name_is_used_elsewhere(
     reads: AttributeReads, config: type[BaseModel], name: str
 ) -> None:
-    """If the config had a field with this name, nothing would read it. Fields of other classes with this name are
-    read."""
+    """The config has no field of this name. If it had one, no code would read it, although code reads fields of other
+    classes with this name."""
     assert any(read.attribute == name for read in reads.reads)
     assert name not in config.model_fields
     assert not is_read(reads, config, name)

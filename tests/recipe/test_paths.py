@@ -79,7 +79,7 @@ def test_paths_of_recipes_and_overrides_are_expanded(
     assert sources.train["clips"].path == str(tmp_path / "corpora" / "train.jsonl")
     assert sources.evaluation["held_out"].path == str(home / "dev.jsonl")
     elsewhere = load_recipe("$RECIPES/mine.yaml", ["data.train.clips.path=$NOT_SET/train.jsonl"])
-    assert elsewhere.run_id() == recipe.run_id(), "paths are no part of a run's identity"
+    assert elsewhere.run_id() == recipe.run_id(), "paths are not part of a run's identity"
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_fields_that_choose_the_weights_change_the_run_id(document: Document, wr
 
 
 def test_optional_fields_that_are_not_set_are_not_part_of_the_identity(document: Document, write_recipe: Write) -> None:
-    """So new optional fields do not change existing ids."""
+    """Therefore, a new optional field does not change existing ids."""
 
     def nones(value: Any) -> list[str]:
         if isinstance(value, dict):

@@ -22,10 +22,10 @@ from tiny_audio.runtime.shipped_recipes import shipped_recipes
 
 RECIPES = list(shipped_recipes().values())
 REPEATED = {"an4_synthetic", "bench_encoder", "laptop"}
-"""Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech."""
+"""Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech. Their runs are marked slow."""
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
-"""Recipes that differ at tiny size from others in nothing that runs, as those in ``projectors/`` do but for their
-projector, which tests/test_combinations.py has in whole models."""
+"""Recipes that run the same code as other recipes, if their parts are tiny. Their runs are marked slow, too. The same holds
+for recipes in ``projectors/``: only their projectors differ, and tests/test_combinations.py tests each projector."""
 
 
 def test_recipes_are_found() -> None:
@@ -36,7 +36,7 @@ def test_recipes_are_found() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_describes_its_claim(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.data.evaluation, "a recipe without an evaluation set claims nothing"
+    assert recipe.data.evaluation, "a recipe needs an evaluation set to measure its claim"
     header = path.read_text().split("\n\n")[0]
     for key in ("Command:", "Hardware:", "Result:", "Time:"):
         assert f"# {key}" in header, f"the header lacks {key!r}"
@@ -78,7 +78,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     clips = {"name": "manifest", "path": str(write_clips(folder, 4))}
     document["data"] |= {"train": {"clips": clips}, "evaluation": {"held_out": clips}}
     document["data"] |= {"min_duration_s": 0.3, "max_duration_s": 10.0}
-    # The trained tokenizer only knows the characters of the transcripts. Prompts have their own tests.
+    # Leave out the prompt's text, because the trained tokenizer has only the characters of the transcripts.
     document["prompt"] = {}
     document["training"] |= TINY
     document["execution"] |= HERE

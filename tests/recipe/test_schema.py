@@ -33,7 +33,7 @@ def test_the_schema_rejects_what_the_loader_rejects(document: Document, path: st
 
 
 def _violations(root: Document, schema: Document, value: Any, place: str) -> Iterator[str]:
-    """Yield violations of the part of JSON Schema that our schema uses."""
+    """Yield violations of a schema. Only those keywords of JSON Schema are checked that our schema uses."""
     if "$ref" in schema:
         yield from _violations(root, root["$defs"][schema["$ref"].rpartition("/")[2]], value, place)
     for group in ("anyOf", "oneOf"):
