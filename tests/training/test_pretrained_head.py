@@ -133,8 +133,8 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
 
 
 def test_greedy_text_equals_the_checkpoints(tmp_path: Path) -> None:
-    """The greedy text of our head is that of the checkpoint in lower case. The head's weights are scaled up, so that the
-    text has several letters."""
+    """The greedy text of our head is that of the checkpoint in lower case. The head's weights are scaled up, so that
+    the text has several letters."""
     from transformers import AutoTokenizer
 
     whole = checkpoint(tmp_path, "hubert")
