@@ -22,10 +22,12 @@ from tiny_audio.runtime.shipped_recipes import shipped_recipes
 
 RECIPES = list(shipped_recipes().values())
 REPEATED = {"an4_synthetic", "bench_encoder", "laptop"}
-"""Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech. Their runs are marked slow."""
+"""Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech. Their runs are marked as
+slow."""
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
-"""Recipes that run the same code as other recipes, if their parts are tiny. Their runs are marked slow, too. The same holds
-for recipes in ``projectors/``: only their projectors differ, and tests/test_combinations.py tests each projector."""
+"""Recipes that run the same code as other recipes, if their parts are tiny. Their runs are marked as slow. The same
+holds for the recipes in ``projectors/``: only their projectors differ, and tests/test_combinations.py tests each of
+these."""
 
 
 def test_recipes_are_found() -> None:

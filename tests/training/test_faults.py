@@ -311,7 +311,7 @@ def test_an_unavailable_hub_at_the_start_is_an_error(hub: Hub, streaming: Docume
 
 
 class OutOfMemory(ActingCallback):
-    """Simulates a lack of memory in the step after ``step``, in its forward pass or, if ``where`` is set, its update."""
+    """Simulates a lack of memory in the step after ``step``: in the forward pass, or in the update if ``where``."""
 
     def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         super().__init__(
