@@ -227,7 +227,7 @@ def test_a_checkpoint_without_a_tokenizer_is_rejected(tmp_path: Path) -> None:
     for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / file).unlink()
     message = refusal(encoder(tmp_path, "hubert"))
-    assert message.startswith(f"ctc.init: cannot read the vocabulary of {str(tmp_path)!r}, its vocab.json: ")
+    assert message.startswith(f"ctc.init: cannot read vocab.json, the vocabulary of {str(tmp_path)!r}: ")
     assert message.endswith("set ctc.init: random")
 
 

@@ -1,8 +1,8 @@
 """Exports without base weights: find the tensors that an export can leave out, and restore them when it is loaded.
 
 If the encoder and the decoder are frozen, only about 1% of the weights are trained. An export without base weights
-contains only the trained weights. For the others, it refers to a commit on the hub or to a folder. A tensor counts as
-trained if it differs from the checkpoint in any bit.
+contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A tensor
+counts as trained if it differs from the checkpoint in any bit.
 """
 
 from __future__ import annotations

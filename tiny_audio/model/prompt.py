@@ -44,13 +44,13 @@ class HotwordsConfig(Config):
     probability: _Probability = 0.5
     """Share of the clips that get a list."""
     num_words: tuple[PositiveInt, PositiveInt] = (5, 100)
-    """Minimum and maximum length of a list. It is shorter if it would exceed ``prompt.context.max_tokens``."""
+    """Minimum and maximum length of a list. A list is shorter if it would exceed ``prompt.context.max_tokens``."""
     num_spoken: tuple[PositiveInt, PositiveInt] = (1, 3)
-    """Minimum and maximum number of words from the transcript, in lists that have any. There are fewer if the
+    """Minimum and maximum number of words from the transcript, in lists that have such words. There are fewer if the
     transcript has fewer words that can be hotwords."""
     none_spoken: float = Field(default=0.3, ge=0, lt=1)
-    """Share of the lists that have no word of the transcript. They teach the model to ignore a list. A clip whose
-    transcript has no rare word always gets such a list."""
+    """Share of the lists that have no word of the transcript. These lists teach the model to ignore a list. A clip
+    whose transcript has no rare word always gets such a list."""
     num_common: NonNegativeInt = 1000
     """Number of the most frequent words in the training transcripts that are never used as hotwords."""
 
@@ -69,7 +69,7 @@ class HotwordsConfig(Config):
 
 
 class PreviousTextConfig(Config):
-    """Previous text for training clips: the transcript of the clip before."""
+    """Previous text for training clips: the transcript of the preceding clip."""
 
     probability: _Probability = 0.5
     """Share of the clips that get their previous text, among those that have one."""
@@ -81,7 +81,7 @@ class PreviousTextConfig(Config):
 
 
 class LanguageConfig(Config):
-    """Statement of a clip's language in the prompt."""
+    """The language of training clips, stated in the prompt."""
 
     probability: _Probability = 0.5
     """Share of the clips whose language is stated, among the clips in one of ``codes``."""
@@ -138,7 +138,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Context:
-    """Information about a clip before it is transcribed. It is part of the prompt, directly before the audio."""
+    """Information about a clip that is known in advance. It is part of the prompt, directly before the audio."""
 
     hotwords: tuple[str, ...] = ()
     """Names and other rare words that may be spoken."""

@@ -3,9 +3,9 @@
 The model is built on the meta device, without weights and without network access. A **dry run** (``_dry_run``) executes
 one training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
 **Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
-cover memory that tensors do not use: the CUDA context and fragmentation. Time is FLOPs divided by the machine's peak
-and the utilization, plus the time for padding in the planned order (``_order``). If the recipe does not fit,
-``_changes`` tries changes, each in a separate dry run.
+cover memory that tensors do not use: the CUDA context and fragmentation. Time is FLOPs divided by the speed that
+training reaches (the machine's peak times the utilization), plus the time for padding in the planned order
+(``_order``). If the recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
 """
 
 from __future__ import annotations

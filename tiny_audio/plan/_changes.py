@@ -80,6 +80,7 @@ def _if_it_fits(fields: Fields, planned: DryRunResult, machine: Machine) -> list
 
 
 def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[Fields]:
+    """Yield the fields of each change to try."""
     savers = _savers(recipe, worst, machine)
     yield from ({path: value} for path, value in savers.items())
     checkpoints = {path: value for path, value in savers.items() if path.endswith("gradient_checkpointing")}

@@ -53,7 +53,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Fit curves to dry runs of three clips: a short one, one of middle length, and the longest allowed clip.
+    """Return curves for the FLOPs of a clip, fitted to dry runs of a short clip, a middle clip and the longest clip.
 
     The curves are quadratic, because the FLOPs of attention are quadratic. All other FLOPs are linear.
 

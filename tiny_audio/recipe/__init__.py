@@ -68,7 +68,7 @@ class InitFrom(Config):
 
 
 class KeepBest(Config):
-    """How the best of the evaluations during training is chosen."""
+    """How the best evaluation during training is chosen."""
 
     set: _SetName
     """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the error rates

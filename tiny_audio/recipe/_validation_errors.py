@@ -71,7 +71,7 @@ def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
     """Return a hint for errors after a change like ``projector.name=conv``, which keeps the previous part's fields."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
-        if field == "name" and error.startswith(f"{section}."):  # an error that starts with `section: ` is of the name
+        if field == "name" and error.startswith(f"{section}."):  # errors of the name itself start with `section: `
             return f"; {path}={value} keeps the other fields: to replace the whole section write {section}={value}"
     return ""
 

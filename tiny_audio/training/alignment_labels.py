@@ -1,4 +1,4 @@
-"""Choose the labels of the alignment loss among the decoder's tokens."""
+"""Choose the labels of the alignment loss among the decoder's tokens (see :class:`tiny_audio.ctc.AlignmentConfig`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def choose_labels(
 
     Args:
         tokenizer: the decoder's tokenizer.
-        counts: the number of times that each token occurs in the transcripts.
+        counts: token id -> the number of times that the token occurs in the transcripts.
         most: see ``AlignmentConfig.max_labels``.
         rows: number of tokens that have an embedding. None if all tokens have one.
 

@@ -204,7 +204,7 @@ def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[s
     """Read the weights of one checkpoint, or the average of several checkpoints.
 
     Trainable tensors are averaged with equal weights in float64, and rounded to their type. Buffers, such as batch norm
-    statistics, come from the last step.
+    statistics, come from the last of these steps.
 
     Args:
         folder: folder of the checkpoints.

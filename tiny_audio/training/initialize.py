@@ -44,8 +44,8 @@ class StartingPoint:
         self._files = sorted(self.folder.glob("*.safetensors"))
         if not self._files or not (self.folder / "config.json").is_file():
             raise UserError(
-                f"training.init_from.path: {config.path} has no trained model (no config.json and *.safetensors); "
-                "finish that run first, or give the folder of an exported model"
+                f"training.init_from.path: {config.path} has no trained model (config.json or *.safetensors is "
+                "missing); finish that run first, or give the folder of an exported model"
             )
         try:
             self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
@@ -236,7 +236,7 @@ def _read_tokenizer(part: EncoderConfig) -> Any:
         return Wav2Vec2CTCTokenizer.from_pretrained(part.pretrained, revision=part.revision)
     except (OSError, ValueError, TypeError) as error:  # TypeError: there is no vocab.json
         raise UserError(
-            f"ctc.init: cannot read the vocabulary of {part.pretrained!r}, its vocab.json: "
+            f"ctc.init: cannot read vocab.json, the vocabulary of {part.pretrained!r}: "
             f"{first_line(error)}; choose a checkpoint with a tokenizer, or set ctc.init: random"
         ) from error
 

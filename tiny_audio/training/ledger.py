@@ -152,7 +152,7 @@ class Ledger:
 
 
 class Overhead:
-    """Measures the resource usage of the main process after training, for export and scoring.
+    """Measures the resource usage of the main process after training, when it exports and scores the model.
 
     Args:
         host: the machine, with only this process's device.

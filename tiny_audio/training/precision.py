@@ -1,4 +1,4 @@
-"""Data types of weights and arithmetic in training."""
+"""Set the data types of weights and arithmetic in training."""
 
 from __future__ import annotations
 

@@ -37,6 +37,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    mps = state.get("mps")  # checkpoints of older versions do not have it
+    mps = state.get("mps")  # checkpoints of older versions have no such entry
     if mps is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(mps)

@@ -29,7 +29,7 @@ class StepResult:
     alignment_loss: float
     """The alignment loss in nats, summed over the step's tokens without the end tokens."""
     num_unaligned: int
-    """Number of clips with more tokens than audio embeddings. Their alignment loss is 0."""
+    """Number of clips with too few audio embeddings for their tokens. Their alignment loss is 0."""
     gradient_norm: float
     """Norm before clipping."""
 

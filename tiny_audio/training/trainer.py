@@ -194,12 +194,12 @@ class Trainer:
             self._save()
         except Diverged as error:
             last = self.world.broadcast_from_main(lambda: checkpoint.latest(self.checkpoints))
-            message = f"{error}; the last good checkpoint is {last or '(none)'}"
+            message = f"{error}; {f'the last good checkpoint is {last}' if last else 'there is no good checkpoint'}"
             raise self.world.printed_by_main(RunFailed(message)) from error
         except OutOfMemory as error:
             raise self._out_of_memory(error) from error
         except UserError as error:
-            # All processes raise this error between steps.
+            # All processes raise this error between steps, so a checkpoint can be saved.
             self._save()
             if isinstance(error, LoadingFailed):
                 raise self.world.printed_by_main(LoadingFailed(f"{error}\n{self._kept()}")) from error
