@@ -18,7 +18,7 @@ def test_list_as_json(call: Output) -> None:
     code, out, _ = call("list", "--json")
     registered = json.loads(out)
     assert code == 0
-    assert list(registered) == ["encoders", "projectors", "decoders", "sources", "providers"]
+    assert list(registered) == ["encoders", "projectors", "decoders", "sources", "providers", "exports"]
     for parts in registered.values():
         assert parts
         assert all(set(part) == {"name", "summary", "module"} and part["summary"] for part in parts)
@@ -44,7 +44,7 @@ def test_an_unknown_kind_is_an_error(call: Output) -> None:
     assert (code, out) == (2, "")
     assert err == (
         "error: unknown kind 'projector'; did you mean 'projectors'? "
-        "Allowed: decoders, encoders, projectors, providers, sources\n"
+        "Allowed: decoders, encoders, exports, projectors, providers, sources\n"
     )
 
 

@@ -90,13 +90,13 @@ RecipeCopy = Annotated[
 ]
 PartKind = Annotated[
     str | None,
-    Argument(metavar="KIND", help="encoders, projectors, decoders, sources or providers. Default: all."),
+    Argument(metavar="KIND", help="encoders, projectors, decoders, sources, providers or exports. Default: all."),
 ]
 PageKind = Annotated[
     str | None,
     Argument(
         metavar="KIND",
-        help="encoders, projectors, decoders, sources, providers, fields or commands. Default: all.",
+        help="encoders, projectors, decoders, sources, providers, exports, fields or commands. Default: all.",
     ),
 ]
 

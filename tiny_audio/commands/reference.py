@@ -32,6 +32,8 @@ _INTRODUCTION = {
     "sources": "A source is a dataset of clips with transcripts. It is indexed without decoding audio.",
     "providers": "A provider is a recognizer behind an API or in another program. `tiny-audio evaluate` accepts "
     "`provider:NAME:field=value,...`.",
+    "exports": "An export format is a way to write a model to a folder. `tiny-audio export` accepts "
+    "`--format NAME:field=value,...`. [Exporting](exporting.md) describes how exports are used.",
 }
 
 

@@ -12,6 +12,7 @@ from tiny_audio.commands._output import print_json
 from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
+from tiny_audio.export import EXPORTS
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.recipe import Recipe, load_recipe
@@ -26,6 +27,7 @@ REGISTRIES: dict[str, Registry[Any, Any]] = {
     "decoders": DECODERS,
     "sources": SOURCES,
     "providers": PROVIDERS,
+    "exports": EXPORTS,
 }
 
 

@@ -33,7 +33,7 @@ Weights = Literal["all", "trained"]
 
 
 class HuggingFaceConfig(ExportConfig):
-    """A Hugging Face folder, which ``pipeline`` and the auto classes can load without this package."""
+    """A Hugging Face folder, which transformers can load without this package."""
 
     name: Literal["huggingface"] = "huggingface"
     weights: Weights = "all"
