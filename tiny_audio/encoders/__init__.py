@@ -15,23 +15,23 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]
-"""A function applied to the features between the front end and the layers, such as SpecAugment. It must not change the
+"""A function that changes the front end's output before the layers, such as SpecAugment. It must not change the
 lengths."""
 
 
 class EncoderConfig(TransformersPartConfig, ABC):
     """Base of every encoder's config.
 
-    It computes frame counts without a model, so that a recipe can be checked before anything is downloaded.
+    A config computes frame counts without a model, so that a recipe can be checked before anything is downloaded.
     """
 
     ctc_head: ClassVar[str | None] = None
     """Name of the linear layer that predicts characters in the family's CTC checkpoints. None if there is none."""
 
     layer: Literal["last", "weighted"] | PositiveInt = "last"
-    """The layer whose output is used. ``last``: the last one, with the model's final norm. A number, where 1 is the
-    first layer: that layer without a final norm; the layers above it are removed. ``weighted``: a learned weighted sum
-    of all layers (Peters et al. 2018)."""
+    """The layer whose output is used. ``last``: the last layer, followed by the model's final norm. A number: the layer
+    with this number, without a final norm. The first layer has the number 1. Layers above the chosen layer are removed.
+    ``weighted``: a learned weighted sum of all layers (Peters et al. 2018)."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
@@ -43,7 +43,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
     @abstractmethod
     def front_end(self) -> dict[str, Any]:
-        """Return the values that the front end uses, named as in a checkpoint's ``preprocessor_config.json``."""
+        """Return the settings of the front end, named as in a checkpoint's ``preprocessor_config.json``."""
 
     @classmethod
     @abstractmethod
@@ -63,7 +63,7 @@ class EncoderContext:
 class Encoder(nn.Module, ABC):
     """A speech encoder with its own front end.
 
-    B clips · S samples of the longest clip · F feature frames, C channels · T encoder frames, D channels
+    Dimensions: B clips · S samples of the longest clip · F feature frames, C channels · T encoder frames, D channels
 
     Batch invariance is required: a clip's frames must be the same alone and in a padded batch with other clips.
     """
@@ -75,7 +75,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Compute the number of encoder frames ``[B]``, at least 1, from the number of samples ``[B]``."""
+        """Return the number of encoder frames of each clip, at least 1: ``num_samples [B]`` -> ``[B]``."""
 
     @abstractmethod
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
@@ -90,7 +90,10 @@ class Encoder(nn.Module, ABC):
         """Return a JSON object from which the builder can rebuild this encoder without its checkpoint."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
-        """Encode waveforms ``[B, S]``, float32 at 16 kHz, with their ``lengths [B]`` to frames ``[B, T, D]``."""
+        """Encode float32 ``waveforms [B, S]`` at 16 kHz, with ``lengths [B]`` in samples, to frames ``[B, T, D]``.
+
+        If ``transform`` is given, it is applied to the features before the layers.
+        """
         features = self.features(waveforms, lengths)
         return self.encode(transform(features) if transform else features)
 
@@ -98,4 +101,4 @@ class Encoder(nn.Module, ABC):
 ENCODERS: Registry[EncoderConfig, Encoder] = Registry(
     "encoder", EncoderConfig, package=__name__, entry_points="tiny_audio.encoders"
 )
-"""Registered encoders; builders take ``(config, context: EncoderContext)``."""
+"""Registered encoders. Builders have the arguments ``(config, context: EncoderContext)``."""

@@ -13,10 +13,10 @@ from tiny_audio.encoders._batch_norm import FixedBatchNorm
 
 
 class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped here
-    """The modules of a layer of transformers, run with a mask.
+    """A Conformer layer with the modules of a transformers layer, and with a mask.
 
-    transformers' own layer has no mask, so padding would change the frames near the end of a clip. It cannot recompute
-    activations either.
+    The transformers layer has no mask, so padding would change the frames near the end of a clip. It also does not
+    support gradient checkpointing.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -31,7 +31,8 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         Args:
             hidden: the layer's input.
             mask: ``[B, T]`` bool, True on real frames.
-            distances: ``[block, block]`` int64, indices of the embeddings of relative positions in a block.
+            distances: ``[block, block]`` int64. For each query and key in a block, the index of the embedding of their
+                relative position.
         """
         hidden = 0.5 * self.ff1(hidden) + hidden
         hidden = self._attend(hidden, mask, distances) + hidden
@@ -41,7 +42,7 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         return output
 
     def _attend(self, hidden: Tensor, mask: Tensor, distances: Tensor) -> Tensor:
-        """Attend within blocks of the same size, which start at the first frame of each clip."""
+        """Compute self-attention within blocks of equal size. The first block of a clip starts at its first frame."""
         attention = self.attn
         batch, num_frames, _ = hidden.shape
         size = min(attention.context_size, num_frames)
@@ -63,7 +64,10 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         return output
 
     def _convolve(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Run the convolutions. The depthwise one reads beyond the end of a clip, so the padding must be zero."""
+        """Run the convolutions.
+
+        The depthwise convolution reads beyond the end of a clip, so its input is set to zero in the padding.
+        """
         convolution = self.conv
         # [B, T, D] -> [B, D', T]
         channels = convolution.glu(convolution.up_conv(convolution.norm(hidden).transpose(1, 2)))

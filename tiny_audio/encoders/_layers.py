@@ -1,4 +1,4 @@
-"""The layers of transformers' encoders: settings, and the output, which is one layer or a learned sum of all layers."""
+"""Settings for the layers of transformers' encoders, and the output: one layer, or a learned sum of all layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_audio.encoders import EncoderConfig
 
 
 def wav2vec_settings(config: EncoderConfig) -> dict[str, Any]:
-    """Return the fields of transformers' configs that encoders of wav2vec 2.0's kind set themselves."""
+    """Return fields of transformers' configs for wav2vec 2.0 and similar encoders: dropout, layerdrop, SpecAugment."""
     names = ("hidden", "activation", "attention", "feat_proj", "final")
     return {
         **{f"{name}_dropout": config.dropout for name in names},
@@ -54,7 +54,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
     """Reject a checkpoint with an adapter, which adds convolutions on top of the layers.
 
-    An adapter lowers the frame rate and changes the width. This is the projector's task.
+    Such an adapter lowers the frame rate and changes the width. In this package, the projector does both.
 
     Raises:
         UserError: the checkpoint has an adapter.
@@ -74,19 +74,19 @@ def weighted_layers(config: EncoderConfig, depth: int) -> WeightedLayers | None:
 class WeightedLayers(nn.Module):
     """Softmax-weighted sum of an encoder's hidden states (Peters et al. 2018, arXiv 1802.05365).
 
-    The sum starts as the mean. Its weights train even if the encoder is frozen.
+    All weights are equal at the start. They are trained even if the encoder is frozen.
     """
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(depth + 1))
-        """Logits of the weights: one for the first layer's input and one for each layer's output."""
+        """Logits of the softmax: one for the first layer's input, and one for each layer's output."""
 
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        Hooks on the layers compute the sum. They work for every architecture and run outside of gradient checkpoints.
-        Each hook immediately adds the output of its layer, so that the outputs are never all in memory together.
+        The sum is computed by hooks on the layers, because hooks work for every architecture and run outside of
+        gradient checkpointing. Each hook adds its layer's output at once, so that not all outputs are kept in memory.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

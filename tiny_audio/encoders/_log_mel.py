@@ -1,6 +1,6 @@
-"""Log-mel features of Whisper, which later families took over with a few changes.
+"""Log-mel features of Whisper. Later families of encoders use them with a few changes.
 
-B clips · S samples · F mel frames
+Dimensions: B clips · S samples · F mel frames
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ WINDOW = 400
 HOP = 160
 """Samples between mel frames, 10 ms."""
 LEAST = -10.0
-"""log10 of the lowest power."""
+"""log10 of the lowest power. Lower powers are raised to it."""
 RANGE = 8.0
-"""log10 of the largest ratio of two powers of a clip, 80 dB. Lower powers are raised."""
+"""log10 of the largest ratio between two powers of a clip (80 dB). Powers below this range are raised to its lower
+end."""
 
 
 def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:
-    """Extend each clip by reflection at its own ends: ``[B, S]`` -> ``[B, S' + 2·margin]``, S' of the longest clip.
+    """Extend both ends of each clip by ``margin`` reflected samples: ``[B, S]`` -> ``[B, S' + 2·margin]``.
 
-    ``torch.stft`` does this for a single clip. Values after a clip's second margin have no meaning.
+    S' is the largest of ``lengths``. ``torch.stft`` with ``center=True`` does the same for a single clip, but in a
+    batch, it would reflect the padding of shorter clips. Values after a clip's second margin have no meaning.
     """
     position = torch.arange(-margin, int(lengths.max()) + margin, device=waveforms.device)
-    # Reflections at both ends have this period.
     last = (lengths - 1).clamp(min=1)[:, None]
+    # If a clip is reflected repeatedly at both ends, the result has a period of 2·last samples.
     position = position % (2 * last)
     return waveforms.gather(1, torch.where(position > last, 2 * last - position, position))
 
@@ -53,19 +55,22 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
 
 
 def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
-    """Raise the features ``[B, F, mels]`` of each clip to at least 80 dB below its maximum; ``mask [B, F]``."""
+    """Limit the range of each clip's features ``[B, F, mels]`` to 80 dB below the clip's maximum. Raise lower features.
+
+    The maximum is taken over the frames for which ``mask [B, F]`` is True.
+    """
     loudest = mel.masked_fill(~mask[..., None], LEAST).amax(dim=(1, 2), keepdim=True)
     return torch.maximum(mel, loudest - RANGE)
 
 
 def front_end(num_mels: int) -> dict[str, Any]:
-    """Return the values of Whisper's front end, for :meth:`tiny_audio.encoders.EncoderConfig.front_end`."""
+    """Return the settings of Whisper's front end, for :meth:`tiny_audio.encoders.EncoderConfig.front_end`."""
     return {"sampling_rate": SAMPLE_RATE, "n_fft": WINDOW, "hop_length": HOP, "feature_size": num_mels}
 
 
 @lru_cache(maxsize=4)
 def mel_filters(num_mels: int, num_fft: int = WINDOW, *, slaney: bool = True) -> Tensor:
-    """Return filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them.
+    """Return mel filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them.
 
     Args:
         num_mels: number of mel bins.

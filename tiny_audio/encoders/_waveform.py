@@ -20,7 +20,7 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""The default convolutions, used if the checkpoint's config does not set them: 320 samples per frame."""
+"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them: 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 """Names of the linear layers that all three families have."""
@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
     "do_stable_layer_norm": True,
     "conv_bias": True,
 }
-"""Config fields for two layers of 32 channels. The front end has a layer norm, which supports masks."""
+"""Config fields for two layers of 32 channels. The front end has a layer norm, so padding does not affect frames."""
 
 
 class WaveformConfig(EncoderConfig, ABC):
@@ -47,8 +47,8 @@ class WaveformConfig(EncoderConfig, ABC):
     ctc_head: ClassVar[str | None] = "lm_head"
 
     normalize: bool = True
-    """Scale each clip to mean 0 and variance 1. The released large checkpoints expect that. The base checkpoints have a
-    group norm in their front end, so the setting does not change their output."""
+    """Scale each clip to mean 0 and variance 1. The released large checkpoints expect this. The base checkpoints have a
+    group norm in their front end, so this setting does not change their output."""
     train_front_end: bool = False
     """Train the convolutions too. If false, no gradient is computed for them."""
 
@@ -69,7 +69,8 @@ class WaveformConfig(EncoderConfig, ABC):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values, without ``normalize`` if a group norm (the default) makes it irrelevant."""
+        """Return the settings of the front end. With a group norm (the default), ``normalize`` has no effect and is
+        left out."""
         has_group_norm = self.known_fields().get("feat_extract_norm", "group") == "group"
         return {"sampling_rate": SAMPLE_RATE} | ({} if has_group_norm else {"do_normalize": self.normalize})
 
@@ -117,7 +118,7 @@ def build_waveform_encoder(
 
 
 class WaveformEncoder(Encoder):
-    """An encoder around a transformers model of one of the families. Padding does not affect a clip's statistics."""
+    """A HuBERT, wav2vec 2.0 or WavLM model of transformers. Padding is not included in a clip's mean and variance."""
 
     def __init__(self, model: Any, config: WaveformConfig) -> None:
         super().__init__()
@@ -130,14 +131,17 @@ class WaveformEncoder(Encoder):
         self.per_clip: bool = model.config.feat_extract_norm == "group"
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
         if config.layer != "last" and model.config.do_stable_layer_norm:
-            model.encoder.layer_norm = nn.Identity()  # it was trained only on the last layer's output
+            model.encoder.layer_norm = nn.Identity()  # this norm was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return the number of frames after the convolutions. A clip shorter than one frame counts as one frame."""
         return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Compute the convolutions' features ``[B, T, C]``, clip by clip if the front end normalizes over time."""
+        """Run the convolutions, and return features ``[B, T, C]``.
+
+        If the front end normalizes over time, the convolutions run clip by clip.
+        """
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask
         if self.normalize:
@@ -164,7 +168,8 @@ class WaveformEncoder(Encoder):
     def encode(self, features: Frames) -> Frames:
         """Run the projection, positional convolution and layers. Padded frames are zeroed and masked throughout.
 
-        Rows are packed only after the positional convolution, which would read across the borders of packed clips.
+        If the attention supports packed rows (one sequence without padding), rows are packed after the positional
+        convolution. If they were packed earlier, this convolution would read across the borders between clips.
         """
         # The convolutions may be frozen in half precision while the layers train in full precision.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)
@@ -180,7 +185,7 @@ class WaveformEncoder(Encoder):
                 output = self.model.encoder(hidden, attention_mask=features.mask()).last_hidden_state
                 return output
             zeroed = hidden.masked_fill(~features.mask()[..., None], 0)
-            # The encoder's dropout is its last module before the layers.
+            # Pack the output of the encoder's dropout, which is the last module before the layers.
             hook = self.model.encoder.dropout.register_forward_hook(lambda *step: packing.pack(step[-1]))
             try:
                 output = self.model.encoder(zeroed, **packing.attention()).last_hidden_state

@@ -18,7 +18,7 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 NUM_FFT = 512
 STACK = 2
-"""Mel frames that one encoder frame is computed from."""
+"""Number of mel frames per encoder frame."""
 
 _NOT_USED = (r"(model\.)?(projector|language_model)\..*", r"lm_head\..*")
 """Regular expressions for keys of a whole model that do not belong to the encoder."""
@@ -55,7 +55,8 @@ class GraniteSpeechConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values. A mel frame has half the width of the layers' input."""
+        """Return the settings of the front end. A mel frame has half the width of the layers' input, which is a pair of
+        mel frames."""
         mels = self.known_fields().get("input_dim", 160) // STACK
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "n_mels": mels}
         return {"sampling_rate": SAMPLE_RATE, "melspec_kwargs": {"sample_rate": SAMPLE_RATE} | sizes}
@@ -87,7 +88,7 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     from tiny_audio.encoders._granite_speech import MaskedConformerLayer
 
     architecture = transformers_config(Architecture, config, context.architecture, dropout=config.dropout)
-    # With `layer`, some layers are removed. The middle must be computed before that.
+    # The middle layer also predicts characters. Find it before `keep_layers` removes layers.
     middle = getattr(architecture, "middle_layer", architecture.num_layers // 2)
     architecture.middle_layer = middle
     cut = keep_layers(architecture, config, r"layers")
@@ -96,16 +97,16 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     if config.init == "random" and not rebuilt:
         scale_by_fan_in(model)
     model.layers = nn.ModuleList(MaskedConformerLayer(layer) for layer in model.layers)
-    # transformers recomputes the layers above, and would otherwise look for embeddings of tokens.
+    # Allow gradient checkpointing. With the default `main_input_name`, transformers would look for token embeddings.
     model.supports_gradient_checkpointing, model.main_input_name = True, "input_features"
     if len(model.layers) <= middle:
-        del model.out, model.out_mid  # they are used only after the middle layer, for the layers above it
+        del model.out, model.out_mid  # only the layers above the middle layer use these modules
     prepare_training(model, config)
     return GraniteSpeechEncoder(model, config)
 
 
 class GraniteSpeechEncoder(Encoder):
-    """transformers' Granite Speech encoder with masks, and a filter bank on the waveforms' device."""
+    """transformers' Granite Speech encoder with masks. Log-mel features are computed on the waveforms' device."""
 
     def __init__(self, model: Any, config: GraniteSpeechConfig) -> None:
         super().__init__()
@@ -123,7 +124,8 @@ class GraniteSpeechEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Granite Speech's feature extractor. F is even.
 
-        They are clamped to 80 dB below each clip's maximum over all mel frames, including a last one that is dropped.
+        Features that are more than 80 dB below the clip's maximum are raised to this limit. If the number of mel frames
+        is odd, the last mel frame is dropped, but the maximum includes it.
         """
         padded = lengths.clamp(min=HOP)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
@@ -146,7 +148,7 @@ class GraniteSpeechEncoder(Encoder):
             for index, layer in enumerate(model.layers, 1):
                 state = layer(state, mask, model.attention_dists)
                 if index == self.middle < len(model.layers):
-                    # The layers above know which characters the middle layer predicts.
+                    # Tell the layers above which characters the middle layer predicts.
                     state = state + model.out_mid(model.out(state).softmax(-1))
             return state
 
@@ -159,7 +161,7 @@ class GraniteSpeechEncoder(Encoder):
 
 
 def _num_mel_frames(num_samples: Tensor) -> Tensor:
-    """Return the number of windows, one every 10 ms from the first sample on. A clip has at least a pair of them."""
+    """Return the number of mel frames: one at the first sample, and one every 10 ms after it, at least two."""
     return num_samples.clamp(min=HOP) // HOP + 1
 
 

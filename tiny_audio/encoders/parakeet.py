@@ -57,7 +57,7 @@ class ParakeetConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values: one mel frame per 10 ms."""
+        """Return the settings of the front end, which computes one mel frame per 10 ms."""
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "preemphasis": PREEMPHASIS}
         return front_end(self.known_fields().get("num_mel_bins", 80)) | sizes
 
@@ -126,13 +126,16 @@ class ParakeetEncoder(Encoder):
         return _num_frames(_num_mel_frames(num_samples), *self.subsampling)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Compute log-mel features ``[B, F, mels]`` like Parakeet: each bin of a clip has mean 0 and variance 1."""
+        """Compute log-mel features ``[B, F, mels]`` like Parakeet's feature extractor.
+
+        Each mel bin of a clip has mean 0 and variance 1.
+        """
         num_mel_frames = _num_mel_frames(lengths)
         size = (int(num_mel_frames.max()) - 1) * HOP + NUM_FFT // 2
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Pad with silence: half a window before the clip, and after it up to the end of the last window.
+        # Pad with silence: half a window before the clip, and up to the end of the last window after it.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)

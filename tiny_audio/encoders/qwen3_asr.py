@@ -25,7 +25,7 @@ STRIDE = 8
 """Mel frames per encoder frame within a chunk, from three convolutions of stride 2."""
 
 _NOT_USED = (
-    # Qwen's own format has the projector of the language model among the encoder's tensors.
+    # In Qwen's own format, the tensors of the projector to the language model are stored with those of the encoder.
     r"proj[12]\..*",
     r"thinker\.(model|lm_head)\..*",
     r"model\.(language_model|multi_modal_projector)\..*",
@@ -57,7 +57,7 @@ class Qwen3AsrConfig(EncoderConfig):
     loaded."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Return the number of frames of all chunks: an eighth of a chunk's mel frames, rounded up."""
+        """Return the number of frames of all chunks. A chunk has an eighth of its mel frames, rounded up."""
         return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), 2 * self.known_fields().get("n_window", 50)))
 
     def max_duration_s(self) -> float | None:
@@ -65,7 +65,7 @@ class Qwen3AsrConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values: one mel frame per 10 ms."""
+        """Return the settings of the front end, which computes one mel frame per 10 ms."""
         return front_end(self.known_fields().get("num_mel_bins", 128))
 
     @classmethod
@@ -100,7 +100,10 @@ def build_qwen3_asr(config: Qwen3AsrConfig, context: EncoderContext) -> Encoder:
 
 
 class Qwen3AsrEncoder(Encoder):
-    """transformers' Qwen3-ASR layers on packed frames, after convolutions that skip chunks without audio."""
+    """transformers' Qwen3-ASR encoder on packed frames, that is, the frames of all clips without padding.
+
+    The convolutions skip chunks that contain only padding.
+    """
 
     def __init__(self, model: Any, config: Qwen3AsrConfig) -> None:
         super().__init__()
@@ -118,7 +121,7 @@ class Qwen3AsrEncoder(Encoder):
             layer.self_attn.attention_dropout = config.dropout  # transformers ignores the field of the config
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
-            model.ln_post = nn.Identity()  # it was trained only on the last layer's output
+            model.ln_post = nn.Identity()  # this norm was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return the number of frames of all chunks."""
@@ -127,14 +130,14 @@ class Qwen3AsrEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Qwen3-ASR's feature extractor on a single clip.
 
-        They are clamped to 80 dB below each clip's maximum.
+        Features that are more than 80 dB below the clip's maximum are raised to this limit.
         """
         padded = lengths.clamp(min=SHORTEST)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
         audio = F.pad(audio, (0, max(0, int(padded.max()) - audio.shape[1])))
         mel = log_mel(reflect(audio, padded, WINDOW // 2), mel_filters(self.model.config.num_mel_bins))
         num_mel_frames = _num_mel_frames(padded)
-        mel = mel[:, : int(num_mel_frames.max())]  # the window around the end is dropped
+        mel = mel[:, : int(num_mel_frames.max())]  # drop the last window, like the feature extractor
         mel = limit_range(mel, length_mask(num_mel_frames, mel.shape[1]))
         return Frames((mel + 4.0) / 4.0, num_mel_frames, SAMPLE_RATE / HOP)
 
@@ -165,7 +168,7 @@ class Qwen3AsrEncoder(Encoder):
         """Run the convolutions and add positions: ``[B, F, mels]`` -> packed frames ``[T, D]`` of all clips.
 
         Args:
-            features: the features. Their padding is set to zero, as transformers' feature extractor does.
+            features: the features. Their padding is set to zero, as in transformers' feature extractor.
             lengths: ``[B]``, the number of frames of each clip.
         """
         model = self.model
@@ -173,7 +176,7 @@ class Qwen3AsrEncoder(Encoder):
         values = torch.unflatten(F.pad(values, (0, 0, 0, -values.shape[1] % self.chunk)), 1, (-1, self.chunk))
         num_chunks = values.shape[1]
         used = length_mask(-(-features.lengths // self.chunk), num_chunks)
-        # [B, chunks, F', mels] -> [N, 1, mels, F'], the N chunks with audio
+        # [B, chunks, F', mels] -> [N, 1, mels, F']; N is the number of chunks with audio
         hidden = values[used].transpose(1, 2)[:, None].to(model.conv2d1.weight.dtype)
         for convolution in (model.conv2d1, model.conv2d2, model.conv2d3):
             hidden = F.gelu(convolution(hidden))
@@ -185,13 +188,14 @@ class Qwen3AsrEncoder(Encoder):
         return packed
 
     def _windows(self, lengths: Tensor) -> dict[str, Any]:
-        """Return the layers' arguments, with which each frame attends to its clip's frames in the same window."""
+        """Return the layers' keyword arguments that limit attention to the frames of the same clip and window."""
         sizes = [
             min(self.window, length - start) for length in lengths.tolist() for start in range(0, length, self.window)
         ]
         offsets, longest = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), max(sizes)
         if self.attention == VARLEN:
-            # transformers divides the frames for implementations that it does not know. This one does it by itself.
+            # Except for Flash Attention, transformers splits the frames at `cu_seqlens` and attends window by window.
+            # `varlen` splits them by itself, so `cu_seqlens` contains a single range of all frames.
             on_device = offsets.to(lengths.device)
             own = {"cu_seq_lens_q": on_device, "cu_seq_lens_k": on_device}
             return {"cu_seqlens": offsets[[0, -1]], "max_length_q": longest, "max_length_k": longest} | own

@@ -57,7 +57,8 @@ class W2vBertConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values. A filter-bank frame has half the width of the layers' input."""
+        """Return the settings of the front end. A filter-bank frame has half the width of the layers' input, which is a
+        pair of filter-bank frames."""
         mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
         return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
 
@@ -97,7 +98,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
 
 
 class W2vBertEncoder(Encoder):
-    """transformers' W2v-BERT with a filter bank that is computed on the waveforms' device."""
+    """transformers' W2v-BERT. Filter-bank features are computed on the waveforms' device."""
 
     def __init__(self, model: Any, config: W2vBertConfig) -> None:
         super().__init__()
@@ -114,8 +115,8 @@ class W2vBertEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute filter-bank features ``[B, F, mels]`` like Kaldi and W2v-BERT's feature extractor. F is even.
 
-        Each bin of a clip has mean 0 and variance 1 over all windows of the clip, including a last window that is
-        dropped.
+        Each bin of a clip has mean 0 and variance 1 over all windows of the clip. If the number of windows is odd, the
+        last window is dropped, but the mean and the variance include it.
         """
         num_windows = _num_windows(lengths)
         size = (int(num_windows.max()) - 1) * HOP + WINDOW
@@ -140,7 +141,7 @@ class W2vBertEncoder(Encoder):
         return Frames(values[:, : int(paired.max())], paired, SAMPLE_RATE / HOP)
 
     def encode(self, features: Frames) -> Frames:
-        """Stack pairs of windows, then run the layers. Padded frames are zeroed and masked throughout."""
+        """Stack pairs of filter-bank frames, then run the layers. Padded frames are zeroed and masked throughout."""
         # [B, 2·T, mels] -> [B, T, 2·mels]
         values = torch.unflatten(features.values, 1, (-1, STACK)).flatten(2)
         stacked = Frames(values, features.lengths // STACK, self.frame_rate)
@@ -178,5 +179,5 @@ def _mel_filters(num_mels: int) -> Tensor:
 
     with torch.device("cpu"):  # even if the model is built on the meta device
         filters, _ = kaldi.get_mel_banks(num_mels, NUM_FFT, SAMPLE_RATE, 20.0, SAMPLE_RATE / 2, 100.0, -500.0, 1.0)
-    # Kaldi omits the Nyquist bin.
+    # Kaldi omits the Nyquist bin, so its weights are zero.
     return F.pad(filters, (0, 1)).T.contiguous()

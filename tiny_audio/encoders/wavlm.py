@@ -35,7 +35,8 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
     """Build WavLM from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import WavLMModel
 
-    encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")  # replaced below
+    # Eager is the only attention of WavLM in transformers. The attention function is replaced below.
+    encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")
     for layer in encoder.model.encoder.layers:
         layer.attention.torch_multi_head_self_attention = MethodType(_attend, layer.attention)
     return encoder

@@ -19,7 +19,8 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest power with ``level_invariant``, which leaves a range of 80 dB below the softest speech."""
+"""log10 of the lowest power with ``level_invariant``. It is so low that even the softest speech has a range of 80 dB
+above it."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -39,12 +40,13 @@ class WhisperConfig(EncoderConfig):
         return -(-max(1, -(-num_samples // HOP)) // 2)
 
     def max_duration_s(self) -> float | None:
-        """Return 20 ms for each position embedding. Published checkpoints have 1,500 embeddings, that is, 30 s."""
+        """Return the duration that the position embeddings cover. Each covers 20 ms, and published checkpoints have
+        1,500 of them, which is 30 s."""
         positions = self.known_fields().get("max_source_positions", 1500)
         return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the front end's values: one mel frame per 10 ms."""
+        """Return the settings of the front end, which computes one mel frame per 10 ms."""
         return front_end(self.known_fields().get("num_mel_bins", 80))
 
     @classmethod
@@ -86,8 +88,8 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     if complete:
         model = model.encoder
     elif not rebuilt:
-        # With transformers' weights, the convolutions' output of a narrow encoder would be much smaller than the
-        # positions (0.02 compared with 0.7), so learning would start hundreds of steps late.
+        # With transformers' initial weights, the output of a narrow encoder's convolutions would be much smaller than
+        # the position embeddings (0.02 compared with 0.7), so learning would start hundreds of steps late.
         scale_by_fan_in(model)
     prepare_training(model, config)
     return WhisperEncoder(model, config)
@@ -108,24 +110,25 @@ class WhisperEncoder(Encoder):
         model.embed_positions.requires_grad_(False)
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
-            model.layer_norm = nn.Identity()  # it was trained only on the last layer's output
+            model.layer_norm = nn.Identity()  # this norm was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return half the number of mel frames, rounded up."""
         return (self._num_mel_frames(num_samples) + 1) // 2
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Compute log-mel features ``[B, F, mels]``, clamped to 80 dB below each clip's maximum, as Whisper does.
+        """Compute log-mel features ``[B, F, mels]`` like Whisper.
 
-        With ``level_invariant``, the features are also shifted so that the maximum is the level of loud speech. The
-        start of a clip is padded by reflection and its end with silence, as in Whisper's 30 s window.
+        Features that are more than 80 dB below the clip's maximum are raised to this limit. With ``level_invariant``,
+        all features are also shifted so that the maximum is the level of loud speech. The start of a clip is padded by
+        reflection and its end with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
         precise = torch.promote_types(waveforms.dtype, torch.float32)
         audio = waveforms.to(precise) * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
         audio = F.pad(audio, (0, max(0, size + WINDOW // 2 - audio.shape[1])))[:, : size + WINDOW // 2]
-        # F windows: the last of them starts at `size - HOP`.
+        # Keep the samples of F windows. The last window starts at `size - HOP`.
         audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio[:, : size + WINDOW // 2 - HOP]], dim=1)
         least = _LEAST_OF_ANY_LEVEL if self.level_invariant else LEAST
         mel = log_mel(audio, mel_filters(self.model.config.num_mel_bins), least)
