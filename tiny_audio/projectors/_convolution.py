@@ -30,8 +30,8 @@ class ConvolutionsConfig(ProjectorConfig):
             return self
         if len(self.kernel_sizes) != len(self.strides):
             raise ValueError(
-                f"kernel_sizes has {len(self.kernel_sizes)} entries, and strides has {len(self.strides)}; give one "
-                "entry of both for each convolution, or leave kernel_sizes out"
+                f"kernel_sizes has {len(self.kernel_sizes)} entries, and strides has {len(self.strides)}; give "
+                "both one entry per convolution, or leave kernel_sizes out"
             )
         for kernel, stride in zip(self.kernel_sizes, self.strides, strict=True):
             if kernel < stride:
@@ -64,7 +64,7 @@ class StridedConvs(nn.Module):
         return num_frames
 
     def forward(self, frames: Frames) -> Frames:
-        """Reduce frames ``[B, T, D]`` to ``[B, T/strides, C]``. Parts of windows outside of a clip are zeros."""
+        """Reduce frames ``[B, T, D]`` to ``[B, ⌈T/strides⌉, C]``. Windows that extend beyond a clip contain zeros."""
         for conv, stride in zip(self.convs, self.strides, strict=True):
             assert isinstance(conv, nn.Conv1d)
             kernel, size = conv.kernel_size[0], frames.values.shape[1]

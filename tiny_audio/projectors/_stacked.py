@@ -1,4 +1,4 @@
-"""Two linear layers on stacked or averaged frames. Activation, width, norm and biases differ between papers."""
+"""Two linear layers on stacked or averaged frames. Activation, width, norm and biases can be chosen."""
 
 from __future__ import annotations
 

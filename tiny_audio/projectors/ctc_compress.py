@@ -60,7 +60,10 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of frames as an upper bound. It is reached if neighboring frames have different labels."""
+        """Return the number of frames, which is an upper bound.
+
+        The bound is reached if all neighboring frames have different labels.
+        """
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,7 @@ def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Te
     Args:
         values: ``[B, T, D]``, finite also in padding.
         labels: ``[B, T]``.
-        kept: bool ``[B, T]``, True for frames that are used. All frames of a run have the same value.
+        kept: bool ``[B, T]``, True for frames that are used. Either all frames of a run are used, or none.
 
     Returns:
         The averages ``[B, N, D]``, with zeros after the last run of a row, and the numbers of runs ``[B]``.

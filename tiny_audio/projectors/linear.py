@@ -15,8 +15,8 @@ class LinearConfig(ProjectorConfig):
     """Two linear layers with a ReLU, on stacked frames: SLAM-ASR's projector.
 
     With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports a WER of 1.84%
-    on LibriSpeech test-clean and 3.39% on test-other. The learning rate is 1e-4 after 1,000 warmup steps. If only the
-    projector is trained, models are fragile out of domain (arXiv 2411.03866). LoRA on the decoder helps.
+    on LibriSpeech test-clean and 3.39% on test-other. Its learning rate is 1e-4 after 1,000 warmup steps. If only the
+    projector is trained, models are not robust to other domains (arXiv 2411.03866). LoRA on the decoder helps.
     """
 
     name: Literal["linear"] = "linear"
