@@ -20,8 +20,8 @@ from tiny_audio.pretrained.quantization import Quantization
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""A function of the hidden states ``[K, H]`` and the head's weights ``[V, H]``, which is called instead of computing
-logits."""
+"""A function that is called with hidden states ``[K, H]`` and the head's weights ``[V, H]`` instead of computing
+logits. An example is a fused cross-entropy."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -87,8 +87,8 @@ class DecoderContext:
     """The decoder's tokenizer, which also determines the vocabulary size of a decoder with random weights. None if
     ``architecture`` is given."""
     architecture: dict[str, Any] | None = None
-    """:meth:`Decoder.architecture` of an earlier build. If given, it determines the architecture, and no weights are
-    read."""
+    """Result of :meth:`Decoder.architecture` in an earlier build. If given, the decoder is rebuilt with this
+    architecture, and no weights are read."""
 
 
 def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
@@ -159,8 +159,8 @@ class Decoder(nn.Module, ABC):
                 gigabytes of memory.
             head: function that is called instead of computing logits. It is supported if ``plain_head`` of the config
                 is True.
-            num_shared: number of first positions that are the same in all rows and not in ``keep``, such as the start
-                of the prompt. A decoder may compute them only once.
+            num_shared: number of positions at the start that are the same in all rows and not in ``keep``, such as the
+                start of the prompt. A decoder may compute these positions only once.
 
         Returns:
             Logits ``[keep.sum(), V]``, or the result of ``head``.

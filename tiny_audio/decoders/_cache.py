@@ -21,7 +21,7 @@ def can_crop(model: Any) -> bool:
 
 
 def _cache_argument(model: Any) -> str | None:
-    """Return the name of the cache argument of ``forward``, which transformers 5.24 renamed, or None."""
+    """Return the name of the cache argument of ``forward``, which transformers 5.24 renamed; None if there is none."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
@@ -29,9 +29,9 @@ def _cache_argument(model: Any) -> str | None:
 class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
-    After draft tokens are verified, rows end at different positions, so they are moved. Masking the rejected positions
-    would be faster. But layers with sliding windows or linear biases compute distances from positions in the cache, so
-    masked positions would increase the distances.
+    In assisted decoding, each row accepts a different number of draft tokens. The rows are then moved, so that all of
+    them end at the same position. Masking the rejected positions would be faster. But layers with sliding windows or
+    linear biases compute distances from positions in the cache, so masked positions would increase the distances.
 
     Args:
         model: a ``…ForCausalLM``.
@@ -73,7 +73,7 @@ class CausalLMCache(DecoderCache):
 
     def keep(self, rows: Tensor, lengths: Tensor) -> None:
         """Crop every layer's keys and values, and align the rows on the right if they end at different positions."""
-        assert self._mask is not None, "extend comes first"
+        assert self._mask is not None, "extend must be called first"
         size = int(lengths.max())
         shifts = self._mask.int().argmax(1)[rows] - (size - lengths)
         in_place = len(rows) == len(self._mask) and bool((rows.diff() == 1).all())
@@ -82,7 +82,7 @@ class CausalLMCache(DecoderCache):
             for layer in self._layers():
                 layer.keys, layer.values = (states[:, :, start : start + size] for states in (layer.keys, layer.values))
         else:
-            # [K, W]: the source column of each position. Positions before the start of a row are masked.
+            # [K, W]: the old index of each of the W new positions. Positions before the start of a row are masked.
             columns = (torch.arange(size, device=rows.device) + shifts[:, None]).clamp(min=0)
             for layer in self._layers():
                 # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D]
@@ -93,5 +93,5 @@ class CausalLMCache(DecoderCache):
         self._mask = torch.arange(size, device=rows.device) >= (size - lengths)[:, None]
 
     def _layers(self) -> list[Any]:
-        """Return the layers that have their own state, because some models share states between layers."""
+        """Return the layers that have a state of their own. In some models, several layers share one state."""
         return [layer for layer in self._states.layers if layer.is_initialized]

@@ -34,8 +34,9 @@ TINY_LLAMA: dict[str, Any] = {
 """Fields of a Llama config with two layers of 32 channels."""
 
 _LEAST_SHARED = 8
-"""Shorter prefixes are computed in each row: packing them would save little."""
-# Key of an architecture, in addition to the fields of the transformers config, which has no field for these ids.
+"""Minimum number of positions of a prefix that is computed only once. A shorter prefix is computed in each row, because
+packing would save little."""
+# An architecture contains undecodable ids under this key, because transformers' config has no field for them.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -54,8 +55,8 @@ def build_causal_lm(
         config: the decoder's config.
         context: see :class:`DecoderContext`.
         config_class: a config class of ``transformers``. None uses the model's own config class.
-        can_share: whether ``attention: auto`` may pack rows that share a prefix, because ``varlen`` is known to work
-            for this family.
+        can_share: whether ``varlen`` attention is known to work for this family. If so, ``attention: auto`` may pack
+            rows that share a prefix.
 
     Raises:
         UserError: the decoder cannot be built (see :mod:`tiny_audio.pretrained.building`).
@@ -80,7 +81,8 @@ def build_causal_lm(
     attention = _attention(model_class, architecture, config, can_share=can_share)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
-        # Set the config to match the loaded weights. Otherwise, a rebuilt model could differ from this model.
+        # Record in the config whether the loaded head shares its weights with the embeddings. A model that is rebuilt
+        # from the config is then the same.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
@@ -98,24 +100,25 @@ def configure_dropout(architecture: Any, probability: float) -> None:
     from transformers import PreTrainedConfig
 
     for name, value in vars(architecture).items():
-        if isinstance(value, PreTrainedConfig):  # a config inside this one
+        if isinstance(value, PreTrainedConfig):  # a nested config
             configure_dropout(value, probability)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             off = "layerdrop" in name or "drop_path" in name or "jitter_noise" in name
             wanted = 0.0 if off else probability if "drop" in name else value
-            if value != wanted:  # if both are zero, keep the integer 0
+            if value != wanted:  # do not replace the integer 0 by 0.0
                 setattr(architecture, name, wanted)
 
 
 def _has_dropout(config: DecoderConfig) -> bool:
-    """Whether there is any dropout. Rows that share a prefix would share its dropout, too."""
+    """Whether there is dropout. If so, a shared prefix is not computed once, because all rows would get the same
+    dropout."""
     return bool(config.dropout or (config.lora and config.lora.dropout))
 
 
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, can_share: bool) -> str:
     """Return transformers' name of the attention implementation. ``auto`` is SDPA if the architecture supports it.
 
-    With ``can_share``, it is ``varlen``, which is the same as SDPA until :class:`CausalLMDecoder` packs rows.
+    With ``can_share``, ``auto`` is ``varlen``, which equals SDPA unless :class:`CausalLMDecoder` packs rows.
 
     Raises:
         UserError: the architecture does not support the requested implementation.
@@ -181,9 +184,10 @@ class CausalLMDecoder(Decoder):
     Args:
         model: the model.
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
-        packs: whether :meth:`forward` packs rows. :meth:`generate` uses a cache and never packs rows.
-        shares: whether :meth:`forward` may compute a prefix that all rows share only once. On a CPU, it then packs rows
-            that have such a prefix.
+        packs: whether :meth:`forward` packs rows into one sequence without padding. :meth:`generate` never packs rows,
+            because it uses a cache.
+        shares: whether :meth:`forward` may compute the common prefix of all rows only once. It does so only on a CPU,
+            and packs the rows for this purpose.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False, shares: bool = False) -> None:
@@ -196,7 +200,7 @@ class CausalLMDecoder(Decoder):
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings that the model's own forward would use. For Gemma, they are already scaled."""
+        """Return the embeddings that the model's own forward would use. Gemma's embeddings are already scaled."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
@@ -235,7 +239,7 @@ class CausalLMDecoder(Decoder):
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
-        # A process that has all weights decodes alone, and must not wait for other processes.
+        # A process that has all weights generates independently, so it must not wait for other processes.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 

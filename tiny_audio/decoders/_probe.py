@@ -11,7 +11,9 @@ from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders._causal_lm import CausalLMDecoder
 
 _LONG, _SHORT = 6, 3
+"""Lengths of the two rows."""
 _PADDING = 10.0
+"""Value of the embeddings in the padding, relative to the root mean square of the token embeddings."""
 
 
 @torch.no_grad()
@@ -45,7 +47,8 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
     embeddings = decoder.embed(ids)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, _SHORT:] = False
-    # In half precision, rounding errors add up over many layers, but changes caused by padding are still larger.
+    # Allowed difference, relative to the standard deviation of the logits. In half precision, rounding errors add up
+    # over many layers, but changes caused by padding are still larger.
     allowed = 1e-3 if embeddings.dtype == torch.float32 else 0.3
     garbage = _PADDING * embeddings.float().pow(2).mean().sqrt().to(embeddings.dtype)
 

@@ -34,7 +34,7 @@ def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) 
     """Train a tokenizer on ``transcripts``. The order of the transcripts does not change the result.
 
     Returns:
-        A ``transformers.PreTrainedTokenizerFast`` with different pad and end tokens, and with a chat template.
+        A ``transformers.PreTrainedTokenizerFast`` with a chat template. Its pad token differs from its end token.
 
     Raises:
         UserError: there are no transcripts.
@@ -111,8 +111,8 @@ def _no_tokenizer(folder_or_id: str, reason: str) -> UserError:
 def unknown_id(tokenizer: Any) -> int | None:
     """Return the id of the token for unknown text, or None if the tokenizer can encode every text.
 
-    GPT-2, Pythia and similar models can encode every text as bytes. Their only special token starts and ends texts, and
-    is also given as the unknown token.
+    GPT-2, Pythia and similar models can encode every text as bytes. Their only special token starts and ends texts.
+    Their config also names this token as the unknown token.
     """
     unknown: int | None = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown

@@ -36,12 +36,15 @@ class CausalLMConfig(DecoderConfig):
         if self.init == "random" and self.model_type is None:
             raise ValueError("model_type: init: random needs an architecture to build, such as model_type: granite")
         if self.init == "pretrained" and self.model_type is not None:
-            raise ValueError("model_type: the checkpoint decides it; remove model_type, or set init: random")
+            raise ValueError("model_type: the checkpoint determines it; remove model_type, or set init: random")
         return self
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config of Granite, which scales embeddings, residuals and logits, with two layers of 32 channels."""
+        """Return a config of Granite with two layers of 32 channels.
+
+        Unlike most families, Granite scales its embeddings, residuals and logits.
+        """
         scales = {"embedding_multiplier": 6.0, "residual_multiplier": 0.5, "logits_scaling": 4.0}
         return cls(
             init="random",
@@ -56,11 +59,12 @@ class CausalLMConfig(DecoderConfig):
 def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
     """Build a transformers causal LM with the architecture of the checkpoint or of ``model_type``.
 
-    A new model is checked by :func:`probe`, because families treat embeddings, masks and positions differently.
+    Unless the decoder is rebuilt, :func:`probe` checks it, because families treat embeddings, masks and positions
+    differently.
 
     Raises:
-        UserError: transformers has no causal LM of that architecture, or it does not support embeddings in padded
-            batches.
+        UserError: transformers has no causal LM of that architecture, or the model does not support embeddings in
+            padded batches.
     """
     architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
     model_class, config_class = _classes(config, architecture)

@@ -27,7 +27,7 @@ class FamilyConfig(DecoderConfig):
     model_class: ClassVar[str]
     """Name of the model class in ``transformers``."""
     tiny_overrides: ClassVar[dict[str, Any]] = {}
-    """Fields of the transformers config that :meth:`tiny` adds to those of a small Llama, or changes."""
+    """Fields of the transformers config in which the family's :meth:`tiny` config differs from a small Llama."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -43,7 +43,7 @@ class Gemma3Config(FamilyConfig):
 
     # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
     model_class: ClassVar[str] = "Gemma3ForCausalLM"
-    # One of the two layers has a sliding window, which is shorter than a sentence.
+    # One of the two layers has a sliding window. It is shorter than a sentence, so that tests notice it.
     tiny_overrides: ClassVar[dict[str, Any]] = {
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
