@@ -1,4 +1,7 @@
-"""Build the transformers model of a part: its config, its attention and its weights. Every key is checked."""
+"""Build the transformers model of a part: its config, its attention implementation and its weights.
+
+A checkpoint with a missing or unexpected key is an error.
+"""
 
 from __future__ import annotations
 
@@ -75,12 +78,12 @@ def _config_with_overrides(config_class: Any, part: TransformersPartConfig) -> A
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """Return a transformers config in JSON form. With it, :func:`transformers_config` needs no checkpoint."""
+    """Return a transformers config in JSON form, from which :func:`transformers_config` can recreate it."""
     architecture: dict[str, Any] = config.to_diff_dict()
-    # The name does not affect the model, and transformers would search for a checkpoint of this name.
+    # Remove the checkpoint's name. It does not affect the model, but transformers would search for the checkpoint.
     architecture.pop("_name_or_path", None)
     architecture.pop("transformers_version", None)
-    # A rebuilt part uses the dtype in which the whole model is loaded.
+    # Remove the dtype, because a rebuilt part uses the dtype in which the whole model is loaded.
     architecture.pop("dtype", None)
     return architecture
 
@@ -107,7 +110,8 @@ def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> 
     """Build a transformers model with the weights that its class initializes.
 
     Raises:
-        UserError: the overrides are valid alone but not together; for example, the heads do not divide the width.
+        UserError: each override is valid, but their combination is not. For example, the width is not a multiple of
+            the number of heads.
     """
     try:
         return model_class._from_config(config)
@@ -128,13 +132,13 @@ def build_or_load(
     ignored: Collection[str] = (),
     attention: str | None = None,
 ) -> Any:
-    """Build a transformers model, and load the checkpoint's weights unless they are random or loaded by the caller.
+    """Build a transformers model. Load the checkpoint's weights, unless the part is rebuilt or has random weights.
 
     Args:
         model_class: a ``transformers`` model class.
         config: the model's config, from :func:`transformers_config`. This function sets its attention implementation.
         part: the part's section of the recipe.
-        rebuilt: whether an earlier build is repeated. If so, the caller loads the weights afterwards.
+        rebuilt: whether an earlier build is repeated. If so, the caller loads the saved weights afterwards.
         ignored: see :func:`load_pretrained`.
         attention: transformers' name of an attention implementation. None uses the implementation of the part.
 
@@ -169,7 +173,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
         config=config,
         revision=part.revision,
         dtype="auto" if part.freeze else torch.float32,
-        ignore_mismatched_sizes=True,  # rejected below, by name
+        ignore_mismatched_sizes=True,  # such keys are rejected below
         output_loading_info=True,
     )
     found = {
@@ -197,7 +201,7 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
     """Reject weights that are NaN or infinite, because every loss would be NaN or infinite, too.
 
     Raises:
-        UserError: there are such weights. The message names the first tensors.
+        UserError: a weight is NaN or infinite. The message names the first of these tensors.
     """
     damaged = [
         name
@@ -213,6 +217,6 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # A NaN makes both results NaN. Unlike a check of every value, this allocates no mask.
+    # If a value is NaN, both results are NaN. Unlike `isfinite` on all values, this allocates no mask.
     least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
     return bool(least.isfinite() and most.isfinite())

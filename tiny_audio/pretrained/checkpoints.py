@@ -15,7 +15,7 @@ from tiny_audio.runtime.quiet import errors_only
 
 
 def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """Read the fields of the ``config.json`` of the part's checkpoint; None for ``init: random``.
+    """Read the checkpoint's ``config.json``, and return its fields; None for ``init: random``.
 
     Raises:
         UserError: the checkpoint's config cannot be read.
@@ -27,7 +27,7 @@ def published_architecture(part: TransformersPartConfig) -> dict[str, Any] | Non
 
 
 def known_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """Return the transformers config of the part's checkpoint from this package's table.
+    """Return the transformers config of the part's checkpoint from this package's table of well-known checkpoints.
 
     Returns:
         None if the checkpoint is not in the table, or for ``init: random``.
@@ -36,7 +36,9 @@ def known_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """Return the result of :func:`known_architecture`, else read the checkpoint's config; None for ``init: random``.
+    """Return the checkpoint's transformers config from the table or, if it is not listed, from ``config.json``.
+
+    For ``init: random``, the result is None.
 
     Raises:
         UserError: the checkpoint's config cannot be read.
@@ -85,7 +87,7 @@ def _read_json(part: TransformersPartConfig, name: str) -> dict[str, Any] | None
         if not path.exists():
             return None
     else:
-        # Use the settings with which transformers looks for optional files.
+        # With these settings, transformers returns None if the file is missing or cannot be downloaded.
         tolerant = ("gated_repo", "missing_entries", "connection_errors")
         settings = {f"_raise_exceptions_for_{name}": False for name in tolerant}
         found = cached_file(part.pretrained, name, revision=part.revision, **settings)
@@ -138,7 +140,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
         ArithmeticError,
     ) as error:
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
-        # The text of these errors may be just a key or a number, so add the type.
+        # The text of these errors may be only a key or a number, so add the type of the error.
         kind = f"{type(error).__name__}: " if isinstance(error, TypeError | AttributeError | LookupError) else ""
         reason = kind + str(cause).strip().split("\n")[0].rstrip(".")
         at = f" at revision {part.revision}" if part.revision else ""

@@ -55,10 +55,10 @@ class TransformersPartConfig(Config):
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
-    """Path to this part's fields in the ``config.json`` of a whole model, from the outside in. Sections that are
-    missing in a checkpoint are skipped."""
+    """Names of the nested sections of a whole model's ``config.json`` that lead to this part's fields, from the
+    outermost to the innermost. Sections that are missing in a checkpoint are skipped."""
     other_model_types: ClassVar[tuple[str, ...]] = ()
-    """Names of the family in its publisher's own format, in addition to transformers' ``model_type``."""
+    """Values of ``model_type`` in the publisher's own format of this family, if they differ from transformers'."""
     prefix: ClassVar[str | None] = None
     """Regular expression for the start of this part's keys in the checkpoint of a whole model, so that only its tensors
     are read. None if transformers' model class finds them."""
@@ -69,7 +69,8 @@ class TransformersPartConfig(Config):
     revision: str | None = None
     """Commit, tag or branch on the hub. None uses the newest commit of the main branch."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """``random`` builds the architecture described by ``overrides``, with random weights. It ignores ``pretrained``."""
+    """``random`` builds the architecture described by ``overrides`` with random weights. The weights of ``pretrained``
+    are not used."""
     overrides: dict[str, JsonValue] = Field(default={})
     """Fields of the transformers config that differ from its defaults. Only for ``init: random``."""
     freeze: bool = True
@@ -77,12 +78,12 @@ class TransformersPartConfig(Config):
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights. None trains no adapters."""
     attention: Attention = "auto"
-    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding:
-    with PyTorch's kernel in half precision on a GPU, and otherwise clip by clip. ``flash_attention_2`` also avoids
-    padding; it needs a GPU, half precision and the flash-attn package. On a CPU, decoders with ``varlen`` compute the
-    part of the prompt before the audio only once per batch, because it is the same in all clips. All decoders except
-    ``causal_lm`` also do this with ``auto``, but only in training, if that part has at least 8 tokens and the decoder
-    has no dropout."""
+    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
+    In half precision on a GPU, it uses PyTorch's kernel for such sequences. Otherwise, it computes attention clip by
+    clip. ``flash_attention_2`` also avoids padding. It needs a GPU, half precision and the flash-attn package. The
+    start of the prompt, before the audio, is the same in all clips. In training on a CPU, decoders with ``varlen``
+    compute this start only once per batch if it has at least 8 tokens and the decoder has no dropout. With ``auto``,
+    all decoders except ``causal_lm`` do the same."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""
@@ -125,8 +126,8 @@ class TransformersPartConfig(Config):
     def own_keys(self, keys: Iterable[str]) -> list[str]:
         """Return the keys of a checkpoint whose tensors have to be read: those that start with :attr:`prefix`.
 
-        All keys are returned if there is no prefix, or if no key starts with it, because the checkpoint then contains
-        only this part.
+        All keys are returned if there is no prefix. They are also returned if no key starts with the prefix, because
+        the checkpoint then contains only this part.
         """
         keys = list(keys)
         return [key for key in keys if self.prefix and re.match(self.prefix, key)] or keys
@@ -135,7 +136,7 @@ class TransformersPartConfig(Config):
     def _check(self) -> TransformersPartConfig:
         if self.overrides and self.init == "pretrained":
             raise ValueError(
-                "overrides change the architecture, which pretrained weights fix; "
+                "overrides change the architecture, but pretrained weights fit only their own architecture; "
                 "set init: random, or remove the overrides"
             )
         if self.lora and not self.freeze:

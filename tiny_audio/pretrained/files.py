@@ -69,7 +69,10 @@ def on_disk(part: _Part) -> _Part | None:
 
 
 def _adapts_other_parts(part: TransformersPartConfig, adapter: dict[str, Any]) -> bool:
-    """Whether a PEFT adapter is for other parts of a whole model, as Granite Speech's is for its language model."""
+    """Whether a PEFT adapter is for other parts of a whole model.
+
+    For example, the adapter of Granite Speech is for its language model, so its encoder can be used.
+    """
     targets = adapter.get("target_modules")
     if part.prefix is None or not isinstance(targets, list):
         return False
@@ -77,7 +80,7 @@ def _adapts_other_parts(part: TransformersPartConfig, adapter: dict[str, Any]) -
 
 
 def check_weight_files(part: TransformersPartConfig) -> None:
-    """Check the weight files of a checkpoint on this machine, without reading the weights.
+    """Check the weight files of a checkpoint, without reading the weights. Do nothing if they are not on this machine.
 
     Raises:
         UserError: a file is missing, cut off, or not a weight file.
@@ -125,9 +128,10 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
 
 
 def _weight_files(part: TransformersPartConfig, folder: Path) -> list[Path]:
-    """Return the weight files that are read for the part. transformers prefers the first of several kinds.
+    """Return the paths of the weight files that are read for the part.
 
-    Files that an index names may be missing.
+    If there are files of several kinds, return the kind that transformers prefers. If an index names the files, some of
+    them may be missing.
 
     Raises:
         UserError: an index is damaged.
@@ -162,7 +166,8 @@ def _problem(path: Path) -> str | None:
         if start.lstrip()[:1] == b"<":
             return "is a web page, not weights; download it again, and check `hf auth login` for gated models"
         if path.suffix != ".safetensors":
-            # Before torch 1.6, checkpoints were pickles without an archive. These can be checked only by loading them.
+            # Before torch 1.6, checkpoints were pickles without a zip archive. Such a file can be checked only by
+            # loading it.
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
                 return f"is cut off: after {size:,} bytes, the archive has no end; download it again"
             return None

@@ -53,7 +53,7 @@ def _files(part: TransformersPartConfig) -> dict[str, str]:
     """Return the file of each key."""
     from safetensors import safe_open
 
-    # transformers prefers a single file, too.
+    # If there is a single file, read it instead of an index, as transformers does.
     single = _path(part, _SINGLE)
     if single is not None:
         with safe_open(single, "pt") as file:
@@ -65,7 +65,7 @@ def _files(part: TransformersPartConfig) -> dict[str, str]:
 
 
 def _path(part: TransformersPartConfig, name: str) -> Path | None:
-    """Return the path of a file of the checkpoint, which is downloaded if it is on the hub; None if there is none."""
+    """Return the path of a file of the checkpoint; None if there is no such file. Download it if it is on the hub."""
     from transformers.utils import cached_file
 
     folder = Path(part.pretrained)

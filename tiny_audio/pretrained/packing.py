@@ -1,8 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then compute no padding, and attention needs no mask. (The fast kernels support no masks.) A prefix that all rows
-share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to it, and its
-gradient is the sum over the rows.
+Layers then do not compute padding, and attention needs no mask, which the fast kernels do not support. A prefix that
+all rows share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to this
+prefix, and its gradient is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _CHANGES = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class Packing:
-    """The real positions of a padded batch.
+    """The positions of a padded batch that are computed, and where each row starts in the packed sequence.
 
-    B rows · L positions of the longest row · P positions of the shared prefix · T positions to compute
+    Dimensions: B rows · L positions of the longest row · P positions of the shared prefix · T positions to compute
     """
 
     mask: Tensor
     """``[B, L]`` bool, True on real positions."""
     index: Tensor
-    """``[T]`` int64, indices of these positions in the flattened batch."""
+    """``[T]`` int64, indices of the computed positions in the flattened batch."""
     offsets: Tensor
     """``[B + 1]`` int32, the start of each row in the packed sequence, followed by T."""
     key_offsets: Tensor
-    """``[B + 1]`` int32, the offsets if each row had its own copy of the shared prefix."""
+    """``[B + 1]`` int32, the same offsets for a sequence in which each row has its own copy of the shared prefix."""
     longest: int
     """Number of real positions of the longest row."""
 
@@ -50,8 +50,8 @@ class Packing:
 
         Args:
             mask: ``[B, L]`` bool. Padding may be on either side.
-            num_shared: number of positions at the start (P) that are the same in all rows. They are packed once. If P
-                is above 0, padding must be on the right side.
+            num_shared: P, the number of positions at the start that are the same in all rows. These are packed once. If
+                P is above 0, padding must be on the right side.
         """
         sizes, computed = mask.sum(1), mask
         key_offsets = offsets = F.pad(sizes.cumsum(0), (1, 0)).int()
@@ -128,12 +128,13 @@ def attend(
     assert not dropout, "the config of a part rejects dropout with varlen"
     assert causal or sliding_window is None, "no encoder that packs has windows"
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
-        # Norms return full precision, and autocast does not convert the kernel's inputs.
+        # Norms return full precision, and autocast does not convert the kernel's inputs, so convert them here.
         half = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(half), key.to(half), value.to(half)
     cu_seq_lens_k = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
     in_half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    if in_half and takes_heads(query.shape[3]) and cu_seq_lens_k is cu_seq_lens_q:  # comparing values would be slow
+    # Compare the identity of the offsets, because comparing their values would be slow.
+    if in_half and takes_heads(query.shape[3]) and cu_seq_lens_k is cu_seq_lens_q:
         # [1, H, T, D] -> [T, H, D]
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         attended = attend_by_kernel(query, key, value, cu_seq_lens_q, max_length_q, causal, scaling, sliding_window)
@@ -171,9 +172,9 @@ def attend_by_kernel(
 
 
 def exclude_rows_from_compilation() -> None:
-    """Exclude attention row by row from ``torch.compile``, which would compile it once for each number of rows.
+    """Exclude row-by-row attention from ``torch.compile``, which would compile it again for each number of rows.
 
-    This is not a decorator, because it imports the compiler, which takes longer than the rest of ``validate``.
+    A decorator would import the compiler with this module, which would take longer than the rest of ``validate``.
     """
     global _attend_row_by_row
     _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]

@@ -11,7 +11,8 @@ from typing import Any
 def published_fields(pretrained: str, revision: str | None) -> dict[str, Any] | None:
     """Return the transformers config of a checkpoint on the hub from this package's table; None if it is not listed.
 
-    The table describes only the main branch. With a ``revision``, the result is None, because the model may differ.
+    The table describes only the main branch. If a ``revision`` is given, the result is None, because the model at this
+    revision may differ.
     """
     known = _table().get(pretrained) if revision is None else None
     return None if known is None else dict(known)

@@ -23,19 +23,24 @@ _NESTED_BLOCK = 256
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen linear layer whose weight is stored in few bits, and restored for every product.
+    """A frozen linear layer whose weight is stored in few bits, and restored for every matrix product.
 
-    ``nf4`` has 4 bits for each weight, and 8 bits for the scale of 64 weights, which are quantized a second time.
+    ``nf4`` has 4 bits for each weight, and a scale for each block of 64 weights. The scales are quantized to 8 bits.
     ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized, so the layer
-    is a linear layer with the weight :attr:`weight`, and padding and other rows of the batch do not affect a row.
+    computes a linear layer with :attr:`weight`, and padding and other rows of the batch do not affect a row.
 
-    The state dict has only the bias, because the weight is made from a checkpoint. See :func:`whole_state`.
+    The state dict has only the bias, because the quantized weight can be computed again from the checkpoint.
+    :func:`whole_state` adds the restored weights.
     """
 
     codes: Tensor
+    """Quantized weights, as bytes."""
     nested: Tensor
+    """Quantized scales of the blocks, as bytes. Only in ``nf4``."""
     scales: Tensor
+    """fp32 values, as bytes. ``int8``: the scale of each output. ``nf4``: an offset, then the scales of the scales."""
     _typed: Tensor
+    """Empty tensor that has the data type of :attr:`weight`."""
 
     def __init__(self, layer: nn.Linear, kind: Quantization) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(part: nn.Module, kind: Quantization) -> None:
-    """Replace the linear layers of :func:`quantizable` in place, below their adapters.
+    """Replace the linear layers that :func:`quantizable` returns by quantized layers, in place. Keep their adapters.
 
     Weights are quantized in fp32 on the CPU, so that the result does not depend on the machine. On the meta device,
     bitsandbytes is not needed.
@@ -161,7 +166,7 @@ def check_available(kind: Quantization) -> None:
     """Check that bitsandbytes can be imported.
 
     Raises:
-        UserError: it cannot. The message says what to install.
+        UserError: it cannot be imported. The message says what to install.
     """
     try:
         import bitsandbytes  # noqa: F401
@@ -200,7 +205,7 @@ def _packed_on_meta(weight: Tensor, kind: Quantization) -> dict[str, Tensor]:
 
 
 def _functional() -> Any:
-    # transformers takes every import statement of an export for a requirement, unless it is in a try block.
+    # Not an import statement: transformers would require bitsandbytes for every exported model that contains this file.
     return importlib.import_module("bitsandbytes.functional")
 
 

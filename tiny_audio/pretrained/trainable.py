@@ -56,10 +56,10 @@ def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
 
 @torch.no_grad()
 def reset_magnitudes(model: nn.Module) -> None:
-    """Set the magnitudes of new DoRA adapters to the row lengths of the frozen weights, in fp32.
+    """Set the magnitudes of new DoRA adapters to the norms of the frozen weights' rows, in fp32.
 
-    Then the adapters change nothing yet. peft computes the lengths when it adds the adapters. This is repeated after
-    other weights are loaded, and in fp32, because half precision would change the outputs by up to 0.4%.
+    New adapters then do not change the outputs. peft already computes the norms when it adds the adapters, but other
+    weights may be loaded afterwards. Norms in half precision would change the outputs by up to 0.4%.
     """
     from peft.tuners.lora import LoraLayer
 
