@@ -63,12 +63,12 @@ class ProviderConfig(Config, ABC):
     """US dollars for an hour of audio under your plan. None uses the list price, if it is known."""
 
     def price(self) -> Price | None:
-        """Return the price to use in reports. Return None if it is unknown."""
+        """Return the price to use in reports, or None if it is unknown."""
         return self.list_price() if self.usd_per_hour is None else Price(self.usd_per_hour, "usd_per_hour")
 
     @abstractmethod
     def list_price(self) -> Price | None:
-        """Return the pay-as-you-go price of the configured model. Return None if it is unknown."""
+        """Return the pay-as-you-go price of the configured model, or None if it is unknown."""
 
     @classmethod
     @abstractmethod
@@ -102,7 +102,7 @@ PROVIDERS: Registry[ProviderConfig, Provider] = Registry(
 def encode(waveform: Tensor) -> bytes:
     """Encode a waveform ``[S]`` as FLAC (mono, 16 kHz, 16 bits). Every provider receives the same bytes.
 
-    A waveform that exceeds full scale is scaled down as a whole, so that it is not clipped.
+    If a sample is above 1 or below -1, the whole waveform is scaled down, so that no sample is clipped.
     """
     import soundfile
 

@@ -52,8 +52,8 @@ class HttpConfig(ProviderConfig):
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
     """Retries after a temporary failure: rate limits, server errors, broken connections."""
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
-    """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is shortened by a
-    random amount."""
+    """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is then shortened
+    by a random amount."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause, in seconds, that a server may ask for. A clip fails if the server asks for a longer pause."""
 
@@ -127,7 +127,8 @@ class Api:
         """Send a request, with retries, and check the response.
 
         Args:
-            answer: model of the JSON body of a successful response.
+            answer: pydantic model of the JSON body of a successful response.
+            method: the HTTP method, such as ``POST``.
             path: the path after ``base_url``.
             request: ``params``, ``json``, ``data``, ``files``, ``content`` and ``headers``, as for httpx.
 
@@ -207,7 +208,7 @@ class Api:
             ) from None
 
     def _shown(self, words: str) -> str:
-        """Hide the key, which some servers repeat when they reject it, and shorten long bodies."""
+        """Shorten a long text, and hide the key, because some servers repeat a rejected key in their response."""
         words = words.replace(self._secret, "(the key)") if self._secret else words
         return words if len(words) <= _MAX_SHOWN else f"{words[:_MAX_SHOWN]} ..."
 

@@ -14,7 +14,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""The dictionary marks alternative pronunciations of a word, for example with ``(2)``."""
+"""End of a dictionary entry for another pronunciation of a word, such as ``(2)``."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 """Dictionary entries for silence, breath and noise."""
 
@@ -28,7 +28,8 @@ class PocketSphinxConfig(ProviderConfig):
 
     name: Literal["pocketsphinx"] = "pocketsphinx"
     concurrency: PositiveInt = Field(default=1, json_schema_extra=NO_IDENTITY)
-    """Number of threads, each with its own decoder. Python runs only one at a time, so more threads help little."""
+    """Number of threads, each with its own decoder. Python runs only one thread at a time, so more threads help
+    little."""
 
     def list_price(self) -> Price | None:
         """See :meth:`ProviderConfig.list_price`."""
@@ -47,7 +48,7 @@ class _Decoders(threading.local):
 
 
 class PocketSphinx(Provider):
-    """One decoder per thread, because a decoder handles one utterance at a time."""
+    """A PocketSphinx recognizer with one decoder per thread, because a decoder handles one utterance at a time."""
 
     def __init__(self) -> None:
         self._decoders = _Decoders()

@@ -25,8 +25,8 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """List files at any depth by their relative paths (with ``/``), sorted. Follow links and skip hidden files.
 
-    If several paths lead to a folder, it is listed once: under its own name if that is below ``folder``, otherwise
-    under the first link.
+    If several paths lead to the same folder, it is listed once: under its path without links if this path is below
+    ``folder``, otherwise under the first link.
 
     Args:
         wanted: a function that decides whether to list a file, given its name without folders.
@@ -58,8 +58,8 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.sta
 class FileNames:
     """Finds files by name, even if the name on the disk has another Unicode normal form.
 
-    macOS writes an accented letter as two characters, and most other systems write it as one. Each folder is listed
-    only once, because checking a million files one by one takes minutes on a network disk.
+    macOS may write an accented letter as two characters, and most other systems write it as one. Each folder is listed
+    only once, because checking a million files one by one would take minutes on a network disk.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class FileNames:
         return parent / name if self._entries(str(parent)).get(name) else None
 
     def on_disk(self, path: Path) -> Path:
-        """Return the path of a file or folder with its names as on the disk; unchanged if it does not exist."""
+        """Return the path of a file or folder with its names as on the disk. If it does not exist, return ``path``."""
         if str(path).isascii() or path == path.parent or self._entries(str(path)):
             return path
         parent = self.on_disk(path.parent)
@@ -107,7 +107,10 @@ class FileNames:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths that tell them apart. Equal paths have equal names."""
+    """Return a short name for each path: its last parts, as many as are needed to make the names of all paths differ.
+
+    Equal paths have equal names.
+    """
     depths = range(1, max(len(path.parts) for path in paths) + 1)
     names = (["/".join(path.parts[-depth:]) for path in paths] for depth in depths)
     return next(found for found in names if len(set(found)) == len(set(paths)))
@@ -162,9 +165,9 @@ class SeekableBytes(io.RawIOBase):
 
 
 def commit_folder(aside: Path, final: Path) -> None:
-    """Flush a finished folder to the disk, then rename it to its final name.
+    """Flush the finished folder ``aside`` to the disk, then rename it to ``final``.
 
-    An existing folder of this name is replaced. ``aside`` must be on the same file system.
+    If ``final`` exists, it is replaced. Both must be on the same file system.
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)
@@ -180,8 +183,8 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file. A reader finds either the old or the new content, never a mixture."""
-    # The process id prevents conflicts with other processes. A hash replaces the file's own name, because the name may
-    # already have the maximum length.
+    # The process id in the temporary name prevents conflicts with other processes. A hash replaces the file's own name,
+    # because a longer name could exceed the maximum length.
     aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
     try:
         aside.write_text(text, encoding="utf-8")

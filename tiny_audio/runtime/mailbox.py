@@ -1,4 +1,4 @@
-"""Send values from other processes to the main process without waiting for each other."""
+"""Send values from other processes to the main process. No process waits for another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PART_BYTES = 4 * 2**20
 
 
 class Mailbox:
-    """Values that the other processes have sent to the main process. They are kept in the processes' shared store.
+    """Values that the other processes have sent to the main process. All processes share the store that holds them.
 
     Args:
         store: the store, a :class:`torch.distributed.Store`.
@@ -22,7 +22,8 @@ class Mailbox:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank = store, rank
-        self._done = [0] * size  # parts that this process has sent, or received from each process
+        # Number of parts that this process has sent (at its own rank), or received from each other process.
+        self._done = [0] * size
         self._parts = [b""] * size
         # After a restart by torchrun, the store still contains the messages of the previous processes.
         self._start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

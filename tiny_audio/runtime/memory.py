@@ -21,7 +21,8 @@ def machine_bytes() -> int:
 def peak_resident_bytes() -> int:
     """Return the peak resident memory of this process in bytes."""
     if sys.platform == "win32":
-        # PROCESS_MEMORY_COUNTERS: two 32-bit fields (its size, page faults), then the peak and seven more sizes.
+        # The struct PROCESS_MEMORY_COUNTERS has two 32-bit fields (its own size, and the number of page faults), then
+        # the peak, and then seven more fields of the size of `size_t`.
         counters = (ctypes.c_size_t * 9)(9 * ctypes.sizeof(ctypes.c_size_t))
         process = ctypes.c_void_p(ctypes.windll.kernel32.GetCurrentProcess())
         ctypes.windll.kernel32.K32GetProcessMemoryInfo(process, counters, ctypes.sizeof(counters))
@@ -39,8 +40,8 @@ def peak_resident_bytes() -> int:
 def release_freed_memory() -> None:
     """Return freed memory to the system.
 
-    On Linux, glibc keeps much of the memory that a process has freed, in pieces between those in use. If the sizes of
-    the tensors vary, this grows over time. On other systems, this function does nothing.
+    On Linux, glibc keeps freed memory that lies between blocks in use. If the sizes of tensors vary, the amount of such
+    memory grows over time. On other systems, this function does nothing.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries do not have this function

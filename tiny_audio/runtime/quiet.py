@@ -10,9 +10,9 @@ from typing import Any
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Show only errors of transformers inside the ``with`` block, and progress bars only in a terminal.
+    """Inside the ``with`` block, show only errors of transformers, and show its progress bars only in a terminal.
 
-    Then restore the previous settings.
+    After the block, the previous settings apply again.
     """
     from transformers.utils import logging
 
@@ -39,7 +39,8 @@ def _without_bars() -> Iterator[None]:
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
         return factory(*args, **{**kwargs, "disable": True})
 
-    # Do not use transformers' own switch, because turning bars on again would also turn on those of huggingface_hub.
+    # Do not use transformers' own function, because turning its bars on again would also turn on those of
+    # huggingface_hub.
     hook = logging.set_tqdm_hook(without_bar)
     try:
         yield

@@ -8,9 +8,9 @@ import importlib.metadata
 from tiny_audio.config import UserError, first_line
 
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
-"""Versions that work together. torchaudio does not declare which versions of torch it can be loaded with."""
+"""Versions that work together. torchaudio does not declare which versions of torch it needs."""
 SILERO = "silero-vad>=6.2.3"
-"""Weights for voice activity. An export also works without them, but then it finds pauses by loudness."""
+"""Package with the weights for voice activity detection. Without it, an export finds pauses by loudness."""
 REQUIREMENTS = (
     *AUDIO_PAIR,
     "transformers>=5.23,<6",
@@ -32,7 +32,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-@functools.cache  # a second import of a broken package would raise another error
+@functools.cache  # if an import fails, a second import can fail with another error
 def audio_pair_problem() -> str | None:
     """Return a message with the cause and the fix if torchaudio cannot be imported, else None."""
     try:

@@ -46,8 +46,8 @@ class TransientError(Exception):
 class RetryPolicy:
     """The number of retries and the waits before them.
 
-    A wait lasts at least as long as the server asks. Otherwise, the waits double each time, up to a maximum. A random
-    part is subtracted, so that many clients do not retry at the same time.
+    A wait lasts at least as long as the server asks. If the server does not ask, each wait is twice as long as the one
+    before, up to a maximum. A random part is subtracted, so that many clients do not retry at the same time.
     """
 
     max_retries: int
@@ -86,8 +86,8 @@ class RetryPolicy:
         asked_s = _error(state).asked_wait_s
         if asked_s is None:
             return wait_s
-        # Wait as long as asked, plus a random time, so that clients do not all retry at once. Use `wait_s` if it is
-        # longer, because some servers always ask for 0 s.
+        # Wait as long as the server asks, plus a random time, so that clients do not all retry at once. Some servers
+        # always ask for 0 s, so wait at least `wait_s`.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
     def _log(self, state: tenacity.RetryCallState) -> None:
@@ -153,6 +153,7 @@ def _rate_limit(text: str | None) -> float | None:
 
 
 def _reset(text: str | None, now: float) -> float | None:
+    """Parse a number of seconds or, if the number is too large for that, a Unix time."""
     seconds = _number(text, 1.0)
     return max(0.0, seconds - now) if seconds is not None and seconds > now / 2 else seconds
 

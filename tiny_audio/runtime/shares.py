@@ -12,11 +12,12 @@ def split_evenly(durations_s: Sequence[float], num_shares: int) -> list[list[int
     Items are assigned from the longest to the shortest, each to the share with the smallest total so far.
 
     Args:
-        durations_s: duration of each item. 0 means unknown; the mean of the known durations is assumed.
-        num_shares: number of shares. Some are empty if there are fewer items.
+        durations_s: duration of each item. 0 means that the duration is unknown. The mean of the known durations is
+            then assumed.
+        num_shares: number of shares. If there are fewer items than shares, some shares are empty.
 
     Returns:
-        the indices of the items of each share, in ascending order.
+        The indices of the items of each share, in ascending order.
     """
     known = [duration for duration in durations_s if duration > 0]
     mean = sum(known) / len(known) if known else 1.0

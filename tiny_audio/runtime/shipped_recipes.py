@@ -1,4 +1,4 @@
-"""Find the recipes that ship with the package: inside an installed package, or in ``recipes/`` of a clone."""
+"""Find the recipes that ship with the package, in an installed package or in the folder ``recipes/`` of a clone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class RecipeHeader:
 
 
 def shipped_files() -> dict[str, Path]:
-    """Return the paths of the recipes and of the files that they use, by name, such as ``projectors/linear``."""
+    """Return the paths of the shipped recipes, and of the files that they use, by name.
+
+    An example of a name is ``projectors/linear``.
+    """
     package = Path(__file__).parents[1]
     folder = next((one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()), None)
     if folder is None:
@@ -42,9 +45,10 @@ def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Pat
     """Find the file with this path, or else the shipped file with this name. The suffix may be omitted.
 
     Args:
-        given: a path or a name. If there is no such file, it is returned as a path.
+        given: a path or a name. If there is no such file, the path ``folder / given`` is returned.
         folder: the folder to which relative paths refer.
-        but: a file to skip. A recipe with ``extends: given`` must not extend itself.
+        but: the file that contains ``extends: given``. It is skipped, so that a file with the name of a shipped recipe
+            can extend that recipe.
     """
     for path in (folder / given, folder / f"{given}{_SUFFIX}"):
         if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):
@@ -63,7 +67,7 @@ def nearest_recipes(path: Path) -> str:
 
 
 def local_instead_of_shipped(given: str) -> Path | None:
-    """Return the local file that is used instead of the shipped file of the same name. None if there is no conflict."""
+    """Return the local file that has priority over the shipped file of the same name; None if there is no such file."""
     found, shipped = find_file(given), shipped_files().get(given)
     if shipped is None or os.path.samefile(found, shipped):
         return None
@@ -84,7 +88,9 @@ def read_header(name: str, path: Path) -> RecipeHeader:
 
 
 def text_to_edit(name: str) -> str:
-    """Return the text of a recipe. Its ``extends`` is replaced by a name, so that the recipe works in every folder.
+    """Return the text of a shipped recipe, in which the path after ``extends`` is replaced by a recipe's name.
+
+    A copy of the text then works in every folder.
 
     Raises:
         UserError: no recipe of this name ships with the package.

@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split the text into the name and the fields. Values are read as YAML, except for the fields in ``as_written``.
+    """Split the text into the name and the fields. Values are read as YAML. Fields in ``as_written`` stay text.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})

@@ -1,4 +1,4 @@
-"""Prevent errors of the standard streams: limited encodings, closed streams, and readers that exit."""
+"""Prevent errors of the standard streams because of limited encodings, closed streams, or readers that exit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _closed: set[str] = set()
 
 
 def prepare_streams() -> None:
-    """Replace closed streams, and characters that the encoding lacks. Call this once, before anything is printed."""
+    """Replace closed streams, and set up replacements for characters that the encoding lacks.
+
+    Call this once, before anything is printed.
+    """
     codecs.register_error(_ERRORS, _readable)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

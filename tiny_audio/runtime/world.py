@@ -1,4 +1,4 @@
-"""The processes that a launcher started to work together, and their collectives."""
+"""The processes of a distributed run, and their collectives (operations in which all processes take part)."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
 """Timeout of a collective. It is long, because the other processes wait while the main process indexes a corpus or
-scores a set. If a process ends, the others notice it at once."""
+scores an evaluation set. If a process ends, the others notice this at once, without the timeout."""
 _JOIN_TIMEOUT = timedelta(minutes=2)
-"""Time in which all processes must connect. Launchers start them at about the same time."""
+"""Time in which all processes must connect. It is short, because launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
 _PRESENT = "tiny_audio/present"
-"""Key of the number of processes that have connected to the store."""
+"""Key in the shared store of the number of processes that have connected to it."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
-"""Variables with which `accelerate launch` turns on an engine, and the name of the engine. They are rejected: training
-uses ``execution.parallel`` instead, and inference needs no engine."""
+"""Environment variables with which `accelerate launch` turns on an engine for sharded training, and the engine's name.
+They are rejected, because training uses ``execution.parallel`` instead, and inference needs no engine."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and the rank of this process. With a single process, collectives return its own values.
+    """The number of processes of a run, and the rank of this process.
 
-    Methods are collectives unless they say otherwise. All processes must call collectives in the same order.
+    Methods are collectives unless their docstrings say otherwise. All processes must call collectives in the same
+    order. With a single process, a collective returns the values of this process.
     """
 
     rank: int = 0
@@ -109,8 +110,8 @@ class World:
         """Call ``work`` in every process. If it fails in any process, all processes raise an error.
 
         Args:
-            meanwhile: called repeatedly after ``work`` until all processes have finished their work, and once more at
-                the end. A signal interrupts this wait.
+            meanwhile: function that is called repeatedly after ``work`` until all processes have finished their work,
+                and once more at the end. A signal interrupts this wait.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
@@ -195,7 +196,7 @@ class World:
 
 
 def _pauses() -> Iterator[float]:
-    """Yield the seconds between the checks of a wait. The first are short, so that a short wait ends soon."""
+    """Yield pauses in seconds, for a loop that waits. The first pauses are short, so that a short wait ends soon."""
     pause = 0.001
     while True:
         yield pause
@@ -255,7 +256,7 @@ def joined(
 
 
 def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
-    """Return the store, after all processes have connected to it.
+    """Return the key-value store that all processes share, after all of them have connected to it.
 
     Raises:
         UserError: some processes do not connect in time, because they were not started or cannot be reached.

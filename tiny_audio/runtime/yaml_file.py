@@ -59,7 +59,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that would be read as another type: ``no`` in YAML 1.1, ``1e-4`` in YAML 1.2."""
+    """Quotes text that a reader would take for another type: ``no`` in YAML 1.1, ``1e-4`` in YAML 1.2."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
@@ -161,7 +161,10 @@ def _parse(text: str, name: str) -> Any:
 
 
 def _value(node: yaml.Node) -> Any:
-    """Convert a node to plain Python values. PyYAML's constructors would read ``010`` as 8 and raise other errors."""
+    """Convert a node to plain Python values.
+
+    PyYAML's constructors are not used, because they would read ``010`` as 8 and raise errors of other types.
+    """
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     if not isinstance(node, yaml.MappingNode):
@@ -191,7 +194,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
         case "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     try:
-        # JSON writes a character beyond 16 bits as two escapes, which PyYAML does not join.
+        # JSON writes a character beyond 16 bits as two escapes (a surrogate pair), which PyYAML does not join.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise _problem("half of a surrogate pair is not a character", node.start_mark) from None

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 TOLERANCE = 1e-5
 """Maximum difference between two fp32 computations of the same values, relative to the root mean square of the values.
 
-The tolerance is 84 times the machine epsilon of fp32, 2⁻²³. Kernels add numbers in a different order for each batch
-size. After all layers of a part, this causes differences of up to three quarters of the tolerance."""
+The tolerance is 84 times the machine epsilon of fp32 (2⁻²³). Kernels add numbers in a different order for each batch
+size. After all layers of a part, this order causes differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
 """A gradient in fp64 counts as zero if it is smaller than this, relative to the part's largest gradient.
 
-If a gradient is mathematically zero, some kernels return exactly zero, and other kernels return a multiple of the
-machine epsilon, 2⁻⁵². In fp32, such rounding errors could be as large as the smallest real gradients."""
+If a gradient is mathematically zero, some kernels return exactly zero. Other kernels return rounding errors, which are
+multiples of the machine epsilon (2⁻⁵²). In fp32, rounding errors could be as large as the smallest real gradients."""
 NOISE = 100.0
 """Standard deviation of the noise in padding. The standard deviation of speech is below 1."""
 
@@ -68,7 +68,7 @@ def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor],
 
     Gradients are in fp64. Two gradients that both count as zero (:data:`ZERO`) are equal.
     """
-    expect(found.keys() == wanted.keys(), part, f"{what} loses gradients")
+    expect(found.keys() == wanted.keys(), part, f"{what}: other parameters have gradients")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
     for name, gradient in wanted.items():
         if max(float(gradient.abs().max()), float(found[name].abs().max())) > ZERO * largest:
@@ -81,7 +81,10 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 
 
 def perturb(module: nn.Module, seed: int = 0) -> None:
-    """Add noise to every trainable tensor. With the initial zeros and ones, a missing operation could go unnoticed."""
+    """Add noise to every trainable tensor.
+
+    If biases are zeros and gains are ones, a check could overlook that an operation is missing.
+    """
     numbers = generator(seed)
     with torch.no_grad():
         for tensor in module.parameters():

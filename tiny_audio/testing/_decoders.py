@@ -68,7 +68,8 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft with the given ids. The first id replaces a random share ``wrong`` of them."""
+    """A draft for assisted decoding with the given ids. A random share ``wrong`` of them is replaced by the first
+    id."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
@@ -146,7 +147,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_logits(self, config: DecoderConfig) -> None:
         """Check that logits at kept positions are in row-major order, and equal those of a forward pass that keeps all.
 
-        They must not depend on later positions.
+        Logits must not depend on later positions.
         """
         decoder = self.build(config).eval()
         perturb(decoder)
@@ -187,7 +188,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_equal(config, f"logits of a row of {len(row)} positions alone and in a batch", found, alone)
 
     def check_generation(self, config: DecoderConfig, beams: Sequence[int] = (1, 3)) -> None:
-        """Check that greedy ids are the argmax of ``forward``, and that left padding changes no id."""
+        """Check that greedy decoding returns the argmax of ``forward``, and that left padding changes no id."""
         decoder = self.build_varied(config)
         rows, end = rows_of(decoder), tokenizer_of(config).eos_token_id
         settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
@@ -227,7 +228,8 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         wanted = [decoder(row[None], every := torch.ones(1, len(row), dtype=torch.bool), every) for row in rows]
         wrong = [NOISE * torch.randn_like(row) for row in rows]
         num_read, order = [0, 0, 0], [0, 1, 2]
-        # For each step: positions to append to each row, wrong positions to append and crop, rows to keep.
+        # For each step: the number of positions to append to each row, the number of wrong positions to append and then
+        # crop, and the rows to keep.
         for sizes, cropped, kept in (
             ([9, 2, 17], [0, 0, 0], [0, 1, 2]),
             ([3, 1, 5], [4, 0, 1], [2, 0, 1]),
@@ -252,7 +254,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_assisted_decoding(self, config: DecoderConfig) -> None:
         """Check that assisted decoding returns the ids of ``generate`` for any draft.
 
-        If the draft is correct, assisted decoding must need only one pass.
+        If the draft is correct, one pass of the decoder must be enough.
         """
         decoder, end = self.build_varied(config), tokenizer_of(config).eos_token_id
         if decoder.cache() is None:
@@ -286,7 +288,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_gradients(self, config: DecoderConfig) -> None:
         """Check that gradients reach all trainable tensors and no frozen tensor.
 
-        They must always reach the audio embeddings.
+        Gradients must always reach the audio embeddings.
         """
         ids = torch.arange(len(tokenizer_of(config)))
         for what, fields in (

@@ -45,7 +45,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Return clip lengths to test: a window and multiples of the stride, also with one sample less or more."""
+    """Return clip lengths to test, in samples: a window and multiples of the stride, and one sample less or more."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()
@@ -90,12 +90,12 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         )
 
     def check_lengths(self, config: EncoderConfig) -> None:
-        """Check that config, encoder and output agree on the number of frames, for every clip length."""
+        """Check that the config, the encoder and its output have the same numbers of frames, for many clip lengths."""
         encoder = self.build(config).eval()
         stride = round(SAMPLE_RATE / encoder.frame_rate)
         samples = torch.arange(1, 4 * stride)
         counts = encoder.num_frames(samples)
-        # The sizes at which the number of frames changes, the sizes before them, and every 16th size.
+        # Choose the sizes at which the number of frames changes, the sizes before them, and every 16th size.
         steps = counts.diff() != 0
         chosen = F.pad(steps, (0, 1)) | F.pad(steps, (1, 0)) | (samples % 16 == 1)
         for size, count in zip(samples[chosen].tolist(), counts[chosen].tolist(), strict=True):
@@ -204,7 +204,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(same, config, "rebuilt from architecture(), it has a different frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
-        """Check that all higher layers are removed if ``layer`` is a number.
+        """Check that all layers above the chosen layer are removed if ``layer`` is a number.
 
         With ``layer: weighted``, the weights of the sum must be trainable even if the encoder is frozen.
         """

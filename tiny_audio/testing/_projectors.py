@@ -25,7 +25,7 @@ CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms
 NUM_LABELS = 7
 """Number of labels of the frames' CTC logits, for projectors that read them."""
 ROUNDING = 0.05
-"""Maximum error in bf16, relative to the root mean square. After a few layers, the error is a tenth of this value."""
+"""Maximum error in bf16, relative to the root mean square. Projectors of a few layers have a tenth of this error."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Return numbers of frames to test: small numbers, and multiples of the window with one frame less or more."""
+    """Return numbers of frames to test: small numbers, multiples of the window, and one frame less or more."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -104,7 +104,7 @@ def check_autocast(config: ProjectorConfig) -> None:
 
 
 def check_meta_device(config: ProjectorConfig) -> None:
-    """Check that the projector can be built for any width, and on the meta device for ``validate`` and ``plan``."""
+    """Check that the projector can be built for any width, and on the meta device, as ``validate`` and ``plan`` do."""
     for in_dim, out_dim in ((64, 64), (61, 53)):
         with torch.device("meta"):
             projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))

@@ -12,7 +12,7 @@ from tiny_audio.providers import PROVIDERS, ProviderConfig, ProviderTranscript, 
 from tiny_audio.testing._checks import expect
 
 DURATION_S = 2.0
-"""Duration of the two test clips, which are silence and an intermittent tone."""
+"""Duration of the two test clips: silence, and a tone with pauses."""
 
 
 def check_config(config: ProviderConfig) -> None:

@@ -16,7 +16,7 @@ MAX_CLIPS = 20
 
 
 def check_index(config: SourceConfig, context: SourceContext) -> None:
-    """Check that clips have unique ids, durations and texts, and that a rebuilt source has the same index."""
+    """Check that each clip has a unique id, a duration and a text, and that a rebuilt source has the same index."""
     source = SOURCES.build(config, context)
     index = source.index()
     expect(bool(index.utterances), config, "the index has no utterance")
@@ -26,8 +26,8 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
         seconds = utterance.duration_s
         expect(bool(utterance.id), config, "an utterance has an empty id")
         expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
-        told = "it must be listed as dropped, or Index.empty must say that nobody speaks"
-        expect(bool(utterance.text.strip()) != is_empty, config, f"{utterance.id} has no text; {told}")
+        advice = "it must be listed as dropped, or Index.empty must say that nobody speaks"
+        expect(bool(utterance.text.strip()) != is_empty, config, f"{utterance.id} has no text; {advice}")
         expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)
         expect(plain, config, f"{utterance.id} has metadata that are not strings")

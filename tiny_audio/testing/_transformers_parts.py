@@ -90,7 +90,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             return
         part = self.build(changed(config, lora=None))
         linear = [path for path, module in part.named_modules() if isinstance(module, nn.Linear)]
-        # The head is excluded because it may share its weights with the embeddings.
+        # The head cannot have an adapter, because it may share its weights with the embeddings.
         names = {path.rsplit(".", 1)[-1] for path in linear} - {"lm_head"}
         expect(
             set(config.linear_layers) == names,
@@ -120,7 +120,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal_gradients(config, f"attention: varlen with {settings}", found, wanted)
 
     def check_checkpointing(self, config: ConfigT) -> None:
-        """Check that ``gradient_checkpointing`` recomputes layers in the backward pass, and changes no gradient."""
+        """Check that ``gradient_checkpointing`` recomputes layers in the backward pass and keeps the gradients."""
         for fields in self._trained_variants(config):
             plain, wanted = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=False))
             recomputed, found = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=True))
