@@ -40,11 +40,13 @@ WINDOW_CHECKS = (
 def contract() -> Iterator[Any]:
     """Return every check of every decoder.
 
-    All families are built by the same code. The fast run does all checks for SmolLM3. For Gemma 3, whose attention has
-    windows, it does ``OWN_CHECKS`` and ``WINDOW_CHECKS``, and for other families ``OWN_CHECKS``. SmolLM2 has the same
-    transformers class as Llama, so all its checks are slow. Other tests cover all families:
-    tests/pretrained/test_packing.py covers packed rows and shared prefixes, test_combinations.py covers training and
-    generation in batches, and tests/decoders/test_equal_transformers.py covers generated ids.
+    All families are built by the same code, so the fast run does not do all checks for every family. It does all checks
+    for SmolLM3. For other families, it does ``OWN_CHECKS``, and for Gemma 3 also ``WINDOW_CHECKS``, because some of its
+    layers have attention windows. SmolLM2 has the same transformers class as Llama, so all its checks are slow.
+
+    Other tests cover all families: tests/pretrained/test_packing.py covers packed rows and shared prefixes,
+    test_combinations.py covers training and generation in batches, and tests/decoders/test_equal_transformers.py covers
+    generated ids.
     """
     fast = {
         "smollm2": (),

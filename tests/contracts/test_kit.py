@@ -78,7 +78,7 @@ def always_drops_out(part: Encoder, config: EncoderConfig) -> None:
 
 
 def reads_its_neighbors(part: Any, config: EncoderConfig) -> None:
-    """This is an error of packed rows whose lengths are ignored."""
+    """Let frames attend to other clips, as if the lengths of packed rows were ignored."""
     whole = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), lambda given: given[[0, -1]])
     if part.packs:
         for layer in part.model.encoder.layers:
@@ -146,14 +146,14 @@ def full_logits(part: Any, config: Any) -> None:
 
 
 def continues_positions(part: Any, config: Any) -> None:
-    """This is an error of packed rows whose positions continue those of the previous row."""
+    """Give packed rows positions that do not restart in each row."""
     if part.packs:
         numbered = {"position_ids": lambda given: torch.arange(given.shape[1])[None] // 2}
         replaced(part.model, "forward", lambda forward, **kwargs: forward(**merged(kwargs, numbered)))
 
 
 def forgets_the_prefix(part: Any, config: Any) -> None:
-    """Rows after the first one do not attend to the shared prefix."""
+    """Let only the first row attend to the shared prefix."""
     replaced(
         part.model,
         "forward",

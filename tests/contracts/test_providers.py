@@ -51,13 +51,13 @@ def test_contract(
     server: Vendors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if entry.name == "pocketsphinx":  # which takes as long as the clips
+    if entry.name == "pocketsphinx":  # shorten the clips, because its time is proportional to their duration
         monkeypatch.setattr("tiny_audio.testing._providers.DURATION_S", 0.2)
     check(asking(entry, server))
 
 
 class Wrong(Provider):
-    """Violates one rule of the contract."""
+    """Returns the given answers, one of which violates the contract."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers

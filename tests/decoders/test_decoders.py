@@ -40,8 +40,8 @@ SPARE = 7
 
 
 def checkpoint(family: str, folder: Path, **fields: Any) -> DecoderConfig:
-    """Write a random checkpoint with its tokenizer, a vocabulary that is rounded up, and its own generation
-    settings."""
+    """Write a random checkpoint with its tokenizer, its own generation settings, and :data:`SPARE` unused rows in its
+    vocabulary."""
     name, class_name, own = FAMILIES[family]
     tokenizer = chat_tokenizer(family, folder)
     model_class = getattr(transformers, class_name)
@@ -51,8 +51,8 @@ def checkpoint(family: str, folder: Path, **fields: Any) -> DecoderConfig:
     architecture = model_class.config_class(**sizes | own | ids | {"vocab_size": len(tokenizer) + SPARE} | fields)
     model = model_class(architecture)
     model.save_pretrained(folder)
-    habits = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 3}
-    (folder / "generation_config.json").write_text(json.dumps(habits | {"eos_token_id": [0, 1, 2]}))
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.3, "max_new_tokens": 3}
+    (folder / "generation_config.json").write_text(json.dumps(sampling | {"eos_token_id": [0, 1, 2]}))
     return DECODERS.parse({"name": name, "pretrained": str(folder)})
 
 
@@ -130,9 +130,9 @@ def test_ids_that_cannot_be_decoded_are_never_generated(family: str, tmp_path: P
         assert (decoder(embeddings, mask, mask).argmax(-1) >= size).any()
     for settings in ({}, {"num_beams": 3}, {"suppress_tokens": [5]}):
         for one in (decoder, again):
-            said = one.generate(embeddings, mask, max_new_tokens=8, do_sample=False, pad_token_id=0, **settings)
-            assert int(said.max()) < size
-            assert 5 not in said or "suppress_tokens" not in settings
+            generated = one.generate(embeddings, mask, max_new_tokens=8, do_sample=False, pad_token_id=0, **settings)
+            assert int(generated.max()) < size
+            assert 5 not in generated or "suppress_tokens" not in settings
 
 
 @pytest.mark.parametrize("family", ["smollm2", "gemma3", "pythia"])
@@ -145,8 +145,8 @@ def test_generation_settings_of_a_checkpoint_are_not_used(family: str, tmp_path:
         (False, 1.0, 1.0),
     }
     embeddings, mask = decoder.embed(torch.arange(9)[None]), torch.ones(1, 9, dtype=torch.bool)
-    said = decoder.generate(embeddings, mask, max_new_tokens=8, pad_token_id=0, eos_token_id=None)
-    assert said.shape[1] == 8, "its max_new_tokens is 3"
+    generated = decoder.generate(embeddings, mask, max_new_tokens=8, pad_token_id=0, eos_token_id=None)
+    assert generated.shape[1] == 8, "max_new_tokens of the checkpoint is 3"
 
 
 def test_undecodable_ids_are_given_as_ranges(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_rms_of_gemmas_embeddings_includes_their_scale(tmp_path: Path) -> No
 
 
 def test_rows_can_be_longer_than_the_attention_window(tmp_path: Path) -> None:
-    """A layer does not attend beyond its window, with and without padding."""
+    """The logits of a row are the same with and without padding, even if the row is longer than a layer's window."""
     config = checkpoint("gemma3", tmp_path, sliding_window=4)
     decoder: Any = built(config)
     assert decoder.model.config.layer_types == ["sliding_attention", "full_attention"]

@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 VARIANTS = ("smollm3 untied", "cohere", "gpt-neox", "bloom", "opt")
-"""Models whose components all occur in other models, too. Only slow tests use them."""
+"""Models that are tested only in the slow run, because all of their components also occur in other models."""
 
 
 @pytest.fixture(scope="module", params=fast_ones(MODELS, *(name for name in MODELS if name not in VARIANTS)))
@@ -111,7 +111,7 @@ def test_generated_ids_are_equal(pair: tuple[Any, Decoder], settings: dict[str, 
     found = decoder.generate(embeddings, mask, **settings)
     from_ids = model.generate(input_ids=tokens, attention_mask=mask.long(), **settings)[:, tokens.shape[1] :]
     assert found.tolist() == from_ids.tolist()
-    assert len(set(found.flatten().tolist())) > 2, "a model that repeats itself shows little"
+    assert len(set(found.flatten().tolist())) > 2, "the model must not always repeat the same tokens"
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def write(folder: Path) -> Any:
-    """Write the files of such a tokenizer, and return the original."""
+    """Write the files of such a tokenizer, and return the tokenizer of the sentencepiece library."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -54,7 +54,7 @@ def test_a_tokenizer_with_only_its_model_can_be_loaded(tmp_path: Path) -> None:
     prompt = build_prompt(PromptConfig(user="USER: {audio} Transcribe speech to text. ASSISTANT:"), tokenizer)
     assert (prompt.prefix_ids[0], prompt.end_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     tokenizer.save_pretrained(tmp_path / "export")
-    assert (tmp_path / "export" / "tokenizer.json").is_file(), "an export does not need sentencepiece"
+    assert (tmp_path / "export" / "tokenizer.json").is_file(), "an export must not need sentencepiece"
 
 
 def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ KINDS = [
 ]
 
 DIFFERENT = ("hubert", "parakeet", "granite-speech")
-"""Families in the fast run of tests whose code is the same for all families. HuBERT reads waveforms, Parakeet has
-another front end, and checkpoints of Granite Speech contain a whole model."""
+"""Families that the fast run uses if a test runs the same code for all families. HuBERT reads waveforms, Parakeet has a
+log-mel front end, and a checkpoint of Granite Speech contains a whole model."""
 
 
 def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:
-    """Check that all tensors of the original encoder are loaded. The mask vector of disabled SpecAugment may be
-    missing."""
+    """Check that all tensors of the original encoder are loaded, except for the mask vector of transformers' own
+    SpecAugment, which is not used."""
     own, its = build(name, folder, **fields).state_dict(), model.state_dict()
     its.pop("masked_spec_embed", None)
     assert own.keys() == {f"model.{key}" for key in its}
@@ -46,7 +46,7 @@ def test_checkpoints_with_a_head_or_decoder(tmp_path: Path, name: str, head: str
     whole = original(name, head)
     whole.save_pretrained(tmp_path)
     saved, model = load_file(tmp_path / "model.safetensors"), bare(name, whole)
-    assert len(saved) > len(model.state_dict()), "there is something on top"
+    assert len(saved) > len(model.state_dict()), "the checkpoint also contains a head or a decoder"
     assert_loads(tmp_path, name, model)
 
 
@@ -66,7 +66,7 @@ def test_base_checkpoints(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_weight_norm_with_its_old_names(tmp_path: Path, name: str) -> None:
-    """Most checkpoints were released as pickles with the names of older versions of torch."""
+    """Most released checkpoints are pickles in which weight norm has the tensor names of older versions of torch."""
     whole = original(name)
     whole.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -162,7 +162,7 @@ def test_unsupported_attention_is_rejected(name: str, attention: str, allowed: s
 
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper", "qwen3-asr"])
 def test_families_with_flash_attention(name: str) -> None:
-    """Compare with the support that transformers states."""
+    """Flash Attention is supported according to both transformers and the family's config."""
     model = bare(name, original(name))
     assert model._supports_flash_attn
     assert "flash_attention_2" in ENCODERS.entry(name).config.attentions
@@ -200,7 +200,7 @@ def test_adapters_can_name_a_layer(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_encoder_can_be_built_from_a_config_only(tmp_path: Path, name: str, layer: str | int) -> None:
-    """Showing and planning a recipe use this: the encoder is on the meta device, with the shapes of the weights."""
+    """To show or plan a recipe, encoders are built on the meta device, where tensors have shapes but no values."""
     original(name).save_pretrained(tmp_path)
     config = ENCODERS.parse({"name": name, "pretrained": str(tmp_path), "layer": layer})
     architecture = published_architecture(config)

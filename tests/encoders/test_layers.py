@@ -45,8 +45,8 @@ def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
     """Return transformers' hidden states for the same features: the input of the first layer and the output of each
     layer.
 
-    Whisper's original only accepts 30 s, and its last hidden state is after the final norm. Granite Speech changes a
-    hidden state after it was captured. So the layers of both are called one by one here.
+    transformers' Whisper accepts only 30 s, and its last hidden state includes the final norm. transformers' Granite
+    Speech changes a hidden state after recording it. So for both models, the layers are called one by one here.
     """
     features = encoder.features(*audio())
     if name == "whisper":
@@ -59,8 +59,8 @@ def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
     if name == "granite-speech":
         states = [model.input_linear(features.values.unflatten(1, (-1, 2)).flatten(2))]
         for index, layer in enumerate(model.layers):
-            said = model.out_mid(model.out(states[-1]).softmax(-1)) if index == DEPTH // 2 else 0
-            states.append(layer(states[-1] + said, attention_dists=model.attention_dists))
+            predicted = model.out_mid(model.out(states[-1]).softmax(-1)) if index == DEPTH // 2 else 0
+            states.append(layer(states[-1] + predicted, attention_dists=model.attention_dists))
         return states
     if name == "qwen3-asr":
         mel = nn.functional.pad(features.values, (0, 0, 0, 100 - features.values.shape[1])).transpose(1, 2)
@@ -89,8 +89,8 @@ def test_a_layer_can_be_selected_by_number(family: tuple[str, Any, Path]) -> Non
 
 
 def test_the_last_layer_equals_the_models_output(family: tuple[str, Any, Path]) -> None:
-    """The output of the last layer is after the final norm. The output of a numbered layer is without it, because the
-    norm was trained on the last layer."""
+    """``layer: last`` includes the final norm. A layer with a number does not include it, because the norm was trained
+    on the last layer."""
     name, model, folder = family
     with torch.no_grad():
         last, numbered = (build(name, folder, layer=layer)(*audio()).values for layer in ("last", DEPTH))
@@ -197,7 +197,7 @@ def another_linear_layer(part: Any, config: EncoderConfig) -> None:
 
 
 def attends_past_adapters(part: Any, config: EncoderConfig) -> None:
-    """WavLM in transformers has this error."""
+    """Compute attention without the adapters, as WavLM in transformers does."""
     for layer in part.model.encoder.layers:
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             project = getattr(layer.attention, name)

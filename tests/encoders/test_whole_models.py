@@ -1,4 +1,4 @@
-"""Encoders of speech language models: only their tensors are read, and their outputs equal those in the whole model."""
+"""Encoders of speech language models: only their tensors are read, and their outputs equal those of the originals."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_features_equal_the_feature_extractors(family: tuple[str, Any, Encoder, 
 
 
 def test_features_of_very_short_clips() -> None:
-    """Granite Speech's feature extractor needs more than half a window. Qwen3-ASR's pads with silence."""
+    """Granite Speech's feature extractor fails for such clips. That of Qwen3-ASR pads them with silence."""
     with pytest.raises(RuntimeError):
         granite_features(speech(0.01))
     encoder = ENCODERS.build(ENCODERS.parse("qwen3-asr").tiny(), EncoderContext())  # type: ignore[attr-defined]
@@ -166,7 +166,8 @@ def test_other_tensors_are_not_read(
 
 
 def test_checkpoints_in_qwens_own_format(tmp_path: Path) -> None:
-    """Qwen's published checkpoints have these keys and this config. Those for transformers are converted from them."""
+    """Qwen's published checkpoints have these keys and this config. The checkpoints for transformers are converted from
+    Qwen's."""
     whole = original("qwen3-asr")
     whole.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())

@@ -90,7 +90,7 @@ def test_files_that_affect_the_model_change_the_identity(folder: Path, edit: Cal
         replaced("config.json", "a/b", "c/d"),
         replaced("config.json", "5.24.0", "5.30.0"),
         lambda folder: (folder / "config.json").write_text(json.dumps(dict(reversed(CONFIG.items())), indent=4)),
-        lambda folder: (folder / "pytorch_model.bin").write_bytes(b"not read where there is safetensors"),
+        lambda folder: (folder / "pytorch_model.bin").write_bytes(b"not read, because there is a safetensors file"),
         lambda folder: (folder / "training_args.bin").write_bytes(b"x"),
         lambda folder: os.utime(folder / "model.safetensors"),
         lambda folder: (folder / "logs").mkdir(),
@@ -120,7 +120,7 @@ def test_large_files_are_hashed_once(folder: Path, cache: Path, monkeypatch: pyt
     monkeypatch.setattr(identity.hashlib, "file_digest", counting)
     first = folder_identity(folder)
     assert "model.safetensors" in read
-    assert not cache.exists(), "a file that may still change is not kept"
+    assert not cache.exists(), "the hash of a file that may still change is not cached"
     later = time.time_ns() + 10**10
     monkeypatch.setattr(identity.time, "time_ns", lambda: later)
     assert folder_identity(folder) == first

@@ -50,22 +50,22 @@ def checkpoints(folder: Path) -> Iterator[str]:
 FIELDS: tuple[tuple[str, Registry[Any, Any], dict[str, Any]], ...] = (
     ("adapters on trained weights", ENCODERS, {"name": "hubert", "freeze": False, "lora": LORA | {"targets": ["a"]}}),
     ("overrides of a checkpoint", ENCODERS, {"name": "hubert", "overrides": {"hidden_size": 32}}),
-    ("a frozen front end that trains", ENCODERS, {"name": "hubert", "train_front_end": True}),
+    ("a trained front end in a frozen encoder", ENCODERS, {"name": "hubert", "train_front_end": True}),
     ("an attention that is not supported", ENCODERS, {"name": "wavlm", "attention": "flash_attention_2"}),
     ("dropout with varlen", ENCODERS, {"name": "hubert", "attention": "varlen", "dropout": 0.1}),
     ("adapters on unknown layers", ENCODERS, {"name": "hubert", "lora": LORA | {"targets": ["query"]}}),
     ("a tokenizer for a checkpoint", DECODERS, {"name": "smollm3", "tokenizer": {}}),
-    ("a vocabulary size", DECODERS, {"name": "smollm3", "init": "random", "overrides": {"vocab_size": 9}}),
+    ("an overridden vocabulary size", DECODERS, {"name": "smollm3", "init": "random", "overrides": {"vocab_size": 9}}),
     ("no checkpoint", DECODERS, {"name": "causal_lm"}),
     ("no architecture", DECODERS, {"name": "causal_lm", "init": "random", "tokenizer": {}}),
     ("two architectures", DECODERS, {"name": "causal_lm", "pretrained": "a/b", "model_type": "llama"}),
     ("heads that do not divide the width", PROJECTORS, {"name": "qformer", "dim": 100}),
-    ("odd heads", PROJECTORS, {"name": "transformer", "dim": 24, "num_heads": 8}),
+    ("heads with an odd number of channels", PROJECTORS, {"name": "transformer", "dim": 24, "num_heads": 8}),
     ("a window without effect", PROJECTORS, {"name": "qformer", "mode": "global", "window": 15}),
     ("queries that do not divide the window", PROJECTORS, {"name": "qformer", "num_queries": 4}),
     ("no cross-attention", PROJECTORS, {"name": "qformer", "num_layers": 2, "cross_attention_every": 3}),
-    ("a kernel too few", PROJECTORS, {"name": "conv", "strides": [2, 2], "kernel_sizes": [3]}),
-    ("a kernel too small", PROJECTORS, {"name": "moe", "strides": [2, 4], "kernel_sizes": [3, 3]}),
+    ("too few kernels", PROJECTORS, {"name": "conv", "strides": [2, 2], "kernel_sizes": [3]}),
+    ("a kernel smaller than its stride", PROJECTORS, {"name": "moe", "strides": [2, 4], "kernel_sizes": [3, 3]}),
 )
 
 
@@ -81,18 +81,18 @@ def building() -> Iterator[str]:
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     yield raised("an unknown field of the architecture", random_encoder, "hubert", hiden_size=32)
-    yield raised("an adapter on top", random_encoder, "wav2vec2", add_adapter=True)
+    yield raised("an adapter on top of the layers", random_encoder, "wav2vec2", add_adapter=True)
     yield raised("an unknown architecture", causal_lm, "granit")
     yield raised("an encoder and a decoder", causal_lm, "bart")
     yield raised("no embeddings as input", causal_lm, "cpmant")
     yield raised("no causal model", causal_lm, "bert", **sizes)
-    yield raised("more than embeddings", causal_lm, "roberta", **sizes)
+    yield raised("token ids with other effects than embeddings", causal_lm, "roberta", **sizes)
     yield raised("recurrent states", causal_lm, "rwkv", hidden_size=32, num_hidden_layers=2)
     bloom = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
     yield raised("an attention that is not supported", causal_lm, "bloom", attention="varlen", **bloom)
     yield raised("an adapter on the head", causal_lm, "granite", lora=LORA | {"targets": ["lm_head"]}, **sizes)
     heads = torch.zeros(1, 4, 3, 8)
-    yield raised("capped scores", attend, torch.nn.Module(), heads, heads, heads, None, softcap=30.0)
+    yield raised("capped attention scores", attend, torch.nn.Module(), heads, heads, heads, None, softcap=30.0)
 
 
 def test_messages(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tiny_audio.projectors import PROJECTORS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["one two", "four", "six"]
-"""Short texts, because the slowest encoder has 13 frames per second."""
+"""Short texts, because CTC needs at least one frame per character, and one encoder has only 13 frames per second."""
 SIZES = (16_000, 3_000, 9_111)
 ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
 SLOW = pytest.mark.slow
@@ -181,8 +181,11 @@ def scored(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 def pairs() -> Iterator[Any]:
-    """Yield every encoder and every decoder. In the fast run, encoders are trained in full and decoders with LoRA.
-    HuBERT replaces wav2vec 2.0 there, and Llama replaces SmolLM2, because they share their code."""
+    """Yield every encoder and every decoder, each with full training and with LoRA.
+
+    The fast run trains encoders in full, and decoders with LoRA. It leaves out wav2vec 2.0 and SmolLM2, because they
+    share their code with HuBERT and Llama.
+    """
     kinds = {"full": {"freeze": False}, "lora": {"freeze": True, "lora": LORA}}
     for number, name in enumerate(ENCODER_FAMILIES):
         decoder = DECODER_FAMILIES[number % len(DECODER_FAMILIES)]
@@ -220,17 +223,17 @@ def test_losses_gradients_and_hypotheses_equal_those_of_padded_rows(
         losses.sum().backward()  # type: ignore[no-untyped-call]
         tensors = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
         waveforms = torch.randn(len(SIZES), max(SIZES), generator=torch.Generator().manual_seed(1))
-        texts = [heard.text for heard in model.eval().transcribe(waveforms, torch.tensor(SIZES), tokenizer)]
+        texts = [row.text for row in model.eval().transcribe(waveforms, torch.tensor(SIZES), tokenizer)]
         found.append((tensors | {"losses": losses.detach()}, texts))
-    (padded, said), (packed, said_packed) = found
+    (padded, padded_texts), (packed, packed_texts) = found
     assert padded.keys() == packed.keys()
     assert len(padded) > 10
     largest = max(float(tensor.abs().max()) for tensor in padded.values())
     for name, wanted in padded.items():
-        # Gemma's norms compute in fp32 for all types of weights.
+        # Gemma's norms compute in fp32 even if the weights are in fp64.
         allowed = 1e-6 if decoder == "gemma3" and "norm" in name else EXACT
         assert (packed[name] - wanted).abs().max() <= allowed * max(float(wanted.abs().max()), 1e-3 * largest), name
-    assert said == said_packed
+    assert padded_texts == packed_texts
 
 
 def test_no_layer_gets_padding_or_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:

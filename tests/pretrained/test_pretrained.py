@@ -30,7 +30,7 @@ LAYER = "hubert.encoder.layers.0.attention.q_proj.weight"
 def test_hubert_from_a_checkpoint_with_a_ctc_head(tmp_path: Path) -> None:
     model = hubert(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    assert {"lm_head.weight", "hubert.masked_spec_embed"} <= saved.keys(), "as the released ones have"
+    assert {"lm_head.weight", "hubert.masked_spec_embed"} <= saved.keys(), "as in released checkpoints"
     assert_same_tensors(encoder("hubert", tmp_path).model, model.hubert)  # type: ignore[arg-type]
 
 
@@ -42,7 +42,7 @@ def test_hubert_from_a_checkpoint_without_a_head(tmp_path: Path) -> None:
 
 
 def test_hubert_in_the_format_of_the_released_checkpoints(tmp_path: Path) -> None:
-    """A pickle with the names that older versions of torch gave to the tensors of weight norm."""
+    """The released checkpoints are pickles in which weight norm has the tensor names of older versions of torch."""
     model = hubert(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
@@ -149,7 +149,7 @@ def test_adapters_are_added_to_the_targets(tmp_path: Path) -> None:
     mask = torch.ones_like(tokens, dtype=torch.bool)
     with torch.no_grad():
         before = plain(plain.embed(tokens), mask, mask)
-        assert torch.equal(part(part.embed(tokens), mask, mask), before), "adapters start at nothing"
+        assert torch.equal(part(part.embed(tokens), mask, mask), before), "new adapters change nothing"
         for name, tensor in trainable.items():
             if "lora_B" in name:
                 tensor.fill_(0.1)
@@ -176,7 +176,7 @@ def test_unknown_targets_are_rejected(tmp_path: Path, target: str, hint: str) ->
     smollm3(tmp_path)
     allowed = "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     lora = {"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]}
-    if "." not in target:  # for a known family, before anything is read
+    if "." not in target:  # families with known layers reject such a target before anything is read
         with pytest.raises(ValidationError) as refused:
             decoder(tmp_path, lora=lora)
         assert_names(refused.value, f"lora.targets: smollm3 {target!r}; {hint}{allowed.replace('lm_head, ', '')}")
@@ -238,7 +238,7 @@ def test_a_tensor_with_another_shape_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_head_is_an_error_unless_it_is_tied(tmp_path: Path) -> None:
-    """If it is tied, the embeddings are the head."""
+    """A tied head has the weights of the embeddings, so the checkpoint does not need its tensor."""
     smollm3(tmp_path, tie_word_embeddings=False)
     change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(UserError, match=r"SmolLM3ForCausalLM; 1 missing: lm_head\.weight; "):
@@ -303,7 +303,7 @@ def test_unknown_overrides_are_rejected() -> None:
 
 
 def test_overrides_that_do_not_fit_together_are_rejected() -> None:
-    """Each number is valid, but only the architecture knows that the number of heads must divide the width."""
+    """Each value is valid, but in this architecture, the width must be a multiple of the number of heads."""
     tiny: Any = ENCODERS.entry("whisper").config.tiny()
     config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
     message = "^overrides .*: embed_dim must be divisible by num_heads"
@@ -338,7 +338,7 @@ def test_only_pretrained_parts_have_a_published_architecture(tmp_path: Path) -> 
 def test_a_missing_flash_attention_is_named() -> None:
     config: Any = ENCODERS.parse({"name": "hubert", "attention": "flash_attention_2"})
     if torch.cuda.is_available():
-        pytest.skip("about machines without a GPU")
+        pytest.skip("this test is for machines without a GPU")
     with pytest.raises(UserError, match=r"^attention: flash_attention_2 .*flash-attn"):
         attention_implementation(config)
     assert attention_implementation(config.model_copy(update={"attention": "auto"})) == "sdpa"

@@ -44,8 +44,8 @@ ENCODER_MILLIONS = {
     # The whole model has 2.3 billion parameters, including the language model and the Q-Former.
     "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
     "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
-    # The whole models have 782.4 and 2,038.1 million parameters. Qwen3-0.6B's 596.0, Qwen3-1.7B's 1,720.6, and the
-    # projectors' 1.7 and 3.1 are subtracted.
+    # The whole models have 782.4 and 2,038.1 million parameters. From these, the parameters of the language models
+    # (596.0 and 1,720.6 million) and of the projectors (1.7 and 3.1 million) are subtracted.
     "Qwen/Qwen3-ASR-0.6B": ("qwen3-asr", 184.7),
     "Qwen/Qwen3-ASR-1.7B": ("qwen3-asr", 314.3),
     "Qwen/Qwen3-ASR-0.6B-hf": ("qwen3-asr", 184.7),
@@ -89,7 +89,7 @@ def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context
 
 
 def first_of_each_family(millions: dict[str, tuple[str, float]]) -> list[Any]:
-    """Return each checkpoint with its values. All but the first checkpoint of a family are marked slow."""
+    """Return each checkpoint with its values. Only the first checkpoint of each family is in the fast run."""
     first = {name: checkpoint for checkpoint, (name, _) in reversed(millions.items())}
     return [
         pytest.param(checkpoint, *value, marks=[] if first[value[0]] == checkpoint else [pytest.mark.slow])
@@ -161,7 +161,7 @@ def test_other_checkpoints_and_revisions_are_unknown() -> None:
     assert architecture == read_architecture(DECODERS.parse(known))
     assert architecture is not None
     architecture["hidden_size"] = 1
-    assert known_architecture(DECODERS.parse(known)) != architecture, "a copy, which may be changed"
+    assert known_architecture(DECODERS.parse(known)) != architecture, "the table must not change"
     assert known_architecture(DECODERS.parse(known | {"revision": "v2"})) is None
     assert known_architecture(DECODERS.parse(known | {"pretrained": "somebody/else"})) is None
     assert known_architecture(DECODERS.entry("smollm3").config.tiny()) is None  # type: ignore[attr-defined]

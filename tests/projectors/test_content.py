@@ -48,9 +48,9 @@ def test_moe_trains_router_and_all_experts() -> None:
     embeddings, _ = projector(noise(20, 13))
     (embeddings * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     for index in range(3):
-        assert projector.router.weight.grad[index].any(), f"nothing tells the router about expert {index}"
+        assert projector.router.weight.grad[index].any(), f"the router gets no gradient for expert {index}"
         assert projector.experts[index].up.weight.grad.any()
-    # The weights sum to one, so the gradients of the experts cancel.
+    # The weights of the experts sum to one, so the gradients of the router's biases sum to zero.
     scale = projector.router.bias.grad.abs().max()
     assert projector.router.bias.grad.sum().abs() <= 1e-5 * scale
 
@@ -91,7 +91,8 @@ MERGED = (
     [(0, 2), (2, 4), (4, 5)],
 )
 DROPPED = ([(0, 2), (4, 5), (5, 8)], [(0, 3)], [(0, 1)], [(0, 4)], [(1, 2)], [(2, 4)])
-"""Frames that become one embedding, determined by hand. 0 is the blank. The second clip has only blanks."""
+"""For each clip, the ranges of frames that become one embedding, with ``blanks: merge`` and with ``blanks: drop``. They
+were determined by hand. 0 is the blank. The second clip has only blanks."""
 
 
 @pytest.mark.parametrize(("blanks", "runs"), [("merge", MERGED), ("drop", DROPPED)])

@@ -63,7 +63,7 @@ def test_mlp_equals_moss_transcribe_diarize() -> None:
     from types import SimpleNamespace
 
     name = "transformers.models.moss_transcribe_diarize.modeling_moss_transcribe_diarize"
-    modeling = pytest.importorskip(name, reason="transformers 5.24 has it")
+    modeling = pytest.importorskip(name, reason="needs transformers 5.24")
     text = SimpleNamespace(hidden_size=CONTEXT.out_dim, rms_norm_eps=1e-6)
     config = SimpleNamespace(
         adaptor_input_dim=4 * CONTEXT.in_dim, text_config=text, projector_bias=True, projector_hidden_act="silu"
@@ -130,7 +130,7 @@ QFORMER_NAMES = [
     (r"\.output_query\.dense\.", ".feedforward.down."),
     (r"\.output_query\.LayerNorm\.", ".norm."),
 ]
-"""Parts of names in transformers' Granite Speech projector, and our names."""
+"""Regular expressions for parts of names in transformers' Granite Speech projector, and the parts of our names."""
 
 
 def granite(num_layers: int, every: int) -> Any:

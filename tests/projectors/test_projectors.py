@@ -1,4 +1,4 @@
-"""Every projector: settings that change its shape, its size, and contradicting settings."""
+"""Projectors with other settings: the contract, the number of parameters, and settings that are rejected."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def test_contract_holds_at_other_settings(name: str, fields: dict[str, Any]) -> 
 def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], None]) -> None:
     config = configured("qformer", window=17, num_queries=1, cross_attention_every=2, **SMALL)
     if check.__name__ == "check_gradients":
-        # With a single query, attention has no choice. Its scores have no gradient, as in the original.
+        # With a single query, the only weight of self-attention is always 1, so the query layer gets no gradient. This
+        # is the same in the original.
         with pytest.raises(
             AssertionError, match=r"gradient of layers\.0\.self_attention\.attention\.query\.weight is all"
         ):
@@ -67,7 +68,7 @@ def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_max_embeddings_is_exact(entry: Entry[Any, Any]) -> None:
-    """For one clip of any length, the number of embeddings is exact."""
+    """For a single clip, ``max_embeddings`` is the number of embeddings, unless this number depends on the content."""
     if entry.name in CONTENT_DECIDES:
         assert entry.config.needs_ctc
         return
@@ -82,7 +83,7 @@ def test_every_config_cites_a_paper(entry: Entry[Any, Any]) -> None:
     summary, blank, *evidence = (entry.config.__doc__ or "").split("\n")
     assert summary.endswith(".")
     assert not blank.strip()
-    assert re.search(r"arXiv \d{4}\.\d{5}", " ".join(evidence)), "which paper?"
+    assert re.search(r"arXiv \d{4}\.\d{5}", " ".join(evidence)), "the docstring cites no paper"
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from tiny_audio.runtime.retries import asked_wait_s
 
 
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
-    """Parametrize with every provider and every case. The fast run has the first case for every provider, and every
-    case for Deepgram, which needs only one request."""
+    """Parametrize a test with every provider and every case. The fast run has the first case for every provider, and
+    every case for Deepgram, because Deepgram needs only one request per clip."""
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
         for name in OVER_HTTP:

@@ -40,11 +40,11 @@ def test_providers_are_registered() -> None:
 
 
 def test_assemblyai(server: Vendors, make: Any) -> None:
-    heard = make("assemblyai").transcribe(AUDIO)
-    assert heard == ProviderTranscript(
+    transcript = make("assemblyai").transcribe(AUDIO)
+    assert transcript == ProviderTranscript(
         TEXT, (ProviderWord("Hello,", 0.0, 0.5, 0.9), ProviderWord("world.", 1.0, 1.5, 0.9))
     )
-    upload, start, *looks = server.asked
+    upload, start, *polls = server.asked
     assert (upload.method, upload.path, upload.audio) == ("POST", "/v2/upload", AUDIO)
     assert upload.headers["content-type"] == "application/octet-stream"
     assert (start.method, start.path) == ("POST", "/v2/transcript")
@@ -53,13 +53,13 @@ def test_assemblyai(server: Vendors, make: Any) -> None:
         "speech_models": ["universal-2"],
         "language_code": "en",
     }
-    assert [(look.method, look.path) for look in looks] == [("GET", "/v2/transcript/job-0")] * 3
+    assert [(poll.method, poll.path) for poll in polls] == [("GET", "/v2/transcript/job-0")] * 3
     assert {asked.headers["authorization"] for asked in server.asked} == {KEY}
 
 
 def test_deepgram(server: Vendors, make: Any) -> None:
-    heard = make("deepgram").transcribe(AUDIO)
-    assert heard == ProviderTranscript(
+    transcript = make("deepgram").transcribe(AUDIO)
+    assert transcript == ProviderTranscript(
         TEXT, (ProviderWord("Hello,", 0.0, 0.5, 0.9), ProviderWord("world.", 1.0, 1.5, 0.9))
     )
     (asked,) = server.asked
@@ -69,8 +69,8 @@ def test_deepgram(server: Vendors, make: Any) -> None:
 
 
 def test_elevenlabs(server: Vendors, make: Any) -> None:
-    heard = make("elevenlabs").transcribe(AUDIO)
-    assert heard == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
+    transcript = make("elevenlabs").transcribe(AUDIO)
+    assert transcript == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
     (asked,) = server.asked
     assert (asked.method, asked.path, asked.audio) == ("POST", "/v1/speech-to-text", AUDIO)
     assert asked.form == {
@@ -101,8 +101,8 @@ def test_openai(server: Vendors, make: Any, name: str) -> None:
 
 def test_openai_with_all_options(server: Vendors, make: Any) -> None:
     options = {"model": "whisper-1", "word_timestamps": True, "prompt": "Names: Morland.", "temperature": 0.2}
-    heard = make("openai", **options).transcribe(AUDIO)
-    assert heard == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
+    transcript = make("openai", **options).transcribe(AUDIO)
+    assert transcript == ProviderTranscript(TEXT, (ProviderWord("Hello,", 0.0, 0.5), ProviderWord("world.", 1.0, 1.5)))
     form = server.asked[0].form
     assert form["response_format"] == "verbose_json"
     assert form["timestamp_granularities[]"] == "word"
@@ -117,10 +117,10 @@ def test_a_compatible_server_may_need_no_key(server: Vendors, make: Any) -> None
 def test_the_language_can_be_detected(server: Vendors, make: Any) -> None:
     for name in OVER_HTTP:
         make(name, language=None).transcribe(AUDIO)
-    said = [asked.query | asked.form for asked in server.asked]
-    assert sum("language" in one or "language_code" in one for one in said) == 0
-    assert [one["detect_language"] for one in said if "smart_format" in one] == ["true"]
-    assert [one["language_detection"] for one in said if "speech_models" in one] == [True]
+    sent = [asked.query | asked.form for asked in server.asked]
+    assert sum("language" in one or "language_code" in one for one in sent) == 0
+    assert [one["detect_language"] for one in sent if "smart_format" in one] == ["true"]
+    assert [one["language_detection"] for one in sent if "speech_models" in one] == [True]
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)
@@ -136,8 +136,8 @@ def test_concurrent_requests_get_their_own_results(server: Vendors, make: Any, n
     server.faults = [limited(retry_after_ms="5"), Fault("cut")] * 3
     provider = make(name, concurrency=5)
     with ThreadPoolExecutor(5) as pool:
-        heard = list(pool.map(provider.transcribe, clips))
-    assert [one.text for one in heard] == list(clips.values())
+        transcripts = list(pool.map(provider.transcribe, clips))
+    assert [one.text for one in transcripts] == list(clips.values())
 
 
 # --- AssemblyAI's jobs
@@ -204,15 +204,15 @@ def test_pocketsphinx_transcribes_real_speech(sphinx: Provider) -> None:
     rows = [json.loads(line) for line in (SPEECH / "all.jsonl").read_text().splitlines()]
     rows = sorted(rows, key=lambda row: float(row["duration"]))[:6]
     clips = [encode(load_audio(SPEECH / row["audio_filepath"], max_duration_s=20)) for row in rows]
-    heard = [sphinx.transcribe(clip) for clip in clips]
-    result = score([row["text"] for row in rows], [one.text for one in heard], normalizer("whisper_english"))
+    transcripts = [sphinx.transcribe(clip) for clip in clips]
+    result = score([row["text"] for row in rows], [one.text for one in transcripts], normalizer("whisper_english"))
     assert result.wer < 0.6
-    for one, row in zip(heard, rows, strict=True):
+    for one, row in zip(transcripts, rows, strict=True):
         assert one.words
         assert " ".join(word.text for word in one.words) == one.text
         assert all(0 <= word.start_s < word.end_s <= row["duration"] + 0.05 for word in one.words)
         assert all(0 <= (word.confidence or 0) <= 1 for word in one.words)
-    assert [sphinx.transcribe(clip) for clip in reversed(clips)] == heard[::-1]
+    assert [sphinx.transcribe(clip) for clip in reversed(clips)] == transcripts[::-1]
 
 
 def test_pocketsphinx_gives_no_text_for_very_short_audio(sphinx: Provider) -> None:

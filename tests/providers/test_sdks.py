@@ -37,9 +37,9 @@ def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked
     """Return the result of our provider, and its requests."""
     provider = PROVIDERS.build(PROVIDERS.parse(config))
     before = len(server.asked)
-    heard = provider.transcribe(AUDIO)
+    transcript = provider.transcribe(AUDIO)
     provider.close()
-    return heard, server.asked[before:]
+    return transcript, server.asked[before:]
 
 
 def same(theirs: list[Asked], ours: list[Asked]) -> None:
@@ -67,11 +67,12 @@ def test_openai(server: Vendors, with_words: bool) -> None:
     answer = client.audio.transcriptions.create(model="whisper-1", file=file, language="en", **extra)
     client.close()
     theirs = list(server.asked)
-    heard, own = ours(server, name="openai", base_url=f"{server.url}/v1", model="whisper-1", word_timestamps=with_words)
-    assert answer.text == heard.text == TEXT
+    fields = {"base_url": f"{server.url}/v1", "model": "whisper-1", "word_timestamps": with_words}
+    transcript, own = ours(server, name="openai", **fields)
+    assert answer.text == transcript.text == TEXT
     if with_words:
         assert [(word.word, word.start, word.end) for word in answer.words] == [
-            (word.text, word.start_s, word.end_s) for word in heard.words or ()
+            (word.text, word.start_s, word.end_s) for word in transcript.words or ()
         ]
     same(theirs, own)
 
@@ -87,10 +88,10 @@ def test_assemblyai(server: Vendors, tmp_path: Path) -> None:
     answer = transcriber.transcribe(str(path), config)
     client.http_client.close()
     theirs = list(server.asked)
-    heard, own = ours(server, name="assemblyai", base_url=server.url, poll_every_s=0.01)
-    assert answer.text == heard.text == TEXT
+    transcript, own = ours(server, name="assemblyai", base_url=server.url, poll_every_s=0.01)
+    assert answer.text == transcript.text == TEXT
     assert [(word.text, word.start, word.end) for word in answer.words] == [
-        (word.text, 1000 * word.start_s, 1000 * word.end_s) for word in heard.words or ()
+        (word.text, 1000 * word.start_s, 1000 * word.end_s) for word in transcript.words or ()
     ]
     assert [asked.path.rpartition("/")[0] for asked in theirs] == [asked.path.rpartition("/")[0] for asked in own]
     same(theirs[:2], own[:2])
@@ -109,10 +110,10 @@ def test_deepgram(server: Vendors) -> None:
     answer = client.listen.v1.media.transcribe_file(request=AUDIO, model="nova-3", smart_format=True, language="en")
     http.close()
     theirs = list(server.asked)
-    heard, own = ours(server, name="deepgram", base_url=server.url)
+    transcript, own = ours(server, name="deepgram", base_url=server.url)
     best = answer.results.channels[0].alternatives[0]
-    assert best.transcript == heard.text == TEXT
-    assert [word.punctuated_word for word in best.words] == [word.text for word in heard.words or ()]
+    assert best.transcript == transcript.text == TEXT
+    assert [word.punctuated_word for word in best.words] == [word.text for word in transcript.words or ()]
     same(theirs, own)
 
 
@@ -131,7 +132,7 @@ def test_elevenlabs(server: Vendors) -> None:
     )
     http.close()
     theirs = list(server.asked)
-    heard, own = ours(server, name="elevenlabs", base_url=server.url)
-    assert answer.text == heard.text == TEXT
-    assert [word.text for word in answer.words if word.type == "word"] == [word.text for word in heard.words or ()]
+    transcript, own = ours(server, name="elevenlabs", base_url=server.url)
+    assert answer.text == transcript.text == TEXT
+    assert [word.text for word in answer.words if word.type == "word"] == [word.text for word in transcript.words or ()]
     same(theirs, own)

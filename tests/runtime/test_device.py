@@ -117,15 +117,15 @@ def test_transcription_and_evaluation_continue_in_smaller_batches(
     clips = ClipSet.gather({"set": source}, 0.1, 9.0).clips
     waves = [0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
     rows, _ = transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0)
-    heard = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(waves)
+    transcripts = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(waves)
     sizes = small_memory(model, monkeypatch)
     assert transcribe_clips(model, tokenizer, clips, max_duration_s=9.0, max_padded_s=99.0) == (rows, [])
-    told: dict[int, str] = {}
+    texts: dict[int, str] = {}
     events = Transcriber(model, tokenizer, filter_hallucinations=False).stream(
-        ([wave] for wave in waves), on_text=lambda number, _, text: told.update({number: text})
+        ([wave] for wave in waves), on_text=lambda number, _, text: texts.update({number: text})
     )
-    assert [event.text for _, event in events if hasattr(event, "segments")] == [one.text for one in heard]
-    assert told == {number: one.text for number, one in enumerate(heard)}
+    assert [event.text for _, event in events if hasattr(event, "segments")] == [one.text for one in transcripts]
+    assert texts == {number: one.text for number, one in enumerate(transcripts)}
     assert sizes
     assert max(sizes) == 2
 

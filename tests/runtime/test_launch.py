@@ -1,4 +1,4 @@
-"""Launcher variables in the environment: complete sets, and variables left by notebooks and clusters."""
+"""Environment variables of launchers: complete sets, and variables that notebooks and clusters leave behind."""
 
 from __future__ import annotations
 

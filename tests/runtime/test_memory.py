@@ -17,10 +17,10 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
 def test_freed_memory_is_returned() -> None:
-    pieces = [bytes(50_000) for _ in range(2_000)]
-    kept = pieces[1::100]  # the freed memory is between these objects
+    blocks = [bytes(50_000) for _ in range(2_000)]
+    kept = blocks[1::100]  # the freed memory is between these blocks
     before = resident_bytes()
-    del pieces
+    del blocks
     release_freed_memory()
     assert before - resident_bytes() > 50_000_000
     assert len(kept) == 20

@@ -107,6 +107,7 @@ def test_a_dump_has_no_aliases_and_keeps_the_order_of_keys() -> None:
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
+"""A short text with aliases of aliases, which would expand to 9⁹ values."""
 
 
 @pytest.mark.parametrize(
