@@ -157,19 +157,19 @@ def test_files_without_a_row_are_listed_as_dropped(place: Path) -> None:
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
     index = folder(place).index()
     assert dropped(index) == dict.fromkeys(("b.wav", "deep/c.ogg", "e.m4a"), "row_missing")
-    assert index.dropped[0].detail == "b.wav: metadata.csv has no row with this file"
+    assert index.dropped[0].detail == "b.wav: no row of metadata.csv names this file"
 
 
 def test_the_text_column_is_found_or_configured(place: Path) -> None:
     write_clip(place / "a.wav")
     table = place / "metadata.csv"
     write(table, "file_name,text,transcription", "a.wav,one,two")
-    with pytest.raises(UserError, match=r"has both columns, transcription and text; .* text_column: its"):
+    with pytest.raises(UserError, match=r"has two columns, transcription and text; .* text_column: its"):
         folder(place).index()
     index = folder(place, text_column="text").index()
     assert (index.utterances[0].text, index.utterances[0].metadata["transcription"]) == ("one", "two")
     write(table, "file_name,sentence", "a.wav,three")
-    with pytest.raises(UserError, match=r"neither a column transcription nor text; .* columns: file_name, sentence$"):
+    with pytest.raises(UserError, match=r"no column transcription or text; .* columns: file_name, sentence$"):
         folder(place).index()
     assert folder(place, text_column="sentence").index().utterances[0].text == "three"
     with pytest.raises(

@@ -77,7 +77,7 @@ def test_segments_without_speech_or_without_an_end_are_dropped(hub: Hub, tmp_pat
     assert [drop.reason for drop in index.dropped] == ["no_speech"] * 4 + ["bad_duration"] * 2
     details = [drop.detail.split("row ")[-1] for drop in index.dropped]
     assert details[0].startswith("0: 'text' is <SIL>, ")
-    assert details[4] == "5: 'end_time' less 'begin_time' must be a finite number of seconds above 0, not 0.0"
+    assert details[4] == "5: 'end_time' minus 'begin_time' must be a finite number of seconds above 0, not 0.0"
     assert details[5].endswith("not nan")
 
 

@@ -133,7 +133,7 @@ def test_a_hub_that_does_not_recover_is_an_error(hub: Hub, tmp_path: Path, waits
         ({"repo": "no name/at all"}, "'no name/at all' cannot be the name of a dataset; write owner/name, such as"),
         ({"revision": "v2"}, f"{NAME} has no revision 'v2'; see http://127.0.0.1:"),
         ({"config": "smal"}, f"{NAME} has no config 'smal'; did you mean 'small'? Allowed: large, small"),
-        ({}, f"{NAME} has several configs; choose one as config: small, large"),
+        ({}, f"{NAME} has several configs; set config to one of small, large"),
         (
             {"config": "small", "split": "test"},
             f"{NAME} has no split 'test' of config 'small'; Allowed: dev, train",
@@ -156,7 +156,7 @@ def test_missing_names_are_an_error(hub: Hub, tmp_path: Path, fields: dict[str, 
 
 def test_a_repository_without_data_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.repos["a/b"] = Repo({"README.md": b""})
-    with pytest.raises(UserError, match=r"a/b has no configs, .*'small'; leave it out"):
+    with pytest.raises(UserError, match=r"a/b has no configs, .*'small'; remove config"):
         build_any(tmp_path, "a/b", config="small").index()
     with pytest.raises(UserError, match="a/b has no data files that the datasets library recognizes; "):
         build_any(tmp_path, "a/b").index()
@@ -176,7 +176,7 @@ def test_a_gated_repository_needs_accepted_terms(hub: Hub, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (404, {"X-Error-Code": "RepoNotFound"}, "check its name, and the account of your token may lack access"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "check its name, and whether the account of your token has access"),
         (
             401,
             {"X-Error-Message": "Invalid credentials in Authorization header"},
@@ -239,7 +239,7 @@ def test_the_hubs_parquet_conversion_can_be_read(hub: Hub, tmp_path: Path) -> No
             build_any(tmp_path, "a/b", **branch, **fields).index()
     files["other/train/0000.parquet"] = one
     forget()
-    with pytest.raises(UserError, match="a/b has several configs; choose one as config: all, other"):
+    with pytest.raises(UserError, match="a/b has several configs; set config to one of all, other"):
         build_any(tmp_path, "a/b", split="dev", **branch).index()
 
 

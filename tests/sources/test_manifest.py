@@ -246,9 +246,9 @@ def test_files_that_are_not_manifests_are_rejected(tmp_path: Path) -> None:
     path.write_bytes(bytes(30_000_000))
     assert_rejected(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 characters or more")
     path.write_text("audio,text\na.flac,yes\n")
-    assert_rejected(path, "no row of the manifest", "(2 read); the first: not_json", "line 1")
+    assert_rejected(path, "no row of the manifest", "(2 read); the first problem: not_json", "line 1")
     path.write_text(json.dumps(row()) + "\n")
-    assert_rejected(path, "the first: audio_missing", "there is no file")
+    assert_rejected(path, "the first problem: audio_missing", "there is no file")
 
 
 @pytest.mark.skipif(not AN4.exists(), reason="no shared recordings")

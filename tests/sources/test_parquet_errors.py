@@ -114,7 +114,7 @@ COLUMNS_THERE = (
         ({"text_column": "transcript"}, f"clips.parquet has no column 'transcript' (text_column); {COLUMNS_THERE}"),
         (
             {"duration_column": "seconds"},
-            f"no column 'seconds' (duration_column); {COLUMNS_THERE}; without durations, leave duration_column out",
+            f"no column 'seconds' (duration_column); {COLUMNS_THERE}; if there are no durations, remove duration_column",
         ),
         ({"id_column": "ID"}, f"clips.parquet has no column 'ID' (id_column); {COLUMNS_THERE}"),
         ({"speaker_column": "who"}, f"clips.parquet has no column 'who' (speaker_column); {COLUMNS_THERE}"),

@@ -1,4 +1,4 @@
-"""The Source contract: a source yields utterances and is indexed without decoding audio."""
+"""The contract of sources: a source lists utterances without decoding audio, and returns their encoded audio."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ class Utterance:
     """One clip and its transcript, as listed in the index."""
 
     id: str
-    """Unique within its source, and the same on every machine. It seeds the augmentation of the clip."""
+    """Unique within its source, and the same on every machine. The random seed of the clip's augmentation depends on
+    the id."""
     duration_s: float
     text: str
-    """The transcript. Empty if nobody speaks."""
+    """The transcript. Empty if nobody speaks in the clip."""
     audio: AudioAddress | None = field(compare=False)
-    """Location of the clip's audio. None if only the source can read it."""
+    """Location of the clip's audio. None if the audio can be read only by :meth:`Source.encoded`."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Further columns, such as ``speaker`` and ``sex``."""
 
@@ -56,7 +57,7 @@ class Utterance:
 
 
 class Origin(NamedTuple):
-    """The origin of a clip. The fields are those of :class:`Utterance`."""
+    """The address and the metadata of a clip, as in :class:`Utterance`."""
 
     audio: AudioAddress | None
     metadata: Mapping[str, str]
@@ -67,29 +68,39 @@ class ColumnarUtterances(Sequence[Utterance]):
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Yield the transcripts of the rows ``[m]``, in the order of ``rows``."""
+        """Yield the transcripts of the utterances with these indices ``[m]``, in the order of ``rows``."""
 
     @abstractmethod
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
-        """Yield the addresses and metadata of the rows ``[m]``, in the order of ``rows``."""
+        """Yield the origins of the utterances with these indices ``[m]``, in the order of ``rows``."""
 
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
-    """Yield the transcripts of the rows ``[m]``, in the order of ``rows``. Columnar utterances are read by column."""
+    """Yield the transcripts of the utterances with these indices ``[m]``, in the order of ``rows``.
+
+    If the utterances are stored as columns, only the column of transcripts is read.
+    """
     if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
 
 
 def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:
-    """Yield the origins of the rows ``[m]``, in the order of ``rows``. Columnar utterances are read by column."""
+    """Yield the origins of the utterances with these indices ``[m]``, in the order of ``rows``.
+
+    If the utterances are stored as columns, the other columns are not read.
+    """
     if isinstance(utterances, ColumnarUtterances):
         return utterances.origins(rows)
     return (Origin(utterance.audio, utterance.metadata) for utterance in (utterances[row] for row in rows.tolist()))
 
 
 def runs(members: np.ndarray) -> Iterator[slice]:
-    """Yield a slice for each run of equal consecutive values in ``[m]``."""
+    """Yield the slice of each run of equal neighboring values: for ``[7, 7, 3]``, ``slice(0, 2)`` and ``slice(2, 3)``.
+
+    Args:
+        members: ``[m]``.
+    """
     ends = [*(np.flatnonzero(np.diff(members)) + 1).tolist(), len(members)]
     return (slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start)
 
@@ -114,19 +125,20 @@ class Index:
     fingerprint: str
     """Hash of ids, durations and texts. Equal fingerprints mean equal training data."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` float64. If None, the durations of the utterances are used."""
+    """``[n]`` float64: duration of each utterance. If None, durations are read from the utterances."""
     groups: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` int64. Clips with the same value, such as those of one row group, are fetched together. If None, each
-    clip is fetched alone."""
+    """``[n]`` int64. Clips with the same value are fetched together, for example the clips of one row group of a
+    parquet file. If None, each clip is fetched alone."""
     weights: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: average number of times that each clip occurs in an epoch. If None, each clip occurs once."""
     empty: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` bool: whether the transcript is empty. If None, :meth:`without_text` checks the utterances."""
+    """``[n]`` bool: whether each transcript is empty. If None, :meth:`without_text` checks the utterances."""
 
     def without_text(self) -> np.ndarray:
-        """Return ``[n]`` bool: whether the transcript is empty.
+        """Return ``[n]`` bool: whether each transcript is empty.
 
-        If ``empty`` is None, only utterances in a tuple or list are checked. Otherwise, all values are False.
+        If ``empty`` is None and the utterances are in a tuple or a list, their transcripts are checked. For another
+        sequence, which may create utterances on access, nothing is checked, and all values are False.
         """
         if self.empty is not None:
             return self.empty
@@ -143,20 +155,22 @@ class SourceConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """The environment of a source."""
+    """What a source needs in addition to its config: a cache folder and settings of the run."""
 
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of branches on the hub. A source uses the given commits, and adds each commit that it looks up. A run
-    stores them, so that its data stays the same even if the cache folder is deleted and a branch has new commits."""
+    """Commits of dataset splits on the hub, by name of the split. A source uses the commit given for its split. If none
+    is given, the source looks up the commit and adds it. A run stores all commits, so that its data stays the same even
+    if the cache folder is deleted and a branch has new commits."""
     keep_empty: bool = False
-    """Whether clips that the corpus marks as not speech get an empty transcript. Otherwise, the source drops them. True
-    only for training clips with ``data.keep_empty``, because these clips are never scored."""
+    """What a source does with clips that the corpus marks as not speech. If true, the source keeps them with an empty
+    transcript. If false, it drops them. True only for training data with ``data.keep_empty``, because clips with such
+    marks are never scored."""
 
 
 class Source(ABC):
-    """Utterances and their audio."""
+    """Base class of sources. A source lists utterances and returns their encoded audio."""
 
     @abstractmethod
     def index(self) -> Index:
@@ -170,7 +184,7 @@ class Source(ABC):
     def encoded(self, utterance: Utterance) -> Path | bytes:
         """Return the clip's encoded audio, as a file or as bytes.
 
-        Processes that load clips call this, so a source must be picklable.
+        Loader processes call this method, so a source must be picklable.
         """
 
 

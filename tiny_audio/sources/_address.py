@@ -51,9 +51,9 @@ class ParquetCell:
 
 @dataclass(frozen=True, slots=True)
 class AudioAddress:
-    """The location of a clip's encoded audio. Hypotheses contain its text form as ``audio_filepath``.
+    """The location of a clip's encoded audio. ``str(address)`` is ``audio_filepath`` in files of hypotheses.
 
-    Examples:
+    Examples of ``str(address)``:
         ``/data/a.flac``, ``/data/clips.parquet#row_group=0&row=3&column=audio`` and
         ``hf://datasets/owner/name@4c28e5/train/0000.parquet#row_group=0&row=3&column=audio``
     """
@@ -67,10 +67,13 @@ class AudioAddress:
 
     @classmethod
     def parse(cls, text: str, base_folder: Path) -> Self:
-        """Create an address from its text form.
+        """Return the address for a text in the form of ``str(address)``.
 
         Args:
             base_folder: the folder that relative paths start from.
+
+        Raises:
+            UserError: the text is empty.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
@@ -83,8 +86,9 @@ class AudioAddress:
         """Return the encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group there,
-                this copy is read. Otherwise, the row group is cached in a separate folder with its own size limit.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A cell of a parquet file can be read only with
+                its whole row group. If a source has cached the row group, this copy is read. Otherwise, the row group
+                is cached in a separate folder with its own size limit.
             offline: do not use the network.
 
         Raises:

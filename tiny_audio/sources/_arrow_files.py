@@ -1,4 +1,4 @@
-"""Arrow files in the cache folder. Files are written atomically. A damaged file counts as missing."""
+"""Read and write Arrow files in the cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_arrow(path: Path) -> pa.Table | None:
-    """Return the table, memory-mapped. Return None if the file is missing or incomplete, for example after a crash."""
+    """Return the table of an Arrow file, memory-mapped. Return None if the file is missing or damaged."""
     import pyarrow as pa
 
     try:
@@ -24,7 +24,11 @@ def read_arrow(path: Path) -> pa.Table | None:
 
 
 def mapped_table(path: Path) -> pa.Table:
-    """Return the table of an Arrow file, memory-mapped."""
+    """Return the table of an Arrow file, memory-mapped.
+
+    Raises:
+        OSError, pyarrow.ArrowException: the file is missing or damaged.
+    """
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -32,7 +36,7 @@ def mapped_table(path: Path) -> pa.Table:
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write or replace the file.
+    """Write a table to a file atomically. An existing file is replaced.
 
     Raises:
         UserError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The columns of a table of clips, for all sources that read tables with embedded audio."""
+"""The names and types of the columns, for all sources that read tables with embedded audio."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class ColumnsConfig(SourceConfig):
     """Base of the configs that name columns."""
 
     audio_column: NonEmpty = "audio"
-    """The encoded audio: bytes, or a struct of `bytes` and `path`, as the `datasets` library writes it."""
+    """The encoded audio: bytes, or a struct of `bytes` and `path`, as the `datasets` library writes."""
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """The duration in seconds. None uses the column `duration`. If there is no such column, all audio is read once to
-    get durations from the headers of the clips."""
+    """The duration in seconds. None uses the column `duration`. If the table has no such column, all audio is read
+    once, because durations are then taken from the headers of the clips."""
     id_column: NonEmpty | None = None
     """A name for each clip, preferably unique. None names clips by file and row."""
     speaker_column: NonEmpty | None = None
     """The speaker. Stored as the metadata column `speaker`."""
     metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
-    """Further columns to keep. None keeps all columns with single values: texts, numbers, booleans, dates."""
+    """Further columns to keep as metadata. None keeps all columns of texts, numbers, booleans or dates, and no columns
+    of lists or structs."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -59,9 +60,10 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Column with the start time of a clip. If it is set, ``duration`` names the column with the end time."""
+    """Column with the start time of a clip within its recording. If it is set, ``duration`` names the column with the
+    end time."""
     silence: tuple[str, ...] = ()
-    """Texts that mark a clip without speech. Such clips are dropped, or have an empty transcript."""
+    """Texts that mark a clip without speech. A source drops such a clip, or gives it an empty transcript."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
@@ -97,7 +99,7 @@ class Columns:
         }
         for field, name in wanted.items():
             if name is not None and name not in there:
-                hint = "; without durations, leave duration_column out" if field == "duration_column" else ""
+                hint = "; if there are no durations, remove duration_column" if field == "duration_column" else ""
                 raise UserError(f"{table} has no column {name!r} ({field}); its columns: {_listed(schema)}{hint}")
         missing = [name for name in self.metadata or () if name not in there]
         if missing:
@@ -131,13 +133,13 @@ class Columns:
                 )
 
     def stated_duration(self, schema: pa.Schema) -> str | None:
-        """Return the column of durations. Return None if a table with this schema has no such column."""
+        """Return the name of the column of durations. Return None if a table with this schema has no such column."""
         if self.duration is not None:
             return self.duration
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """Return the metadata columns of a table with this schema, as name in the metadata -> column of the table."""
+        """Return the metadata columns of a table with this schema: name in the metadata -> name of the column."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]

@@ -1,4 +1,4 @@
-"""A size-bounded cache of row groups on disk. The least recently used row groups are deleted first."""
+"""A cache of parquet row groups on disk, with a size limit. The least recently used row groups are deleted first."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 _ADVICE = "free some space, lower cache_gb, or set TINY_AUDIO_CACHE to a folder on another disk"
 _FULL = 0.95
-"""If space is needed, old files are deleted until at most this share of the size limit is in use. The remaining space
-makes scans of the folder rare."""
+"""If the cache is full, old files are deleted until at most this share of the size limit is in use. The next few files
+then fit without another scan of the folder."""
 _POLL_S = 0.005
-"""Seconds between attempts to acquire a lock. Short, because the folder's lock is held only briefly."""
+"""Seconds between attempts to acquire the folder's lock. The time is short, because the lock is held only briefly."""
 _SCANNED: set[Path] = set()
-"""Folders that this process or its parent has scanned. A forked process inherits the set."""
+"""Folders whose size this process has measured, by a scan of the files. A forked process inherits the set, and does not
+scan them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,10 @@ class CachedClips:
 
 
 def read_mapped(path: Path) -> pa.ChunkedArray | None:
-    """Return the row group in a file of a cache. Return None if the file is missing or damaged."""
+    """Return the clips in a file of a cache, memory-mapped. Return None if the file is missing or damaged.
 
+    The file is marked as recently used.
+    """
     table = read_arrow(path)
     if table is None:
         return None
@@ -53,9 +56,9 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``. Before a process
-    writes a file, it adds the file's size to a count that is protected by the folder's lock. If a file is deleted while
-    another process has mapped it, that process can still read it.
+    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``: before a process
+    writes a file, it adds the file's size to the count of used bytes, which is stored in the folder and protected by
+    the folder's lock. A process that has mapped a file can still read the file after another process has deleted it.
     """
 
     folder: Path
@@ -65,7 +68,8 @@ class DiskCache:
         """Return the row group with this name.
 
         Args:
-            fetch: called if the row group is not cached. If the result does not fit into the cache, it stays in memory.
+            fetch: reads the row group. Called if the row group is not cached. If the result does not fit into the
+                cache, the result stays in memory.
 
         Raises:
             UserError: the folder cannot be written.
@@ -87,11 +91,14 @@ class DiskCache:
         return CachedClips(clips, 0)
 
     def _writer_lock(self, name: str) -> FileLock:
-        """Return the lock to hold while fetching and writing a row group. It is released if its process is killed."""
+        """Return the lock to hold while fetching and writing a row group.
+
+        If the process is killed, the operating system releases the lock.
+        """
         return FileLock(self.folder / f".lock-{_bucket(name):02x}", poll_interval=10 * _POLL_S)
 
     def _lock(self) -> FileLock:
-        """Return the lock that protects the count and the file names in the folder."""
+        """Return the folder's lock, which protects the count of used bytes and the file names."""
         return FileLock(self.folder / ".lock", poll_interval=_POLL_S)
 
     @contextlib.contextmanager
@@ -125,7 +132,7 @@ class DiskCache:
                 temporary.unlink(missing_ok=True)
 
     def _reserve(self, name: str, temporary: Path, size: int) -> bool:
-        """Create a temporary file and add its size to the count. Return False if there is no room."""
+        """Create a temporary file of ``size`` bytes, and count them as used. Return False if there is no room."""
         with self._lock():
             count = self.folder / ".size"
             used = _read_count(count)
@@ -144,7 +151,7 @@ class DiskCache:
             return fits
 
     def _make_room(self, name: str, size: int) -> int:
-        """Delete files of killed writers, then old files until ``size`` more bytes fit. Return the bytes in use.
+        """Delete files of killed writers, then old files until ``size`` more bytes fit. Return the count of used bytes.
 
         Args:
             name: the row group whose writer lock this process holds.
@@ -178,12 +185,12 @@ class DiskCache:
 
 
 def _bucket(name: str) -> int:
-    """Return the number of the lock file for a name. There are 256 lock files."""
+    """Return the number of the lock file for a row group. All row groups share 256 lock files."""
     return hashlib.sha256(name.encode()).digest()[0]
 
 
 def _read_count(path: Path) -> int | None:
-    """Return the stored count. Return None if the file is missing or damaged."""
+    """Return the stored count of used bytes. Return None if the file is missing or damaged."""
     try:
         return int(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Read the durations of audio files from their headers. They are cached, so that each header is read only once."""
+"""Read the durations of audio files from their headers. The durations are cached, so each header is read only once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tiny_audio.sources._shared import cache_key
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 8
-"""Number of threads that read headers. With a network disk, they spend most of the time waiting."""
+"""Number of threads that read headers. With a network disk, the threads spend most of the time waiting."""
 _SAVED_EVERY = 50_000
 """The results are saved after each group of this many files, so that an interrupted run can continue."""
 
 
 UNREADABLE = "unreadable"
-"""Code of :class:`AudioError` for files that could not be read. They may be good, so they are read again next time."""
+"""Code of :class:`AudioError` for files that could not be opened. Such a file may be intact, so the next call tries to
+read it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,14 @@ class Header:
 
 
 def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: Path) -> dict[str, Header]:
-    """Read the headers of files below a folder.
+    """Return the duration of each file below a folder, by name.
 
     A file is not opened again if its name, size and modification time are unchanged and it was readable before.
+
+    Args:
+        folder: the folder.
+        files: for each file, its path relative to the folder and its status.
+        cache_dir: the folder in which durations are cached.
 
     Raises:
         UserError: the cache folder cannot be written.

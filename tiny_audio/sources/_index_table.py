@@ -1,7 +1,8 @@
-"""An index on disk: an Arrow file with one row per clip. It is written shard by shard and read memory-mapped.
+"""An index on disk: an Arrow file with one row per clip.
 
-The columns are those of :func:`tiny_audio.sources._parquet.index_shard`. Training is planned from the columns alone.
-Each :class:`Utterance` is created from its row only when it is needed.
+The table is written one shard (file of the dataset) at a time, and it is read memory-mapped. Its columns are those of
+:func:`tiny_audio.sources._parquet.index_shard`. The plan of an epoch needs only columns. Each :class:`Utterance` is
+created from its row only when it is needed.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ def write_index(
 ) -> None:
     """Write the tables of all shards, in order, to a folder. The folder is created atomically.
 
-    Only one shard is in memory at a time. If several processes call this, one process writes and the others wait.
-    If an id is repeated, the shard, row group and row are appended to all its occurrences except the first. The
-    fingerprint is a hash of ``identity`` and of all usable rows.
+    Only one shard is in memory at a time. If several processes call this function, one process writes and the others
+    wait. If several clips have the same id, each clip except the first gets its shard, row group and row appended to
+    the id. The fingerprint of the index is a hash of ``identity`` and of all usable rows.
 
     Args:
+        tables: the table of each shard, with the columns of :func:`tiny_audio.sources._parquet.index_shard`.
+        shards: the name of each shard.
         anew: replace the folder if it exists.
 
     Raises:
@@ -80,7 +83,8 @@ def write_index(
 
 
 def parts_of(folder: Path) -> Path:
-    """Return the folder for parts of an unfinished index. Only the process that writes the index uses it."""
+    """Return the folder for the finished tables of an unfinished index. Only the process that writes the index uses it.
+    """
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 
@@ -101,9 +105,9 @@ def _lock(key: str, folder: Path) -> FileLock:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the parts of this index, and leftovers of killed processes in the same folder.
+    """Delete the folder :func:`parts_of` this index, and leftovers of killed processes in the parent folder.
 
-    Recent parts of other indexes are kept, so that interrupted indexing can continue.
+    Recently written tables of other unfinished indexes are kept, so that interrupted indexing can continue.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
@@ -134,10 +138,11 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class FileAddresses:
-    """Addresses of clips that are single files. Their names are in a metadata column."""
+    """Returns the addresses of clips that are single files."""
 
     folder: Path
     column: str
+    """Metadata column with the paths of the files, relative to the folder."""
 
     def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
         """Return the address of the clip in a row of the index table."""
@@ -146,11 +151,12 @@ class FileAddresses:
 
 @dataclass(frozen=True, slots=True)
 class CellAddresses:
-    """Addresses of clips inside parquet shards."""
+    """Returns the addresses of clips that are cells of parquet files."""
 
     file_of: Callable[[str], Path | HubFile]
-    """Returns the file of a shard. Must be picklable."""
+    """Returns the file of the shard with this name. Must be picklable."""
     column: str
+    """Column of the parquet file with the audio."""
 
     def __call__(self, shard: str, row: Mapping[str, Any]) -> AudioAddress:
         """Return the address of the clip in a row of the index table."""
@@ -217,7 +223,7 @@ class TableUtterances(ColumnarUtterances):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TableUtterances) and len(self) == len(other) and all(map(eq, self, other))
 
-    __hash__ = None  # type: ignore[assignment]  # like a list
+    __hash__ = None  # type: ignore[assignment]  # not hashable, like a list
 
     @overload
     def __getitem__(self, index: int) -> Utterance: ...
@@ -252,7 +258,7 @@ class TableUtterances(ColumnarUtterances):
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield the given columns of the rows ``[m]``, in the order of ``rows``.
 
-        There are several batches, because a large corpus exceeds one Arrow array.
+        The rows are divided into several batches, because a large corpus exceeds the maximum size of one Arrow array.
         """
         import numpy as np
 
@@ -281,7 +287,11 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
-    """Write the tables with the schema of the first table. Return the hashes of repeated ids."""
+    """Write the tables with the schema of the first table. Return the hashes of all ids that occur more than once.
+
+    Only hashes are compared, because all ids together may not fit into memory. So a returned hash may also be that of
+    two different ids.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -304,9 +314,9 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with the columns in ``schema``. Missing columns become null, and other columns are removed.
+    """Return the table with exactly the columns in ``schema``, because shards may differ in their metadata columns.
 
-    Shards may differ in their metadata columns.
+    Missing columns are filled with null, and other columns are removed.
     """
     import pyarrow as pa
 
@@ -317,6 +327,11 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _renamed(tables: Iterable[pa.Table], repeated: set[int], shards: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the tables with unique ids.
+
+    Args:
+        repeated: the hashes of all ids that occur more than once.
+    """
     import pyarrow as pa
 
     seen: set[str] = set()

@@ -19,8 +19,9 @@ from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
 from tiny_audio.sources._shared import shown
 
 _MAX_LINE = 1_000_000
+"""Maximum number of characters in a line."""
 _MAX_BAD_LINES = 100
-"""A file is rejected if none of this many lines is a JSON object."""
+"""If this many lines at the start of a file contain no JSON object, the file is rejected."""
 
 _EXPECTED = 'expected one JSON object per line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
 
@@ -91,14 +92,17 @@ def read_manifest(path: Path, columns: Columns) -> Index:
     if not utterances:
         first = dropped[0]
         raise UserError(
-            f"no row of the manifest {path} can be used ({len(dropped)} read); the first: {first.reason}, "
+            f"no row of the manifest {path} can be used ({len(dropped)} read); the first problem: {first.reason}, "
             f"{first.detail}; {_EXPECTED}"
         )
     return Index(tuple(utterances), tuple(dropped), fingerprint(utterances))
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """Return the SHA-256 of ids, durations and texts. It depends on the order, because plans use indices."""
+    """Return the SHA-256 of ids, durations and texts.
+
+    It depends on the order of the utterances, because the plan of an epoch refers to utterances by index.
+    """
     digest = hashlib.sha256()
     for utterance in utterances:
         row = json.dumps([utterance.id, utterance.duration_s, utterance.text])
@@ -201,7 +205,8 @@ def _duration(given: object, column: str, audio: Path) -> float:
 
 
 def _renamed(utterance: Utterance, line_number: int, ids: set[str]) -> Utterance:
-    """Return the utterance with a unique id. The line number is appended, because the file was listed before."""
+    """Return the utterance with the line number appended to its id. An earlier line has the same file, and so the same
+    id."""
     name = f"{utterance.id}:{line_number}"
     while name in ids:
         name += "'"

@@ -38,10 +38,11 @@ Row = Mapping[str, object] | BadRow
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """An entry of the index: a row of a table, or a file without a row."""
+    """An entry of the index. It stands for a row of a table, or for an audio file that no row names."""
 
     file: str
-    """Path relative to the folder of the audio. It is also the id of the clip."""
+    """Path relative to the folder of the audio, which is also the id of the clip. If a row names no existing file, the
+    name of the table and the line number."""
     table: int = 0
     """Index of the table in the list of tables."""
     line: int = 0
@@ -83,19 +84,20 @@ def file_index(
 ) -> Index:
     """Return the index of clips that are single files.
 
-    The index is written to ``folder`` unless it exists. It is written again if some files could not be read.
+    If ``folder`` does not exist, the index is written to it. If ``folder`` exists, but some files could not be read
+    when it was written, the index is written again.
 
     Args:
-        make: returns the rows and the columns of their metadata.
-        tables: names of the tables. They become part of repeated ids.
-        identity: part of the fingerprint.
+        make: returns the rows and the names of their metadata columns.
+        tables: names of the tables. If several clips have the same id, the name of the table is appended to the id.
+        identity: text to include in the fingerprint.
         addresses: returns the addresses of the clips.
     """
     index = read_index(folder, addresses) if folder.exists() else None
     if index is None or any(dropped.reason == UNREADABLE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
         index = read_index(folder, addresses)
-    # The clips are single files, which are not fetched together.
+    # Each clip is a file of its own, so no clips are fetched together.
     return replace(index, groups=None)
 
 

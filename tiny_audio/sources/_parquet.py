@@ -1,6 +1,6 @@
-"""Read parquet shards of clips: their rows as an index table, and their audio by row group.
+"""Read parquet files of clips: their rows as an index table, and their audio by row group.
 
-Shards are open :class:`pyarrow.parquet.ParquetFile` objects, which may be local or on the hub.
+A shard is one parquet file of a dataset. The file may be local or on the hub.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def index_shard(
     *,
     keep_silence: bool = False,
 ) -> pa.Table:
-    """Return the rows of a shard as an index table.
-
-    Its columns are:
+    """Return the rows of a shard as an index table. Its columns are:
 
     - ``id``, ``duration_s`` and ``text``
     - ``shard`` (an index), ``row_group``, and ``row`` (within the row group)
@@ -50,10 +48,10 @@ def index_shard(
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
-        keep_silence: keep clips that are marked as not speech, with an empty transcript.
+        keep_silence: keep clips that are marked as not speech, with an empty transcript. If false, they are dropped.
 
     Raises:
-        UserError: columns are missing, or the shard is broken.
+        UserError: columns are missing or have the wrong type, or the shard is damaged.
     """
     import numpy as np
     import pyarrow as pa
@@ -100,7 +98,7 @@ def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedA
     """Return the encoded clips of a row group. Rows without a clip are null.
 
     Raises:
-        pyarrow.ArrowException, OSError: the bytes are damaged.
+        pyarrow.ArrowException, OSError: the file cannot be read, or its bytes are damaged.
     """
     import pyarrow.compute as pc
     import pyarrow.types as types
@@ -113,6 +111,9 @@ def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedA
 
 def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
     """Return one encoded clip of a row group.
+
+    Args:
+        place: name of the row in messages.
 
     Raises:
         AudioError: the row has no audio.
@@ -130,14 +131,15 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
 
 
 def read_error(error: Exception, where: str) -> UserError:
-    """Return the error for a clip whose row group could not be read.
+    """Return the error to raise for a clip whose row group could not be read.
 
     Args:
         error: the error that Arrow raised. Disk errors have an ``errno``. Errors about damaged bytes have none.
         where: name of the clip or of the file, for the message.
 
     Returns:
-        an :class:`AudioError` if the bytes are damaged.
+        an :class:`AudioError` if the bytes are damaged, so that the clip is dropped. Otherwise, another
+        :class:`UserError`, so that the run stops.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
@@ -193,7 +195,8 @@ def _texts(table: pa.Table, columns: Columns, problems: _Problems, keep_silence:
             return pc.if_else(silent, "", trimmed)
         for row in _where(silent):
             detail = (
-                f"{columns.text!r} is {trimmed[row].as_py()}, so nobody speaks; data.keep_empty trains on such clips"
+                f"{columns.text!r} is {trimmed[row].as_py()}, so nobody speaks; to train on such clips, set "
+                "data.keep_empty"
             )
             problems.add(row, "no_speech", detail)
     return trimmed
@@ -225,7 +228,7 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
     what = repr(name)
     if begin is not None:
         seconds = seconds - pc.fill_null(pc.cast(table.column(begin), pa.float64()), math.nan).to_numpy()
-        what += f" less {begin!r}"
+        what += f" minus {begin!r}"
     for row in np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0))):
         value = shown(column[int(row)].as_py() if begin is None else float(seconds[row]))
         problems.add(int(row), "bad_duration", f"{what} must be a finite number of seconds above 0, not {value}")
@@ -234,7 +237,7 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
 
 
 def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: str, problems: _Problems) -> np.ndarray:
-    """Read the durations from the headers of the clips."""
+    """Return the durations in seconds, read from the headers of the clips."""
     import numpy as np
     import pyarrow as pa
 
@@ -261,9 +264,9 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """Return the column as texts, and the rows that are not UTF-8. The texts of these rows are null.
+    """Return the column as texts, and the indices of the rows that are not UTF-8. The texts of these rows are null.
 
-    Reading parquet does not check the encoding.
+    The rows are checked here, because Arrow does not check the encoding when it reads parquet.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

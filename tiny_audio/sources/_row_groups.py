@@ -1,6 +1,6 @@
 """Read encoded clips of parquet files, on disk or on the hub, by row group.
 
-Parquet can read a column of a row group only as a whole. So row groups are cached on disk and in memory.
+A clip can be read only together with all other clips of its row group. So row groups are cached on disk and in memory.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 """Size limit of the cache in memory, in each process that loads clips."""
 MAX_COUNT = 32
-"""Maximum number of row groups in the cache in memory. Mapped files take no memory, but a deleted file keeps its disk
-space while it is mapped."""
+"""Maximum number of row groups in the cache in memory. This limit is for memory-mapped files: they take no memory, but
+a deleted file keeps its disk space while it is mapped."""
 _OPEN = 32
 """Number of shards on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9
-"""Size limit of the disk cache of :func:`read_cell_anywhere`."""
+"""Size limit of the folder in which :func:`read_cell_anywhere` caches row groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class RowGroup:
     column: str
 
     def cache_name(self) -> str:
-        """Return the name in a :class:`DiskCache`. The name changes if a local file changes.
+        """Return the row group's name in a :class:`DiskCache`. The name changes if a local file changes.
 
         Raises:
             OSError: the local file does not exist any more.
@@ -71,7 +71,7 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
     """Return a thread-safe function that reads row groups, and keeps recently used row groups in memory."""
 
     def size(cached_clips: CachedClips) -> int:
-        # With the upper bound, any row group fits into the cache. The lower bound limits the number of row groups.
+        # The upper bound lets any row group fit into the cache. The lower bound limits their number to max_count.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())
@@ -82,7 +82,7 @@ def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, Disk
 
 
 read_row_group = row_group_reader(MAX_BYTES, MAX_COUNT)
-"""Return the clips of a row group, from the memory of this process, the cache on disk, or the file."""
+"""Return the clips of a row group. They are read from the memory of this process, the cache on disk, or the file."""
 
 
 def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
@@ -108,7 +108,12 @@ def read_cell(address: AudioAddress | None, cache: DiskCache) -> bytes:
 
 
 def read_cell_anywhere(address: AudioAddress, cache_dir: Path, *, offline: bool) -> bytes:
-    """Read a cell like :func:`read_cell`, but search the caches of all sources for its row group."""
+    """Read a cell like :func:`read_cell`, but first search the caches of all sources for its row group.
+
+    Raises:
+        AudioError, UserError: see :func:`read_cell`.
+        NotCachedError: ``offline`` is set, and the row group is on the hub and not in a cache.
+    """
     assert address.cell is not None
     file, cell = address.file, address.cell
     folder = cache_dir / ("hub" if isinstance(file, HubFile) else "parquet") / "row_groups"
@@ -132,7 +137,7 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
     """Open a parquet file on the hub.
 
     Args:
-        pre_buffer: fetch neighboring columns in one request.
+        pre_buffer: whether to fetch neighboring columns in one request.
 
     Raises:
         UserError: the hub cannot be reached, or the file is broken.
@@ -151,5 +156,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Open a shard and keep it open, because opening it for each row group would take two more requests each time."""
+    """Open a shard and keep it open, because opening it again for each row group would take two more requests."""
     return open_on_hub(file, pre_buffer=False)

@@ -1,4 +1,4 @@
-"""Code that several sources use: a type for config fields, names of cache folders, and values in messages."""
+"""Code for several sources: a type of config fields, names of cache folders, and texts for messages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 def cache_key(identity: object) -> str:
-    """Return a short hash of a JSON value, for the name of a cache folder."""
+    """Return a short hash of a text or of a JSON value, for the name of a cache folder."""
     text = identity if isinstance(identity, str) else json.dumps(identity)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def shown(value: object) -> str:
-    """Return a value as text for a message, quoted and shortened."""
+    """Return the ``repr`` of a value for a message, shortened to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_any_usable(index: Index, name: str) -> Index:
-    """Return the index if it has utterances.
+    """Check that an index has utterances, and return the index.
 
     Args:
         name: the name of the data in messages.

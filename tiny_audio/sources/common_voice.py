@@ -28,8 +28,9 @@ class CommonVoiceConfig(SourceConfig):
     """Mozilla Common Voice in any language, from the unpacked archive of its website.
 
     The datasets of this name on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3
-    files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, the headers of all clips are
-    read at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`, `accents`, `variant`.
+    files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, durations are read from the
+    headers of all clips at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`,
+    `accents`, `variant`.
     """
 
     name: Literal["common_voice"] = "common_voice"
@@ -42,7 +43,7 @@ class CommonVoiceConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which put a `common_voice` into the current folder."""
+        """Return a config for tests, which create a folder `common_voice` in the current folder."""
         return cls(path="common_voice", split="dev")
 
 
@@ -116,7 +117,7 @@ class CommonVoiceSource(Source):
         if milliseconds is None or "clip" not in columns:
             raise UserError(
                 f"{path} has no columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; fix "
-                "it, or delete it to read the headers of the clips"
+                "the file, or delete it to get durations from the headers of the clips"
             )
         stated = {}
         for _, row in read_rows(path):
@@ -136,7 +137,7 @@ def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Sou
 
 
 def _facts(status: os.stat_result) -> tuple[int, int]:
-    """Return size and modification time, which change if the file changes."""
+    """Return the size and the modification time of a file, which change if the file changes."""
     return status.st_size, status.st_mtime_ns
 
 
@@ -164,7 +165,8 @@ def _clip(
 
 
 def _unquoted(sentence: str) -> str:
-    """Undo CSV quoting. Some releases put sentences in quotes and double the quotes inside the sentences."""
+    """Return the sentence without CSV quoting. Some releases put sentences in quotes and double the quotes inside them.
+    """
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

@@ -35,9 +35,9 @@ class FolderConfig(SourceConfig):
     """Audio files in a folder, with their transcripts in a metadata.csv or metadata.jsonl.
 
     The layout is that of `audiofolder` in Hugging Face's `datasets`. The column `file_name` contains a path relative to
-    the folder of the table. Subfolders may have tables, too. Other columns become metadata. Durations are read from the
-    files' headers at the first start. Files without a row and rows without a file are listed as dropped. If the data
-    has several splits, give the folder of one split, such as `data/train`.
+    the folder of the table. Subfolders may have their own tables, too. Other columns become metadata. Durations are
+    read from the headers of the audio files at the first start. Files without a row and rows without a file are listed
+    as dropped. If the data has several splits, give the folder of one split, such as `data/train`.
     """
 
     name: Literal["folder"] = "folder"
@@ -48,7 +48,7 @@ class FolderConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which put a `folder` with a `metadata.csv` into the current folder."""
+        """Return a config for tests, which create a folder `folder` with a `metadata.csv` in the current folder."""
         return cls(path="folder")
 
 
@@ -108,7 +108,7 @@ class FolderSource(Source):
         there = {name for names in columns.values() for name in names}
         texts = [name for name in _TEXTS if name in there] if self.text_column is None else [self.text_column]
         if len(texts) != 1:
-            which = "both columns, transcription and text" if texts else "neither a column transcription nor text"
+            which = "two columns, transcription and text" if texts else "no column transcription or text"
             raise UserError(f"{self.path} has {which}; name the column of transcripts as text_column: {_listed(there)}")
         for table, names in columns.items():
             if texts[0] not in names:
@@ -129,7 +129,7 @@ class FolderSource(Source):
                 yield clip
         for file in audio:
             if file not in named:
-                detail = f"{file}: {', '.join(tables)} has no row with this file"
+                detail = f"{file}: no row of {', '.join(tables)} names this file"
                 yield ClipRow(file, bad=BadRow("row_missing", detail))
 
 

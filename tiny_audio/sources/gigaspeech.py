@@ -18,7 +18,8 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""Columns of the corpus. The metadata has the recording instead of the speaker, because few speakers are known."""
+"""Columns of the corpus. The metadata has the recording (``audio_id``) instead of the speaker, because few speakers are
+known."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
@@ -29,7 +30,7 @@ class GigaSpeechConfig(HubSourceConfig):
     `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
     Segments whose text is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. With
     `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped.
-    Metadata: `audio_id`, the recording. Speakers are unknown, so set `evaluation.group_by: audio_id`.
+    Metadata: `audio_id`, which names the recording. Speakers are unknown, so set `evaluation.group_by: audio_id`.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"
@@ -41,7 +42,7 @@ class GigaSpeechConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which start their own hub."""
+        """Return a config for tests, which replace the hub by a local server."""
         return cls(config="xs", split="dev")
 
 

@@ -23,7 +23,7 @@ class HubConfig(HubSourceConfig, ColumnsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which start their own hub."""
+        """Return a config for tests, which replace the hub by a local server."""
         return cls(repo="tiny/clips", split="test")
 
 

@@ -29,11 +29,11 @@ class LibriSpeechConfig(HubSourceConfig):
         "test.clean",
         "test.other",
     ] = "train.clean.100"
-    """One of the corpus's seven parts."""
+    """One of the seven splits of the corpus."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which start their own hub."""
+        """Return a config for tests, which replace the hub by a local server."""
         return cls(split="validation.clean")
 
 

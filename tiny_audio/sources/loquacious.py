@@ -9,7 +9,7 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""Columns of the corpus. Unknown speakers and sexes are null. The metadata leaves them out."""
+"""Columns of the corpus. Unknown speakers and sexes are null, and are left out of the metadata."""
 
 
 class LoquaciousConfig(HubSourceConfig):
@@ -22,13 +22,13 @@ class LoquaciousConfig(HubSourceConfig):
     name: Literal["loquacious"] = "loquacious"
     config: Literal["small", "medium", "large", "clean"] = "large"
     """The training split: 250 (`small`), 2,500 (`medium`) or 25,000 hours (`large`), or only the clean part of the
-    corpus (`clean`). The dev and test splits are the same for all of them."""
+    corpus (`clean`). The dev and test splits are the same for all four."""
     split: Literal["train", "dev", "test"] = "train"
     """One of the splits. Use `dev` to compare models, and `test` once at the end."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which start their own hub."""
+        """Return a config for tests, which replace the hub by a local server."""
         return cls(config="small", split="dev", max_shards=1)
 
 

@@ -22,7 +22,7 @@ class ManifestConfig(SourceConfig):
     audio_column: NonEmpty = "audio_filepath"
     """The path of the audio file. A relative path starts from the manifest's folder."""
     duration_column: NonEmpty = "duration"
-    """The duration in seconds. If it is missing, it is read from the header of the audio file."""
+    """The duration in seconds. A missing duration is read from the header of the audio file."""
     text_column: NonEmpty = "text"
     """The transcript."""
 
@@ -37,7 +37,7 @@ class ManifestConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which put a `manifest.jsonl` into the current folder."""
+        """Return a config for tests, which write a `manifest.jsonl` to the current folder."""
         return cls(path="manifest.jsonl")
 
 

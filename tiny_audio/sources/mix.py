@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # Defer the schema until all sources, including this one, are registered.
+    # Build the schema only when it is first needed, because then all sources, including this one, are registered.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
@@ -52,11 +52,11 @@ class MixConfig(SourceConfig):
     """Several sources as one, each with a weight and an optional cap.
 
     A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
-    machine, and a larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the
-    hub, whole row groups are drawn, so that no other audio is fetched. A cap counts clips before `data.min_duration_s`
-    and `data.max_duration_s` are applied. The list of dropped clips is reduced by the same share. The ids of a source's
-    clips begin with the name of the source. The name is also stored in the metadata column `source`, unless the clips
-    already have this column.
+    machine. A larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, a
+    cap keeps whole row groups (and a part of the last one), so that other row groups need not be fetched. A cap also
+    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. The list of dropped clips is
+    reduced by the same share. The ids of a source's clips begin with the name of the source. The name is also stored in
+    the metadata column `source`, unless the clips already have this column.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -70,7 +70,7 @@ class MixConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which put a `manifest.jsonl` and a `clips.parquet` into the current folder."""
+        """Return a config for tests, which write a `manifest.jsonl` and a `clips.parquet` to the current folder."""
         read = SOURCES.parse({"name": "manifest", "path": "manifest.jsonl"})
         wild = SOURCES.parse({"name": "parquet", "path": "clips.parquet"})
         mixed = {"read": MixedConfig(source=read), "wild": MixedConfig(source=wild, weight=0.5, max_clips=2)}
@@ -86,7 +86,9 @@ class Mixed:
     config: MixedConfig
 
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
-        """Return the sorted rows ``[k]`` that the caps keep: the first rows in a random order of groups.
+        """Return the sorted indices ``[k]`` of the clips that the caps keep.
+
+        The groups are put into a random order, and so are the clips within each group. The caps keep the first clips.
 
         Raises:
             UserError: ``max_hours`` is shorter than the first clip.
@@ -103,7 +105,7 @@ class Mixed:
             drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max(initial=-1) + 1)[groups]))
         count = len(drawn)
         if max_hours is not None:
-            # Rounded, because sums of floats are inexact.
+            # Round to microseconds, because sums of floats are inexact.
             seconds = np.round(np.cumsum(durations_s[drawn]), 6)
             count = int(np.searchsorted(seconds, max_hours * 3600, side="right"))
         if max_clips is not None:
@@ -111,14 +113,14 @@ class Mixed:
         if count == 0:
             raise UserError(
                 f"max_hours {max_hours:g} of {self.name!r} is shorter than its first clip "
-                f"({durations_s[drawn[0]]:.1f} s); raise it"
+                f"({durations_s[drawn[0]]:.1f} s); increase max_hours"
             )
         return np.sort(drawn[:count])
 
 
 @dataclass(frozen=True, slots=True)
 class MixSource(Source):
-    """The clips of all sources, one source after another."""
+    """The clips of several sources, one source after another."""
 
     mixed: tuple[Mixed, ...]
     seed: int
@@ -166,9 +168,13 @@ class MixSource(Source):
 
 @dataclass(frozen=True)
 class _Part:
+    """The clips that the mix uses from one source."""
+
     name: str
     utterances: Sequence[Utterance]
+    """All utterances of the source."""
     rows: np.ndarray
+    """Indices of the utterances that the caps keep."""
 
     def __getitem__(self, index: int) -> Utterance:
         utterance = self.utterances[int(self.rows[index])]
@@ -200,7 +206,7 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # a negative index counts from the end of the part
+        return self._parts[part][row - int(self._ends[part])]  # the index is negative: it counts from the part's end
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[row] for part in self._parts for row in range(len(part.rows)))
@@ -217,7 +223,7 @@ class _Utterances(ColumnarUtterances):
                 yield Origin(audio, {"source": part.name, **metadata})
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
-        """Split ``rows`` into runs of the same part. Yield the part of each run, with the rows in the part's source."""
+        """Divide ``rows`` into runs from the same part. Yield each run's part, and its indices in the part's source."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])
@@ -240,7 +246,11 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """Yield a random share of the dropped clips: the share of clips that the caps keep."""
+    """Yield a random share of the dropped clips, with the name of the source in their ids.
+
+    Args:
+        share: share of the source's usable clips that the caps keep.
+    """
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()
         if int.from_bytes(drawn[:8], "big") < share * 2**64:

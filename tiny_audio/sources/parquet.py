@@ -40,12 +40,12 @@ class ParquetConfig(ColumnsConfig):
     home folder."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Maximum gigabytes on disk for cached row groups of this path. Parquet files can be read only by whole row groups,
-    but single clips can be read from the cache. If the clips that are shuffled together do not fit, row groups are read
-    many times. Each path of a mix has its own limit."""
+    but single clips can be read from the cache. If the clips that are shuffled together (`batching.shuffle_clips`) do
+    not fit into the cache, each row group is read many times. Each path of a mix has its own limit."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which put a `clips.parquet` into the current folder."""
+        """Return a config for tests, which write a `clips.parquet` to the current folder."""
         return cls(path="clips.parquet")
 
 
@@ -59,14 +59,15 @@ class ParquetSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the files. Later calls read footers and a cached table."""
+        """See :meth:`Source.index`. The first call reads the files. Later calls read only footers and a cached table.
+        """
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
         folder = self.cache_dir / "parquet" / cache_key(identity)
         if not folder.exists():
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
-            # Column names affect the index, but are not part of the data's fingerprint.
+            # The names of the columns affect the key of the folder, but not the fingerprint of the data.
             write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
         index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
         return check_any_usable(index, str(self.path))
@@ -99,7 +100,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _root(self) -> Path:
-        """The folder that shard names are relative to. With relative names, ids are the same on every machine."""
+        """The folder to which the names of shards are relative. So the ids of clips are the same on every machine."""
         parts = self.path.parts
         special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
         if special is not None and not self.path.exists():
@@ -119,7 +120,8 @@ class ParquetSource(Source):
             what = "no file matches"
         if not found:
             raise UserError(
-                f"{what} {self.path}; path must be a parquet file, a folder with some, or a pattern of them"
+                f"{what} {self.path}; path must be a parquet file, a folder with parquet files, or a pattern such as "
+                "data/*.parquet"
             )
         return root, sorted(path.relative_to(root).as_posix() for path in found)
 

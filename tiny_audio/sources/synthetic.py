@@ -1,7 +1,7 @@
 """Source ``synthetic``: speech synthesized by espeak-ng, for tests, first trials and data that is hard to record.
 
-The sentences come from a text file or from small grammars. Voices and sentences are split into a training side and a
-held-out side. A recipe can train on one side and evaluate on the other.
+The sentences come from a text file or from small grammars. Voices and sentences are each split into a training side and
+a held-out side, so that a recipe can train on one side and evaluate on the other.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from tiny_audio.sources._synthetic.voices import ACCENTS, HELD_OUT_VOICES, TRAIN
 
 _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
+"""Age at which a temporary folder is deleted, because its run was probably killed."""
 _MIN_SHARE = 20
-"""Minimum number of utterances per worker process. Starting a process for fewer takes longer than synthesizing them."""
+"""Minimum number of utterances per worker process. Starting a process takes longer than synthesizing fewer utterances.
+"""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
 _SPLIT = "split.json"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
-# Not strict, because YAML has lists, not tuples. The elements are strict.
+# strict=False lets lists become tuples, because YAML has only lists. The elements are still strict.
 Grammars = Annotated[tuple[Grammar, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 IntRange = Annotated[tuple[int, int], Field(strict=False)]
@@ -53,21 +55,23 @@ class SyntheticConfig(SourceConfig):
 
     name: Literal["synthetic"] = "synthetic"
     num_utterances: PositiveInt = 10_000
-    """Number of utterances. If it is increased, the existing utterances stay the same."""
+    """Number of utterances. A larger number adds utterances and does not change the others."""
     seed: NonNegativeInt = 0
     """Seed for sentences, voices and deliveries."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
-    """Kinds of sentences. Each utterance uses one of them. All are used equally often."""
+    """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely."""
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
-    """Text file with one sentence per line. Its sentences are spoken instead of those of the grammars. Each sentence is
+    """Text file with one sentence per line. These sentences are used instead of those of the grammars. Each sentence is
     spoken once before any sentence is repeated. The transcript is the line as written. espeak-ng reads digits as
     cardinal numbers, so write years and telephone numbers in words. Repeated lines count once. The data depends on the
     content of the file, and not on its path."""
     sentences: Literal["train", "held_out", "all"] = "train"
-    """One side of the fixed split of sentences, or ``all`` sentences, for example if you evaluate on another file.
-    About a tenth of all sentences is held out."""
+    """Sentences are split into a training side and a held-out side, which is always the same. `train` and `held_out`
+    use one side, and `all` uses both, for example if you evaluate on another file. About a tenth of all sentences is
+    held out."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """One side of the fixed split of voices, or names of espeak-ng voice variants."""
+    """Voices are split in the same way. `train` and `held_out` use one side. A list of names uses these voice variants
+    of espeak-ng."""
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)
@@ -178,7 +182,7 @@ def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
 
 
 def _sentences(config: SyntheticConfig) -> list[str] | None:
-    """Return the sentences of the file that are on the chosen side, or None if the grammars are used."""
+    """Return the sentences of the file on the side that the config chooses. Return None if the grammars are used."""
     if config.sentences_file is None:
         return None
     path = Path(config.sentences_file)
@@ -264,7 +268,7 @@ def _run_workers(config: SyntheticConfig, folder: Path, num_workers: int) -> Non
                     env=environment,
                 )
             workers.append(worker)
-            # If a worker dies at once, this is reported below, with its error output.
+            # If a worker has ended already, writing fails. The loop below reports the worker's error output.
             with contextlib.suppress(BrokenPipeError):
                 _stdin(worker).write(json.dumps(job | {"worker": index}).encode() + b"\n")
         for index, worker in enumerate(workers):
@@ -286,7 +290,8 @@ def _stdin(worker: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _merge_rows(folder: Path) -> float:
-    """Join the rows of the workers, in the order of utterances. Return the total seconds of audio."""
+    """Write the rows of all workers to one manifest, in the order of the utterances. Return the total seconds of audio.
+    """
     rows = []
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
@@ -302,7 +307,8 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete old temporary folders of killed runs. Another process may still be writing to newer folders."""
+    """Delete old temporary folders of killed runs. Newer folders are kept, because a process may still write to them.
+    """
     for leftover in folder.parent.glob("*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process may finish or delete it first
             if time.time() - leftover.stat().st_mtime > _STALE_S:

@@ -13,14 +13,15 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Retries of requests to the hub. Each wait is logged as a warning, because the waits can add up to more than half a
-minute, or longer if the hub asks for it."""
+"""Retries of requests to the hub. Each wait is logged as a warning, because all waits of a request can add up to more
+than half a minute. If the hub asks for longer waits, they take even more time."""
 _MAX_CONNECT_RETRIES = 2
-"""Maximum number of retries if the hub cannot be reached. It is small, so that a missing network is reported soon."""
+"""Maximum number of retries if the hub cannot be reached. The number is small, so that a missing network is reported
+soon."""
 
 
 def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_RETRIES) -> ResultT:
-    """Call a function that sends requests to the hub, and retry after transient failures.
+    """Call a function that sends requests to the hub, and return its result. Retry after transient failures.
 
     Args:
         connect_retries: maximum number of retries if the hub cannot be reached.
@@ -50,9 +51,9 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
-    """Translate an error of huggingface_hub into a message that says what to do.
+    """Return an error with a message that says what to do, for an error of huggingface_hub.
 
-    Other errors are raised again.
+    Errors of unknown kinds are raised again.
     """
     import httpx2
     from huggingface_hub import constants, get_token
@@ -78,7 +79,7 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
         return UserError(f"{repo} has no revision {revision!r}; see {page}/tree/main for its branches and commits")
     if isinstance(error, RepositoryNotFoundError):
         login = (
-            "the account of your token may lack access"
+            "whether the account of your token has access"
             if get_token()
             else "if it is private, run `hf auth login` first"
         )

@@ -1,4 +1,4 @@
-"""Commit and files of a dataset split on the hub, looked up once and then cached."""
+"""Find the commit and the files of a dataset split on the hub. Both are looked up once and then cached."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
 _CONVERTED = "refs/convert/parquet"
-"""The branch with the hub's own conversion of a dataset to files such as ``config/split/0000.parquet``."""
+"""The branch with parquet files such as ``config/split/0000.parquet``, to which the hub itself converts a dataset."""
 _TRY_CONVERTED = f"the hub converts many datasets to parquet; try revision: {_CONVERTED}"
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A split of a config of a dataset."""
+    """A split of a dataset on the hub, such as ``train``."""
 
     repo: str
     config: str | None
-    """None means the default config."""
+    """One of the dataset's configs (subsets). None means the default config."""
     split: str
     revision: str
     """A branch, a tag or a commit."""
@@ -49,14 +49,16 @@ class Shards:
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
-    """Return the shards of a split. The commit of a branch is looked up once and kept in the cache folder.
+    """Return the shards of a split, which are its parquet files at a commit.
 
-    Later runs on the same machine then see the same data and need no network.
+    The commit and the list of shards are looked up once and stored in the cache folder. Later runs on the same machine
+    then see the same data and need no network.
 
     Args:
         split: the split.
-        cache_dir: the folder in which the commit and the list of shards are kept.
-        commit: the commit to use. None looks up the newest commit of the branch.
+        cache_dir: the folder in which the commit and the list of shards are stored.
+        commit: the commit to use. If None, the stored commit is used. If no commit is stored either, the newest commit
+            of ``split.revision`` is looked up.
 
     Raises:
         UserError: the split does not exist, or the hub cannot be reached.
@@ -75,7 +77,7 @@ def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     if shards is not None:
         return shards
     shards = _asked(split, commit or split.revision)
-    _LOG.info("%s is pinned to commit %s; delete %s to look for a newer one", split.repo, shards.commit, pin)
+    _LOG.info("%s is pinned to commit %s; to use the newest commit, delete %s", split.repo, shards.commit, pin)
     try:
         pin.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(pin, json.dumps({**asdict(split), "commit": shards.commit, "paths": shards.paths}, indent=1))
@@ -108,7 +110,10 @@ def _asked(split: Split, revision: str) -> Shards:
 
 
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
-    """Find the split's parquet files as ``datasets`` does: by the dataset card, else by file names."""
+    """Return the paths of the split's parquet files.
+
+    As in the ``datasets`` library, the dataset card determines the files. If it lists none, their names do.
+    """
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 
     if split.revision == _CONVERTED:
@@ -148,7 +153,7 @@ def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
             tree.setdefault(steps[0], {}).setdefault(steps[1], []).append(file.rfilename)
     name = split.config or (next(iter(tree)) if len(tree) == 1 else None)
     if name is None:
-        raise UserError(f"{split.repo} has several configs; choose one as config: {', '.join(tree)}")
+        raise UserError(f"{split.repo} has several configs; set config to one of {', '.join(tree)}")
     if name not in tree:
         raise UserError(f"{split.repo} has no config {name!r} at {_CONVERTED}; {did_you_mean(name, tree)}")
     if split.split not in tree[name]:
@@ -160,7 +165,7 @@ def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
-    """Return the config in the dataset card. It is empty if the dataset has no configs."""
+    """Return the split's config, as stated in the dataset card. Return an empty one if the dataset has no configs."""
     from datasets.utils.metadata import MetadataConfigs
 
     card = info.card_data
@@ -168,12 +173,12 @@ def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
     if not configs:
         if split.config not in (None, "default"):
             raise UserError(
-                f"{split.repo} has no configs, but config is {split.config!r}; leave it out. Or: {_TRY_CONVERTED}"
+                f"{split.repo} has no configs, but config is {split.config!r}; remove config. Or: {_TRY_CONVERTED}"
             )
         return {}
     name = split.config or configs.get_default_config_name()
     if name is None:
-        raise UserError(f"{split.repo} has several configs; choose one as config: {', '.join(configs)}")
+        raise UserError(f"{split.repo} has several configs; set config to one of {', '.join(configs)}")
     if name not in configs:
         raise UserError(f"{split.repo} has no config {name!r}; {did_you_mean(name, configs)}")
     config: dict[str, Any] = configs[name]

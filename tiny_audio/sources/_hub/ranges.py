@@ -1,8 +1,9 @@
 """A file on the hub, read by range requests.
 
-The hub limits how often the location of a file is looked up (a few thousand times in five minutes), but not how often
-the file is read. The file system of huggingface_hub looks up the location for every range. This module looks it up
-once, and again only if the location has expired.
+The hub answers a request for a file with the file's location: a URL from which the content can be read for some time.
+The hub limits the number of such requests (a few thousand in five minutes), but not the number of reads. The file
+system of huggingface_hub requests the location for every range. This module requests it once, and again only after the
+location has expired.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _EXPIRED = (401, 403)
-"""Status codes that are returned for a location whose signature has expired."""
+"""HTTP status codes of a location that has expired."""
 _TIMEOUT_S = 60.0
 
 
@@ -30,7 +31,7 @@ class RangeFile(SeekableBytes):
     """A file of a dataset at a commit. Each read is one range request.
 
     Raises:
-        UserError: the hub cannot be reached or rejects the request, on opening or on reading.
+        UserError: the hub cannot be reached or rejects the request. Opening and reading can raise this error.
     """
 
     def __init__(self, file: HubFile) -> None:
@@ -56,7 +57,7 @@ class RangeFile(SeekableBytes):
             raise explained(error, self._file.repo, self._file.revision) from error
         assert found.size is not None, "the hub states the size of every file"
         self.size, self._location = found.size, found.location
-        # A signed location on another host needs no token. Do not send the token there.
+        # A location on another host is a signed URL, which needs no token. Do not send the token to that host.
         same_host = urlsplit(url).netloc == urlsplit(found.location).netloc
         self._headers = headers if same_host else {}
 
@@ -99,5 +100,5 @@ class RangeFile(SeekableBytes):
         return response
 
     def _retried(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call with more retries than by default, so that a run survives a short network failure."""
+        """Call :func:`retried` with more retries than by default, so that a run survives a short network failure."""
         return retried(call, connect_retries=POLICY.max_retries)

@@ -42,14 +42,17 @@ class HubSourceConfig(SourceConfig):
     max_shards: PositiveInt | None = None
     """Maximum number of files of the split to use, spread evenly over the split. None uses all files."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. If two windows
-    of `batching.shuffle_clips` clips fit (20,000 clips of 10 s are 6 GB), audio is fetched once per epoch. If the whole
-    split fits, audio is fetched only once."""
+    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. Clips are
+    shuffled in windows of `batching.shuffle_clips` clips (20,000 clips of 10 s take about 6 GB). If two windows fit
+    into the limit, audio is fetched once per epoch. If the whole split fits, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource(Source):
-    """The clips of a split. Indexing reads the columns other than audio. Audio is fetched by row group."""
+    """The clips of a split. Audio is fetched by row group, when a clip is needed.
+
+    Indexing does not fetch audio, unless the dataset has no column of durations.
+    """
 
     split: Split
     columns: Columns
@@ -62,7 +65,7 @@ class HubSource(Source):
     """Keep clips that the corpus marks as clips without speech, with an empty transcript."""
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call asks the hub. Later calls read the cache folder."""
+        """See :meth:`Source.index`. The first call reads the dataset on the hub. Later calls read the cache folder."""
         shards = self._shards()
         identity = json.dumps([VERSION, self.split.repo, shards.commit, shards.paths])
         key = cache_key([identity, astuple(self.columns), *(["keep_silence"] if self.keep_silence else [])])
@@ -96,7 +99,8 @@ class HubSource(Source):
     def _tables(self, shards: Shards, parts: Path) -> Iterator[pa.Table]:
         """Yield the index tables of the shards, in order.
 
-        Finished tables are stored in ``parts``. If indexing is interrupted, it continues from there.
+        Each finished table is stored in the folder ``parts``. After an interruption, indexing continues with the tables
+        that are missing there.
         """
         with ThreadPoolExecutor(_THREADS, "index") as pool:
             indices = range(len(shards.paths))

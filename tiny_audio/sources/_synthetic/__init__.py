@@ -1,1 +1,1 @@
-"""Synthetic speech: sentences from small grammars, spoken by espeak-ng in worker processes."""
+"""Synthetic speech: sentences from small grammars or a text file, spoken by espeak-ng in worker processes."""

@@ -1,8 +1,8 @@
-"""espeak-ng through ctypes. Only the synthesis worker uses it, because the library is GPL-3.
+"""Call the library espeak-ng through ctypes. Only the worker process imports this module, because espeak-ng is GPL-3.
 
 espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. The
-audio of a sentence therefore depends on the sentences before it. For reproducible audio, the library is freshly loaded,
-and its random seed is fixed, because ``espeak_Initialize`` takes the seed from the clock.
+audio of a sentence therefore depends on the sentences before it. To make the audio reproducible, :class:`Espeak` loads
+the library again. It also sets the random seed, because ``espeak_Initialize`` takes the seed from the clock.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _AUDIO_OUTPUT_SYNCHRONOUS = 2
 _INITIALIZE_DONT_EXIT = 0x8000
 _UTF8, _PHONEMES_IN_BRACKETS = 1, 0x100
 _RATE, _VOLUME, _PITCH, _RANGE, _WORDGAP = 1, 2, 3, 4, 7
-# The maximum volume is 200. At the default of 100, the louder variants clip inside espeak-ng. At 20, the quietest
-# variant still uses 11 bits.
+# The maximum volume is 200. At the default of 100, the louder voice variants clip inside espeak-ng. At 20, the quietest
+# variant still uses 11 of 16 bits.
 _SAFE_VOLUME = 20
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -36,7 +36,7 @@ class Delivery:
     """The voice of an utterance and the settings of the voice."""
 
     voice: str
-    """espeak-ng's identifier with its variant, such as ``gmw/en-US+f3``."""
+    """espeak-ng's name of the accent and the voice variant, such as ``gmw/en-US+f3``."""
     rate_wpm: int
     pitch: int
     """0 to 99. 50 is the variant's own pitch."""
@@ -46,9 +46,9 @@ class Delivery:
 
 
 class Espeak:
-    """A freshly loaded espeak-ng. Its output depends only on what this instance has synthesized.
+    """A freshly loaded espeak-ng. The audio of an utterance depends only on earlier utterances of the same instance.
 
-    A process can have one instance at a time. The context manager unloads the library.
+    A process can have one instance at a time. Leaving the context unloads the library.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,11 @@ class Espeak:
             _ctypes.dlclose(self._library._handle)
 
     def say(self, spoken: str, delivery: Delivery) -> npt.NDArray[np.float32]:
-        """Synthesize ``spoken``, which may contain ``[[phonemes]]``, as mono audio in [-1, 1] at :data:`RATE_HZ`."""
+        """Return the speech for a text: mono audio ``[S]`` in [-1, 1] at :data:`RATE_HZ`.
+
+        Args:
+            spoken: the text. It may contain phonemes in double brackets, such as ``[['eI]]``.
+        """
         self._blocks.clear()
         status = self._library.espeak_SetVoiceByName(delivery.voice.encode())
         assert status == 0, f"espeak-ng has no voice {delivery.voice!r}"

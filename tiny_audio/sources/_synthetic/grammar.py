@@ -1,7 +1,8 @@
-"""The sentences of the synthetic source. Each grammar is a function that makes a line from random numbers.
+"""The sentences of the synthetic source. Each grammar is a function that returns a random line.
 
-A line is a sequence of words separated by spaces. Spelled letters are upper case. :func:`written` returns the label.
-:func:`spoken` returns the text for espeak-ng, with other spellings for words that it would mispronounce.
+A line is a sequence of words separated by spaces. Letters that are spelled out are upper case. :func:`written` returns
+the transcript of a line. :func:`spoken` returns the text for espeak-ng, in which some words are spelled differently,
+because espeak-ng would mispronounce them.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CONTROL_WORDS = ("enter", "erase", "rubout", "repeat", "help", "yes", "no", "stop", "start", "go")
 
-# espeak-ng reads a lone "a" as the article, and does not know "rubout".
+# espeak-ng reads a single "a" as the article instead of the letter, and does not know "rubout".
 _SPOKEN = {"A": "[['eI]]", "rubout": "rub out"}
 
 
 def written(line: str) -> str:
-    """Return the label of a line. It contains only a-z, apostrophes and spaces."""
+    """Return the transcript of a line. It contains only a-z, apostrophes and spaces."""
     return line.lower()
 
 
@@ -69,13 +70,13 @@ def spoken(line: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a label is on the held-out side of the split. Held-out sentences never occur in training.
+    """Return whether a sentence is on the held-out side of the split. Held-out sentences never occur in training.
 
-    A hash selects half of the sentences. Three kinds of sentences in this half stay in training: single words,
+    A hash selects half of all sentences as candidates. Three kinds of candidates stay in training: single words,
     sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
-    in the other half. Every word and every pair of words in a held-out sentence therefore occurs in training, and only
-    the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few different held-out
-    sentences, and each would be drawn often.
+    in the other half. So every word and every pair of neighboring words in a held-out sentence occurs in training, and
+    only the whole sentence is new. The hash selects half of the sentences and not, for example, a tenth. With a tenth,
+    there would be few different held-out sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -84,6 +85,7 @@ def is_held_out(text: str) -> bool:
 
 
 _SAMPLE_SIZE = 10_000
+"""Number of lines that are drawn from each grammar to find frequent sentences and phrases."""
 _MAX_SENTENCE_SHARE = 1 / 1_000
 _MIN_PHRASE_SHARE = 1 / 500
 
@@ -95,8 +97,8 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Words and pairs of words that occur in at least ``_MIN_PHRASE_SHARE`` of the sample's lines. Lines in the half
-    that the hash selects do not count."""
+    """Words and pairs of neighboring words that occur often: at least ``_MIN_PHRASE_SHARE * _SAMPLE_SIZE`` lines that
+    the hash does not select contain them."""
 
 
 _SAMPLES: dict[str, _Sample] = {}
@@ -104,14 +106,14 @@ _SAMPLES: dict[str, _Sample] = {}
 
 
 def save_split(path: Path) -> None:
-    """Save what the split is computed from, for other processes."""
+    """Save the samples that determine the split, for other processes."""
     samples = {name: _sample(name) for name in GRAMMARS}
     rows = {name: [sorted(lines.frequent), sorted(lines.phrases)] for name, lines in samples.items()}
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def load_split(path: Path) -> None:
-    """Load what :func:`save_split` saved, so that it is not computed again."""
+    """Load the samples that :func:`save_split` saved, so that this process need not compute them."""
     for name, (frequent, phrases) in json.loads(path.read_text(encoding="utf-8")).items():
         _SAMPLES[name] = _Sample(frozenset(frequent), frozenset(phrases))
 
@@ -173,13 +175,13 @@ def year(rng: random.Random) -> str:
 
 
 def digit_string(rng: random.Random, length: int) -> str:
-    """Return ``length`` digits. Every 0 in the string is read in the same way, as zero or as oh."""
+    """Return ``length`` random digits as words. All zeros of a string are read alike: either as zero or as oh."""
     nought = rng.choice(("oh", "zero"))
     return " ".join(_UNITS[digit] if digit else nought for digit in (rng.randrange(10) for _ in range(length)))
 
 
 def pairs(rng: random.Random) -> str:
-    """Return a number read in groups, such as "nine twenty three" or "thirty one sixty three"."""
+    """Return a number read in groups of at most two digits, such as "nine twenty three" or "thirty one sixty three"."""
     groups = [cardinal(rng.randint(1, 99))]
     for _ in range(rng.choice((1, 1, 2))):
         rest = rng.randint(1, 99)
@@ -320,7 +322,8 @@ def dates(rng: random.Random) -> str:
 
 
 def census(rng: random.Random) -> str:
-    """Return an answer to a census form, as in CMU AN4: a control word, code, name, address, date or phone number."""
+    """Return an answer to a census form, as in the corpus CMU AN4: a control word, code, name, address, date or phone
+    number."""
     number = cardinal(rng.choice((rng.randint(0, 99), rng.randint(100, 999), rng.randint(1_000, 9_999))))
     number = rng.choice((number, pairs(rng), digit_string(rng, rng.randint(1, 5))))
     return rng.choice(

@@ -1,4 +1,5 @@
-"""Read sentences from a text file, check and split them, and convert them to text for espeak-ng."""
+"""Read and check sentences from a text file, divide them into training and held-out sentences, and convert them to text
+for espeak-ng."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _MAX_LINE = 1_000_000
 _MAX_LISTED = 5
 """Number of unusable lines that a message lists."""
 _PUNCTUATION = frozenset(".,;:!?'\"()-–—…’‘“”&%")
-"""Characters that espeak-ng skips or reads correctly. It reads "$5" as "dollar five", so $ is not one of them."""
+"""Characters that espeak-ng skips or reads correctly. The $ is not included, because espeak-ng reads "$5" as "dollar
+five"."""
 _EXPECTED = "expected a text file with one English sentence per line"
 _HELD_OUT_SHARE = 0.1
 
@@ -46,7 +48,7 @@ def read_sentences(path: Path) -> list[str]:
         sentences[sentence] = None
         if len(sentences) > MAX_SENTENCES:
             raise UserError(
-                f"{path} has more than {MAX_SENTENCES:,} different sentences; divide it among several sources"
+                f"{path} has more than {MAX_SENTENCES:,} different sentences; divide them among several sources"
             )
     if unusable:
         more = len(unusable) - _MAX_LISTED
@@ -66,9 +68,10 @@ def read_sentences(path: Path) -> list[str]:
 
 
 def is_held_out(sentence: str) -> bool:
-    """Whether a sentence is on the held-out side of the split. About a tenth of all sentences is on this side.
+    """Return whether a sentence is on the held-out side of the split. About a tenth of all sentences is on this side.
 
-    The hash depends on the letters and digits only. Sentences that differ in case or punctuation are on the same side.
+    A hash of the letters and digits determines the side. So sentences that differ only in case or punctuation are on
+    the same side.
     """
     words = " ".join(re.findall(r"\w+", sentence.casefold().replace("’", "").replace("'", "")))
     return hashlib.sha256(f"sentence: {words}".encode()).digest()[0] < 256 * _HELD_OUT_SHARE
@@ -77,8 +80,9 @@ def is_held_out(sentence: str) -> bool:
 def spoken(sentence: str) -> str:
     """Return the text of a sentence for espeak-ng.
 
-    A sentence without lower-case letters is changed to lower case, because espeak-ng spells out words such as "US". The
-    letter A among other single letters is given as phonemes, because espeak-ng would read it as the article.
+    A sentence without lower-case letters is changed to lower case, because espeak-ng spells out words such as "US". A
+    single letter A next to another single letter is replaced by phonemes, because espeak-ng would read it as the
+    article.
     """
     words = (sentence.lower() if sentence.isupper() else sentence).split(" ")
     single = [False, *(len(word) == 1 and word.isalpha() for word in words), False]

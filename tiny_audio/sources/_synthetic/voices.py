@@ -1,8 +1,10 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
-side. No held-out voice is close to a training voice. Two voices are close if the mean and spread of their cepstra
-differ by at most twice the difference that a change of 20 on espeak-ng's pitch scale makes."""
+side. No held-out voice is close to a training voice. Voices are compared by the mean and the spread of their cepstra,
+which describe the spectrum. Two voices are close if they differ by at most twice as much as one voice at two pitches
+that are 20 apart on espeak-ng's scale.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ ACCENTS: dict[str, str] = {
     "en-gb-x-gbcwmd": "gmw/en-GB-x-gbcwmd",
     "en-029": "gmw/en-029",
 }
-"""Accent -> espeak-ng's voice file. The file name saves a search through all languages."""
+"""Accent -> path of espeak-ng's voice file. Given the path, espeak-ng need not search the voices of all languages."""
 
 HELD_OUT_VOICES: tuple[str, ...] = (
     # female
@@ -59,4 +61,4 @@ UNNATURAL_VOICES: tuple[str, ...] = (
     *("caleb", "whisper", "whisperf"),
     "Mr serious",
 )
-"""Robots, effects and whispers. They are not part of the split, but can be chosen by name."""
+"""Robots, effects and whispers. They are on neither side of the split, but can be chosen by name."""

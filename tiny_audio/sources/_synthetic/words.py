@@ -112,7 +112,8 @@ STREETS: tuple[str, ...] = _words("""
 
 STREET_KINDS: tuple[str, ...] = ("street", "avenue", "road", "drive", "lane", "court", "place", "boulevard")
 
-# The words of one household, such as contacts and rooms. They can be learned from a few hours of speech.
+# The lists below are short, like the contacts and rooms of one household. A model can learn them from a few hours of
+# speech.
 CONTACTS: tuple[str, ...] = ("anna", "carlos", "daniel", "emma", "george", "helen", "julia", "kevin", "maria", "peter")
 
 RELATIVES: tuple[str, ...] = ("mom", "dad", "my sister", "my brother", "the office", "the doctor")

@@ -1,9 +1,9 @@
-"""The synthesis process: ``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC
-files.
+"""Synthesize speech in a worker process.
 
-It is a separate process because espeak-ng is GPL-3. Unlike a multiprocessing worker, it does not load torch or the
-caller's modules, and the caller's script needs no guarded ``__main__``. When the parent process ends, stdin is closed
-and this process ends too.
+``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC files. Speech is synthesized
+in a separate process because espeak-ng is GPL-3. Unlike a process of multiprocessing, this process does not load torch
+or the caller's modules, and the caller's script needs no ``if __name__ == "__main__"``. When the parent process ends,
+stdin is closed, and this process ends too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ GROUP = 20
 """Number of utterances after which espeak-ng is loaded again. Loading it for every utterance would double the time."""
 _FILES_PER_FOLDER = 1_000
 _KEEP_SILENCE_S = 0.1
+"""Seconds of silence to keep before and after the speech."""
 _SILENCE = 10 ** (-45 / 20)
-"""Maximum level of silence, relative to the peak."""
+"""Maximum amplitude of silence, relative to the peak of the utterance (-45 dB)."""
 _ROLL_OFF_HZ = 7_200
 """Frequency at which the response of the anti-aliasing filter starts to fall. It reaches zero at 8 kHz."""
 _FAST_SIZES = sorted(2**a * 3**b * 5**c for a in range(20) for b in range(3) for c in range(3))
@@ -50,11 +51,13 @@ class Job:
     accents: list[str]
     voices: list[str]
     sentences: str
-    """``train``, ``held_out`` or ``all``. It selects the sentences of the grammars."""
+    """Which sentences of the grammars to use: ``train``, ``held_out`` or ``all``."""
     sentence_file: str | None
-    """File in the folder to use instead of the grammars. Each line has a label, a tab, and text for espeak-ng."""
+    """File in ``folder`` with sentences to use instead of the grammars. Each line has a transcript, a tab, and the text
+    for espeak-ng."""
     split_file: str | None
-    """File in the folder from :func:`grammar.save_split`. None if no sentence of a grammar is left out."""
+    """File in ``folder`` that :func:`grammar.save_split` wrote. None if the split is not needed, because all sentences
+    are used or ``sentence_file`` is set."""
     rate_wpm: tuple[int, int]
     pitch: tuple[int, int]
     pitch_range: tuple[int, int]
@@ -64,7 +67,12 @@ class Job:
 
 
 class SentenceFile:
-    """The sentences of a file. Each is spoken once before any is repeated, in an order that depends on the seed."""
+    """The sentences of a file. Each sentence is spoken once before any sentence is repeated.
+
+    Args:
+        path: the file, see ``Job.sentence_file``.
+        seed: determines the order of the sentences.
+    """
 
     def __init__(self, path: Path, seed: int) -> None:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -72,7 +80,7 @@ class SentenceFile:
         self._seed, self._round, self._order = seed, -1, list(range(len(lines)))
 
     def pair(self, index: int) -> tuple[str, str]:
-        """Return the label of utterance ``index`` and its text for espeak-ng."""
+        """Return the transcript of utterance ``index`` and its text for espeak-ng."""
         number, position = divmod(index, len(self._pairs))
         if number != self._round:
             self._round, self._order = number, list(range(len(self._pairs)))
@@ -86,7 +94,7 @@ def make(
 ) -> tuple[npt.NDArray[np.float32], dict[str, object]]:
     """Return the audio at 16 kHz and the manifest row of utterance ``index``.
 
-    With the same settings, text and delivery depend only on the seed and the index.
+    For given settings, the text and the delivery depend only on the seed and the index.
     """
     rng = random.Random(f"{job.seed}:{index}")
     if sentences is None:
@@ -120,7 +128,7 @@ def make(
 
 def _line(job: Job, rng: random.Random) -> str:
     make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
-    # Several percent of a grammar's lines are held out, so 10,000 draws find lines of both sides.
+    # Several percent of the lines of each grammar are held out, so a line of either side is found in 10,000 draws.
     for _ in range(10_000):
         line = make_line(rng)
         if job.sentences == "all" or grammar.is_held_out(grammar.written(line)) == (job.sentences == "held_out"):
@@ -129,9 +137,9 @@ def _line(job: Job, rng: random.Random) -> str:
 
 
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Resample from 22,050 to 16,000 Hz in the frequency domain.
+    """Resample from 22,050 to 16,000 Hz in the frequency domain, which is exact.
 
-    The result is exact. Importing torch for this would take seconds.
+    torchaudio is not used, because importing torch would take seconds.
     """
     # A block of 441 samples becomes 320 samples. The transform is fast if the number of blocks has no large prime
     # factors.
@@ -153,7 +161,11 @@ def _trimmed(audio: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _noise(
     audio: npt.NDArray[np.float64], snr_db: float, slope: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """Return stationary noise from white (``slope`` 0) to pink (1), ``snr_db`` below the mean power of the speech."""
+    """Return stationary noise whose mean power is ``snr_db`` below that of the speech.
+
+    Args:
+        slope: the kind of noise, from 0 (white) to 1 (pink).
+    """
     spectrum = np.fft.rfft(rng.standard_normal(len(audio)))
     spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-slope / 2)
     noise = np.fft.irfft(spectrum, n=len(audio))
@@ -179,12 +191,12 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # a read from sys.stdin would hold its lock when the interpreter ends
+    os.read(0, 1)  # not sys.stdin.read, which would still hold the lock of sys.stdin when the interpreter ends
     os._exit(1)
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the whole process group; only the parent handles it.
+    # Ctrl-C sends SIGINT to the whole process group. The parent process handles it and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
