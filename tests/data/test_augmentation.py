@@ -178,7 +178,7 @@ def test_augmentation_is_determined_by_the_seed(seed: int, samples: int) -> None
         ({"speed": (1.0, 2.5)}, r"needs factors between 0.5 and 2"),
         (
             {"silence": {"max_before_s": 0.0, "max_after_s": 0.0}},
-            "max_before_s and max_after_s are both 0, so nothing is added; raise one, or remove the section",
+            "max_before_s and max_after_s are both 0, so nothing is added; increase one, or remove the section",
         ),
         ({"white_noise": {"snr_db": (20.0, 5.0)}}, r"snr_db\n.*20.0 is above 5.0"),
     ],

@@ -152,7 +152,7 @@ def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)
     (message,) = caplog.messages
-    assert message.startswith(f"this sound cannot be decoded, so no sound is mixed into its clips: {path}: ")
+    assert message.startswith(f"a sound for augmentation cannot be decoded, so clips that need it are not changed: {path}: ")
 
 
 def test_the_fingerprint_depends_on_names_and_sizes(folder: Path, tmp_path: Path) -> None:

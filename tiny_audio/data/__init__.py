@@ -1,1 +1,1 @@
-"""From indexed utterances to batches: usable clips, planned order and collation."""
+"""Turn indexed utterances into batches: select usable clips, plan their order, augment and collate them."""

@@ -35,19 +35,19 @@ class Batch:
     lengths: Tensor
     """``[B]`` int64, samples."""
     targets: list[Tensor]
-    """B rows of token ids, each ending in the end token."""
+    """For each clip, the token ids to predict. The last one is the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of CTC labels. None if there is no CTC head."""
+    """For each clip, the CTC labels to predict. None if there is no CTC head."""
     seeds: list[int]
     """For each clip, the seed of its augmentation."""
     contexts: list[tuple[int, ...]] | None = None
-    """B rows of token ids of contexts, see :class:`tiny_audio.data.contexts.TrainingContexts`. None if the recipe has
-    no contexts."""
+    """For each clip, the token ids of its context (see :class:`tiny_audio.data.contexts.TrainingContexts`). None if the
+    recipe has no contexts."""
     dropped: list[Dropped] = field(default_factory=list)
-    """Planned clips that could not be used."""
+    """Clips that the plan assigned to this batch, but that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Send short tensors as lists. Otherwise, each tensor gets its own shared memory, which is slow for few numbers.
+        # Send short tensors as lists. Otherwise, each tensor would get its own shared memory, which takes longer.
         targets, lengths = [row.tolist() for row in self.targets], self.lengths.tolist()
         return {**self.__dict__, "targets": targets, "lengths": lengths}
 
@@ -66,7 +66,10 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """Return a copy in page-locked memory. The DataLoader calls it, so that transfers overlap with computation."""
+        """Return a copy in page-locked memory, so that its transfer to a GPU can overlap with computation.
+
+        The DataLoader calls this method.
+        """
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -85,11 +88,11 @@ class Batch:
 
 
 class PlannedBatches(Dataset[Batch]):
-    """The batches of one planned epoch. Batch k does not depend on the number of workers.
+    """The batches of one planned epoch. Batch k does not depend on the number of loader processes.
 
-    If a run has several processes, each process takes a slice of every global batch: the clips at ``rank``,
-    ``rank + world_size``, …. Clips are sorted by duration, so all slices take about the same time. A slice may be
-    empty.
+    If a run has several training processes, each of them takes a slice of every planned batch: the clips with the
+    indices ``rank``, ``rank + world_size``, and so on. The clips of a batch are sorted by duration, so all slices take
+    about the same time. A slice is empty if the batch has too few clips.
     """
 
     def __init__(
@@ -165,14 +168,17 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # The text may be too long only for the sped-up clip, so use the recorded speed.
+        # A higher speed made the clip shorter, so its text may not fit any more. Use the recorded speed instead.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Pad to ``[B, S]``. In a loader process, return a :class:`SharedBatches`, which unpickles to such a tensor."""
+    """Return the waveforms padded with zeros: ``[B, S]``.
+
+    In a loader process, return a :class:`SharedBatches` instead. Unpickling it gives the padded tensor.
+    """
     if not waveforms:
         return torch.zeros(0, 0)
     if SUPPORTED and get_worker_info() is not None:
@@ -182,7 +188,8 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as in loader processes, because the last bits of resampled audio depend on the number."""
+    """Use one thread, as in loader processes, because the last bits of resampled audio depend on the number of threads.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

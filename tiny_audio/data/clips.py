@@ -19,7 +19,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Reasons for dropping clips that are shorter than data.min_duration_s or longer than data.max_duration_s."""
+"""``Dropped.reason`` of clips that are shorter than ``data.min_duration_s`` or longer than ``data.max_duration_s``."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 
@@ -31,10 +31,10 @@ class Clip:
     source: Source
     utterance: Utterance
     id: str
-    """``set/utterance``, unique over all sets of a recipe."""
+    """Name of the data set and id of the utterance, as ``set/utterance``. Unique in a recipe."""
 
     def load(self, max_duration_s: float) -> Tensor:
-        """Decode the waveform ``[S]``.
+        """Return the decoded waveform ``[S]``.
 
         Raises:
             AudioError: the clip is unusable, or its duration is very different from the duration in the index.
@@ -45,7 +45,7 @@ class Clip:
             waveform = load_audio(audio, max_duration_s=max_duration_s, name=utterance.id)
         except AudioError as error:
             if error.reason == "too_long" or (error.reason == "too_short" and utterance.duration_s >= MIN_DURATION_S):
-                # The index says that the clip is within the bounds, so this is an error in the data.
+                # The clip was selected because its duration in the index is within the bounds, so the index is wrong.
                 indexed = f"the index lists {utterance.duration_s:.2f} s; correct the index"
                 raise AudioError("duration_differs", f"{error}; {indexed}") from error
             raise
@@ -61,22 +61,23 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Clips(Sequence[Clip]):
-    """n clips of one or more sources, stored as columns. Indexing creates a :class:`Clip`."""
+    """n clips of one or more sources, stored as columns. A :class:`Clip` is created when it is accessed."""
 
     sets: tuple[tuple[str, Source, Sequence[Utterance]], ...]
-    """Name, source and all utterances of each set."""
+    """Name, source and all utterances of each data set."""
     members: np.ndarray
-    """``[n]`` int32: index of the set."""
+    """``[n]`` int32: for each clip, the index of its set in ``sets``."""
     rows: np.ndarray
-    """``[n]`` int64: index of the utterance in its set."""
+    """``[n]`` int64: for each clip, the index of its utterance in the set."""
     durations_s: np.ndarray
-    """``[n]`` float64."""
+    """``[n]`` float64: duration of each clip."""
     groups: np.ndarray | None
-    """``[n]`` int64. Clips of one group are fetched together. If None, each clip is fetched alone."""
+    """``[n]`` int64: group of each clip. Clips of one group are fetched together. If None, each clip is fetched alone.
+    """
     weights: np.ndarray | None
     """``[n]`` float64: average number of occurrences of each clip in an epoch. If None, each clip occurs once."""
     target_text: TargetText
-    """Rewrites the transcripts."""
+    """Rewrites the transcripts of the clips."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,9 +96,10 @@ class Clips(Sequence[Clip]):
         return Clip(source, utterance, f"{name}/{utterance.id}")
 
     def text_before(self, index: int, column: str) -> str:
-        """Return the target text of the row before a clip in its set.
+        """Return the target text of the utterance that precedes a clip in its set.
 
-        It is empty if there is no such row, or if the two rows do not have the same value in the metadata ``column``.
+        The text is empty if the clip is the first of its set. It is also empty unless both utterances have the same
+        value in the metadata ``column``.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:
@@ -107,7 +109,7 @@ class Clips(Sequence[Clip]):
         return self.target_text(before.text) if value is not None and before.metadata.get(column) == value else ""
 
     def take(self, chosen: np.ndarray) -> Clips:
-        """Select clips by their indices ``[m]``, in the given order."""
+        """Return the clips with the indices ``[m]``, in the order of ``chosen``."""
         groups = None if self.groups is None else self.groups[chosen]
         weights = None if self.weights is None else self.weights[chosen]
         return replace(
@@ -144,12 +146,13 @@ class ClipSet:
         *,
         keep_empty: bool = False,
     ) -> ClipSet:
-        """Index every source, and keep the clips within the duration bounds. No audio is read.
+        """Return the clips of all sources that are within the duration bounds. No audio is decoded.
 
         Args:
             sources: the sources, by the name of the set.
             min_duration_s, max_duration_s: the duration bounds, both inclusive.
-            text: how transcripts are rewritten. A clip whose text becomes empty is dropped when it is loaded.
+            text: how transcripts are rewritten. If rewriting makes a text empty, the clip is kept here, but
+                :class:`TargetEncoder` may reject it later.
             keep_empty: whether to keep clips with an empty transcript, in which nobody speaks.
         """
         dropped, digest = [], hashlib.sha256()
@@ -204,7 +207,7 @@ class ClipSet:
 
     @property
     def num_inside(self) -> int:
-        """Number of clips within the duration bounds, including unusable clips."""
+        """Number of clips within the duration bounds, including clips that were dropped for another reason."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
     @property
@@ -229,7 +232,11 @@ def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_d
 
 
 def _joined_groups(groups: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Renumber the groups of all sets, so that they are distinct. A clip that is fetched alone becomes a group."""
+    """Return the groups of the clips of all sets, or None if no set has groups.
+
+    The groups are renumbered, so that clips of different sets are in different groups. In a set without groups, each
+    clip becomes a group.
+    """
     if all(group is None for group in groups):
         return None
     joined, first = [], 0
@@ -241,6 +248,7 @@ def _joined_groups(groups: Sequence[np.ndarray | None], rows: Sequence[np.ndarra
 
 
 def _joined_weights(weights: Sequence[np.ndarray | None], rows: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Return the weights of the clips of all sets, or None if no set has weights."""
     if all(weight is None for weight in weights):
         return None
     return np.concatenate(

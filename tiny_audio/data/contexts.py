@@ -1,6 +1,8 @@
-"""Draw the contexts of training clips: lists of hotwords, previous text, and the language.
+"""Draw random contexts for training clips.
 
-Seeds depend only on the clip and the epoch, so contexts do not depend on the number of workers or on restarts.
+A context is a part of the prompt. It can contain hotwords (words that may be spoken in the clip), the previous text,
+and the language. Random seeds depend only on the clip and the epoch, so contexts do not depend on the number of loader
+processes or on restarts.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ _NUM_CHECKED = 1000
 
 
 def context_settings(config: ContextConfig | None, rewrite: TargetText) -> ContextSettings | None:
-    """Return the context settings of a model that is trained with this config. None if it is trained without context.
+    """Return the context settings of a model that is trained with this config, or None without a config.
 
     Args:
         config: the recipe's section ``prompt.context``.
-        rewrite: the function that rewrites the training transcripts. Its output shows whether the model writes lower
-            case.
+        rewrite: the function that rewrites the training transcripts. If its output is lower case, the model writes
+            lower case.
     """
     if config is None:
         return None
@@ -45,7 +47,7 @@ def context_settings(config: ContextConfig | None, rewrite: TargetText) -> Conte
 
 @dataclass(frozen=True)
 class TrainingContexts:
-    """Draws contexts of training clips. Instances can be pickled."""
+    """Draws random contexts for training clips. Instances can be pickled."""
 
     config: ContextConfig
     encoder: ContextEncoder
@@ -54,7 +56,7 @@ class TrainingContexts:
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
-        """Read all training transcripts, and collect their rare words.
+        """Return an instance whose hotwords are the rare words of all training transcripts.
 
         Args:
             config: the recipe's section ``prompt.context``.
@@ -78,9 +80,9 @@ class TrainingContexts:
         return frozenset(self.rare_words)
 
     def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
-        """Return the token ids of a clip's context, or none if it gets no context.
+        """Return the token ids of a clip's context. They are empty if the clip gets no context.
 
-        A clip gets no context if its context would contain a special token of the decoder.
+        A clip gets no context if the context would contain a special token of the decoder.
 
         Args:
             clips: the training clips.
@@ -93,7 +95,7 @@ class TrainingContexts:
         try:
             found = self.encoder.encode(Context(tuple(hotwords), previous, language))
             while (excess := len(hotwords) - found.num_hotwords) > 0:
-                # The list is too long, so leave out words of other transcripts.
+                # The list is too long, so leave out words that are not in the transcript.
                 others = [word for word in hotwords if word not in spoken]
                 if not others:
                     break
@@ -105,7 +107,7 @@ class TrainingContexts:
         return found.ids
 
     def _hotwords(self, text: str, rng: random.Random) -> tuple[list[str], set[str]]:
-        """Return a list of hotwords, and those of them that were chosen from the transcript."""
+        """Return hotwords in random order, and the set of those hotwords that were chosen from the transcript."""
         config = self.config.hotwords
         if config is None or rng.random() >= config.probability:
             return [], set()
@@ -136,7 +138,7 @@ class TrainingContexts:
 
 
 def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
-    """Return the words of all texts except the ``num_common`` most frequent words, sorted.
+    """Return the sorted words of all texts, except the ``num_common`` most frequent words.
 
     Raises:
         UserError: no word is left.
@@ -159,10 +161,10 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
 
 
 def _check_metadata(config: ContextConfig, clips: Clips) -> None:
-    """Check that the metadata that the config needs occurs in the first clips.
+    """Check that at least one of the first clips has the metadata that the config needs.
 
     Raises:
-        UserError: a column or the languages occur in none of them.
+        UserError: none of these clips has the column ``previous_text.same``, or none has one of the languages.
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})

@@ -29,7 +29,7 @@ class DroppedLog:
                     file.truncate(len(whole[0]) + len(whole[1]))
 
     def add(self, dropped: Iterable[Dropped]) -> None:
-        """Append the clips that are not listed yet. Create the file if there are any."""
+        """Append the clips that are not listed yet. The file is created with the first clip."""
         fresh = _once(dropped, self._ids)
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ class DroppedClips:
         return len(self._by_id)
 
     def add(self, dropped: Iterable[Dropped]) -> list[Dropped]:
-        """Add clips, and return the new ones."""
+        """Add clips, and return those that were not added before."""
         fresh = _once(dropped, self._by_id)
         self._by_id |= {drop.id: drop for drop in fresh}
         self._counted |= {drop.id for drop in fresh if drop.reason not in BOUNDS}
@@ -102,6 +102,7 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
 
     Args:
         num_clips: number of clips within the bounds, including unusable clips.
+        max_share: maximum share of unusable clips.
 
     Raises:
         UserError: too many clips are unusable. The message has the count and an example for each reason.
@@ -122,7 +123,8 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
 
 
 def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
-    """Return the ``ids`` of clips that can be used now, or that are no longer part of the data. Reads their audio."""
+    """Return those ``ids`` whose clips can be used now, or are no longer part of the data. The audio is decoded again.
+    """
     unusable = {drop.id for drop in clips.dropped}.intersection(ids)
     left = set(ids) - unusable
     for clip in clips.clips if left else ():

@@ -1,4 +1,4 @@
-"""Select the clips of an evaluation set that are scored by ``run``, ``bench`` and ``evaluate``."""
+"""Select the clips of an evaluation set that the commands ``run``, ``bench`` and ``evaluate`` score."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ UNBOUNDED_DURATION_S = 120.0
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
-    """Index one evaluation set.
+    """Return the clips of one evaluation set that are scored.
 
     **Every clip is scored, except clips that are too long for the model.** ``data.min_duration_s`` and
     ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out clips that are longer than
     :mod:`tiny_audio.model.limits` allows. ``evaluate`` keeps all clips, because it compares recognizers with different
-    limits on the same clips. If a clip is too long for a recognizer, it counts as a failure of this recognizer.
+    limits on the same clips. A clip that is too long for a recognizer counts as a failure of this recognizer.
 
     ``data.target_text`` does not rewrite these transcripts. An empty reference means that nobody speaks, so every word
     of the hypothesis is an error.
 
     Args:
         name: name of the set. The ids of its clips start with it.
-        source: yields the utterances.
+        source: lists the utterances.
         max_duration_s: maximum duration of a clip for the evaluated model.
 
     Returns:
-        the set. It may be empty, see :meth:`ClipSet.check_any`.
+        the clips. There may be none, see :meth:`ClipSet.check_any`.
 
     Raises:
         UserError: the source cannot be read.

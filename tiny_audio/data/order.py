@@ -1,7 +1,7 @@
 """Plan the batches of an epoch. The plan depends only on the clips' columns, the settings, the seed and the epoch.
 
-A plan is computed from whole columns, so ten million clips take less than a minute. To resume, a run needs only the
-hash of the plan, the epoch and the index of the batch.
+A plan is computed with array operations on whole columns, so ten million clips take less than a minute. To resume, a
+run needs only the hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Last number in the seed of the random phases for weights. It makes the phases independent of the random order."""
+"""Last number in the seed of the random phases (see :func:`_weighted`). It makes the phases independent of the random
+order of clips."""
 
 
 class BatchingConfig(Config):
@@ -26,40 +27,42 @@ class BatchingConfig(Config):
     max_clips: PositiveInt = 16
     """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
-    """Maximum seconds in a batch, padding included: number of clips × longest clip. None sets no limit."""
+    """Maximum seconds in a batch, padding included: number of clips × duration of the longest clip. None sets no limit.
+    """
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, clips are assigned to batches at random."""
     short_first_epochs: PositiveInt | None = None
-    """Number of epochs at the start in which batches of short clips come first, because short clips are easier to align
+    """In this number of epochs at the start, batches of short clips come first, because short clips are easier to align
     (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). Each window of ``shuffle_clips`` is sorted separately."""
     shuffle_clips: PositiveInt = 20_000
-    """Parquet files are read by row group, in random order. Consecutive row groups with at least this many clips form
-    a window, and clips are shuffled within it. A larger window shuffles better and needs more disk space."""
+    """Parquet files are read by row group, in random order. Consecutive row groups form a window as soon as they have
+    this many clips. Clips are shuffled within their window. Larger windows shuffle better and need more disk space."""
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan(Sequence[np.ndarray]):
-    """The global batches of one epoch."""
+    """The batches of one epoch. If a run has several training processes, each of them takes a slice of every batch."""
 
     order: np.ndarray
     """``[n]`` int64: the clip indices, batch after batch."""
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int32: number of earlier occurrences of the clip in this epoch; None if no clip occurs twice."""
+    """``[n]`` int32: for each clip in ``order``, the number of its earlier occurrences in this epoch. None if no clip
+    occurs twice."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, k: int) -> np.ndarray:  # type: ignore[override]  # no slices
+    def __getitem__(self, k: int) -> np.ndarray:  # type: ignore[override]  # slices are not supported
         if not -len(self) <= k < len(self):
             raise IndexError(k)
         k %= len(self)
         return self.order[self.starts[k] : self.starts[k + 1]]
 
     def repeats_of(self, k: int) -> np.ndarray:
-        """For each clip of batch k, the number of its earlier occurrences in this epoch."""
+        """Return, for each clip of batch k, the number of its earlier occurrences in this epoch."""
         span = slice(self.starts[k], self.starts[k + 1])
         return np.zeros(span.stop - span.start, np.int32) if self.repeats is None else self.repeats[span]
 
@@ -80,17 +83,18 @@ def plan_epoch(
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
 ) -> EpochPlan:
-    """Plan the batches of one epoch. Each clip occurs once, or according to its weight.
+    """Plan the batches of one epoch. Without weights, each clip occurs once.
 
-    The groups are shuffled and split into windows of ``shuffle_clips``. In each window, the clips are shuffled and cut
-    into pools. Each pool is sorted by duration and cut into batches within both limits. Then the batches of the window
-    are shuffled, or sorted by duration in the first ``short_first_epochs``. The result does not depend on the number of
-    workers or processes.
+    The groups are shuffled and divided into windows of ``shuffle_clips`` clips. In each window, the clips are shuffled
+    and divided into pools. Each pool is sorted by duration and divided into batches within the limits ``max_clips`` and
+    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs``, they are sorted
+    by duration instead. The result does not depend on the number of loader processes or training processes.
 
     Args:
-        durations_s: ``[n]``.
-        groups: ``[n]``. Clips of one group are fetched together. If None, each clip is fetched alone.
-        weights: ``[n]``. Average number of occurrences of each clip per epoch. 0.5 means every other epoch.
+        durations_s: ``[n]``: duration of each clip.
+        groups: ``[n]``: group of each clip. Clips of one group are fetched together. If None, each clip is fetched
+            alone.
+        weights: ``[n]``: average number of occurrences of each clip per epoch. 0.5 means every other epoch.
     """
     durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
@@ -101,20 +105,21 @@ def plan_epoch(
         flat, ends = _batched(window, durations, config)
         sizes = np.diff(ends, prepend=0)
         if epoch < (config.short_first_epochs or 0):
-            shuffled = np.argsort(durations[flat[ends - 1]], kind="stable")  # the last clip of a batch is the longest
+            batches = np.argsort(durations[flat[ends - 1]], kind="stable")  # the last clip of a batch is the longest
         else:
-            shuffled = rng.permutation(len(sizes))
-        order.append(_gathered(flat, ends - sizes, sizes, shuffled))
-        starts.append(total + np.cumsum(sizes[shuffled]))
+            batches = rng.permutation(len(sizes))
+        order.append(_gathered(flat, ends - sizes, sizes, batches))
+        starts.append(total + np.cumsum(sizes[batches]))
         total += len(flat)
     planned = np.concatenate(order) if order else np.empty(0, np.int64)
     return EpochPlan(planned, np.concatenate(starts), None if weights is None else _repeats(planned))
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return the indices of the clips in this epoch.
+    """Return the indices of the clips in this epoch. A clip that occurs twice is listed twice.
 
-    The number of occurrences of a clip is the increase of ``floor(weight × epochs + random phase)`` in this epoch.
+    After e epochs, a clip has occurred ``floor(weight × e + phase)`` times in total. Each clip has a random phase
+    between 0 and 1, so that clips with equal weights occur in different epochs.
     """
     phase = np.random.default_rng([seed, 0, _PHASES]).random(len(weights))
     counts = np.floor(weights * (epoch + 1) + phase) - np.floor(weights * epoch + phase)
@@ -122,7 +127,7 @@ def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def _repeats(order: np.ndarray) -> np.ndarray:
-    """Return, for each position, the number of earlier occurrences of its value."""
+    """Return, for each position in ``order``, how often the value at this position occurs before it."""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     first = np.searchsorted(ordered, ordered)
@@ -134,7 +139,7 @@ def _repeats(order: np.ndarray) -> np.ndarray:
 def _windows(
     clips: np.ndarray, groups: np.ndarray | None, shuffle_clips: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield the shuffled clips of each window. A group is never split."""
+    """Yield the shuffled clips of each window. All clips of a group are in the same window."""
     if groups is None:
         shuffled = clips[rng.permutation(len(clips))]
         for start in range(0, len(clips), shuffle_clips):
@@ -143,7 +148,7 @@ def _windows(
     by_group = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
     shuffled = rng.permutation(len(firsts))
-    # A window may exceed its size by a part of its last group.
+    # A window ends with the group that reaches shuffle_clips, so it may have more clips than that.
     filled = np.cumsum(sizes[shuffled])
     start, done = 0, 0
     while start < len(shuffled):
@@ -154,15 +159,16 @@ def _windows(
 
 
 def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Concatenate the slices ``flat[firsts[i] : firsts[i] + sizes[i]]`` for each chosen i."""
+    """Concatenate the slices ``flat[firsts[i] : firsts[i] + sizes[i]]`` for each i in ``chosen``."""
     lengths = sizes[chosen]
     ends = np.cumsum(lengths)
     return flat[np.repeat(firsts[chosen] - (ends - lengths), lengths) + np.arange(int(lengths.sum()))]
 
 
 def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Arrange the clips of a window in batches. Return the clips and the end of each batch."""
+    """Divide the clips of a window into batches. Return the clips, batch after batch, and the end of each batch."""
     if config.pool_batches == 1:
+        # Batches consist of random clips. Only the clips within a batch are sorted by duration.
         ends = _cut(durations[window], config, None)
         batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
         return window[np.lexsort((window, durations[window], batches))], ends
@@ -173,7 +179,7 @@ def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) 
 
 
 def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:
-    """Cut clips into batches in the given order. Return the end of each batch."""
+    """Divide the clips into batches without changing their order. Return the end of each batch."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
     # Pools consist of whole batches, so only the last batch of the window can be smaller.
@@ -182,7 +188,10 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
 
 
 def _ends(durations: list[float], pool_size: int | None, max_clips: int, max_padded_s: float) -> Iterator[int]:
-    """Yield the end of each batch. Batches are filled up to the limits. A clip that exceeds a limit is alone."""
+    """Yield the end of each batch. Batches are filled up to the limits.
+
+    A clip that is longer than ``max_padded_s`` gets a batch of its own.
+    """
     start, longest = 0, 0.0
     for index, duration in enumerate(durations):
         longest = max(longest, duration)

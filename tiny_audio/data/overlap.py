@@ -1,7 +1,8 @@
 """Find overlaps of evaluation sets and training data: the same address, recording, speaker, text or sound.
 
-This module reads only the indexes. :mod:`tiny_audio.data.sound_overlap` compares the audio. Columns are compared by
-value. If a speaker has two different names, the overlap is not found. Two speakers with the same name count as one.
+This module reads only the indexes of the sources. :mod:`tiny_audio.data.sound_overlap` compares the audio. Speakers and
+recordings are compared by name. If a speaker has two different names, the overlap is not found. Two speakers with the
+same name count as one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. A clip counts only for the first kind that applies."""
+"""Kinds of overlap in order of priority. A clip counts only for the first of these kinds that applies. The kind
+``text`` is counted separately."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,11 @@ class Shared:
     """For each kind of overlap, the indices of the clips that count for it."""
 
     def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
-        """Return the comparison with these kinds marked as excluded from the score, and the indices of their clips."""
+        """Mark kinds of overlap as excluded from the score.
+
+        Returns:
+            the comparison with these marks, and the indices of the clips with these overlaps.
+        """
         overlaps = (replace(overlap, excluded=overlap.by in kinds) for overlap in self.comparison.overlaps)
         rows = {row for by in kinds for row in self.clips.get(by, ())}
         return replace(self.comparison, overlaps=tuple(overlaps)), rows
@@ -62,9 +68,9 @@ def find_overlaps(
     sounds: Mapping[str, Mapping[int, str]] | None = None,
     why_no_sounds: str | None = None,
 ) -> dict[str, Shared]:
-    """Find the overlaps of each evaluation set with the training clips.
+    """Return the overlaps of each evaluation set with the training clips.
 
-    Each index is read once. Only the columns of the evaluation sets are in memory.
+    Each index is read once. The values of the evaluation sets are kept in memory, but not those of the training clips.
 
     Args:
         training: the training clips.
@@ -119,9 +125,9 @@ def _overlap(
 
 
 def _keys(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[By, str]]]:
-    """Yield the name of the set and the comparable values of every clip.
+    """Yield the name of the set and the values to compare for every clip.
 
-    If ``clips`` is a :class:`Clips`, only its needed columns are read.
+    If ``clips`` is a :class:`Clips`, only the needed columns are read.
     """
     if not isinstance(clips, Clips):
         for clip in clips:
@@ -137,7 +143,7 @@ def _keys(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[By, str]]]:
 
 def _keys_of(origin: Origin, text: str) -> dict[By, str]:
     words = " ".join(text.casefold().split())
-    keys: dict[By, str] = {"text": words} if words else {}  # clips without speech all have the same text
+    keys: dict[By, str] = {"text": words} if words else {}  # the empty text of clips without speech is no overlap
     if origin.audio is not None:
         keys["clip"] = _place(origin.audio)
     for by, columns in COLUMNS.items():
@@ -148,7 +154,8 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return an address in a form that does not depend on the path to a folder or the commit on the hub."""
+    """Return an address as text. It is the same for all paths to a folder, and for all commits of a dataset on the hub.
+    """
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

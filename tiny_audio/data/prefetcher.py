@@ -1,4 +1,4 @@
-"""Fetch row groups before the planned batches need them."""
+"""Fetch row groups of parquet files before the planned batches need them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tiny_audio.data.order import EpochPlan
 _THREADS = 4
 """Number of threads. They mostly wait for the network or the disk."""
 _POLL_S = 0.5
-"""Interval of checks for a requested stop."""
+"""On exit, seconds between checks whether the process is about to end."""
 
 
 class Prefetcher:
     """Fetches row groups in the order of the plan, by reading one clip of each row group.
 
-    The training process calls :meth:`reached` for each batch. Fetching is ``ahead_clips`` clips ahead, because a batch
-    takes its clips from a whole shuffle window.
+    The training process calls :meth:`reached` for each batch. The row groups of the next ``ahead_clips`` clips are then
+    fetched, because a batch takes clips from many row groups.
 
-    Enter this context after the loader processes have started, and exit it before new loader processes start. A process
-    that is forked while a thread holds a lock could deadlock, so exiting waits for running fetches. If the process is
-    about to end, exiting does not wait, because a stalled hub may take minutes. The threads are daemons, so they end
-    with the process.
+    Enter this context after the loader processes have started, and exit it before new loader processes start.
+    Otherwise, a loader process could be forked while a thread holds a lock, and would wait for this lock forever. For
+    the same reason, exiting waits for running fetches. Only if the process is about to end, exiting does not wait,
+    because a fetch from a stalled hub may take minutes. The threads are daemons, so they end with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.
@@ -54,11 +54,11 @@ class Prefetcher:
         if clips.groups is not None:
             start = int(plan.starts[first])
             _, first_uses = np.unique(clips.groups[plan.order[start:]], return_index=True)
-            self._first_uses = np.sort(first_uses) + start  # indices into the order
+            self._first_uses = np.sort(first_uses) + start  # for each group, the index of its first clip in plan.order
         self._stopped = stopped
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._left = Event()
-        # Plain threads, because the interpreter would wait for the threads of an executor at exit.
+        # These are not threads of an executor, because the interpreter would wait for such threads at exit.
         count = _THREADS if len(self._first_uses) else 0
         self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 
@@ -80,7 +80,7 @@ class Prefetcher:
                 thread.join(_POLL_S)
 
     def reached(self, batch: int) -> None:
-        """Start to fetch the row groups that are needed from this batch to ``ahead_clips`` clips later."""
+        """Start to fetch the row groups of this batch and of the clips after it, ``ahead_clips`` clips in total."""
         if not self._threads:
             return
         here = int(self._plan.starts[batch])
@@ -98,4 +98,4 @@ class Prefetcher:
         try:
             clip.source.encoded(clip.utterance)
         except (UserError, OSError):
-            return  # loading the clip will raise and report the same error
+            return  # when the clip is loaded, the same error is raised and reported

@@ -1,7 +1,8 @@
 """Find evaluation clips that sound like training clips, by their audio fingerprints.
 
-The sorted landmarks of the evaluation clips stay in memory (1.5 kB per second of audio). Training clips are compared
-one by one, so memory does not grow with the training data.
+A fingerprint consists of landmarks, which are pairs of spectral peaks (see :mod:`tiny_audio.audio.fingerprint`). The
+sorted landmarks of the evaluation clips stay in memory (1.5 kB per second of audio). Training clips are compared one by
+one, so memory does not grow with the training data.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from tiny_audio.audio.fingerprint import Landmarks, landmarks
 from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
-"""Thresholds for copies. Two clips are copies if they share at least ``_MIN_SHARED`` landmarks at one offset, and at
-least ``_CHANCE + _MIN_SHARE * n``, where n is the number of landmarks of the clip with fewer landmarks.
+"""Thresholds for copies. The offset of a shared landmark is the difference between its times in the two clips. Two
+clips are copies if they share enough landmarks with the same offset: at least ``_MIN_SHARED``, and at least
+``_CHANCE + _MIN_SHARE * n``, where n is the number of landmarks of the clip with fewer landmarks.
 ``benchmarks/overlap.py`` measures this rule on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
+"""Maximum duration of a clip to compare: a day."""
 _OFFSETS = 1 << 24
-"""Upper bound of the number of offsets between two clips: more than twice the hops in the longest clip."""
+"""Upper bound of the number of different offsets: more than twice the hops (steps of 16 ms) in the longest clip."""
 
 
 class SoundIndex:
@@ -54,7 +57,7 @@ class SoundIndex:
         rows = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
         offsets = self._frames[rows].astype(np.int64) - np.repeat(found.frames, counts) + _OFFSETS // 2
         keys, shared = np.unique(self._clips[rows].astype(np.int64) * _OFFSETS + offsets, return_counts=True)
-        # The true offset is rarely a whole number of hops, so the landmarks are spread over two adjacent offsets.
+        # The true offset is rarely a whole number of hops, so shared landmarks are spread over two adjacent offsets.
         shared[:-1] += np.where(np.diff(keys) == 1, shared[1:], 0)
         clips = keys // _OFFSETS
         enough = np.maximum(_MIN_SHARED, _CHANCE + _MIN_SHARE * np.minimum(self._sizes[clips], len(found)))
@@ -63,7 +66,7 @@ class SoundIndex:
 
 
 class EvaluationSounds:
-    """The sounds of evaluation sets. They are decoded once, before the first comparison.
+    """The audio fingerprints of evaluation sets. The clips are decoded once, before the first comparison.
 
     Args:
         sets: the clips of each evaluation set, by name.
@@ -77,10 +80,10 @@ class EvaluationSounds:
         return SoundIndex([found for clips in self.sets.values() for _, found in _fingerprints(clips)])
 
     def copies_of(self, training: Sequence[Clip]) -> dict[str, dict[int, str]]:
-        """Find evaluation clips that sound like training clips.
+        """Return the evaluation clips that sound like training clips.
 
         Clips that cannot be decoded are skipped, as in training and scoring. Clips with fewer than eight landmarks,
-        such as a clip of half a second, are not found.
+        such as a clip of half a second, are never found to be copies.
 
         Returns:
             for each evaluation set, its copies of training clips, as index of the clip -> name of the training set.

@@ -37,13 +37,13 @@ class Sounds:
     names: tuple[str, ...]
     """Sorted paths below the folder. Sounds are drawn by their index in this list."""
     fingerprint: str
-    """Hash of names and sizes. If it is different, the same random numbers may select different sounds."""
+    """Hash of the files' names and sizes. If it changes, the same random numbers may select different sounds."""
 
     def check(self) -> float:
         """Read the header of every file, to find unusable files before training.
 
         Returns:
-            hours of sound.
+            hours of sound in all files.
 
         Raises:
             UserError: files are unreadable, too short or too long. The message has their number and the first problem.
@@ -68,7 +68,7 @@ class Sounds:
         return seconds
 
     def load(self, index: int) -> Tensor | None:
-        """Decode a sound ``[S]``. If the file is damaged after a valid header, log a warning and return None."""
+        """Return a decoded sound ``[S]``. If the file is damaged, log a warning and return None."""
         path = self.folder / self.names[index]
         if path in _KEPT:
             _KEPT.move_to_end(path)
@@ -76,8 +76,8 @@ class Sounds:
         try:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
-            # Only warn. An error would drop the clip, and many dropped clips would stop the run.
-            _LOG.warning("this sound cannot be decoded, so no sound is mixed into its clips: %s", error)
+            # Only warn. An error would drop the training clip, and many dropped clips would stop the run.
+            _LOG.warning("a sound for augmentation cannot be decoded, so clips that need it are not changed: %s", error)
             sound = None
         _KEPT[path] = sound
         while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values() if kept is not None) > _MAX_KEPT_BYTES:

@@ -16,11 +16,11 @@ MAX_CHARACTERS_PER_S = 200.0
 transcript of the clip. It is rejected before tokenization, because a text of thousands of words could need
 gigabytes."""
 _ANY_CLIP_S = 5.0
-"""In this check, shorter clips count as this long, because durations in metadata are rounded."""
+"""In :func:`too_many_characters`, a shorter clip counts as this long, because durations in metadata may be rounded."""
 
 
 class TargetError(ValueError):
-    """A clip cannot be used for training, because its transcript has no target or its target does not fit the audio."""
+    """A clip cannot be used for training, because its transcript cannot be encoded or is too long for the audio."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -40,9 +40,9 @@ class Target:
     """The token ids and CTC labels that the model learns to predict for one clip."""
 
     ids: list[int]
-    """Token ids of the decoder; the last is the end token."""
+    """Token ids of the decoder. The last one is the end token."""
     ctc_labels: list[int] | None
-    """Labels of the CTC head; None if there is no head."""
+    """Labels of the CTC head. None if there is no CTC head."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class TargetEncoder:
     ctc: CtcVocabulary | None
     encoder: EncoderConfig
     max_ids: int | None = None
-    """Maximum number of tokens of a target, end token included, so that it fits the decoder's context. None sets no
-    limit."""
+    """Maximum number of tokens of a target, end token included. Longer targets do not fit the decoder's context. None
+    sets no limit."""
     num_embeddings: int | None = None
     """Number of token ids for which the decoder has embeddings. If None, every token has an embedding."""
     keep_empty: bool = False
@@ -63,7 +63,7 @@ class TargetEncoder:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.all_special_ids)  # cached, because the tokenizer rebuilds it at each access
+        return frozenset(self.tokenizer.all_special_ids)  # cached, because the tokenizer rebuilds the list each time
 
     @cached_property
     def unknown(self) -> int | None:
@@ -75,11 +75,12 @@ class TargetEncoder:
 
         Args:
             text: the transcript after :class:`tiny_audio.data.text.TargetText`.
-            num_samples: length of the clip. CTC needs a frame for each label.
+            num_samples: length of the clip. It limits the length of the text, because CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text is empty (unless ``keep_empty`` is true), contains a special token, is too long for
-                the clip or the decoder, or has a character that the tokenizer, the decoder or the CTC head lacks.
+            TargetError: the text contains a special token, is too long for the clip or the decoder, or has a character
+                that the tokenizer, the decoder or the CTC head lacks. If ``keep_empty`` is false, also for an empty
+                text.
         """
         if not text and not self.keep_empty:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")

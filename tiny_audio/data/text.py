@@ -1,7 +1,7 @@
 """Rewrite transcripts as target text, which is the text that the model learns to write (``data.target_text``).
 
-For scoring, :mod:`tiny_audio.analysis.scoring` normalizes references and hypotheses with the same normalizers
-(``evaluation.normalizer``). It does not change target text.
+The normalizers are those of :mod:`tiny_audio.analysis.scoring`. Scoring applies ``evaluation.normalizer`` to references
+and hypotheses. This setting does not change target text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REMARKS = (
     "applause breath breathing cough coughing coughs crosstalk foreign inaudible indiscernible laugh laughing laughs "
     "laughter music noise pause sigh sighs silence unclear unintelligible unk"
 )
-"""Words in round brackets that count as markers. Other text in round brackets may be spoken."""
+"""Remarks of transcribers. In round brackets, only these words count as markers, because other text may be spoken."""
 _MARKER = re.compile(
     rf"\s*(?:<[^<>\s][^<>]{{0,40}}>|\[[^\[\]\s][^\[\]]{{0,40}}\]|\((?:{'|'.join(_REMARKS.split())})\))", re.IGNORECASE
 )
@@ -49,11 +49,11 @@ class TargetTextConfig(Config):
 
     write_punctuation: bool = False
     """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation. If
-    false, they are treated like other markers."""
+    false, these tags are treated like other markers."""
     remove_markers: bool = False
     """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. If a marker replaces audible words, the model learns to omit words, so remove
-    such clips from the data."""
+    brackets, such as ``(inaudible)``. If a marker replaces audible words, the model learns to omit words. Remove such
+    clips from the data."""
     remove_fillers: bool = False
     """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, and longer spellings such as ummm. The answer uh-huh is
     kept."""
@@ -94,7 +94,7 @@ class TargetText:
 
     @classmethod
     def of(cls, choice: TargetTextChoice) -> TargetText:
-        """Create it from the value of ``data.target_text``."""
+        """Return an instance for a value of ``data.target_text``."""
         return cls(choice if isinstance(choice, TargetTextConfig) else TargetTextConfig(name=choice))
 
     @cached_property
@@ -129,11 +129,12 @@ def markers(text: str) -> list[str]:
 
 
 def _is_end(found: re.Match[str]) -> bool:
-    """Whether the match is followed by punctuation or the end of the text. Then no space is needed."""
+    """Return whether punctuation or the end of the text follows the match, so that no space is needed there."""
     return found.string[found.end() : found.end() + 1] in (",", ".", "?", "!", "")
 
 
 def _without_filler(found: re.Match[str]) -> str:
+    """Return the text that replaces a filler with its punctuation."""
     before, after = found.groups()
     earlier = found.string[: found.start()].rstrip()
     if after and after in ".?!":

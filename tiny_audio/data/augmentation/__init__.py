@@ -1,4 +1,7 @@
-"""Augment training clips. Seeds depend only on the clip and the epoch, so workers and restarts change no result.
+"""Augment training clips.
+
+Random seeds depend only on the clip and the epoch, so results do not depend on the number of loader processes or on
+restarts.
 
 To add an augmentation, write one file here with a subclass of ``WaveformAugmentation`` or ``FeatureAugmentation`` (see
 ``section.py``), and add a field to :class:`AugmentationConfig`. Fields of the same kind are applied in the order in
@@ -28,7 +31,8 @@ from tiny_audio.frames import Frames
 
 
 class AugmentationConfig(Config):
-    """Augmentation of training clips. Off by default: with a frozen encoder, it makes most test results worse.
+    """Augmentation of training clips. It is off by default, because it makes most test results worse if the encoder is
+    frozen.
 
     Speed is changed first. Then the other sections that change waveforms are applied, in the order of the fields.
     Sections that change features, such as SpecAugment, are applied last.
@@ -52,7 +56,7 @@ class AugmentationConfig(Config):
         return speed
 
     def longest_s(self, duration_s: float, max_duration_s: float) -> float:
-        """Return the maximum duration of a clip after augmentation.
+        """Return the maximum duration after augmentation of a clip that lasts ``duration_s``.
 
         Only a change of speed can make a clip longer than ``max_duration_s``.
         """
@@ -61,7 +65,7 @@ class AugmentationConfig(Config):
         return max(slowed, min(slowed + added, max_duration_s))
 
     def folders(self) -> dict[str, str]:
-        """Return the folders of sounds, by section."""
+        """Return the folders of sounds, by name of the section that uses the folder."""
         sections = {name: section for name, section in self if isinstance(section, WaveformAugmentation)}
         folders = {name: section.sounds_folder() for name, section in sections.items()}
         return {name: folder for name, folder in folders.items() if folder is not None}
@@ -104,7 +108,7 @@ def sounds_fingerprint(config: AugmentationConfig) -> str | None:
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
-    """Return the seed of a clip in an epoch. It is the same on every machine, unlike Python's salted hash.
+    """Return the seed of a clip in an epoch. Unlike Python's ``hash``, it is the same on every machine.
 
     Args:
         repeat: number of earlier occurrences of the clip in this epoch.
@@ -128,7 +132,7 @@ def augment_waveform(
     if factor != 1.0:
         import torchaudio
 
-        # Changing the speed means resampling. Factors are rounded to 1 % to keep the kernel small.
+        # Resampling changes the speed. The factor is rounded to 1 % to keep the resampling kernel small.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, rms(waveform), max_duration_s)
     for section in config.sections():

@@ -25,10 +25,10 @@ class AddedNoise(WaveformAugmentation, ABC):
 
     @abstractmethod
     def noise(self, length: int, draw: Draw) -> Tensor | None:
-        """Return noise ``[length]`` of any loudness, or None to add no noise."""
+        """Return noise ``[length]`` of any loudness, or None to add no noise. The caller changes the loudness."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """See :meth:`WaveformAugmentation.apply`. Silent noise is not amplified."""
+        """See :meth:`WaveformAugmentation.apply`. Noise that consists of zeros changes nothing."""
         snr_db = draw.rng.uniform(*self.snr_db)
         noise = self.noise(len(waveform), draw)
         if noise is None:
@@ -38,7 +38,10 @@ class AddedNoise(WaveformAugmentation, ABC):
 
 
 class NoiseConfig(AddedNoise):
-    """Recorded noise, such as MUSAN's (Snyder et al. 2015, arXiv 1510.08484): a random part of a random file."""
+    """Recorded noise, such as the corpus MUSAN (Snyder et al. 2015, arXiv 1510.08484).
+
+    A random part of a random file is added to the clip.
+    """
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """Folder of audio files, at any depth. A run records the names and sizes of the files, because they affect the

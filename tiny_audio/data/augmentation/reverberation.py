@@ -1,4 +1,4 @@
-"""Reverberation with recorded and with simulated impulse responses."""
+"""Reverberation with impulse responses from files, or with random impulse responses."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class SimulatedReverberationConfig(WaveformAugmentation):
     (Polack's statistical model of late reverberation, see Habets 2007)."""
 
     decay_s: tuple[PositiveFloat, PositiveFloat] = (0.1, 0.6)
-    """Range of the reverberation time RT60, in which the sound decays by 60 dB. A living room has about 0.4 s."""
+    """Range of the reverberation time RT60: the time in which sound decays by 60 dB. A living room has about 0.4 s."""
     direct_to_reverberant_db: tuple[float, float] = (0.0, 15.0)
-    """Range of the ratio of direct sound to reverberation, by energy. Larger distances to the microphone mean lower
-    ratios."""
+    """Range of the energy ratio of direct sound to reverberation. The farther the speaker is from the microphone, the
+    lower is the ratio."""
     probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get reverberation."""
 

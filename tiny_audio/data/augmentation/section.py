@@ -1,5 +1,7 @@
-"""The contract of the sections. A section changes waveforms or features. It also states which sounds it reads, and how
-much longer it makes clips."""
+"""The contract of augmentations. Each section of ``augmentation`` in a recipe is one augmentation.
+
+A section changes waveforms or features. It also states which sounds it reads, and by how much it makes clips longer.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ class Draw:
     rng: random.Random
     seed: int
     loudness: Tensor
-    """Root mean square of the recorded clip, without added silence."""
+    """Root mean square of the clip before silence is added."""
     max_duration_s: float
+    """Maximum duration of a clip with added silence."""
 
     def sound(self, folder: str) -> Tensor | None:
         """Return a random sound ``[S]`` of a folder, or None if its file is damaged."""
@@ -39,22 +42,24 @@ class WaveformAugmentation(Config, ABC):
 
     @abstractmethod
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
-        """Return the changed waveform of a clip ``[S]``. All random numbers come from ``draw``.
+        """Return the changed waveform ``[S]`` of a clip. All random numbers come from ``draw``.
 
-        The clip does not become longer than ``draw.max_duration_s``, unless it was longer before.
+        A clip must not become longer than ``draw.max_duration_s``. A clip that is longer already must not become
+        longer.
         """
 
     def max_added_s(self) -> float:
-        """Return the maximum duration that the section adds to a clip. Sections that make clips longer define this.
+        """Return the maximum duration in seconds that the section adds to a clip.
 
-        Estimates of memory use it.
+        Sections that make clips longer define this method. Estimates of the needed memory call it.
         """
         return 0.0
 
     def sounds_folder(self) -> str | None:
-        """Return the folder of sounds that the section reads. Sections with a field ``folder`` define this.
+        """Return the folder of sounds that the section reads, or None if it reads no sounds.
 
-        A run records the sounds, and ``doctor`` checks them.
+        Sections with a field ``folder`` define this method. A run records the sounds, and the command ``doctor`` checks
+        them.
         """
         return None
 
@@ -64,7 +69,7 @@ class FeatureAugmentation(Config, ABC):
 
     @abstractmethod
     def apply(self, features: Frames, seeds: Sequence[int]) -> Frames:
-        """Return the changed features ``[B, F, C]`` of a batch. Lengths stay the same.
+        """Return the changed features ``[B, T, C]`` of a batch (T frames, C channels). Lengths stay the same.
 
         The result for a clip depends only on the clip and its seed, not on the batch or its padding.
 
@@ -74,7 +79,7 @@ class FeatureAugmentation(Config, ABC):
 
 
 def ascending(span: tuple[float, float]) -> tuple[float, float]:
-    """Check a range in a validator.
+    """Check a range in a validator, and return the range.
 
     Raises:
         ValueError: the first value is above the second.

@@ -19,12 +19,13 @@ class SpecAugmentConfig(FeatureAugmentation):
     num_time_masks: NonNegativeInt = 2
     """Number of time masks for each clip."""
     time_masks_per_s: NonNegativeFloat = 0.0
-    """Number of additional time masks per second of a clip, so that long and short clips are masked equally. The number
-    for a clip is rounded up or down at random."""
+    """Number of additional time masks per second of a clip, so that long and short clips are masked to the same degree.
+    The number of masks of a clip is rounded up or down at random."""
     max_time_mask_s: PositiveFloat = 0.4
     """Maximum length of a time mask."""
     max_time_share: float = Field(default=0.2, gt=0, le=1)
-    """Maximum length of a time mask, as a share of the clip. This limit protects short clips."""
+    """Maximum length of a time mask, as a share of the clip. For short clips, this limit is lower than
+    ``max_time_mask_s``."""
     num_channel_masks: NonNegativeInt = 2
     """Number of channel masks for each clip."""
     max_channel_share: float = Field(default=0.2, gt=0, le=1)
