@@ -1,4 +1,4 @@
-"""Contexts of training clips: they depend only on the clip and the epoch, and always fit."""
+"""Contexts of training clips: they depend only on the clip and the epoch, and never have too many tokens."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_lists_contain_words_of_the_transcript_and_others(tokenizer: Any) -> Non
         assert set(words) <= set(contexts.rare_words)
         assert len(set(words)) == len(words)
         positions.update(words.index(word) for word in spoken)
-    assert len(positions) > 5, "anywhere in the list"
+    assert len(positions) > 5, "these words can be anywhere in the list"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The planned order: a deterministic function. Every clip is used once, and every batch respects the limits."""
+"""The planned order is deterministic. Every clip is used once, and every batch respects the limits."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_each_epoch_has_another_order_of_groups_and_clips() -> None:
     assert len(set(first[:20])) > 2
 
 
-def test_without_row_groups_the_order_of_groups_does_not_matter() -> None:
+def test_groups_of_one_clip_are_planned_like_clips_without_groups() -> None:
     durations_s = speech(300)
     alone = plan_epoch(durations_s, BatchingConfig(), 3, 1)
     numbered = plan_epoch(durations_s, BatchingConfig(), 3, 1, groups=np.arange(300))
@@ -225,4 +225,4 @@ def test_short_clips_are_used_first_in_the_first_epochs() -> None:
     plain = BatchingConfig(max_clips=4)
     assert plan_epoch(durations, config, 0, 2).hash == plan_epoch(durations, plain, 0, 2).hash
     shuffled, ordered = (sorted(map(sorted, batches(plan_epoch(durations, one, 0, 0)))) for one in (plain, config))
-    assert shuffled == ordered, "the same batches"
+    assert shuffled == ordered, "only the order of the batches differs"

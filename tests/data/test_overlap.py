@@ -33,7 +33,7 @@ def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> 
 
 
 def others(found: Shared) -> list[Overlap]:
-    """Return all overlaps except those of texts, which many small sets here have."""
+    """Return all overlaps except those of texts, because many of the small sets in these tests share texts."""
     return [overlap for overlap in found.comparison.overlaps if overlap.by != "text"]
 
 

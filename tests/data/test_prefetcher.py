@@ -57,7 +57,7 @@ def wait_for(count: int, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while cached(tmp_path) < count and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)  # wait for row groups that should not be fetched
+    time.sleep(0.1)  # enough time to fetch a row group too many
     assert cached(tmp_path) == count
 
 

@@ -1,4 +1,7 @@
-"""Every section that changes waveforms, also a new one: how long clips become, and which folder of sounds is read."""
+"""Every section that changes waveforms: the maximum duration of clips, and the folder of sounds.
+
+The last test adds a new section.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ SECTIONS: dict[str, type[WaveformAugmentation]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one sound of 0.2 s."""
+    """Write one sound of 0.2 s to a folder. Return the folder."""
     folder = tmp_path_factory.mktemp("sounds")
     soundfile.write(folder / "tone.wav", tone(0.2).numpy(), RATE)
     return folder
@@ -46,7 +49,7 @@ def config_of(name: str, folder: Path) -> AugmentationConfig:
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_folder_of_a_section_is_known(name: str, folder: Path) -> None:
     config, paths = config_of(name, folder), paths_of(SECTIONS[name])
-    assert paths in ([], ["folder"]), "messages about the folder name the field `folder`"
+    assert paths in ([], ["folder"]), "error messages call the field `folder`"
     assert config.folders() == ({name: str(folder)} if paths else {})
     assert (sounds_fingerprint(config) is not None) == bool(paths)
 

@@ -1,4 +1,4 @@
-"""Batches from loader processes: their content, and the reuse of memory that no batch uses."""
+"""Batches from loader processes: their content, and the reuse of memory that no batch uses any more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.data.batches import Batch
 from tiny_audio.data.shared_batches import SharedBatches
 
 pytestmark = pytest.mark.skipif(
-    not shared_batches.SUPPORTED, reason="this system has no anonymous memory by descriptor"
+    not shared_batches.SUPPORTED, reason="this system has no anonymous memory files"
 )
 
 
@@ -72,7 +72,7 @@ def test_memory_is_reused() -> None:
     for batch in loaded():
         batch.waveforms.mul_(0)  # the receiver may change a batch
         del batch
-    # Batches that the loaders prepare, and batches in the pipe.
+    # Only batches that the loader processes prepare and batches in the pipe need memory at the same time.
     assert 0 < num_mapped() <= 12
 
 

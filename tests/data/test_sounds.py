@@ -26,7 +26,7 @@ from tiny_audio.data.sounds import sounds_in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Write three noises: 0.25 s of hum, 5 s, and 1 s at 44.1 kHz. The caches of sounds are empty."""
+    """Write three files of noise: 0.25 s, 5 s, and 1 s at 44.1 kHz. The caches of sounds are empty."""
     sounds_in.cache_clear()
     sounds._KEPT.clear()
     for name, seconds, rate in (("hum.wav", 0.25, RATE), ("deep/long.flac", 5.0, RATE), ("music.wav", 1.0, 44_100)):
@@ -56,7 +56,7 @@ def test_recorded_noise_has_the_requested_ratio(folder: Path, snr_db: float, sec
         noise = augment_waveform(noisy(folder, snr_db=(snr_db, snr_db)), waveform, seed) - waveform
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(snr_db, abs=0.05)
         added.add(round(float(noise[100] / noise.pow(2).mean().sqrt()), 4))
-    assert len(added) == 8, "of another file, or from another place"
+    assert len(added) == 8, "each seed selects another file or another position"
 
 
 def test_a_short_noise_is_looped_from_a_random_position(folder: Path) -> None:
@@ -86,8 +86,8 @@ def test_reverberation_keeps_length_loudness_and_position(folder: Path, tmp_path
     wet = augment_waveform(roomy(tmp_path / "rooms"), click, seed=0)
     assert wet.shape == click.shape
     assert wet.pow(2).mean() == pytest.approx(float(click.pow(2).mean()), rel=1e-3)
-    heard = (wet.abs() > 0.01).nonzero().flatten().tolist()
-    assert heard == [5000, 6600], "the direct sound stays where it was"
+    clicks = (wet.abs() > 0.01).nonzero().flatten().tolist()
+    assert clicks == [5000, 6600], "the direct sound stays where it was"
     assert float(wet[6600] / wet[5000]) == pytest.approx(0.4, abs=0.01)
 
 
@@ -136,7 +136,7 @@ def test_decoded_sounds_are_cached_up_to_a_limit(folder: Path, monkeypatch: pyte
     sounds._KEPT.clear()
     for number in (1, 2, 1, 0, 1):  # sounds of 16, 64 and 320 kB
         found.load(number)
-    assert decoded[3:] == ["hum.wav", "music.wav", "long.flac", "hum.wav"], "the large one drives out the others"
+    assert decoded[3:] == ["hum.wav", "music.wav", "long.flac", "hum.wav"], "the large sound evicts the others"
 
 
 def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,12 +147,13 @@ def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest
     for name in ("hum.wav", "music.wav"):
         (folder / name).unlink()
     waveform = tone(0.2)
-    assert sounds_fingerprint(noisy(folder)) is not None, "its header is whole"
+    assert sounds_fingerprint(noisy(folder)) is not None, "the header is valid"
     with caplog.at_level("WARNING"):
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)
     (message,) = caplog.messages
-    assert message.startswith(f"a sound for augmentation cannot be decoded, so clips that need it are not changed: {path}: ")
+    start = "a sound for augmentation cannot be decoded, so clips that need it are not changed"
+    assert message.startswith(f"{start}: {path}: ")
 
 
 def test_the_fingerprint_depends_on_names_and_sizes(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_the_fingerprint_depends_on_names_and_sizes(folder: Path, tmp_path: Path
     first = fingerprint(noisy(folder))
     shutil.copytree(folder, tmp_path / "copy")
     assert fingerprint(noisy(tmp_path / "copy")) == first
-    assert fingerprint(noisy(folder, snr_db=(1.0, 2.0))) == first, "the recipe tells these apart"
+    assert fingerprint(noisy(folder, snr_db=(1.0, 2.0))) == first, "the fingerprint does not depend on the settings"
     assert fingerprint(roomy(folder)) != first
     (tmp_path / "copy" / "hum.wav").rename(tmp_path / "copy" / "him.wav")
     assert fingerprint(noisy(tmp_path / "copy")) != first

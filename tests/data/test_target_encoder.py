@@ -68,7 +68,7 @@ def test_the_end_token_can_also_be_the_unknown_token(name: str, tmp_path: Path) 
     tokenizer.add_special_tokens(dict.fromkeys(name.split(), "<|endoftext|>"))
     encoder = target_encoder(tokenizer)
     assert encoder.unknown is None
-    assert encoder.encode("größer, 字", SECOND).ids[-1] == 0, "bytes write everything"
+    assert encoder.encode("größer, 字", SECOND).ids[-1] == 0, "the tokenizer encodes any text as bytes"
     assert reason(encoder, "a<|endoftext|>b") == "special_token"
 
 

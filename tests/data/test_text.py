@@ -119,7 +119,7 @@ def test_steps_add_no_words(text: str, steps: set[str]) -> None:
     target = rewrite(text, *steps)
     assert target == " ".join(target.split())
     letters = iter(text.lower())
-    assert all(letter in letters for letter in target.lower() if letter.isalnum()), "letters in their order"
+    assert all(letter in letters for letter in target.lower() if letter.isalnum()), "the letters keep their order"
 
 
 def test_a_target_text_can_be_pickled_for_loader_processes() -> None:
@@ -176,7 +176,7 @@ def test_a_recipe_that_extends_another_adds_steps(document: Document, write_reci
 
 def test_a_recipe_can_have_a_name_or_a_section(document: Document) -> None:
     named = Recipe.model_validate(changed(document, data__target_text="lower"))
-    assert named.training_identity()["data"]["target_text"] == "lower", "ids of recipes that name one stay"
+    assert named.training_identity()["data"]["target_text"] == "lower", "in the identity of a run, a name stays a name"
     section = {"remove_markers": True, "name": "lower"}
     more = Recipe.model_validate(changed(document, data__target_text=section))
     assert more.data.target_text == TargetTextConfig(**section)

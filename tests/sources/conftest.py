@@ -34,7 +34,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return a hub with LoquaciousSet and without faults. The library's waits are recorded instead of waited."""
+    """Return a hub that serves LoquaciousSet and has no faults."""
     server.repos = {NAME: Repo(dict(files), CARD)}
     server.forget_requests()
     server.fault = lambda number, path: None
@@ -45,7 +45,7 @@ def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the seconds of all waits before retries."""
+    """Return a list of all waits before retries, in seconds. The waits are recorded, but nothing waits."""
     waited: list[float] = []
     monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waited.append)
     return waited

@@ -35,6 +35,7 @@ def indexed(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema | None =
 
 
 def without_durations(shards: Path, folder: Path) -> Path:
+    """Write a copy of a shard that has no column of durations. Return its path."""
     rows = pq.read_table(shards / "a" / "train-0.parquet").drop_columns("duration").to_pylist()
     return write_parquet(folder / "clips.parquet", rows, LOQUACIOUS.remove(1))
 

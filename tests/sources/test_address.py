@@ -1,4 +1,4 @@
-"""Addresses of clips. Hypotheses contain their text form, from which the same audio can be read."""
+"""Addresses of clips. Hypotheses contain the text form of an address, from which the same audio can be read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CELLS = st.builds(ParquetCell, st.integers(0, 99), st.integers(0, 99), _NAMES)
 
 
 @given(st.builds(AudioAddress, _PATHS | _HUB_FILES, st.none() | _CELLS))
-def test_the_text_form_is_complete(address: AudioAddress) -> None:
+def test_the_text_form_contains_the_whole_address(address: AudioAddress) -> None:
     assert AudioAddress.parse(str(address), Path("/elsewhere")) == address
 
 
@@ -53,7 +53,7 @@ def test_every_source_gives_addresses_that_read_its_audio(tmp_path: Path, monkey
     (tmp_path / "common_voice" / "dev.tsv").write_text("client_id\tpath\tsentence\nann\ta.mp3\tyes\n")
     (tmp_path / "manifest.jsonl").write_text(json.dumps({"audio_filepath": "folder/a.wav", "text": "yes"}))
     monkeypatch.chdir(tmp_path)
-    configs = [SOURCES.parse({"name": name, "path": "folder"}) for name in ("folder",)]
+    configs = [SOURCES.parse({"name": "folder", "path": "folder"})]
     configs += [SOURCES.parse({"name": "common_voice", "path": "common_voice", "split": "dev"})]
     configs += [SOURCES.parse({"name": "manifest", "path": "manifest.jsonl"})]
     configs += [SOURCES.parse({"name": "parquet", "path": "clips.parquet"})]
@@ -74,7 +74,7 @@ def test_every_source_gives_addresses_that_read_its_audio(tmp_path: Path, monkey
         requests = len(hub.requests)
         forget()
         address.read(tmp_path / "cache")
-        assert len(hub.requests) == requests, "the source's own cache has it"
+        assert len(hub.requests) == requests, "the row group is already in the source's cache"
         assert address.read(tmp_path / "cache", offline=True) == wanted
         for file in (address.file, HubFile("none/at all", "main", "a.flac")):
             for cell in (address.cell, None):

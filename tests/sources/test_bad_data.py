@@ -1,4 +1,4 @@
-"""Bad clips and failures of the hub do not lose any good clip."""
+"""All good clips are used for training, even if other clips are bad or the hub fails."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def latin_1(table: pa.Table) -> pa.Array:
-    """Return the texts, one of which has an invalid UTF-8 byte. Parquet accepts it."""
+    """Return the texts, one of which has an invalid UTF-8 byte. Parquet does not check this."""
     texts = [text.as_py().encode() for text in table.column("text")]
     ids = table.column("ID").to_pylist()
     texts = [b"CAF\xc9" if id_ == "latin-1" else text for id_, text in zip(ids, texts, strict=True)]
@@ -145,13 +145,13 @@ def test_bad_clips_are_listed_and_all_good_clips_are_used(
     folder, good = corpus
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
-    steps = 13  # slightly more than an epoch with batches of 24, because the index has 277 clips
+    steps = 13  # one more than an epoch, which has 12 batches of up to 24 clips: the index has 277 clips
     Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", RecordingCallback()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))
     lines = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
     assert {line["id"].removeprefix("corpus/"): line["reason"] for line in lines} == KINDS
-    assert len(lines) == len(KINDS), "each once"
+    assert len(lines) == len(KINDS), "each clip is listed once"
     assert all(line["detail"] for line in lines)
     ids = [f"corpus/{name}" for name in good]
     assert epoch_of(ids, 0) <= Counter(used)
@@ -209,5 +209,5 @@ def test_a_hub_with_20_percent_failures_loses_no_clip(
     assert Counter(used) == epoch_of([f"corpus/clip-{number}" for number in range(80)], 0)
     assert min(failed[kind] for kind in kinds) >= 3
     assert 0.15 < failed.total() / len(hub.requests) < 0.25
-    assert sum(4.0 <= wait_s < 4.1 for wait_s in waits) >= 3, "as long as the limit says, and a second"
+    assert sum(4.0 <= wait_s < 4.1 for wait_s in waits) >= 3, "until the limit resets after 3 s, and one second more"
     assert len(waits) >= failed["limit"] + failed["error"]

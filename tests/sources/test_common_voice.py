@@ -36,8 +36,8 @@ def test_common_voice(corpus: Path, tmp_path: Path) -> None:
     source = build("common_voice", corpus, tmp_path / "cache")
     index = source.index()
     assert [u.text for u in index.utterances] == ["Yes.", 'He said "no" twice', '"Oh," he said, "yes"']
-    assert [u.duration_s for u in index.utterances[:2]] == [1.044, 2.052], "as the corpus says"
-    assert index.utterances[2].duration_s == pytest.approx(3.0, abs=0.1), "by the header"
+    assert [u.duration_s for u in index.utterances[:2]] == [1.044, 2.052], "from clip_durations.tsv"
+    assert index.utterances[2].duration_s == pytest.approx(3.0, abs=0.1), "from the header"
     assert index.utterances[1].id == "common_voice_en_1.mp3"
     known = {"path": "common_voice_en_1.mp3", "speaker": "c1", "gender": "female_feminine", "locale": "en"}
     assert index.utterances[1].metadata == known

@@ -1,4 +1,4 @@
-"""Row groups on disk: the cache stays within its limit and is cleaned up, also if writers are killed."""
+"""Row groups on disk: the cache stays within its limit, and is cleaned up even if writers are killed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def clips(size: int) -> pa.ChunkedArray:
 
 
 def held(folder: Path) -> int:
-    """Return the bytes of row groups in a folder, including incomplete ones. No file is created or renamed
-    meanwhile."""
+    """Return the bytes of all row groups in a folder, including incomplete ones.
+
+    The folder is locked, so that no file is created or renamed during the count.
+    """
     with FileLock(folder / ".lock", poll_interval=0.001):
         return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)
 
@@ -84,11 +86,11 @@ def test_row_groups_above_the_limit_are_kept_in_memory_only(tmp_path: Path) -> N
     assert [path.name for path in cache.folder.glob("*.arrow")] == ["small.arrow"]
 
 
-# --- with others ------------------------------------------------------------------------------------------------
+# --- several processes -------------------------------------------------------------------------------------------
 
 
 def child(folder: Path, work: Callable[[DiskCache], object]) -> Process:
-    """Start a process with a cache in this folder. It waits for :func:`go`."""
+    """Start a process that calls ``work`` with a cache in this folder. The process first waits for :func:`go`."""
 
     def run() -> None:
         cache = DiskCache(folder, 400_000)
@@ -154,6 +156,6 @@ def test_files_that_another_process_is_writing_are_counted_and_kept(tmp_path: Pa
             cache.get(f"{number}", lambda: clips(100_000))
             assert 700_000 < held(tmp_path) <= 1_000_000
         large = cache.get("large", lambda: clips(400_000))
-        assert large.num_bytes >= 400_000, "no room beside what is being written"
+        assert large.num_bytes >= 400_000, "there is no room in addition to the file that is being written"
     cache.get("large", lambda: clips(900_000))
     assert [path.name for path in tmp_path.iterdir() if ".arrow" in path.name] == ["large.arrow"]

@@ -65,7 +65,7 @@ def test_json_lines(place: Path) -> None:
     first, second = folder(place).index().utterances
     assert first.metadata == {"file_name": "a.wav", "native": "true", "tags": '["x"]'}
     assert second.metadata == {"file_name": "a.wav", "later": "1"}
-    assert (first.id, second.id) == ("a.wav", "a.wav:metadata.jsonl:3:0"), "a file that is named again"
+    assert (first.id, second.id) == ("a.wav", "a.wav:metadata.jsonl:3:0"), "ids are unique"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_headers_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     kept.write_bytes(kept.read_bytes()[:40])
     write(place / "metadata.csv", "file_name,text", *rows[:1])
     folder(place).index()
-    assert len(opened) == 9, "a damaged cache is made anew"
+    assert len(opened) == 9, "a damaged cache is written again"
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(place: Path, monkeypatch
 
     def with_one_unreadable_file(folder: Path, *arguments: Any) -> dict[str, _durations.Header]:
         (place / "b.wav").rename(place.parent / "aside.wav")
-        (place / "b.wav").symlink_to("b.wav")
+        (place / "b.wav").symlink_to("b.wav")  # a link to itself cannot be opened
         try:
             return _durations.read_headers(folder, *arguments)
         finally:

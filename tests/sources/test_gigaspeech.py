@@ -52,7 +52,7 @@ def test_rows_are_segments(hub: Hub, tmp_path: Path) -> None:
     assert (len(index.utterances), index.dropped) == (4, ())
     first = index.utterances[0]
     assert (first.id, first.text) == ("POD0000000000_S0000000", "WELL <COMMA> STOP NOW <PERIOD>")
-    assert first.duration_s == pytest.approx(0.6, abs=1e-4), "from where it begins to where it ends"
+    assert first.duration_s == pytest.approx(0.6, abs=1e-4), "the end time minus the start time"
     assert first.metadata == {"audio_id": "POD0000000000"}
     assert source.encoded(first) == gigaspeech_row(0)["audio"]["bytes"]
     written = TargetText(TargetTextConfig(write_punctuation=True, true_case=True))

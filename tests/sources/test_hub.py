@@ -1,4 +1,4 @@
-"""Source ``hub`` and its presets: rows, audio and pinned commits, read from a local hub."""
+"""Source ``hub`` and sources of known corpora: rows, audio and pinned commits, read from a local hub."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_indexing_fetches_no_audio(hub: Hub, files: dict[str, bytes], tmp_path: 
     shards = [content for path, content in files.items() if path.startswith("small/train")]
     assert hub.bytes_sent() - len(shards) * footer < 0.02 * sum(map(len, shards))
     resolved = [request.path for request in hub.requests if "/resolve/" in request.path]
-    assert len(resolved) == len(set(resolved)) == 3, "each file is resolved once"
+    assert len(resolved) == len(set(resolved)) == 3, "the location of each file is looked up once"
 
 
 def test_only_the_needed_row_group_is_fetched_and_only_once(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_only_the_needed_row_group_is_fetched_and_only_once(hub: Hub, files: dic
     assert hub.bytes_sent() - before == 64 * 1024 + end - start
     count = len(hub.requests)
     source.encoded(utterances[30])
-    assert len(hub.requests) == count + 1, "the file's end is remembered"
+    assert len(hub.requests) == count + 1, "the footer of the file is not fetched again"
 
 
 def test_a_second_start_needs_no_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_the_commit_of_a_branch_is_pinned_in_the_cache(hub: Hub, tmp_path: Path)
 
 
 def test_a_known_commit_is_read_after_the_branch_has_changed(hub: Hub, tmp_path: Path) -> None:
-    """A run whose cache was lost does this, because its folder contains the commit."""
+    """A run needs this if the cache was deleted. The folder of the run contains the commit."""
     config, commits = LoquaciousConfig(config="small"), dict[str, str]()
     index = SOURCES.build(config, SourceContext(tmp_path / "1", commits)).index()
     old = hub.repos[NAME]
@@ -162,7 +162,7 @@ def test_a_corpus_without_durations_can_be_read(hub: Hub, tmp_path: Path) -> Non
     count = len(hub.requests)
     for utterance in index.utterances:
         source.encoded(utterance)
-    assert len(hub.requests) == count, "what was fetched for the durations is kept"
+    assert len(hub.requests) == count, "audio that was fetched for its duration stays in the cache"
 
 
 def test_without_configs_splits_are_found_by_file_names(hub: Hub, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     build(tmp_path / "cache", split="dev").index()
     code = (
         "import json, pyarrow, sys\n"
-        "for dims in (2, 3, 4, 5):\n"  # which datasets registers when it is imported
+        "for dims in (2, 3, 4, 5):\n"  # importing datasets registers these types
         "    pyarrow.unregister_extension_type(f'datasets.features.features.Array{dims}DExtensionType')\n"
         "from pathlib import Path\n"
         "from tiny_audio.sources import SOURCES, SourceContext\n"
@@ -207,7 +207,7 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     done = python(None, code, str(tmp_path / "cache"), anew=anew, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     kept, early, sizes = json.loads(done.stdout)
-    assert (kept, early) == (4, ["huggingface_hub"]), "what is in the cache needs neither network nor datasets"
+    assert (kept, early) == (4, ["huggingface_hub"]), "an index in the cache needs neither the network nor datasets"
     assert sizes == [len(loquacious_row(number)["wav"]["bytes"]) for number in range(CLIPS)]
 
 

@@ -1,5 +1,5 @@
-"""Files that the source ``hub`` keeps on disk: indices, written by one of several processes, and a limited cache of row
-groups."""
+"""Files that the source ``hub`` keeps on disk: indexes, each written by one process, and a cache of row groups with a
+size limit."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_requests_are_retried_if_a_fifth_fails(hub: Hub, tmp_path: Path, waits: 
     assert len(waits) >= 5
 
 
-def test_the_library_waits_until_a_rate_limit_resets(
+def test_retries_wait_until_a_rate_limit_resets(
     hub: Hub, tmp_path: Path, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     source = build(tmp_path)
@@ -55,7 +55,7 @@ def test_the_library_waits_until_a_rate_limit_resets(
     waits.clear()
     forget()
     build(tmp_path / "fresh").index()
-    assert waits[:2] == pytest.approx([78.5, 78.5], abs=0.5), "the first question of all too"
+    assert waits[:2] == pytest.approx([78.5, 78.5], abs=0.5), "the very first request also waits"
 
 
 def test_an_expired_signature_is_renewed(hub: Hub, tmp_path: Path) -> None:
@@ -94,6 +94,7 @@ def test_the_token_is_sent_to_the_hub_only(hub: Hub, tmp_path: Path, monkeypatch
     source = build(tmp_path)
     index = source.index()
     source.encoded(index.utterances[0])
+    # huggingface_hub also requests a list of agent harnesses, for which it sends no token.
     tokens = {request.is_place: request.token for request in hub.requests if "agent-harnesses" not in request.path}
     assert tokens == {False: "Bearer hf_secret", True: None}
 

@@ -53,7 +53,7 @@ def indexed(folder: Path, *rows: object, **config: str) -> Index:
 
 def test_a_manifest_is_read_without_decoding(tmp_path: Path) -> None:
     write_clip(tmp_path / "clips" / "a.flac")
-    (tmp_path / "b.flac").write_text("not decoded, so nobody knows yet that this is no audio")
+    (tmp_path / "b.flac").write_text("this is no audio, but only decoding would show it")
     index = indexed(
         tmp_path,
         row(audio_filepath="clips/a.flac", text="  Hello you ", speaker="ann", age=31, native=True, notes=None),

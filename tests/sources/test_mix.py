@@ -75,8 +75,8 @@ def test_utterances_are_a_sequence(folder: Path, tmp_path: Path) -> None:
 
 def test_caps_keep_a_fixed_random_part(folder: Path, tmp_path: Path) -> None:
     few, more = (ids(build(folder, tmp_path, read={"max_clips": count}).index())[:count] for count in (3, 5))
-    assert set(few) < set(more), "a larger cap keeps what a smaller one does"
-    assert few == sorted(few), "in their order"
+    assert set(few) < set(more), "a larger cap keeps all clips that a smaller cap keeps"
+    assert few == sorted(few), "in the order of the source"
     assert few == ids(build(folder, tmp_path, read={"max_clips": 3}).index())[:3]
     drawn = {tuple(ids(build(folder, tmp_path, seed=seed, read={"max_clips": 3}).index())[:3]) for seed in range(5)}
     assert len(drawn) > 2
@@ -103,7 +103,7 @@ def test_a_cap_below_the_first_clip_is_an_error(folder: Path, tmp_path: Path) ->
 
 @dataclass(frozen=True)
 class Table(Source):
-    """A table that creates utterances only when they are used."""
+    """A source that creates utterances only when they are used."""
 
     rows: int
     row_group: int | None
@@ -119,7 +119,7 @@ class Table(Source):
 
 
 class Rows(Sequence[Utterance]):
-    """Counts the utterances that it creates."""
+    """Utterances that are created on access. ``made`` counts them."""
 
     made = 0
 
@@ -134,7 +134,7 @@ class Rows(Sequence[Utterance]):
         return Utterance(f"{number}", 2.0, "yes", None, {"source": "podcast"})
 
     def __iter__(self) -> Iterator[Utterance]:
-        raise AssertionError("all rows were to become objects")
+        raise AssertionError("an utterance would be created for every row")
 
 
 def mix_of(*mixed: tuple[str, Source, float, float | None, int | None], seed: int = 0) -> MixSource:
@@ -154,7 +154,7 @@ def test_indexing_millions_of_rows_creates_no_utterances() -> None:
     last = index.utterances[2_499_999]
     assert Rows.made == 1
     assert source.encoded(last).decode() == f"clip {last.id.removeprefix('b/')}"
-    assert last.metadata == {"source": "podcast"}, "a column of its own stays"
+    assert last.metadata == {"source": "podcast"}, "the clip has its own column `source`, which is kept"
 
 
 def test_caps_select_whole_row_groups() -> None:
@@ -162,7 +162,7 @@ def test_caps_select_whole_row_groups() -> None:
     assert index.groups is not None
     in_a, counts = np.unique(index.groups[:1_050], return_counts=True)
     assert sorted(counts.tolist()) == [50] + [100] * 10
-    assert len(set(index.groups[1_050:].tolist())) == 50, "clips that lie alone stay alone"
+    assert len(set(index.groups[1_050:].tolist())) == 50, "each clip in a file of its own is a group"
     assert not set(in_a.tolist()) & set(index.groups[1_050:].tolist())
 
 
@@ -205,7 +205,7 @@ def test_a_recipe_can_use_a_mix(document: Document, folder: Path, write_recipe: 
     heavier = load_recipe(path, ["data.train.all.sources.read.weight=5"])
     assert heavier.run_id() != recipe.run_id()
     moved = load_recipe(path, ["data.train.all.sources.read.source.path=elsewhere.jsonl"])
-    assert moved.run_id() == recipe.run_id(), "a path is no part of the data"
+    assert moved.run_id() == recipe.run_id(), "the path of the data does not change the id of the run"
     assert "MixConfig" in recipe_schema()["$defs"]
 
 

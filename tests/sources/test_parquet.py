@@ -71,7 +71,7 @@ def test_the_index_has_durations_and_row_groups(shards: Path, tmp_path: Path) ->
 
 def test_utterances_are_created_when_they_are_used(shards: Path, tmp_path: Path) -> None:
     utterances = build(shards, tmp_path).index().utterances
-    assert len(pickle.dumps(utterances)) < 3_000  # only their location, not their content
+    assert len(pickle.dumps(utterances)) < 3_000  # the pickle contains the path of the table, not its rows
     assert pickle.loads(pickle.dumps(utterances)) == utterances
     assert utterances[5:50:20] == tuple(utterances[number] for number in (5, 25, 45))
     assert utterances[-1] == utterances[len(utterances) - 1]
@@ -235,8 +235,8 @@ def test_row_groups_in_memory_are_limited() -> None:
         return list(reads)
 
     for bounds in ((100, 32), (1_000_000, 2)):
-        assert read(bounds, (1, 2, 1, 3, 1, 2)) == [1, 2, 3, 2], "reading 3 evicts 2, because 1 was used more recently"
-    assert read((10, 32), (1, 1, 2, 1)) == [1, 2, 1], "the newest is kept whatever its size"
+        assert read(bounds, (1, 2, 1, 3, 1, 2)) == [1, 2, 3, 2], "3 evicts 2, because 1 was used more recently"
+    assert read((10, 32), (1, 1, 2, 1)) == [1, 2, 1], "the newest row group is kept, whatever its size is"
 
 
 def test_clips_of_one_row_group_are_read_together(

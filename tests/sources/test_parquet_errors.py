@@ -114,7 +114,7 @@ COLUMNS_THERE = (
         ({"text_column": "transcript"}, f"clips.parquet has no column 'transcript' (text_column); {COLUMNS_THERE}"),
         (
             {"duration_column": "seconds"},
-            f"no column 'seconds' (duration_column); {COLUMNS_THERE}; if there are no durations, remove duration_column",
+            f"no column 'seconds' (duration_column); {COLUMNS_THERE}; if there are no durations, remove duration_c",
         ),
         ({"id_column": "ID"}, f"clips.parquet has no column 'ID' (id_column); {COLUMNS_THERE}"),
         ({"speaker_column": "who"}, f"clips.parquet has no column 'who' (speaker_column); {COLUMNS_THERE}"),
@@ -153,7 +153,7 @@ def test_columns_must_differ() -> None:
     [
         (
             "none.parquet",
-            "there is no file or folder {}; path must be a parquet file, a folder with some, or a pattern",
+            "there is no file or folder {}; path must be a parquet file, a folder with parquet files, or a pattern",
         ),
         ("empty", "no .parquet file is in the folder {}; path must be"),
         ("*.parquet", "no file matches {}; path must be"),

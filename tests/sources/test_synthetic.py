@@ -110,7 +110,7 @@ def test_every_espeak_variant_is_in_at_most_one_list() -> None:
 
 
 def test_no_held_out_voice_has_the_formants_of_a_training_voice() -> None:
-    # Formants define the voice. Pitch, echo and roughness do not.
+    # Voices are compared by their formants, because pitch, echo and roughness do not make another voice.
     def formants(name: str) -> tuple[tuple[str, ...], ...]:
         lines = variant_files()[name].read_text(errors="replace").splitlines()
         words = [line.split("//")[0].split() for line in lines]
@@ -153,7 +153,7 @@ NUM_UTTERANCES = 24
 
 
 def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
-    """Return an index of training and held-out sentences. The split alone would take two seconds in each process."""
+    """Return an index with sentences of both sides, because computing the split takes two seconds in each process."""
     fields = {"num_utterances": NUM_UTTERANCES, "sentences": "all"} | fields
     return SyntheticSource(SyntheticConfig(**fields), folder, num_workers).index()
 

@@ -1,5 +1,5 @@
-"""The split of synthetic sentences: whole sentences are new on the held-out side, but words and short phrases are
-not."""
+"""The split of synthetic sentences: held-out sentences never occur in training, but all of their words and pairs of
+words do."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_only_whole_sentences_are_new(name: str) -> None:
         assert len(held_out) == config.num_utterances > 0
         assert not set(held_out) & set(training)
         assert {phrase for text in held_out for phrase in phrases(text)} <= known.keys()
-        # No single sentence or word may dominate a set. Once, "at work" occurred almost only on the held-out side.
+        # No sentence may make up much of the held-out side. A frequent word of the held-out side must occur at least a
+        # fifth as often in training.
         assert Counter(held_out).most_common(1)[0][1] <= 0.02 * len(held_out)
         words = Counter(word for text in held_out for word in set(text.split()))
         for word, count in words.items():
