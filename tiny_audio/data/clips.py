@@ -98,8 +98,8 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the utterance that precedes a clip in its set.
 
-        The text is empty if the clip is the first of its set. It is also empty unless both utterances have the same
-        value in the metadata ``column``.
+        The text is empty if the clip is the first of its set, or if the two utterances have different values in the
+        metadata ``column``, or if this column is missing.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:

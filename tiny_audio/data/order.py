@@ -33,8 +33,8 @@ class BatchingConfig(Config):
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, clips are assigned to batches at random."""
     short_first_epochs: PositiveInt | None = None
-    """In this number of epochs at the start, batches of short clips come first, because short clips are easier to align
-    (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). Each window of ``shuffle_clips`` is sorted separately."""
+    """Number of epochs at the start of training in which batches of short clips come first. Short clips are easier to
+    align (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). Each window of ``shuffle_clips`` is sorted separately."""
     shuffle_clips: PositiveInt = 20_000
     """Parquet files are read by row group, in random order. Consecutive row groups form a window as soon as they have
     this many clips. Clips are shuffled within their window. Larger windows shuffle better and need more disk space."""

@@ -1,8 +1,8 @@
-"""Find overlaps of evaluation sets and training data: the same address, recording, speaker, text or sound.
+"""Find overlaps of evaluation sets and training data: the same clip, recording, speaker, text or sound.
 
-This module reads only the indexes of the sources. :mod:`tiny_audio.data.sound_overlap` compares the audio. Speakers and
-recordings are compared by name. If a speaker has two different names, the overlap is not found. Two speakers with the
-same name count as one.
+This module reads only the indexes of the sources. :mod:`tiny_audio.data.sound_overlap` compares the audio. Clips are
+compared by the address of their audio, and speakers and recordings by name. If a speaker has two different names, the
+overlap is not found. Two speakers with the same name count as one.
 """
 
 from __future__ import annotations

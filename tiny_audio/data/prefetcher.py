@@ -29,8 +29,8 @@ class Prefetcher:
 
     Enter this context after the loader processes have started, and exit it before new loader processes start.
     Otherwise, a loader process could be forked while a thread holds a lock, and would wait for this lock forever. For
-    the same reason, exiting waits for running fetches. Only if the process is about to end, exiting does not wait,
-    because a fetch from a stalled hub may take minutes. The threads are daemons, so they end with the process.
+    the same reason, exiting waits for running fetches. If the process is about to end, exiting does not wait, because a
+    fetch from a stalled hub may take minutes. The threads are daemons, so they end with the process.
 
     Args:
         clips: the clips of the plan. Without groups, nothing is fetched ahead.

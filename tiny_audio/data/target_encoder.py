@@ -12,9 +12,9 @@ from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 
 MAX_CHARACTERS_PER_S = 200.0
-"""Maximum number of characters per second of audio. Even auctioneers speak only about 50, so a longer text is not the
-transcript of the clip. It is rejected before tokenization, because a text of thousands of words could need
-gigabytes."""
+"""Maximum number of characters per second of audio. Even auctioneers speak only about 50 characters per second, so a
+text above this limit is not the transcript of the clip. Such a text is rejected before tokenization, because tokenizing
+thousands of words could need gigabytes."""
 _ANY_CLIP_S = 5.0
 """In :func:`too_many_characters`, a shorter clip counts as this long, because durations in metadata may be rounded."""
 

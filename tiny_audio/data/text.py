@@ -60,8 +60,8 @@ class TargetTextConfig(Config):
     name: NormalizerName = "none"
     """One of the normalizers of the evaluation. ``target_text: lower`` is short for ``target_text: {name: lower}``."""
     true_case: bool = False
-    """Add capitals to English text: at the start of each sentence, in I, and in the names of days and months. If a text
-    is all upper case, its other letters become lower case, even in names."""
+    """Add capitals to English text: at the start of each sentence, in the word I, and in the names of days and months.
+    If a text is all upper case, its other letters become lower case, even in names."""
 
     @model_validator(mode="after")
     def _steps_work(self) -> Self:
@@ -79,7 +79,7 @@ def _kind(given: object) -> str:
     return "[section]" if isinstance(given, dict | BaseModel) else "[name]"
 
 
-# Tags in brackets are left out of the location in validation errors.
+# The names of these tags are in brackets, so that they are left out of the locations in validation errors.
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]

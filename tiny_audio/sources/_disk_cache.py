@@ -65,7 +65,7 @@ class DiskCache:
     max_bytes: int
 
     def get(self, name: str, fetch: Callable[[], pa.ChunkedArray]) -> CachedClips:
-        """Return the row group with this name.
+        """Return the clips of the row group with this name.
 
         Args:
             fetch: reads the row group. Called if the row group is not cached. If the result does not fit into the

@@ -1,7 +1,7 @@
 """An index on disk: an Arrow file with one row per clip.
 
 The table is written one shard (file of the dataset) at a time, and it is read memory-mapped. Its columns are those of
-:func:`tiny_audio.sources._parquet.index_shard`. The plan of an epoch needs only columns. Each :class:`Utterance` is
+:func:`tiny_audio.sources._parquet.index_shard`. To plan an epoch, only a few columns are read. An :class:`Utterance` is
 created from its row only when it is needed.
 """
 
@@ -105,7 +105,7 @@ def _lock(key: str, folder: Path) -> FileLock:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the folder :func:`parts_of` this index, and leftovers of killed processes in the parent folder.
+    """Delete ``parts_of(folder)``, and leftovers of killed processes in the parent folder.
 
     Recently written tables of other unfinished indexes are kept, so that interrupted indexing can continue.
     """
@@ -289,8 +289,8 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
     """Write the tables with the schema of the first table. Return the hashes of all ids that occur more than once.
 
-    Only hashes are compared, because all ids together may not fit into memory. So a returned hash may also be that of
-    two different ids.
+    Only hashes are compared, because all ids together may not fit into memory. So two different ids with the same hash
+    also count as one id here.
     """
     import numpy as np
     import pyarrow as pa
@@ -330,7 +330,7 @@ def _renamed(tables: Iterable[pa.Table], repeated: set[int], shards: Sequence[st
     """Yield the tables with unique ids.
 
     Args:
-        repeated: the hashes of all ids that occur more than once.
+        repeated: the hashes that :func:`_write` returned.
     """
     import pyarrow as pa
 

@@ -66,9 +66,9 @@ class SyntheticConfig(SourceConfig):
     cardinal numbers, so write years and telephone numbers in words. Repeated lines count once. The data depends on the
     content of the file, and not on its path."""
     sentences: Literal["train", "held_out", "all"] = "train"
-    """Sentences are split into a training side and a held-out side, which is always the same. `train` and `held_out`
-    use one side, and `all` uses both, for example if you evaluate on another file. About a tenth of all sentences is
-    held out."""
+    """Sentences are split into a training side and a held-out side. The split is always the same. `train` and
+    `held_out` use one side, and `all` uses both, for example if you evaluate on another file. About a tenth of all
+    sentences is held out."""
     voices: Literal["train", "held_out"] | Names = "train"
     """Voices are split in the same way. `train` and `held_out` use one side. A list of names uses these voice variants
     of espeak-ng."""

@@ -43,8 +43,7 @@ class SimulatedReverberationConfig(WaveformAugmentation):
     decay_s: tuple[PositiveFloat, PositiveFloat] = (0.1, 0.6)
     """Range of the reverberation time RT60: the time in which sound decays by 60 dB. A living room has about 0.4 s."""
     direct_to_reverberant_db: tuple[float, float] = (0.0, 15.0)
-    """Range of the energy ratio of direct sound to reverberation. The farther the speaker is from the microphone, the
-    lower is the ratio."""
+    """Range of the energy ratio of direct sound to reverberation. A speaker far from the microphone has a low ratio."""
     probability: float = Field(default=0.3, gt=0, le=1)
     """Share of the clips that get reverberation."""
 

@@ -44,8 +44,8 @@ class WaveformAugmentation(Config, ABC):
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """Return the changed waveform ``[S]`` of a clip. All random numbers come from ``draw``.
 
-        A clip must not become longer than ``draw.max_duration_s``. A clip that is longer already must not become
-        longer.
+        The result must not be longer than ``draw.max_duration_s``. If the clip is longer already, its length must not
+        increase.
         """
 
     def max_added_s(self) -> float:

@@ -1,1 +1,1 @@
-"""Datasets on the Hugging Face hub: files of a pinned revision, ranges of them, and a bounded cache on disk."""
+"""Datasets on the Hugging Face hub: requests, the files of a split at a pinned commit, and reads of byte ranges."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".parquet"
 _CONVERTED = "refs/convert/parquet"
-"""The branch with parquet files such as ``config/split/0000.parquet``, to which the hub itself converts a dataset."""
+"""The branch to which the hub writes its own conversion of a dataset: files such as ``config/split/0000.parquet``."""
 _TRY_CONVERTED = f"the hub converts many datasets to parquet; try revision: {_CONVERTED}"
 
 
@@ -112,7 +112,8 @@ def _asked(split: Split, revision: str) -> Shards:
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
     """Return the paths of the split's parquet files.
 
-    As in the ``datasets`` library, the dataset card determines the files. If it lists none, their names do.
+    As in the ``datasets`` library, the files are those that the dataset card lists. If the card lists no files, they
+    are found by their names.
     """
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 

@@ -75,8 +75,8 @@ def is_held_out(text: str) -> bool:
     A hash selects half of all sentences as candidates. Three kinds of candidates stay in training: single words,
     sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
     in the other half. So every word and every pair of neighboring words in a held-out sentence occurs in training, and
-    only the whole sentence is new. The hash selects half of the sentences and not, for example, a tenth. With a tenth,
-    there would be few different held-out sentences, and each would be drawn often.
+    only the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few different
+    held-out sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False
