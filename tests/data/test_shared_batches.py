@@ -16,9 +16,7 @@ from tiny_audio.data import shared_batches
 from tiny_audio.data.batches import Batch
 from tiny_audio.data.shared_batches import SharedBatches
 
-pytestmark = pytest.mark.skipif(
-    not shared_batches.SUPPORTED, reason="this system has no anonymous memory files"
-)
+pytestmark = pytest.mark.skipif(not shared_batches.SUPPORTED, reason="this system has no anonymous memory files")
 
 
 def rows(index: int) -> list[torch.Tensor]:

@@ -154,8 +154,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return an address as text. It is the same for all paths to a folder, and for all commits of a dataset on the hub.
-    """
+    """Return an address as text. All paths to a folder, and all commits of a dataset on the hub, give the same text."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

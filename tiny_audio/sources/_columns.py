@@ -23,7 +23,7 @@ class ColumnsConfig(SourceConfig):
     """Base of the configs that name columns."""
 
     audio_column: NonEmpty = "audio"
-    """The encoded audio: bytes, or a struct of `bytes` and `path`, as the `datasets` library writes."""
+    """The encoded audio: bytes, or a struct of `bytes` and `path`, as in files of the `datasets` library."""
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None

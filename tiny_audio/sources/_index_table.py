@@ -83,8 +83,7 @@ def write_index(
 
 
 def parts_of(folder: Path) -> Path:
-    """Return the folder for the finished tables of an unfinished index. Only the process that writes the index uses it.
-    """
+    """Return the folder for finished tables of an unfinished index. Only the process that writes the index uses it."""
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 

@@ -165,8 +165,7 @@ def _clip(
 
 
 def _unquoted(sentence: str) -> str:
-    """Return the sentence without CSV quoting. Some releases put sentences in quotes and double the quotes inside them.
-    """
+    """Return the sentence without CSV quoting. Some releases quote sentences and double the quotes inside them."""
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

@@ -59,8 +59,7 @@ class ParquetSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the files. Later calls read only footers and a cached table.
-        """
+        """See :meth:`Source.index`. The first call reads the files. Later calls read footers and a cached table."""
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])

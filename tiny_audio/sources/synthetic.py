@@ -290,8 +290,7 @@ def _stdin(worker: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _merge_rows(folder: Path) -> float:
-    """Write the rows of all workers to one manifest, in the order of the utterances. Return the total seconds of audio.
-    """
+    """Write the rows of all workers to one manifest, in the order of utterances. Return the total seconds of audio."""
     rows = []
     for share in folder.glob("rows-*.jsonl"):
         rows += [json.loads(line) for line in share.read_text(encoding="utf-8").splitlines()]
@@ -307,8 +306,7 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete old temporary folders of killed runs. Newer folders are kept, because a process may still write to them.
-    """
+    """Delete old temporary folders of killed runs. Newer folders are kept, as a process may still write to them."""
     for leftover in folder.parent.glob("*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process may finish or delete it first
             if time.time() - leftover.stat().st_mtime > _STALE_S:

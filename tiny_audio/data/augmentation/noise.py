@@ -38,10 +38,7 @@ class AddedNoise(WaveformAugmentation, ABC):
 
 
 class NoiseConfig(AddedNoise):
-    """Recorded noise, such as the corpus MUSAN (Snyder et al. 2015, arXiv 1510.08484).
-
-    A random part of a random file is added to the clip.
-    """
+    """Recorded noise, such as MUSAN (Snyder et al. 2015, arXiv 1510.08484). A random part of a random file is added."""
 
     folder: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """Folder of audio files, at any depth. A run records the names and sizes of the files, because they affect the
