@@ -1,15 +1,16 @@
 """Bits from audio: how much less likely the reference becomes if the model gets the audio of another clip.
 
-The decoder of a recognizer is a language model. Before it has learned to use the audio, or on unfamiliar speech, it
-writes fluent sentences that nobody spoke. Its loss is then the same with any audio. So its loss with the clip's own
-audio is compared with its loss with the audio of another clip of similar duration:
+The decoder of a recognizer is a language model. If it does not use the audio, because it is not trained enough or the
+speech is unfamiliar, it writes fluent sentences that nobody spoke. In this case, its loss on the reference is about the
+same with any audio. To detect this, the loss with the clip's own audio is compared with the loss with the audio of
+another clip of similar duration:
 
     ``bits from audio = (loss with another clip's audio - loss with the clip's own audio) / ln 2 / tokens``
 
-Losses are teacher-forced, in nats, and summed over all label tokens of the clips, including the end tokens. A model
-that ignores the audio gets 0. The value is not mutual information. It can exceed the information in the text, because a
-model that trusts the audio expects the other clip's words. Values of decoders with different tokenizers cannot be
-compared.
+Losses are teacher-forced, in nats, and summed over all label tokens of the clips. ``tokens`` is the number of these
+tokens, including the end tokens. A model that ignores the audio gets 0. The value is not mutual information. It can
+exceed the information in the text: a model that trusts the audio expects the words of the other clip, so it gives the
+reference a very low probability. Values of decoders with different tokenizers cannot be compared.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ import numpy as np
 from tiny_audio.analysis.significance import Groups, ratio_interval
 
 FEW_BITS = 0.5
-"""If the interval of the bits per token extends below this value, a warning says that the model hardly uses the audio.
+"""If the lower end of the interval of the bits per token is below this value, a warning says that the model hardly uses
+the audio.
 
-In measurements, models that recognized a set had 4.3 bits or more. For models with a WER of 99 % or more, and for
-untrained projectors, the lower end of the interval was at most 0.49. It was above 0 for some of them, because the
-number of audio embeddings reveals the duration. ``benchmarks/use_of_audio.py`` measures these values."""
+The value separates two groups of models that ``benchmarks/use_of_audio.py`` measures. Models that recognized a set had
+4.3 bits per token or more. For models with a WER of 99 % or more, and for models with an untrained projector, the lower
+end of the interval was at most 0.49. For some of these models, the lower end was above 0, because the number of audio
+embeddings reveals the duration of the clip."""
 
 BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
-"""Keys of the scores that are logged during training."""
+"""Keys of those scores of :func:`score_bits` that are logged during training."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def score_bits(
 
 
 def ignores_audio(scores: Mapping[str, Any]) -> bool:
-    """Whether the interval of the bits per token includes values below :data:`FEW_BITS`."""
+    """Whether the lower end of the interval of the bits per token is below :data:`FEW_BITS`. False if not measured."""
     interval = scores.get("bits_from_audio_interval")
     return interval is not None and interval[0] < FEW_BITS
 

@@ -1,21 +1,21 @@
-"""Decide which system is better: one rule for ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train``.
+"""Decide which system is better. ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train`` use this rule:
 
 1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
    first system is the baseline. The others are compared with it, not with each other.
 2. **Difference.** The pooled WER of the other system minus the baseline's pooled WER. If it is below 0, the other
    system is better. With several training seeds, each WER is the mean over seeds.
-3. **Units.** :func:`units_column` decides what is resampled: whole groups, such as speakers, or utterances. With
-   several seeds, random variation between seeds is added, as estimated by Welch's t test.
+3. **Units.** The interval and the test below resample single utterances, or whole groups of utterances such as speakers
+   (see :func:`units_column`). With several seeds, both add random variation between seeds, as in Welch's t test.
 4. **Interval.** A 95 % interval from the paired bootstrap over the units. It is not corrected for the number of
    comparisons.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
-6. **Correction.** Holm's correction over all comparisons of one command (systems × sets) gives ``p_adjusted``.
+6. **Correction.** Holm's correction for all comparisons of one command (systems × sets) gives ``p_adjusted``.
 7. **Verdict.** If ``p_adjusted`` is below 0.05, the verdict is "better" or "worse", depending on the sign of the
    difference. Otherwise, it is "no difference shown", which does not mean that the systems are equal.
 
 If both systems have one seed, MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported. It does not affect
-the verdict, because it assumes many independent segments and ignores speakers and seeds. Slices have intervals but no
-verdict.
+the verdict, because it assumes many independent segments and ignores speakers and seeds. Slices, such as the longest
+quarter of a set, have intervals but no verdict.
 
 ``docs/comparing.md`` explains the rule to users.
 """
@@ -60,8 +60,8 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Draws of a randomization test, per comparison in the family. Half as many would be enough to detect the clearest
-difference after Holm's correction."""
+"""Number of draws in a randomization test, for each comparison that Holm's correction covers. With fewer than 20, even
+the smallest possible p-value would not be below 0.05 after the correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units for an interval of a slice."""
 SPEAKER = "speaker"
@@ -82,7 +82,7 @@ class System:
     name: str
     seeds: Sequence[Transcripts]
     ctc: Sequence[Transcripts] | None = None
-    """Transcripts of the CTC head, if every seed has them."""
+    """Transcripts of the CTC head for each seed. None if any seed has none."""
 
     @cached_property
     def errors(self) -> Errors:
@@ -107,7 +107,8 @@ class AlignedSet:
     Args:
         systems: the systems. The baseline is the first one. Each has one transcript per row.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: the metadata column whose groups are resampled. If it is None, utterances are resampled.
+        column: the metadata column whose groups are resampled. A group consists of the utterances with the same value.
+            If the column is None, utterances are resampled.
     """
 
     systems: Sequence[System]
@@ -130,18 +131,18 @@ class AlignedSet:
         return num_groups(self.groups)
 
     def check(self, name: str) -> None:
-        """Raise a :class:`UserError` if no reference has a word although one is not empty, or no row has the column."""
+        """Raise a :class:`UserError` if the normalizer removes all text of the references, or no row has the column."""
         transcripts = self.systems[0].seeds[0]
         if not self.words.any() and not transcripts.is_silent:
             raise UserError(
                 f"{name}: no reference has a word after the normalizer {transcripts.normalizer.name!r}; check the "
-                "texts, or choose another normalizer by --normalizer"
+                "texts, or choose another normalizer with --normalizer"
             )
         if self.groups is not None and not any(self.groups):
             columns = ", ".join(sorted({key for row in self.rows for key in row["metadata"]})) or "none"
             raise UserError(
-                f"{name}: no utterance has a column {self.column!r} to group by (columns: {columns}); name one of them "
-                "by --group-by"
+                f"{name}: no utterance has a column {self.column!r} to group by (columns: {columns}); choose one of "
+                "these columns with --group-by"
             )
 
 
@@ -151,7 +152,7 @@ class Rates:
 
     name: str
     wer: float | None
-    """None if no reference has a word. Then the other fields that depend on words are None or empty."""
+    """None if no reference has a word. In this case, the other fields about words are None, 0 or empty."""
     interval: Interval | None
     num_reference_words: int
     by_seed: tuple[float, ...]
@@ -173,7 +174,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of a system from the baseline on a set."""
+    """Difference between a system and the baseline on a set."""
 
     name: str
     difference: float
@@ -186,7 +187,7 @@ class Difference:
     mapsswe: MatchedPairs | None = None
     """Result of MAPSSWE. None if either system has several seeds."""
     ctc_difference: float | None = None
-    """Difference between the CTC heads, without a verdict. None unless both systems have a CTC head."""
+    """WER of this system's CTC head minus WER of the baseline's CTC head. None if a head is missing."""
     ctc_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -196,22 +197,22 @@ class Difference:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Difference:
-        """Read what :meth:`to_json` returned."""
+        """Create a difference from the result of :meth:`to_json`."""
         return cls(**{**row, "mapsswe": row["mapsswe"] and MatchedPairs(**row["mapsswe"])})
 
     def to_benchmark(self) -> dict[str, Any]:
-        """Return the fields that ``results.json`` of a benchmark has, by their keys in that file."""
+        """Return the fields that are written to a benchmark's ``results.json``, by their keys in that file."""
         return {key: getattr(self, field) for field, key in _BENCHMARK_KEYS.items()}
 
     @classmethod
     def of_benchmark(cls, row: Mapping[str, Any]) -> Difference:
-        """Read what :meth:`to_benchmark` returned."""
+        """Create a difference from the result of :meth:`to_benchmark`."""
         return cls(**{field: row[key] for field, key in _BENCHMARK_KEYS.items()})
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The utterances of a set whose ``column`` has this ``value``."""
+    """The scores of the utterances of a set whose ``column`` has this ``value``."""
 
     column: str
     value: str
@@ -254,12 +255,12 @@ class SetComparison:
 def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[str | None] = ()) -> str | None:
     """Choose the metadata column whose groups are resampled as a whole. None means that utterances are resampled.
 
-    The first of these columns that exists is chosen:
+    The choice is the first of these that applies:
 
     1. the column that the user named
     2. the column in ``evaluation.group_by`` of the recipes
     3. ``speaker``, if every utterance has a speaker and there are several speakers
-    4. None
+    4. no column (None)
 
     Args:
         rows: the compared utterances, with ``metadata``.
@@ -286,7 +287,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
-    If no reference of a set has a word, the set has no differences.
+    If no reference of a set has a word, its result has no differences.
 
     Args:
         sets: the sets by name.
@@ -310,7 +311,7 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS)
 
 
 def num_tosses(num_comparisons: int) -> int:
-    """Return the draws per randomization test, enough to detect the clearest difference after Holm's correction."""
+    """Return a number of draws with which p-values can be below 0.05 after Holm's correction."""
     return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
 
 
@@ -319,7 +320,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        least = 2.0 ** (1 - units)
+        least = 2.0 ** (1 - units)  # the two most extreme of the 2**units ways to exchange the systems' errors
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
             yield (

@@ -1,7 +1,8 @@
-"""Measure the gain from the decoder: compare a run's model with recognizers that use the encoder without the decoder.
+"""Measure the gain from the decoder: compare a run's model with recognizers that use its encoder but not its decoder.
 
-These are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with its own decoder. They
-are baselines for the rule in :mod:`tiny_audio.analysis.comparison`. All comparisons of a run are one family.
+These recognizers are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with Whisper's
+decoder. Each of them is the baseline of a comparison by the rule of :mod:`tiny_audio.analysis.comparison`. Holm's
+correction treats all comparisons of a run as one family.
 """
 
 from __future__ import annotations
@@ -30,26 +31,28 @@ class Speed:
     latency_s: float
     """Median time for one clip in seconds, without loading the audio."""
     flops_per_s: float
-    """FLOPs per second of audio, without elementwise operations. A multiplication and an addition count as two."""
+    """FLOPs per second of audio, without elementwise operations. A multiply-add counts as two."""
 
 
 @dataclass(frozen=True)
 class EncoderSystem:
-    """A recognizer that uses the encoder but not the decoder, and its hypotheses for one set."""
+    """A recognizer that uses the model's encoder but not its decoder, with the recognizer's hypotheses for one set."""
 
     set_name: str
     name: str
     normalizer: NormalizerName
-    """The normalizer of the comparison. It applies to both systems."""
+    """The normalizer for the hypotheses of both this system and the model."""
     rows: Sequence[Row]
     """Rows with ``id``, ``text`` and ``pred_text``."""
     speed: Speed | None
+    """Speed of this system. None if it was not measured."""
     model_speed: Speed | None
+    """Speed of the model on the same clips. None if it was not measured."""
 
 
 @dataclass(frozen=True)
 class DecoderGain:
-    """The model compared with one system. The system is the baseline."""
+    """The result of comparing the model with one system, which is the baseline."""
 
     system: EncoderSystem
     comparison: SetComparison
@@ -83,6 +86,8 @@ def decoder_gains(
     systems: Sequence[EncoderSystem], model_rows: Mapping[str, Sequence[Row]], group_by: str | None
 ) -> list[DecoderGain]:
     """Compare the model with every system, on the clips for which both have a hypothesis.
+
+    A system is omitted if there is no such clip, or if no reference of these clips has a word.
 
     Args:
         systems: the systems of all sets.

@@ -1,4 +1,4 @@
-"""Resource usage of a run: time, cost and energy from the sums of :mod:`tiny_audio.training.ledger`."""
+"""Compute the time, cost and energy of a run from the totals that :mod:`tiny_audio.training.ledger` collects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # This is an average, because the peak is measured at each start, and a run may move to another machine.
+        # This is an average, because a run can continue on another machine, where the peak is measured again.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,

@@ -1,4 +1,4 @@
-"""Parts of a set: by duration, and by each metadata column with few values."""
+"""Divide a set into slices: by duration, and by each metadata column with few different values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[i
 
 
 def _by_duration(seconds: Sequence[float]) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield quarters of the set by duration. Limits are rounded to 0.1 s.
+    """Yield the slices by duration: quarters of the set, but with limits that are rounded to 0.1 s.
 
     If many clips have the same duration, there are fewer than four slices.
     """

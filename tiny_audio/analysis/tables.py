@@ -28,13 +28,13 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Format a table with every known metric of each row. Some metrics and all failures are listed below it.
+    """Format a table with every known metric of each row. Some metrics and all failures are listed below the table.
 
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
         grouped_by: the column whose groups were resampled for a second interval.
-        after: further columns, which contain counts: the key of the count in the scores, and the head of its column.
+        after: the columns of counts on the right of the metrics: keys in the scores, with the heads of the columns.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)
@@ -89,8 +89,9 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     kept = [[cell for index, cell in enumerate(row) if index not in empty] for row in rows]
     return (
         f"{in_columns(kept, num_texts=2 if 1 in empty else 3)}\n"
-        f"Differences of WER are in percentage points; below 0 is better. Intervals and p resample {units}. Adjusted: "
-        f"p after Holm's correction for {size} comparison{'s' if size > 1 else ''}; a verdict needs a value below 0.05."
+        "Differences in WER are in percentage points. A system whose difference is below 0 is better than the "
+        f"baseline. Intervals and p resample {units}. Adjusted: p after Holm's correction for {size} "
+        f"comparison{'s' if size > 1 else ''}. The verdict is better or worse only if this value is below 0.05."
     )
 
 
@@ -104,7 +105,7 @@ def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
 
 
 def units_text(columns: Iterable[str | None]) -> str:
-    """Describe the resampled units, given results of :func:`tiny_audio.analysis.comparison.units_column`."""
+    """Describe the resampled units. ``columns`` are results of :func:`tiny_audio.analysis.comparison.units_column`."""
     units = ("utterances" if column is None else f"whole groups by {column}" for column in columns)
     return " and ".join(dict.fromkeys(units))
 

@@ -18,7 +18,7 @@ By = Literal["clip", "sound", "recording", "speaker", "text"]
 """A property that clips of an evaluation set can share with training clips:
 
 - ``clip``: the address of the audio
-- ``sound``: the audio under another address, even if its compression, level or ends differ
+- ``sound``: the audio itself, stored at another address. Its compression, level, start and end may differ.
 - ``recording``, ``speaker``: the value of a column that names a recording or a speaker
 - ``text``: the transcript, apart from case and spaces
 """
@@ -37,8 +37,8 @@ class Overlap:
 
     by: By
     """The shared property. A clip counts only for the first property that it shares, in the order ``clip``, ``sound``,
-    ``recording``, ``speaker``. It also counts for ``text`` if it shares only its transcript, and not its address or
-    sound."""
+    ``recording``, ``speaker``. In addition, it counts for ``text`` if it shares its transcript with a training clip,
+    but neither its address nor its sound."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
@@ -62,9 +62,10 @@ class Comparison:
 
     overlaps: tuple[Overlap, ...]
     compared: tuple[By, ...]
-    """The compared properties. A column is compared if the evaluation set and the training data both have it."""
+    """The compared properties. Recordings and speakers are compared only if the evaluation set and the training data
+    both have a column for them."""
     not_compared: str | None = None
-    """The reason why sound was not compared."""
+    """The reason why sound was not compared. None if it was compared."""
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
@@ -91,8 +92,9 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
     for entry in scores.get(_KEY) or ():
         yield str(Overlap(**{**entry, "training_sets": tuple(entry["training_sets"])}))
     if scores.get(_NOT_COMPARED):
-        compared = ", ".join(scores[_COMPARED] or ["nothing"])
-        yield f"compared with the training data by {compared} only: {scores[_NOT_COMPARED]}"
+        compared = ", ".join(scores[_COMPARED] or ())
+        only = f"compared with the training data by {compared} only" if compared else "not compared with training data"
+        yield f"{only}: {scores[_NOT_COMPARED]}"
     if ignores_audio(scores):
         low, high = scores["bits_from_audio_interval"]
         yield (
@@ -101,14 +103,15 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         )
     if selection := scores.get(_SELECTION):
         yield (
-            f"these clips were used to choose the weights, the best of {selection['num_evaluations']:,} evaluations by "
-            f"{selection['metric']} (training.keep_best), so the rates are too good; judge the model by another set"
+            "these clips were used to choose the weights: training.keep_best kept the weights with the best "
+            f"{selection['metric']} of {selection['num_evaluations']:,} evaluations, so the rates are too good; judge "
+            "the model by another set"
         )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")
     if cut and total:
         yield (
             f"{cut:,} of {total:,} hypotheses ({cut / total:.1%}) were cut at generation.max_new_tokens and may lack "
-            "words; raise it"
+            "words; raise this limit"
         )
 
 

@@ -1,6 +1,6 @@
 """Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`, and list how they differ.
 
-No model runs. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
+No model is run. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare_folders(
     normalizer_name: str | None = None,
     group_by: str | None = None,
 ) -> Comparison:
-    """Compare run folders, each as its own variant.
+    """Compare run folders. Each run is a separate variant, even if runs differ only in their seeds.
 
     For the other arguments and the exceptions, see :func:`compare_variants`.
     """

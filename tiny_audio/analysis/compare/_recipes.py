@@ -1,4 +1,4 @@
-"""Possible reasons for a difference: sizes, training, and the fields in which recipes differ."""
+"""Collect possible reasons for a difference in WER: model sizes, training, and the fields in which recipes differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Variant
 
 _NOT_COMPARED = ("command", "started", "finished", "seed", "evaluation_data")
-"""Fields of the provenance that always differ between runs or are compared elsewhere."""
+"""Fields of the provenance that differ between any two runs, or that are compared elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def describe(variant: Variant) -> VariantFacts:
 def recipe_differences(variants: Sequence[Variant]) -> Iterator[RecipeField]:
     """Yield the fields of recipes and provenance that differ between variants.
 
-    Fields that differ only between the seeds of one variant are omitted.
+    If the runs of a variant have different values in a field, such as their seeds, the values are joined by commas.
     """
     described = [[dict(_flat(_settings(run.report))) for run in variant.runs] for variant in variants]
     everywhere = dict.fromkeys(key for runs in described for fields in runs for key in fields)

@@ -16,11 +16,11 @@ from tiny_audio.runtime.text_files import decoded
 from tiny_audio.sources import AudioAddress, HubFile
 
 Row = dict[str, Any]
-"""A row of hypotheses: the keys of :data:`tiny_audio.evaluation.Hypothesis` that are listed in ``_KEYS``."""
+"""A hypothesis, with the keys in ``_KEYS``. :data:`tiny_audio.evaluation.hypotheses.Hypothesis` describes them."""
 
 _KEYS = ("id", "audio_filepath", "duration", "text", "pred_text", "ctc_text", "metadata")
 _SAME_DURATION_S = 0.01
-"""Durations count as equal if they differ by at most this, because some lists round them to hundredths of a second."""
+"""Maximum difference of durations that count as equal. Some manifests round durations to hundredths of a second."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FinishedRun:
         """Read the raw hypotheses of a set, by utterance id."""
         path = self.folder / "evaluation" / f"{set_name}.jsonl"
         if not path.exists():
-            raise UserError(f"{path} is missing, although {self.folder} is finished; run its command again")
+            raise UserError(f"{path} is missing, although {self.folder} is finished; repeat the run's command")
         rows = {}
         for line_number, line in enumerate(decoded(path.read_bytes()).split("\n"), 1):
             if not line:
@@ -85,8 +85,7 @@ class FinishedRun:
                 rows[row["id"]] = {key: row[key] for key in _KEYS}
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}, line {line_number}: not a row of hypotheses; delete the file and run the run's command "
-                    "again"
+                    f"{path}, line {line_number}: is not a hypothesis; delete the file and repeat the run's command"
                 ) from None
         return rows
 
@@ -114,14 +113,14 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
     """Return the names of the sets that all runs were scored on, or only the wanted name.
 
     Raises:
-        UserError: no set was scored by all runs, or the wanted set was not.
+        UserError: there is no set that all runs were scored on, or not all runs were scored on the wanted set.
     """
     shared = [name for name in runs[0].scores if all(name in run.scores for run in runs)]
     if not shared:
         listed = "; ".join(f"{run.name}: {', '.join(run.scores) or 'none'}" for run in runs)
         raise UserError(
-            f"no set was scored by all of these runs ({listed}); add one to data.evaluation of each run's recipe and "
-            "run its command again, which only scores the new set"
+            f"there is no set that all of these runs were scored on ({listed}); add one to data.evaluation of each "
+            "run's recipe, and repeat the run's command, which then only scores the new set"
         )
     if wanted is None:
         return shared
@@ -140,7 +139,8 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
         the rows of each run, in the same order, and the number of utterances that were left out.
 
     Raises:
-        UserError: utterances, references or lengths differ, or the runs have no utterance in common.
+        UserError: the runs have no utterance in common, or ``common`` is False and utterances, references or durations
+            differ.
     """
     tables = [run.rows(set_name) for run in runs]
     first = tables[0]
@@ -150,15 +150,15 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     left_out = len(set().union(*tables)) - len(ids)
     if not ids:
         raise UserError(
-            f"{set_name}: these runs have no utterance in common with the same reference and length; score them on the "
-            "same clips"
+            f"{set_name}: these runs have no utterance in common that has the same reference and duration; score them "
+            "on the same clips"
         )
     if left_out and not common:
         differing = zip(runs[1:], tables[1:], strict=True)
         lines = [line for run, table in differing for line in _differences(runs[0].name, first, run.name, table)]
         raise UserError(
             "\n  ".join([f"{set_name}: the runs were scored on different clips:", *lines])
-            + f"\n{len(ids)} utterances are the same in all: --common compares those"
+            + f"\n{len(ids)} utterances are the same in all runs; to compare only these utterances, add --common"
         )
     return [[table[name] for name in ids] for table in tables], left_out
 
@@ -181,13 +181,13 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
             here, there = elsewhere[0]
             yield (
                 f"{run.name} read {len(elsewhere)} clips from other files than {runs[0].name}, such as {here['id']}: "
-                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and lengths agree, but "
+                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and durations agree, but "
                 "check that the audio is the same"
             )
         if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
-                "references and lengths of the compared clips agree; other clips of the set, or its revision, differ"
+                "references and durations of the compared clips agree; other clips of the set, or its revision, differ"
             )
 
 
@@ -238,6 +238,6 @@ def _object(path: Path) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or not {"evaluation", "recipe", "training", "parameters"} <= content.keys():
         raise UserError(
-            f"{path} is not the report of a run; delete it and run the run's command again, which writes it"
+            f"{path} is not the report of a run; delete it and repeat the run's command, which writes the report"
         )
     return content

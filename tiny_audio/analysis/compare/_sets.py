@@ -17,20 +17,21 @@ _NUM_SENTENCES = 10
 
 @dataclass(frozen=True)
 class PairedSet:
-    """An aligned set that all runs were scored on, with details of the pairing."""
+    """A set that all runs were scored on: the aligned hypotheses of all runs, and details of the pairing."""
 
     aligned: AlignedSet
     rows: Sequence[Sequence[Row]]
     """The rows of each variant's first run."""
     normalizer: Normalizer
     left_out: int
+    """Number of utterances that are not the same in all runs."""
     warnings: Sequence[str]
     """Reasons why the runs may have been scored on different audio."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """An utterance on which a variant and the baseline differ."""
+    """An utterance in which a variant and the baseline have different numbers of errors."""
 
     row: Row
     """The row of the baseline."""
@@ -49,12 +50,16 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences on which the first runs of a variant and of the baseline differ. Large changes come first."""
+    """Sentences in which the first runs of a variant and of the baseline have different numbers of errors.
+
+    The largest changes come first.
+    """
 
     name: str
     num_improved: int
     num_worsened: int
     num_other: int
+    """Number of sentences with the same number of errors."""
     improved: list[Sentence]
     worsened: list[Sentence]
 
@@ -119,8 +124,8 @@ def pair_set(
         common: use only the utterances that all runs have.
 
     Raises:
-        UserError: utterances or references differ, no reference has a word although one is not empty, or the column
-            does not exist.
+        UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the
+            references, or the column does not exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)

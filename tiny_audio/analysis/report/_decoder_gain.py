@@ -1,4 +1,4 @@
-"""The section of a run's page that compares the model with recognizers that use the encoder without the decoder."""
+"""The section "What the decoder adds" of a run's page (see :mod:`tiny_audio.analysis.decoder_gain`)."""
 
 from __future__ import annotations
 

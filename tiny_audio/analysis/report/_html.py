@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 DASH = "–"
 
-# A page must not load external content. All content is escaped. This policy also blocks requests.
+# A page must not load external content. All content is escaped, and this policy makes browsers block requests.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 

@@ -12,8 +12,8 @@ from tiny_audio.analysis.report._html import Markup, compact, count, percent, ta
 
 _NUM_COLORS = 6
 _MAX_POINTS = 300  # more points would overlap and make the page large
-_MAX_HITS = 100
-_MAX_MARKED = 40
+_MAX_HITS = 100  # maximum number of tooltips in a chart
+_MAX_MARKED = 40  # a curve with at most this many points also has a dot at each point
 _MAX_NAME = 36
 _LOG_RATIO = 30.0  # maximum ratio of values on a linear axis; above it, small values would look like a flat line
 

@@ -100,12 +100,12 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
             cells += [DASH, DASH] if test is None else [f"{test.z:.3f}".replace("-", "−"), p_text(test.p_value)]
         rows.append(cells)
     note = (
-        "The difference is the word error rate minus that of the baseline on the same utterances, in percentage "
-        "points. If it is below zero, the system is better than the baseline. The 95 % interval (paired bootstrap) "
-        f"and p (approximate randomization) resample {units}. p is the probability of a difference this large between "
-        f"systems that are equally good. The verdict is “better” or “worse” if p is below {SIGNIFICANCE:g} after "
+        "The difference is the system's word error rate minus that of the baseline on the same utterances, in "
+        "percentage points. If it is below zero, the system is better than the baseline. The 95 % interval (paired "
+        f"bootstrap) and p (approximate randomization) resample {units}. p is the probability of a difference this "
+        f"large between equally good systems. The verdict is “better” or “worse” if p is below {SIGNIFICANCE:g} after "
         f"Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No difference shown” does not mean "
-        "that there is none."
+        "that the systems are equally good."
     )
     if with_share:
         note += " “Better in” is the share of the bootstrap's resamples in which the system is better."
@@ -131,7 +131,7 @@ def _share(value: float | None) -> str:
 
 
 def rate_rows(rates: Iterable[tuple[str, Rates]]) -> list[IntervalRow]:
-    """Return the rows of a plot of word error rates, given pairs of label and rates. Rates of None are left out."""
+    """Return the rows of a plot of word error rates, given pairs of label and rates. A missing WER has no row."""
     return [IntervalRow(name, each.wer, each.interval, each.ctc_wer) for name, each in rates if each.wer is not None]
 
 
@@ -162,7 +162,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
     head = ["Slice", "", "Utterances", "Words", *(map(label, names) if several else ["WER", "95 % interval"])]
     note = (
         "* In this slice, the 95 % interval of the difference from the baseline excludes zero. This is a hint, not a "
-        "test. By chance, it happens in one slice of twenty."
+        "test. If two systems are equally good, it happens in about one of twenty slices."
     )
     return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if several else [])]
 
@@ -202,7 +202,7 @@ def side_by_side(
 
 
 def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
-    """Yield columns: the reference word, then a word of each system. Insertions at the same position share columns."""
+    """Yield columns: a reference word, then a word of each system. Insertions at the same position share columns."""
     for spot in zip(*map(_by_word, sides), strict=True):
         yield from ((None, *inserted) for inserted in zip_longest(*(inserted for _, _, inserted in spot)))
         if (reference := spot[0][0]) is not None:
@@ -225,7 +225,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """Show one word. An underline, a dash or a plus marks errors without color."""
+    """Show one word. Underlines, dashes and plus signs show errors without color."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:

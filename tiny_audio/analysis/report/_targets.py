@@ -49,7 +49,8 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     ]
     for name, rows, system in zip(names, rescored.rows, compared.aligned.systems, strict=True):
         scored = Scored.of_aligned(rows, system.alignments)
-        # With several targets, a clip that is hard for all targets would be embedded once per target.
+        # With several targets, these lists have no audio. Otherwise, a clip that is hard for all targets would be
+        # embedded once per target.
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))

@@ -105,7 +105,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """Show a reference word above its hypothesis word. An underline, a strike or a plus marks errors without color."""
+    """Show a reference word above its hypothesis word. Underlines, strikes and plus signs show errors without color."""
     if reference == hypothesis:
         kind, title = "", None
     elif reference is None:
@@ -122,7 +122,7 @@ def audio_player(data: bytes | str | None) -> Markup:
     if data is None or isinstance(data, str):
         return tag("small", data or "no audio available", class_="muted")
     types = {b"fLaC": "audio/flac", b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"ID3": "audio/mpeg"}
-    types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without a tag
+    types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without an ID3 tag
     kind = next((kind for magic, kind in types.items() if data.startswith(magic)), None)
     if kind is None:
         return tag("small", "browsers cannot play the format of this audio", class_="muted")

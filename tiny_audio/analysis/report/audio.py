@@ -27,12 +27,12 @@ ReadAudio = Callable[[Row], bytes | str | None]
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
     """Return a function that reads the encoded clips for one page until the page is full.
 
-    Clips on the hub are read only if their row group is in the cache.
+    Clips on the hub are read only from the cache, which contains row groups of the hub's Parquet files.
 
     Args:
         paths: the files of hypotheses. A relative path in a row may start at the folder of any of these files, or at
             the current folder.
-        locate: finds the clip of a row whose ``audio_filepath`` is not a file.
+        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}

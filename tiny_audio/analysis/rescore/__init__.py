@@ -1,4 +1,4 @@
-"""Raw hypotheses -> scores and verdicts, without a model, audio or torch.
+"""Compute scores and verdicts from files of raw hypotheses, without a model, audio or torch.
 
 A target is one system's file of hypotheses. It is scored on the clips for which it has a hypothesis. Failed clips (see
 :data:`Row`) affect only the failure rate, so read WER and failure rate together. If there are several targets, the
@@ -157,7 +157,7 @@ def rescore(
 
     Raises:
         UserError: a file cannot be read, the references of a clip differ, there is no clip for which every target has a
-            hypothesis, no reference has a word although one is not empty, or the normalizer, cost or column is unknown.
+            hypothesis, the normalizer removes all text of the references, or the normalizer, cost or column is unknown.
     """
     weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)

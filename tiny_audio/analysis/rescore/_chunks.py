@@ -1,4 +1,4 @@
-"""Join chunks that were transcribed separately, but share the reference of their recording.
+"""Join the chunks of a recording that were transcribed separately, but have only one reference for the recording.
 
 The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example. Each row has the id of the recording in
 ``parent_id``, a ``chunk_index``, and the reference of the whole recording.

@@ -22,9 +22,9 @@ Row = dict[str, Any]
 Fields of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing
 (optional); ``text``, the reference; ``pred_text``, the raw hypothesis. Fields of this project, all optional: ``id``
 (default: ``audio_filepath``), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field
-whose value is a string becomes a metadata column. An integer ``chunk_index`` also becomes one.
+whose value is a string becomes a metadata column, and so does an integer ``chunk_index``.
 
-A row with an ``error``, which is a sentence, is a failure. It has no hypothesis. An empty hypothesis is not a failure.
+``error`` says why a clip failed. A row with an ``error`` has no hypothesis. An empty hypothesis is not a failure.
 """
 
 _FIELDS = (
@@ -55,8 +55,8 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
     """Read the files. The name of a target is the shortest unique end of its path.
 
     Raises:
-        UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; or a clip or a
-            file occurs twice.
+        UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; a clip occurs
+            twice in a file; or a file is given twice.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
@@ -179,6 +179,6 @@ def common_ids(targets: Sequence[Target]) -> list[str]:
         )
         raise UserError(
             f"there is no clip for which {'every target' if len(targets) > 1 else targets[0].name} has a hypothesis "
-            f"({listed}); clips are matched by `id`, or else by `audio_filepath`"
+            f"({listed}); clips are matched by `id`, or by `audio_filepath` if they have no `id`"
         )
     return ids

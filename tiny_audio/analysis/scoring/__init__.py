@@ -135,20 +135,20 @@ def score(
     """Score one set.
 
     Args:
-        references: raw reference of each utterance. It is empty if nobody speaks.
+        references: raw reference of each utterance. A reference is empty if nobody speaks in the utterance.
         hypotheses: raw hypothesis of each utterance, in the same order.
         normalizer: the normalizer of references and hypotheses.
         num_bootstrap: number of resamples for the interval.
         seed: seed of the resampling.
-        groups: one label per utterance, such as the speaker. Utterances of a group are resampled together. Their errors
-            are correlated, so the interval would be too narrow without groups. An utterance with the label ``None`` is
-            a separate group.
+        groups: one label per utterance, such as the speaker. Utterances with the same label are resampled together,
+            because their errors are correlated and the interval would otherwise be too narrow. An utterance with the
+            label ``None`` is a separate group. If ``groups`` is None, utterances are resampled.
         cost: the costs of edits. None uses the normalizer's costs.
-        durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need it.
+        durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need the durations.
 
     Raises:
-        UserError: there is no utterance, the references have no word, the numbers of texts differ, the cost is unknown,
-            or there are too few resamples.
+        UserError: there is no utterance, the normalizer removes all text of the references, the numbers of texts
+            differ, the cost is unknown, or there are too few resamples.
     """
     transcripts = Transcripts(references, hypotheses, normalizer, cost, durations_s)
     return score_transcripts(transcripts, num_bootstrap=num_bootstrap, seed=seed, groups=groups)
@@ -227,7 +227,7 @@ def score_set(
 
     - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of any reference
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
-    - ``difference``: the :class:`PairedDifference` between ``hypotheses`` and ``ctc_hypotheses``, the baseline. It is
+    - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given. It is
       negative if the decoder is better than the CTC head.
 
     For the other arguments and the exceptions, see :func:`score`.
@@ -254,7 +254,7 @@ def score_set(
     return entry
 
 
-_normalizer = normalizer  # for functions with an argument of this name
+_normalizer = normalizer  # for use in functions that have an argument called `normalizer`
 
 
 def _check(

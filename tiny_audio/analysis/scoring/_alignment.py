@@ -147,6 +147,7 @@ def confusions(alignments: Sequence[Alignment], *, limit: int = 20) -> Confusion
 
 
 def check_lengths(references: Sequence[str], **others: Sequence[object]) -> None:
+    """Raise :class:`UserError` if the other sequences, by name, are not as long as ``references``."""
     for name, values in others.items():
         if len(values) != len(references):
             raise UserError(

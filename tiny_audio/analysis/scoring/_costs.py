@@ -26,7 +26,8 @@ Cost = Literal["unit", "sclite", "compounds", "joined"]
 - ``joined``: like ``compounds``. Before the alignment, words that differ only in spaces are joined in both texts. Each
   joined group counts as one reference word. The Open ASR Leaderboard uses it for languages other than English.
 
-S, D, I and WER depend on the cost. ``a b c d e`` and ``d e x y z`` have 5 errors with ``unit`` and 6 with ``sclite``.
+The numbers of errors and WER depend on the cost. For example, ``a b c d e`` and ``d e x y z`` have 5 errors with
+``unit`` and 6 with ``sclite``.
 """
 
 
@@ -86,8 +87,9 @@ def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[lis
 def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """Align one utterance with kaldialign, which matches compounds.
 
-    Each reference word of a matched compound is paired with itself, so every reference word has a pair. The memory in
-    bytes is 20 times the product of the numbers of words: 180 MB for two texts of 3,000 words.
+    Each reference word of a matched compound is paired with itself, so every reference word has a pair. kaldialign
+    needs 20 bytes of memory for each combination of a reference word and a hypothesis word, such as 180 MB for two
+    texts of 3,000 words.
     """
     from kaldialign import align
 
@@ -127,7 +129,9 @@ def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[l
 
 
 def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    """Align one utterance like sclite 2.10 (SCTK 2.4.10). S, D, I and the pairs are equal, also when costs tie.
+    """Align one utterance like sclite 2.10 (SCTK 2.4.10).
+
+    The word pairs are the same as those of sclite, even if several alignments have the lowest cost.
 
     ``d[i, j]`` is the lowest cost of aligning the first i of R reference words with the first j of H hypothesis words:
 
@@ -136,9 +140,9 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
     The best path is followed backward from ``d[R, H]``. Among steps with equal costs, a diagonal step (a hit or
     substitution) is preferred to an insertion, and an insertion is preferred to a deletion.
 
-    This function compares the normalized texts as they are. It does not implement sclite's text conventions. sclite
-    ignores the case of ASCII letters unless ``-s`` is given. It reads ``{ a / b }`` as alternatives, ``(word)`` as
-    optional and ``@`` as no word. It removes a ``*`` at the end of a word.
+    This function compares the normalized texts as they are. It does not implement the following conventions of sclite.
+    sclite ignores the case of ASCII letters unless ``-s`` is given. It reads ``{ a / b }`` as alternatives, ``(word)``
+    as optional and ``@`` as no word. It removes a ``*`` at the end of a word.
 
     The alignment needs R·H / 4 bytes of memory, such as 100 MB for two texts of 20,000 words (two hours of speech). The
     time is proportional to R·H.
@@ -173,7 +177,8 @@ def _choices(
     """Return two tables of bits, packed eight per byte: which cells are reached diagonally, and which by an insertion.
 
     Because of insertions, each cell of a row depends on the cell to its left. To compute a row with vector operations,
-    subtract from each cell the cost of inserting all words up to it (``ramp``), and take the running minimum.
+    subtract from each cell the cost of inserting all words up to it (``ramp``), take the running minimum, and add
+    ``ramp`` again.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

@@ -1,4 +1,4 @@
-"""Rules of the Open ASR Leaderboard, as of August 2026, based on the package with Whisper's normalizers.
+"""Normalization rules of the Open ASR Leaderboard, as of August 2026, based on the package ``whisper-normalizer``.
 
 Source: ``normalizer/`` of github.com/huggingface/open_asr_leaderboard (Apache-2.0) at commit d1e99b2 of 2026-08-21. The
 rules for English have been used since 2026-04-22, and the rules for the alignment (cost ``compounds``) since
@@ -85,8 +85,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls these two functions one after the other. Words are joined before numbers are replaced. Names are
-    # replaced, and letters are joined, after spellings are replaced.
+    # The package calls `standardize_numbers`, then `standardize_spellings`. So words are joined before numbers are
+    # replaced. Names are replaced after spellings, and then letters are joined.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]

@@ -1,4 +1,4 @@
-"""English rules of the Open ASR Leaderboard from April 2025 until April 2026.
+"""English normalization rules of the Open ASR Leaderboard from April 2025 until April 2026.
 
 Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf of 2025-04-17.
 It uses the package ``whisper-normalizer``. The rules differ from Whisper's English normalizer:
@@ -41,7 +41,8 @@ NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "trav
 _FIRST = (
     (r"\.{3,}\s*$", ""),
     (r"\s*\.{3,}\s*", " "),
-    # Whisper's rules up to contractions. They must run before the rules for letters with dots.
+    # The first rules of Whisper's normalizer, up to those for contractions. Here, they must run before the rules for
+    # letters with dots.
     (r"[<\[][^>\]]*[>\]]", ""),
     (r"\(([^)]+?)\)", ""),
     (r"\b(hmm|mm|mhm|mmm|uh|um)\b", ""),
@@ -72,7 +73,7 @@ def leaderboard_2025_rule() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     whisper = EnglishTextNormalizer()
-    # A pattern that matches nothing: _FIRST has removed the fillers, so a remaining "um" is the abbreviation "u.m.".
+    # This pattern matches nothing. _FIRST has removed the fillers, so a remaining "um" is the abbreviation "u.m.".
     whisper.ignore_patterns = r"(?!)"
     for word in NOT_WRITTEN_OUT:
         del whisper.replacers[rf"\b{word}\b"]

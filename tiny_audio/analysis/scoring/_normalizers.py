@@ -26,7 +26,7 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """The package that defines the rule, with its version, or the version of a rule of this project."""
+    """The name and version of the package that defines the rule. A rule of this project has only a version."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
     cost: Cost = "unit"
     """Default costs of edits."""
@@ -117,7 +117,7 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):
-        return False  # this is fast, and most texts have no digit
+        return False  # skip the slow check below, because most texts have no digit
     # Remove remarks in brackets first, because the rules cannot recognize them in single words.
     apart = [word for text in _BRACKETED.sub(" ", reference).split() for word in normalizer(text).split()]
     return len(glued) < len(apart) and _numbers(glued) != _numbers(apart)
@@ -128,5 +128,5 @@ def _has_digit(word: str) -> bool:
 
 
 def _numbers(words: Sequence[str]) -> Counter[str]:
-    # Whisper's rules write a single 1 as a word, "for readability".
+    # Whisper's rules write "1" as "one" and "1s" as "ones", so these words count as numbers.
     return Counter(word for word in words if _has_digit(word) or word in ("one", "ones"))

@@ -1,6 +1,6 @@
-"""The table of metrics shown in the terminal, JSON, HTML pages and model cards.
+"""The metrics that are shown in the terminal, JSON, HTML pages and model cards.
 
-To add a metric, add one :class:`Metric` to :data:`METRICS`. Other modules read the table through the functions below.
+To add a metric, add one :class:`Metric` to :data:`METRICS`. Other modules read this table through the functions below.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Metric:
     is_failure: bool = False
     """Whether the metric counts failures. The terminal lists failures below the table, unless their value is 0."""
     has_line: bool = False
-    """Whether the terminal shows the metric below the table, which has no room for it."""
+    """Whether the terminal shows the metric below the table, because the table has no room for it."""
 
     def text(self, value: float | None) -> str:
         """Format a value. None becomes an empty string."""
@@ -180,7 +180,7 @@ def metric_of(key: str) -> Metric:
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
-    """Compute every metric that is based on the texts, by key. The value is None if it does not apply to the set."""
+    """Compute every metric that is based on the texts, by key. A metric that does not apply to the set is None."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -226,7 +226,7 @@ def metric_columns(
 
 
 def known_metrics(entries: Iterable[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics for which at least one of the ``entries``, the scores of each row by key, has a value."""
+    """Return the metrics for which at least one entry has a value. The entries are the scores of each row, by key."""
     entries = list(entries)
     return [metric for metric in METRICS if any(entry.get(metric.key) is not None for entry in entries)]
 

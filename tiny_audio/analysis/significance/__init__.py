@@ -1,14 +1,15 @@
 """The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
 A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
-Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are too
-few to be resampled: with three seeds, this would find a difference between equal variants in one of ten cases. So the
-variation between seeds is drawn from the t distribution of Welch's test.
+Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are not
+resampled, because there are too few of them. For example, if two equally good variants have three seeds each, all seeds
+of one variant are better than all seeds of the other in one of ten cases. In these cases, resampling would always show
+a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
 
 A difference is the other variant's rate minus the baseline's rate. If it is below 0, the other variant is better. The
 module :mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
 
-S seeds · U utterances · R draws
+In shapes, S is the number of seeds, U the number of utterances, and R the number of draws.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def ratio_interval(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the 95 % interval over utterances of ``sum(values) / sum(counts)``. Both are ``[U]``."""
+    """Return the 95 % interval of ``sum(values) / sum(counts)`` over utterances or groups. Both arrays are ``[U]``."""
     sums, totals = resample(np.stack([values, counts.astype(np.float64)]), groups, num_draws, seed)
     return percentile_interval(sums / totals)
 
@@ -131,7 +132,7 @@ def difference_p_value(
     from the bootstrap, the result is valid even for few utterances or groups. For example, if 4 of 1000 sentences
     differ, all in favor of the same variant, p is 0.125.
 
-    p is never below ``1 / (num_draws + 1)``. If p is corrected for m comparisons, more than ``20 * m`` draws are needed
+    p is never below ``1 / (num_draws + 1)``. If p is corrected for m comparisons, at least ``20 * m`` draws are needed
     to show any difference at the level of 0.05.
     """
     # Sums over seeds, scaled to the same number of seeds. Integers are used, so that equal sums compare as equal.
@@ -174,7 +175,7 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """Draw deviations ``[R]`` that other seeds would cause. They are 0 if every variant has only one seed."""
+    """Draw random deviations ``[R]`` as other seeds would cause them. They are 0 if every variant has only one seed."""
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)

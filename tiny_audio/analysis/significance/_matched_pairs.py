@@ -55,7 +55,7 @@ def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs
 
 
 def matched_segments(baseline: str, other: str) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of errors of both systems in each segment with errors. See :func:`matched_pairs`."""
+    """Yield both systems' numbers of errors in each segment that has errors. See :func:`matched_pairs`."""
     errors, good = [0, 0], 0
     for first, second, right in _spots(baseline, other):
         # A wrong word resets the count of right words to 0. An insertion before a right word resets it to 1.

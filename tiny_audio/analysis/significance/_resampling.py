@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
-"""One label per utterance, such as its speaker. An utterance whose label is ``None`` is a separate group. ``None``
-instead of a sequence means that there are no groups, and utterances are resampled."""
+"""One label per utterance, such as its speaker. An utterance whose label is ``None`` is a separate group. If ``Groups``
+itself is ``None``, there are no groups, and utterances are resampled."""
 
 _CHUNK = 1 << 22  # maximum number of resampled indices in memory at a time, about 32 MB
 
@@ -36,7 +36,8 @@ def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) ->
     """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
 
     The last row contains the denominators, such as numbers of reference words. A resample is omitted if its
-    denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted.
+    denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted. This share occurs if only one of
+    many utterances has a denominator above 0.
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.
