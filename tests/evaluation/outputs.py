@@ -1,4 +1,4 @@
-"""The output and files of `evaluate`, and the name of a provider that uses the tests' server."""
+"""The output and files of `evaluate`, and a target whose provider is the tests' server."""
 
 from __future__ import annotations
 

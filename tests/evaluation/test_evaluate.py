@@ -136,9 +136,9 @@ def test_targets_of_all_kinds_are_compared(
     assert "MAPSSWE" in page.read_text()
     assert page.read_text().count("tiny-wav2vec2") > 0
     assert all(folder.is_dir() for folder in (tmp_path / "run", tmp_path / "tiny-wav2vec2"))
-    heard = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
-    assert any(row["pred_text"] for row in heard)
-    assert {row["ctc_text"] for row in heard} == {None}
+    rows = rows_in(tmp_path / "tiny-wav2vec2" / "manifest")
+    assert any(row["pred_text"] for row in rows)
+    assert {row["ctc_text"] for row in rows} == {None}
 
 
 def test_models_without_an_attention_mask_get_clips_one_by_one(ctc_model: Path) -> None:
@@ -218,7 +218,7 @@ def test_an_interrupted_evaluation_continues(call: Output, server: Vendors, trai
     (path,) = tmp_path.rglob("hypotheses.jsonl")
     assert len(path.read_text().splitlines()) == 3
     with path.open("a") as file:
-        file.write('{"id": "manifest/clip')  # as after a kill
+        file.write('{"id": "manifest/clip')  # an incomplete line, as a killed process leaves it
     server.asked.clear()
     code, _, err = call(*arguments)
     assert code == 0
@@ -369,7 +369,7 @@ def test_unreadable_clips_are_reported(call: Output, trained: Path, tmp_path: Pa
     assert code == 0
     name = trained / "nan.wav"
     assert f"not transcribed by run: mixed/{name}: non_finite: {name}: contains NaN or infinite samples" in out
-    assert "not listed: mixed/mixed.jsonl:3: audio_missing: " in out
+    assert "not in the set: mixed/mixed.jsonl:3: audio_missing: " in out
     manifest.write_text(json.dumps(rows[1]) + "\n")
     code, _, err = call(trained / "run", "--data", manifest, "--output-dir", tmp_path / "other")
     assert code == 2

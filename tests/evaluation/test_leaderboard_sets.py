@@ -82,7 +82,7 @@ def test_results_have_the_format_of_the_hub(tmp_path: Path) -> None:
     [
         {"dev": {"normalizer": "open_asr_leaderboard", "wer": 0.1}},
         scores("leaderboard/spgispeech", normalizer="whisper_english"),
-        scores("leaderboard/ami_cleaned"),  # one of seven sets without its own task
+        scores("leaderboard/ami_cleaned"),  # a set without a task id; the mean needs all seven sets
     ],
 )
 def test_there_is_no_results_file_without_leaderboard_scores(tmp_path: Path, found: dict[str, Any]) -> None:

@@ -63,8 +63,10 @@ def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
         code = main(["evaluate", str(target), "--data", str(manifest), "--output-dir", str(output), *arguments])
         errors = capsys.readouterr().err
         assert code == 0, errors
-        said = [line for line in errors.splitlines() if line and not line.startswith("Fetching ")]  # download progress
-        assert len(said) == 1, errors  # only the loading time
+        messages = [
+            line for line in errors.splitlines() if line and not line.startswith("Fetching ")
+        ]  # download progress
+        assert len(messages) == 1, errors  # only the loading time
         (folder,) = (path.parent for path in output.rglob("hypotheses.jsonl"))
         lines = (folder / "hypotheses.jsonl").read_text().splitlines()
         return json.loads((folder / "scores.json").read_text()), [json.loads(line) for line in lines]
@@ -106,10 +108,10 @@ def test_options_after_the_name_are_passed_to_whisper(whisper: Path, clips: Path
         return generate(**settings)
 
     target._pipeline.model.generate = watched
-    (heard,) = target.transcribe_batch([torch.zeros(SAMPLE_RATE)])
+    (transcript,) = target.transcribe_batch([torch.zeros(SAMPLE_RATE)])
     (settings,) = asked
     assert (settings["language"], settings["num_beams"], settings["max_new_tokens"]) == ("de", 2, 3)
-    assert len(heard.text) <= 3
+    assert len(transcript.text) <= 3
 
 
 def test_models_without_a_pad_token_get_clips_one_by_one(whisper: Path) -> None:
@@ -142,8 +144,8 @@ def test_whisper_transcribes_clips_longer_than_its_window(evaluated: Output, whi
     assert [(row["error"], row["duration"]) for row in rows] == [(None, 33.0)]
     target: Any = resolve_target(str(whisper))
     target.load()
-    heard, _ = soundfile.read(tmp_path / "long.flac", dtype="float32")
-    waves = [torch.from_numpy(heard[:size]) for size in (8000, len(heard), 16_000)]
+    samples, _ = soundfile.read(tmp_path / "long.flac", dtype="float32")
+    waves = [torch.from_numpy(samples[:size]) for size in (8000, len(samples), 16_000)]
     first, long, last = target.transcribe_batch(waves)
     assert long.text == rows[0]["pred_text"]
     assert [first, last] == [target.transcribe_batch([wave])[0] for wave in (waves[0], waves[2])]
@@ -202,11 +204,11 @@ def test_long_clips_get_the_text_of_transcribe(
     _, (row,) = evaluated(tmp_path / "model", manifest)
     capsys.readouterr()
     assert main(["transcribe", str(tmp_path / "model"), str(tmp_path / "long.flac"), "--no-filters", "--json"]) == 0
-    (heard,) = json.loads(capsys.readouterr().out)
-    assert len(heard["segments"]) == 20
+    (transcript,) = json.loads(capsys.readouterr().out)
+    assert len(transcript["segments"]) == 20
     assert (row["pred_text"], row["ctc_text"], row["truncated"]) == (
-        heard["text"],
-        heard["ctc_text"],
-        heard["truncated"],
+        transcript["text"],
+        transcript["ctc_text"],
+        transcript["truncated"],
     )
     assert row["pred_text"]

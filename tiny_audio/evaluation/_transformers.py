@@ -21,7 +21,7 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Duration of Whisper's window. Timestamps are switched on for longer clips, because Whisper needs them there."""
+"""Duration of Whisper's window. For longer clips, timestamps are switched on, because Whisper then needs them."""
 
 
 class TransformersOptions(Config):
@@ -80,7 +80,7 @@ class TransformersTarget(ModelTarget):
                     model=self._place,
                     revision=self._options.revision,
                     device=device,
-                    # Most CPUs have no fast convolutions in fp16: those of Whisper take 50 times as long as in fp32.
+                    # On most CPUs, convolutions in fp16 are slow: those of Whisper take 50 times as long as in fp32.
                     dtype=torch.float32 if device.type == "cpu" else "auto",
                     trust_remote_code=False,
                 )
@@ -91,7 +91,7 @@ class TransformersTarget(ModelTarget):
     def transcribe_batch(
         self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
     ) -> list[Transcript]:
-        """See :meth:`ModelTarget.transcribe_batch`. There are no contexts."""
+        """See :meth:`ModelTarget.transcribe_batch`. These models get no contexts."""
         is_whisper = self._pipeline.type == "seq2seq_whisper"
         long = [is_whisper and len(waveform) > _WINDOW_S * SAMPLE_RATE for waveform in waveforms]
         texts: dict[int, str] = {}
@@ -116,9 +116,10 @@ class TransformersTarget(ModelTarget):
         return [result["text"].strip() for result in results]
 
     def _takes_batches(self) -> bool:
-        """Whether clips can be padded and batched. This needs a padding token, and an attention mask in CTC models.
+        """Whether clips can be padded and batched.
 
-        wav2vec 2.0's base models use no mask. They would treat padding as silence in the recording.
+        A model needs a padding token for this, and a CTC model also needs an attention mask. The base models of wav2vec
+        2.0 use no mask, so they would treat padding as silence in the recording.
         """
         masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
         return masks and self._pipeline.tokenizer.pad_token_id is not None

@@ -19,7 +19,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
 NUM_CLIPS = 100
-"""Maximum number of clips of a set that are measured. They are spread evenly over the set."""
+"""Maximum number of clips of a set that are measured. These clips are spread evenly over the set."""
 _NUM_NEAREST = 8
 """The other clip is one of this many clips with the most similar durations."""
 _SEED = 0
@@ -54,8 +54,9 @@ def measure_losses(
 ) -> dict[str, ClipLosses]:
     """Return the losses of at most :data:`NUM_CLIPS` clips by id.
 
-    Each clip is encoded once. Then the decoder makes two teacher-forced passes, which take much less time than
-    decoding. A clip is left out if it cannot be read, if its reference has no target, or if all references are equal.
+    Each clip is encoded once. Then the decoder makes two teacher-forced passes over the reference, one for each loss.
+    They take much less time than decoding. A clip is left out if it cannot be read, if its reference cannot be turned
+    into a target, or if all references are equal.
 
     Args:
         model: the model, in evaluation mode.
@@ -91,14 +92,14 @@ def measure_losses(
 
 
 def choose_partners(texts: Sequence[str], seed: int = _SEED) -> list[int | None]:
-    """For each clip, choose a clip of similar duration that has another text.
+    """For each clip, choose another clip of similar duration that has a different text.
 
     Args:
-        texts: the text of each clip. Clips are sorted by duration.
+        texts: the texts of the clips, which are sorted by duration.
         seed: seed of the choice.
 
     Returns:
-        the index of the other clip. None if all texts are equal.
+        for each clip, the index of the other clip. None if all texts are equal.
     """
     rng = random.Random(seed)
     chosen: list[int | None] = []

@@ -11,7 +11,7 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""Minimum duration that a clip counts for in a batch. It limits the number of clips."""
+"""Shorter clips count as this long when batches are formed, so that a batch does not contain too many clips."""
 
 
 @dataclass

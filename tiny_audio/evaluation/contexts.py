@@ -1,4 +1,4 @@
-"""Contexts of the clips of an evaluation: from a file of hotwords, or from metadata columns."""
+"""Contexts of the clips in an evaluation (hotwords, previous text, language), from a file, columns or an option."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class ClipContexts:
         return Context.of(words, previous, options.language)
 
     def check_columns(self, clips: Sequence[Clip]) -> None:
-        """Check that the clips have the metadata columns.
+        """Check that the metadata columns exist.
 
         Raises:
-            UserError: a column exists in no clip.
+            UserError: no clip has one of the columns.
         """
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):

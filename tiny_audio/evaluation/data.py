@@ -36,12 +36,13 @@ class DataSet:
 
 
 def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None = None) -> list[DataSet]:
-    """Index all sets that ``--data`` names.
+    """Return the clips of all sets that ``--data`` names.
 
     Args:
-        texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset.
+        texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset,
+            such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            random but fixed, and a larger number includes the choice of a smaller number.
+            pseudorandom and always the same. A larger number adds clips to the choice of a smaller number.
         cache: folder for the sources' downloads. None uses the user's cache folder.
 
     Raises:
@@ -114,5 +115,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """Return a random but fixed rank. Sets are often sorted, so their first clips would not be a fair sample."""
+    """Return a pseudorandom rank. Sets are often sorted, so their first clips would not be a fair sample."""
     return hashlib.sha256(clip_id.encode()).digest()

@@ -1,4 +1,4 @@
-"""Recognizers that use the encoder but not the decoder: the published checkpoint itself, and the CTC head."""
+"""Recognizers that use a model's encoder but not its decoder: the encoder's published checkpoint, and the CTC head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tiny_audio.pretrained.checkpoints import read_json
 NUM_TIMED = 10
 """Number of clips on which the speed is measured."""
 _NUM_COUNTED = 3
-"""Number of clips whose FLOPs are counted. Counting is slower."""
+"""Number of clips whose FLOPs are counted. It is smaller, because counting slows the recognizer down."""
 
 
 def checkpoint_recognizer(encoder: EncoderConfig, device: str) -> TransformersTarget | None:

@@ -52,7 +52,7 @@ class Evaluated:
         return next(iter(self.scores))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the scores. ``comparison`` is the difference from the baseline, for all other targets."""
+        """Return the scores as JSON. For all targets except the first, ``comparison`` is the difference from it."""
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
@@ -90,8 +90,8 @@ def evaluate_targets(
     Returns:
         The scores, with the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
         ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages), ``truncated_hypotheses``,
-        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if no clip was missing), ``cost_usd``, ``price`` and
-        ``dropped``.
+        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if the target was not loaded, because no clip was missing),
+        ``cost_usd``, ``price`` and ``dropped``.
 
     Raises:
         UserError: a folder has results of another target or other data; nothing can be scored; a key or package is
@@ -171,7 +171,7 @@ def _complete(target: Target, items: Sequence[TargetOnSet], note: Callable[[str]
 def comparison_commands(
     evaluated: Evaluated, output_dir: Path, normalizer: Normalizer, group_by: str | None
 ) -> list[str]:
-    """Return a command for each comparison. It writes a page of the clips whose texts differ between the targets."""
+    """Return one command for each set. The command writes a page that shows where the targets' hypotheses differ."""
     options = ["--normalizer", normalizer.name, *([] if group_by is None else ["--group-by", group_by])]
     commands = []
     for name in evaluated.comparisons:
@@ -202,5 +202,5 @@ def evaluation_table(evaluated: Evaluated) -> str:
                 "only the clips that all of them transcribed"
             )
     dropped = {drop["id"]: drop for entry in entries for drop in entry["dropped"]}
-    lines += [on_one_line(f"not listed: {one['id']}: {one['reason']}: {one['detail']}") for one in dropped.values()]
+    lines += [on_one_line(f"not in the set: {one['id']}: {one['reason']}: {one['detail']}") for one in dropped.values()]
     return "\n".join(lines)

@@ -32,7 +32,7 @@ def hypothesis(clip: Clip, transcript: Transcript | None) -> Hypothesis:
 
 
 def with_outcome(row: Hypothesis, time_s: float | None, error: str | None) -> Hypothesis:
-    """Return the row with processing time and error, in the order of the Open ASR Leaderboard's manifests."""
+    """Add the processing time and the error to a row. Keys are in the order of the Open ASR Leaderboard's manifests."""
     items = list(row.items())
     return dict([*items[:3], ("time", time_s), *items[3:7], ("error", error), *items[7:]])
 

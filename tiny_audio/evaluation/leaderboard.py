@@ -1,7 +1,7 @@
 """Sets of the Open ASR Leaderboard, and the file of results in a model's repository.
 
 Source: github.com/huggingface/open_asr_leaderboard at commit d1e99b2 of 2026-08-21. The names of repositories, configs
-and columns are those in the leaderboard's scripts. The repositories themselves were not read to check them.
+and columns are from the leaderboard's scripts. They were not compared with the repositories themselves.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LeaderboardSet:
     """The repository with the references, if the recordings of the set are split into chunks."""
 
     def source(self, cache: Path) -> dict[str, Any]:
-        """Return the fields of the set's source. A set whose recordings are split into chunks is downloaded now."""
+        """Return the fields of the set's source. If recordings are split into chunks, this downloads the set."""
         if self.parent is not None:
             return {"name": "manifest", "path": str(chunked_manifest(self.repo, self.parent, self.split, cache))}
         return {"name": "hub", "repo": self.repo, "config": self.config, "split": self.split, **self.columns}
@@ -112,7 +112,7 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
 
     Args:
         repo: the data set of chunks, with the columns ``file_name``, ``parent_id`` and ``chunk_index`` and a folder
-            ``audio``. It is a folder or a repository on the hub, which is downloaded.
+            ``audio``. ``repo`` is a local folder, or a repository on the hub, which is downloaded.
         parent: the data set of recordings, with ``id`` and the text of each recording.
         split: the split of both data sets.
         cache: folder for the manifest.
@@ -130,7 +130,7 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
         chunks = load_dataset(repo, split=split)
         local = Path(repo).is_dir()
         folder = Path(repo if local else snapshot_download(repo, repo_type="dataset", allow_patterns=["audio/*"]))
-    # No network, no such repository, or no access.
+    # The causes include a missing network, a wrong repository name and missing access rights.
     except (OSError, ValueError, httpx2.HTTPError, DatasetsError) as error:
         advice = (
             "the environment variable HF_HUB_OFFLINE forbids downloads; unset it"

@@ -54,7 +54,7 @@ def resolve_target(text: str) -> Target:
         return _in_folder(text, folder, {})
     if folder.exists():
         raise UserError(f"{text} is a file; give the folder of a run or of a model")
-    # A commit may consist only of digits, which YAML would read as a number.
+    # These fields stay strings. For example, YAML would read a commit that consists only of digits as a number.
     name, fields = split_spec(text, ["revision", "language", "hotwords"])
     folder = Path(expand_path(name))
     if fields and folder.is_dir():
@@ -99,7 +99,7 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
             f"{name}: there is no folder with this name, and the model cannot be downloaded from the Hugging Face hub: "
             f"{first_line(error)}"
         ) from error
-    # The name of the cached folder is the commit.
+    # In the hub's cache, the name of the folder is the commit.
     identity = {"hub": name, "commit": path.parent.name}
     label = folder_name(text.replace("/", "--").replace(":", "-", 1))
     return _of_kind(text, label, place, kind, fields, identity)

@@ -25,8 +25,8 @@ from tiny_audio.runtime.world import World
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Compared = Mapping[str, Comparison | None]
-"""Comparison of each set with a target's training data, by name of the set. None if the training data cannot be read,
-and empty if it is not known."""
+"""Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
+cannot be read. The mapping is empty if the training data is not known."""
 _Row = tuple[Hypothesis, bool]
 """A row, and True if the clip's audio cannot be loaded."""
 
@@ -43,7 +43,7 @@ class TargetOnSet:
         self.rows: dict[str, Hypothesis] = {}
         """Hypotheses of the clips that were transcribed, by id. Only the main process has them."""
         self.missing: list[Clip] = []
-        """Clips that have not been transcribed, or failed."""
+        """Clips that still need to be transcribed, including clips that failed before."""
         self._others: list[Hypothesis] = []
         """Hypotheses of clips that are not in this set, for example after an evaluation with more samples."""
 
@@ -62,7 +62,7 @@ class TargetOnSet:
         return [name for name in ids if name not in self.rows]
 
     def expect(self, ids: Sequence[str]) -> None:
-        """Set the missing clips, which the main process knows."""
+        """Set the missing clips from their ids, which :meth:`open` returned in the main process."""
         wanted = set(ids)
         self.missing = [clip for clip in self.data.clips if clip.id in wanted]
 
@@ -83,7 +83,7 @@ class TargetOnSet:
                     add((with_outcome(row, outcome.time_s, outcome.error), outcome.is_audio))
                     receive()
 
-            stack.callback(receive)  # after an interruption, too
+            stack.callback(receive)  # so that rows that were already sent are written even after an interruption
             world.collective(transcribe, receive)
         world.broadcast_from_main(self._finish)
 
@@ -159,7 +159,7 @@ class TargetOnSet:
             groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
             durations_s=[row["duration"] for row in rows],
         )
-        # Exact sums do not depend on the order in which several processes finish their clips.
+        # `fsum` is exact. So the sums do not depend on the order in which several processes finish their clips.
         audio_s, time_s = (math.fsum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()
         scores |= {
@@ -207,7 +207,7 @@ class TargetOnSet:
 
 
 def _given(value: Any) -> Any:
-    """Return the options that are not None. Older versions may not have had the others."""
+    """Remove options that are None. A file of an older version lacks newer options, but is equal if they are None."""
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 

@@ -42,7 +42,7 @@ class Outcome:
     For a provider, this is the time from the first request to the text, including retries and waiting times."""
     error: str | None
     is_audio: bool = False
-    """True if the error is that the clip's audio cannot be loaded. Then every target fails."""
+    """True if the error is that the clip's audio cannot be loaded. Such a clip fails for every target."""
 
     @classmethod
     def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
@@ -100,9 +100,9 @@ class ModelTarget(Target, ABC):
     """A model on this machine. It receives batches of clips of similar length."""
 
     max_duration_s: float = UNBOUNDED_DURATION_S
-
+    """Longer clips fail."""
     contexts: ClipContexts | None = None
-    """Contexts of the clips. None if the target uses none."""
+    """Contexts of the clips. None if the target uses no contexts."""
 
     @abstractmethod
     def transcribe_batch(
@@ -111,7 +111,7 @@ class ModelTarget(Target, ABC):
         """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory.
 
         Args:
-            contexts: the context of each clip. None without contexts.
+            contexts: the context of each clip. None if the target uses no contexts.
         """
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
@@ -126,7 +126,7 @@ class ModelTarget(Target, ABC):
                 continue
             contexts = None if self.contexts is None else self.contexts.of_clips(batch.clips)
             if not warm:
-                # The first call also chooses kernels and allocates memory.
+                # The first call also chooses kernels and allocates memory, so it is not timed.
                 self.transcribe_batch(batch.waveforms, contexts)
                 warm = True
             began = time.perf_counter()
@@ -203,7 +203,7 @@ class ProviderTarget(Target):
         try:
             while True:
                 try:
-                    # Submit only as many requests as can run at the same time, so that waiting clips are not in memory.
+                    # Submit only as many requests as can run at the same time, so that few are pending after an error.
                     room = 0 if end else self._config.concurrency - len(asked)
                     for clip in islice(waiting, room):
                         asked.add(pool.submit(self._ask, clip))
