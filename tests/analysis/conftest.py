@@ -51,7 +51,7 @@ def variant(made: Path, tmp_path: Path) -> MakeVariant:
         lines = (made / "small" / "evaluation" / "held_out.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         for row in rows:
-            # The column is not called `speaker`, because that column is grouped by default.
+            # The column is not called `speaker`, because comparisons resample speakers by default.
             row["metadata"] = {"reader": row["metadata"]["speaker"]}
             row["pred_text"] = row["text"]  # all words are correct unless `edit` changes them
             edit(row)

@@ -19,16 +19,16 @@ def make_rows(count=40, seed=0):
     rng = random.Random(seed)
     rows = []
     for i in range(count):
-        said = [rng.choice(WORDS) for _ in range(rng.randint(3, 12))]
-        heard = [rng.choice(WORDS) if rng.random() < 0.1 else word for word in said if rng.random() > 0.04]
+        reference = [rng.choice(WORDS) for _ in range(rng.randint(3, 12))]
+        hypothesis = [rng.choice(WORDS) if rng.random() < 0.1 else word for word in reference if rng.random() > 0.04]
         rows.append(
             {
                 "id": f"utterance-{i:03d}",
                 "audio_filepath": f"{i}.flac",
                 "duration": 2.5,
-                "text": " ".join(said).upper(),
-                "pred_text": " ".join(heard),
-                "ctc_text": " ".join(heard[1:]),
+                "text": " ".join(reference).upper(),
+                "pred_text": " ".join(hypothesis),
+                "ctc_text": " ".join(hypothesis[1:]),
                 "truncated": i == 0,
                 "metadata": {"speaker": str(i % 7), "sex": None},
             }

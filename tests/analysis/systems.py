@@ -58,7 +58,7 @@ def write_run(folder: Path, rows: Sequence[Row], group_by: str | None, normalize
 
 
 class MadeTarget(Target):
-    """Returns the given hypotheses."""
+    """A target that returns the given hypotheses."""
 
     def __init__(self, label: str, rows: Sequence[Row]) -> None:
         self.label, self.identity = label, {"made": label}

@@ -93,7 +93,7 @@ def test_a_degraded_run_is_worse_and_a_corrected_run_is_better(variant: MakeVari
 
 
 def test_a_difference_that_chance_explains_is_not_shown(variant: MakeVariant) -> None:
-    """Four sentences differ, all in favor of the same run, so p is 0.125."""
+    """Four sentences differ, all in favor of the same run. Four tosses of a coin agree with probability 0.125."""
     folders = [variant("good"), variant("slightly_worse", wrong(every=12))]
     (difference,) = only(compare_folders(folders))["differences"]
     assert difference["difference"] > 0

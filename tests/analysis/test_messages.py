@@ -32,7 +32,7 @@ def edited(edit: Callable[[int, Row], None]) -> list[Row]:
 
 
 def refusals(folder: Path) -> Iterator[Callable[[], object]]:
-    """Yield calls that fail, grouped by the kind of error."""
+    """Yield calls that fail. Calls with similar errors come one after the other."""
     yield lambda: score([], [], LOWER)
     yield lambda: score(["a"], ["a", "b"], LOWER)
     yield lambda: score(["a"], ["a"], LOWER, num_bootstrap=10)

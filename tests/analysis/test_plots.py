@@ -36,7 +36,7 @@ def test_equal_tick_labels_are_written_once() -> None:
 
 
 def test_every_curve_has_a_name() -> None:
-    """A chart with one curve would not have a key."""
+    """A chart with only one curve would have no legend, and so no name of the curve."""
     for number in (2, 4, 5, 9, 13):
         variants = [{"label": f"v{place}", "curves": [[(0, 1.0), (1, 0.5)]]} for place in range(number)]
         (charts,) = _curves(variants)

@@ -107,7 +107,7 @@ def test_everything_is_escaped():
 def test_worst_and_other_utterances_are_shown(html):
     page = Page(html)
     assert len(page.all("article")) == 13  # the ten worst and three others
-    assert len(page.all("audio")) == 8  # with five of the worst and all others
+    assert len(page.all("audio")) == 8  # for five of the worst, and for the three others
     assert page.words.index("utterance-000") > page.words.index("The worst")
     assert "truncated looping" in page.words
     assert "more" in page.words  # the very long text is shortened

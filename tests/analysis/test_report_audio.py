@@ -24,8 +24,8 @@ def test_large_clips_are_not_embedded(tmp_path: Path) -> None:
     taken = [read({"audio_filepath": f"{number}.flac"}) for number in range(13)]
     assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # 24 MiB, minus the short clip
     (tmp_path / "last.flac").write_bytes(b"fLaC")
-    assert read({"audio_filepath": "last.flac"}) == FULL, "nothing is read for a page that is full"
-    assert read({"audio_filepath": "0.flac"}) == bytes(MAX_CLIP_BYTES), "it is in the page already"
+    assert read({"audio_filepath": "last.flac"}) == FULL, "no further clip is read if the page is full"
+    assert read({"audio_filepath": "0.flac"}) == bytes(MAX_CLIP_BYTES), "this clip is in the page already"
 
 
 def test_a_page_reads_cached_audio_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,4 +41,4 @@ def test_a_page_reads_cached_audio_only(tmp_path: Path, monkeypatch: pytest.Monk
     for file in ("a.flac", "a.parquet#row_group=0&row=0&column=audio"):
         assert read({"audio_filepath": f"hf://datasets/a/b@1/{file}"}) == NOT_CACHED
     found = [read({"audio_filepath": f"clips.parquet#row_group=0&row={row}&column=audio"}) for row in range(4)]
-    assert found == [b"fLaC", None, b"fLaC2", None], "a bad cell leaves out itself alone"
+    assert found == [b"fLaC", None, b"fLaC2", None], "only the empty cell and the missing row have no audio"

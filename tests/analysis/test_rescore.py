@@ -32,15 +32,15 @@ Write = Callable[..., Path]
 TEXTS = ("turn the light on", "stop now", "call the doctor at home", "go on", "what time is it in the garden")
 
 
-def leaderboard(number: int, text: str, heard: str) -> Row:
+def leaderboard(number: int, text: str, hypothesis: str) -> Row:
     """Return a row that has only the leaderboard's fields."""
     fields = {"audio_filepath": f"sample_{number}", "duration": 2.0 + number % 5, "time": 0.1}
-    return {**fields, "text": text, "pred_text": heard}
+    return {**fields, "text": text, "pred_text": hypothesis}
 
 
-def ours(number: int, text: str, heard: str) -> Row:
+def ours(number: int, text: str, hypothesis: str) -> Row:
     """Return a row as a run writes it."""
-    row = leaderboard(number, text, heard)
+    row = leaderboard(number, text, hypothesis)
     del row["time"]
     metadata = {"speaker": f"s{number % 6}", "sex": ("female", "male")[number % 2]}
     return {"id": row["audio_filepath"], **row, "ctc_text": text, "truncated": number % 10 == 0, "metadata": metadata}
@@ -94,14 +94,14 @@ def test_scores_of_one_file_equal_values_computed_by_hand(write: Write) -> None:
 
 def test_scores_equal_those_of_the_texts(write: Write) -> None:
     rows = noisy(0.3, ours)
-    texts, heard = ([row[key] for row in rows] for key in ("text", "pred_text"))
+    texts, hypotheses = ([row[key] for row in rows] for key in ("text", "pred_text"))
     speakers = [row["metadata"]["speaker"] for row in rows]
     rule = normalizer("whisper_english")
     for cost in ("unit", "sclite"):
         target = only(rescore([write("mine", rows)], cost=cost))
-        expected = score(texts, heard, rule, num_bootstrap=2000, cost=cost)  # type: ignore[arg-type]
+        expected = score(texts, hypotheses, rule, num_bootstrap=2000, cost=cost)  # type: ignore[arg-type]
         assert {key: target[key] for key in expected.model_dump()} == expected.model_dump(mode="json")
-        grouped = score(texts, heard, rule, num_bootstrap=2000, cost=cost, groups=speakers)  # type: ignore[arg-type]
+        grouped = score(texts, hypotheses, rule, num_bootstrap=2000, cost=cost, groups=speakers)  # type: ignore[arg-type]
         assert tuple(target["wer_interval_by_group"]) == grouped.wer_interval
         assert target["ctc_wer"] == 0
         assert target["rtfx"] is None
@@ -110,7 +110,7 @@ def test_scores_equal_those_of_the_texts(write: Write) -> None:
 def test_files_without_speech_have_insertions_per_hour(
     write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """As in `evaluate`, they have no word error rate."""
+    """Like sets without speech in `evaluate`, these files have no word error rate."""
     quiet = [{**ours(number, " ", "" if number else "thank you"), "duration": 3.0} for number in range(6)]
     loud = [{**row, "pred_text": "thank you"} for row in quiet]
     paths = [write("quiet", quiet), write("loud", loud)]
@@ -176,15 +176,15 @@ def test_several_files_are_compared_on_their_common_clips(write: Write) -> None:
     assert [target["failure_rate"] for target in summary["targets"]] == [0, 1 / 120, 0]
     ids = [row["id"] for row in found.rows[0]]
     assert [[row["id"] for row in rows] for rows in found.rows[1:]] == [ids, ids]
-    # The first file decides about columns, and the leaderboard's file has no speakers.
+    # The columns of the first file are used. It has only the leaderboard's fields, so it has no speakers.
     assert summary["group_by"] is None
     texts = [row["text"] for row in found.rows[0]]
-    heard = [[row["pred_text"] for row in rows] for rows in found.rows]
+    hypotheses = [[row["pred_text"] for row in rows] for rows in found.rows]
     rule = normalizer("lower")
-    for entry, other in zip(summary["differences"], heard[1:], strict=True):
-        expected = paired_difference(texts, heard[0], other, rule, num_bootstrap=2000)
+    for entry, other in zip(summary["differences"], hypotheses[1:], strict=True):
+        expected = paired_difference(texts, hypotheses[0], other, rule, num_bootstrap=2000)
         assert (entry["difference"], tuple(entry["interval"])) == (expected.difference, expected.interval)
-        test = matched_pairs(*([a.edits for a in align(texts, side, rule)] for side in (heard[0], other)))
+        test = matched_pairs(*([a.edits for a in align(texts, side, rule)] for side in (hypotheses[0], other)))
         assert (entry["mapsswe"]["z"], entry["mapsswe"]["num_segments"]) == (test.z, test.num_segments)
         assert entry["p_adjusted"] >= entry["p_value"]
     assert [entry["verdict"] for entry in summary["differences"]] == ["better", "no difference shown"]
@@ -201,7 +201,7 @@ def test_slices_cover_the_set(write: Write) -> None:
         assert sum(part["num_utterances"] for part in parts) == summary["num_utterances"]
         errors = sum(part["wer"]["one"] * part["num_reference_words"] for part in parts)
         assert errors / summary["num_reference_words"] == pytest.approx(summary["targets"][0]["wer"])
-    # Each half has three speakers, which are too few for an interval.
+    # Each slice by sex has three speakers, which are too few for an interval.
     assert all(part["intervals"]["one"] is None for part in summary["slices"] if part["column"] == "sex")
 
 

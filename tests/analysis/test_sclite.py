@@ -1,4 +1,4 @@
-"""S, D, I, alignments and MAPSSWE, compared with NIST's sclite and sc_stats: their golden file, and live runs."""
+"""Alignments and MAPSSWE equal those of NIST's sclite and sc_stats, in a golden file and in runs of both programs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ def texts_of(name: str) -> list[list[str]]:
 
 
 def assert_same_test(theirs: dict[str, Any], baseline: Sequence[str], other: Sequence[str]) -> None:
-    """Compare a test with that of sc_stats, which prints three decimals and computes p from ``z`` truncated to two
-    decimals."""
+    """Compare our result of MAPSSWE with that of sc_stats.
+
+    sc_stats prints three decimals, and computes p from ``z`` truncated to two decimals.
+    """
     ours = matched_pairs(baseline, other)
     assert ours.num_segments == theirs["num_segments"]
     for key in ("mean", "standard_deviation", "z"):
@@ -77,8 +79,9 @@ def test_mapsswe_equals_that_of_sc_stats(name: str) -> None:
 def test_unit_costs_give_the_counts_of_jiwer(name: str) -> None:
     references, *systems = texts_of(name)
     for hypotheses in systems:
-        for said, heard, ours in zip(references, hypotheses, align(references, hypotheses, NONE), strict=True):
-            theirs = jiwer.process_words(said, heard)
+        aligned = align(references, hypotheses, NONE)
+        for reference, hypothesis, ours in zip(references, hypotheses, aligned, strict=True):
+            theirs = jiwer.process_words(reference, hypothesis)
             counts = (theirs.substitutions, theirs.deletions, theirs.insertions)
             assert (ours.substitutions, ours.deletions, ours.insertions) == counts
 
@@ -105,33 +108,33 @@ words = st.lists(st.sampled_from("abcd"), max_size=9)
 
 @settings(deadline=None)
 @given(words, words)
-def test_alignments_have_the_minimum_cost(said: list[str], heard: list[str]) -> None:
-    """The cost is compared with the recursion, and the alignment contains both texts."""
+def test_alignments_have_the_minimum_cost(reference: list[str], hypothesis: list[str]) -> None:
+    """The cost equals the minimum that dynamic programming finds, and the alignment contains both texts."""
     least: dict[tuple[int, int], int] = {}
-    for i in range(len(said) + 1):
-        for j in range(len(heard) + 1):
+    for i in range(len(reference) + 1):
+        for j in range(len(hypothesis) + 1):
             ways = [least[i - 1, j] + 3] if i else []
             ways += [least[i, j - 1] + 3] if j else []
-            ways += [least[i - 1, j - 1] + 4 * (said[i - 1] != heard[j - 1])] if i and j else []
+            ways += [least[i - 1, j - 1] + 4 * (reference[i - 1] != hypothesis[j - 1])] if i and j else []
             least[i, j] = min(ways, default=0)
-    (alignment,) = align([" ".join(said)], [" ".join(heard)], NONE, cost="sclite")
+    (alignment,) = align([" ".join(reference)], [" ".join(hypothesis)], NONE, cost="sclite")
     cost = 4 * alignment.substitutions + 3 * alignment.deletions + 3 * alignment.insertions
-    assert cost == least[len(said), len(heard)]
-    assert [word for word, _ in alignment.pairs if word is not None] == said
-    assert [word for _, word in alignment.pairs if word is not None] == heard
+    assert cost == least[len(reference), len(hypothesis)]
+    assert [word for word, _ in alignment.pairs if word is not None] == reference
+    assert [word for _, word in alignment.pairs if word is not None] == hypothesis
 
 
 @pytest.mark.parametrize("num_words", fast_ones([3_000, 10_000], 3_000))
 def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
     """An hour of speech has about ten thousand words. A tenth of them are made wrong, which an alignment must find."""
     rng = random.Random(0)
-    said = [f"w{rng.randrange(3000)}" for _ in range(num_words)]
-    heard = [word for word in said if rng.random() > 0.05]
-    heard = [word if rng.random() > 0.05 else "x" for word in heard]
+    reference = [f"w{rng.randrange(3000)}" for _ in range(num_words)]
+    hypothesis = [word for word in reference if rng.random() > 0.05]
+    hypothesis = [word if rng.random() > 0.05 else "x" for word in hypothesis]
     for cost in ("unit", "sclite"):
-        (alignment,) = align([" ".join(said)], [" ".join(heard)], NONE, cost=cost)  # type: ignore[arg-type]
+        (alignment,) = align([" ".join(reference)], [" ".join(hypothesis)], NONE, cost=cost)  # type: ignore[arg-type]
         assert 0.09 * num_words < alignment.errors <= 0.11 * num_words
-        assert alignment.num_reference_words == len(said)
+        assert alignment.num_reference_words == len(reference)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
         ("CCC", "CCC", []),
         ("SCCS", "CCCC", [(1, 0), (1, 0)]),
         ("SCS", "CCC", [(2, 0)]),
-        ("SCCS", "CSCC", [(2, 1)]),  # there are never two words in a row that both have right
-        ("SCICS", "CCCC", [(3, 0)]),  # separated by an insertion
+        ("SCCS", "CSCC", [(2, 1)]),  # only one word is right in both
+        ("SCICS", "CCCC", [(3, 0)]),  # the two right words are separated by an insertion
         ("CC", "CCI", [(0, 1)]),
         ("II", "", [(2, 0)]),
     ],
@@ -184,11 +187,11 @@ def test_real_texts_give_the_results_of_sclite(name: NormalizerName, tmp_path: P
     rng = random.Random(0)
     lists = ("librispeech-sample/all.jsonl", "an4/dev.jsonl", "an4/train.jsonl")
     lines = [line for path in lists for line in (SPEECH / path).read_text(encoding="utf-8").splitlines()]
-    said = [json.loads(line)["text"] for line in lines][:700]
-    vocabulary = sorted({word for text in said for word in text.split()})
+    references = [json.loads(line)["text"] for line in lines][:700]
+    vocabulary = sorted({word for text in references for word in text.split()})
     rule = normalizer(name)
-    heard = [[sclite.corrupted(text, rng, rate, vocabulary) for text in said] for rate in (0.24, 0.2)]
-    assert_live(tmp_path, *([rule(text) for text in texts] for texts in (said, *heard)))
+    systems = [[sclite.corrupted(text, rng, rate, vocabulary) for text in references] for rate in (0.24, 0.2)]
+    assert_live(tmp_path, *([rule(text) for text in texts] for texts in (references, *systems)))
 
 
 def assert_live(folder: Path, references: list[str], baseline: list[str], other: list[str]) -> None:

@@ -140,8 +140,8 @@ def test_counts_are_consistent_and_equal_jiwers(rows):
     assert sum(a.hits + a.substitutions + a.deletions for a in alignments) == result.num_reference_words
     assert sum(a.hits + a.substitutions + a.insertions for a in alignments) == sum(len(b.split()) for b in hypotheses)
     for (reference, hypothesis), alignment in zip(rows, alignments, strict=True):
-        assert [said for said, _ in alignment.pairs if said is not None] == reference.split()
-        assert [heard for _, heard in alignment.pairs if heard is not None] == hypothesis.split()
+        assert [word for word, _ in alignment.pairs if word is not None] == reference.split()
+        assert [word for _, word in alignment.pairs if word is not None] == hypothesis.split()
 
 
 @given(pairs, st.integers(0, 3))
