@@ -1,4 +1,4 @@
-"""Find which attributes of which classes the package reads, from annotations, without running the code.
+"""Find which attributes of which classes the package reads. The code is not run; types come from annotations.
 
 A type is a set of class names. A container has the type of its items, so ``recipe.data.train.values()`` has the type
 ``SourceConfig``. Reads of an expression of unknown type are not recorded.
@@ -69,7 +69,7 @@ class AttributeReads:
         return cls(path.read_text() for path in sorted(folder.rglob("*.py")))
 
     def is_read(self, names: Iterable[str], attribute: str) -> bool:
-        """Whether the attribute of a class is read outside the class's own private methods.
+        """Whether the attribute of a class is read outside the class's own body, private methods and ``tiny()``.
 
         Args:
             names: the class, its base classes that define the attribute, and the subclasses that inherit it.
@@ -186,7 +186,7 @@ class _Scope:
             return
         for child in ast.iter_child_nodes(node):
             if isinstance(node, ast.Assign | ast.AnnAssign) and child is node.value:
-                continue  # it was bound
+                continue  # the assignment above has already handled the value
             if isinstance(child, ast.expr):
                 self.of(child)
             elif isinstance(child, ast.stmt):
@@ -295,7 +295,8 @@ class _Scope:
             if isinstance(function.value, ast.Name) and self.index.is_class(function.value.id):
                 owner = frozenset({function.value.id})
             known = self._read(owner, function.attr)
-            # `.values()` of a mapping, `.model_copy()` of a config, `.model_validate()` of a class.
+            # Methods without a known type, such as `.values()` of a mapping or `.model_copy()` of a config, return the
+            # type of their object.
             return known or owner
         if not isinstance(function, ast.Name):
             return self.of(function)

@@ -115,7 +115,7 @@ def _sentencepiece(special: Sequence[str], *, prefix: bool) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *special, *pieces], show_progress=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no piece spans words
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token spans several words
     tokenizer.train_from_iterator([line.replace(" ", "▁") for line in (*CORPUS, "[INST] a [/INST]")], trainer)
     # The tokens for bytes are in the vocabulary, but are not special tokens.
     fields = json.loads(tokenizer.to_str())

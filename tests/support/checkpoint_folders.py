@@ -1,6 +1,6 @@
-"""Checkpoint folders of users: valid ones in all formats, and ones that are damaged or unsuitable.
+"""Checkpoint folders as users may have them: valid ones in all formats, and ones that are damaged or unsuitable.
 
-Libraries write tiny checkpoints. Damage is then done to their files.
+The libraries write tiny checkpoints. Functions of this module then change or damage the files.
 """
 
 from __future__ import annotations

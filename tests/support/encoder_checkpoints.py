@@ -29,7 +29,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""Config fields of the language model in whole models that have one."""
+"""Config fields of the language model, for families whose published models contain one."""
 QFORMER = {
     "model_type": "blip_2_qformer",
     "hidden_size": 16,
@@ -46,10 +46,15 @@ GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv
 
 
 def original(name: str, head: str | None = None, **fields: Any) -> Any:
-    """Create a random transformers model as published checkpoints contain it, with its decoder or with the class
-    ``head``.
+    """Create a transformers model with random weights, of the class that published checkpoints have.
 
-    Noise is added to all weights, because norms and biases that keep their initial values would hide loading errors.
+    The model includes the decoder or head of that class. Noise is added to all weights, because norms and biases that
+    keep their initial values would hide loading errors.
+
+    Args:
+        name: the encoder family.
+        head: another transformers class for the model, such as ``HubertModel``.
+        fields: further config fields of the encoder.
     """
     torch.manual_seed(0)
     overrides = ENCODERS.entry(name).config.tiny().overrides | fields  # type: ignore[attr-defined]
@@ -100,7 +105,7 @@ def _config_class(name: str) -> Any:
 
 
 def bare(name: str, model: Any) -> Any:
-    """Return the encoder in a whole model."""
+    """Return the encoder of a model that :func:`original` created."""
     if name in ("whisper", "granite-speech"):
         return model.model.encoder
     if name == "qwen3-asr":

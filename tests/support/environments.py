@@ -23,7 +23,7 @@ def pythons() -> dict[str, str]:
     for minor in range(11, 20):
         names = [shutil.which(f"python3.{minor}"), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")]
         for path in [str(name) for name in names if name]:
-            # The command can be a shim of a version manager without an installed Python.
+            # The command can be a version manager's shim for a Python that is not installed.
             if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
                 found.setdefault(f"3.{minor}", path)
     return found

@@ -9,7 +9,7 @@ import pytest
 
 
 def fast_ones(values: Iterable[Any], *fast: Any) -> list[Any]:
-    """These values as parameters: all but the ``fast`` ones are marked slow."""
+    """Return the values as parameters of a test. All values except those in ``fast`` are marked slow."""
     values = list(values)
-    assert all(value in values for value in fast), "a fast value is none of the values"
+    assert all(value in values for value in fast), "a fast value is not one of the values"
     return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]

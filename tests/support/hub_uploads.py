@@ -33,6 +33,7 @@ class UploadHub:
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Status and message of refusals, by the last step of the path, such as ``create`` or ``commit``."""
     refused_spaces: bool = False
+    """Whether the server refuses to create Spaces."""
     stored: dict[str, bytes] = field(default_factory=dict)
     """LFS objects by SHA-256."""
     requests: list[tuple[str, str]] = field(default_factory=list)

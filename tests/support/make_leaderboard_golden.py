@@ -1,7 +1,7 @@
 """Write ``leaderboard_golden.json.gz``: texts, and the results of the Open ASR Leaderboard's scorer for them.
 
 Run it as ``python -m tests.support.make_leaderboard_golden CLONE HYPOTHESES…`` with a clone of
-github.com/huggingface/open_asr_leaderboard and hypotheses of the quickstart. The environment needs kaldialign,
+github.com/huggingface/open_asr_leaderboard and the quickstart's files of hypotheses. The environment needs kaldialign,
 num2words and regex. The sentences come from our own grammars and word lists, so the file contains no text by others.
 """
 
@@ -61,7 +61,7 @@ _WORDS = {
 
 
 def rewritten(text: str, rng: random.Random) -> str:
-    """Change spellings to others that the leaderboard's rules may treat as equal."""
+    """Insert up to three words that have another spelling, which the leaderboard's rules may treat as equal."""
     words = text.split()
     for _ in range(rng.randint(0, 3)):
         words.insert(rng.randrange(len(words) + 1), rng.choice(rng.choice(_FORMS)))

@@ -66,8 +66,8 @@ def rows() -> list[dict[str, str]]:
     for texts in (sentences(rng, 400), tokens(rng, 250)):
         words = sorted({word for text in texts for word in text.split()})
         for text in texts:
-            heard = [corrupted(text, rng, rate, words) for rate in (0.25, 0.22)]
-            made.append(dict(zip(("reference", "baseline", "other"), (text, *heard), strict=True)))
+            hypotheses = [corrupted(text, rng, rate, words) for rate in (0.25, 0.22)]
+            made.append(dict(zip(("reference", "baseline", "other"), (text, *hypotheses), strict=True)))
     return made
 
 

@@ -110,7 +110,7 @@ def two_clips() -> list[np.ndarray[Any, Any]]:
 
 
 def decoder_losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
-    """The decoder's loss on each of :func:`two_clips`."""
+    """Return the decoder's loss on each of :func:`two_clips`."""
     targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in ("stop now", "left")]
     with torch.no_grad():
         return model(**TinyAudioProcessor(tokenizer)(two_clips()), targets=targets).decoder_loss

@@ -45,9 +45,9 @@ def begin(*arguments: object, **options: Any) -> Process:
 def fork(work: Callable[[], int | None], **options: Any) -> Process:
     """Start a process that does some work and exits with its result.
 
-    The process is a fork of the test. So nothing has to be imported again, which would take seconds, and patches by the
-    test remain. It has its own streams, signals and exit code. ``options`` are those of
-    :class:`subprocess.Popen`, apart from ``env``.
+    The process is a fork of the test. So it keeps the test's patches, and need not import anything again, which would
+    take seconds. It has its own streams, signals and exit code. ``options`` are those of :class:`subprocess.Popen`,
+    apart from ``env``.
     """
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options = streams | {"text": True} | options
@@ -58,8 +58,8 @@ def _work_and_exit(work: Callable[[], int | None]) -> None:
     """Do the work in the new process, in place of the program that Popen would execute."""
     code = 1
     try:
-        # The test's files stay open, because closing their numbers here could close other files later. One of them is a
-        # pipe by which Popen waits for the new process.
+        # Redirect the test's file descriptors to /dev/null. If they were closed, new files would get their numbers, and
+        # file objects of the test could later close the new files. One descriptor is a pipe on which Popen waits.
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != nowhere:

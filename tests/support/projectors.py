@@ -66,8 +66,10 @@ def before_output_norm(projector: Any, frames: Frames) -> Tensor:
 
 
 def carry_over(source: nn.Module, target: nn.Module, names: Sequence[tuple[str, str]]) -> None:
-    """Load the tensors of ``source`` into ``target``, renamed by regular expressions. No key may be missing or left
-    over."""
+    """Load the tensors of ``source`` into ``target``, with names changed by regular expressions.
+
+    ``source`` must have every tensor of ``target`` except the weight of the output norm, and no other tensor.
+    """
     own, state = target.state_dict(), {}
     for name, tensor in source.state_dict().items():
         for pattern, replacement in names:

@@ -1,8 +1,8 @@
 """A local server with the providers' APIs. It checks requests against the documentation.
 
-It checks the method, path, key, and the types and names of fields. It rejects other requests with the error format of
-the provider. `test_providers_sdks.py` tests the official clients with the same server. On demand, the server simulates
-faults. It uses only the standard library.
+The server checks the method, path, key, and the types and names of fields. It rejects requests that do not match, with
+the provider's error format. `tests/providers/test_sdks.py` tests the official clients with the same server. On demand,
+the server simulates faults. It uses only the standard library.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def run_here(
 def run_alone(
     code: str, *arguments: str | Path, cwd: Path, installed: Sequence[str] = INSTALLED, **environment: str
 ) -> Any:
-    """Like :func:`run_here`, but in a new interpreter."""
+    """Run code as :func:`run_here` does, but in a new interpreter."""
     site = only(installed, cwd / "site")
     code = f"import sys; sys.path.append({str(site)!r})\n{code}"
     return run(sys.executable, ["-I", "-S"], code, *arguments, cwd=cwd, **environment)
@@ -104,7 +104,7 @@ def _files(requirements: tuple[str, ...]) -> dict[str, Path]:
             continue
         seen.add(name)
         distribution = importlib.metadata.distribution(name)
-        # `distribution.files` parses and checks every file. PyTorch has thousands.
+        # RECORD is read instead of `distribution.files`, which checks every file. PyTorch has thousands of files.
         lines = (distribution.read_text("RECORD") or "").splitlines()
         for top in {line.partition(",")[0].partition("/")[0] for line in lines} - {"..", "__pycache__", ""}:
             found.setdefault(top, Path(str(distribution.locate_file(top))).resolve())

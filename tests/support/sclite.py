@@ -66,17 +66,17 @@ def corrupted(text: str, rng: random.Random, rate: float, words: Sequence[str]) 
     """Return a hypothesis with errors: words replaced, deleted, repeated, split or joined. Some are empty."""
     if rng.random() < rate / 10:
         return ""
-    heard: list[str] = []
+    hypothesis: list[str] = []
     for word in text.split():
         chance = rng.random() / rate
         if chance < 0.4:
-            heard.append(rng.choice(words))
+            hypothesis.append(rng.choice(words))
         elif chance < 0.55:
-            heard.append(word[:-1] or word * 2)
-        elif chance < 0.7 and heard:
-            heard[-1] += word
+            hypothesis.append(word[:-1] or word * 2)
+        elif chance < 0.7 and hypothesis:
+            hypothesis[-1] += word
         elif chance > 0.85:
-            heard.append(word)
+            hypothesis.append(word)
         if rng.random() < rate / 6:
-            heard += rng.choices([word, *words], k=rng.choice((1, 1, 2, 4)))
-    return " ".join(heard)
+            hypothesis += rng.choices([word, *words], k=rng.choice((1, 1, 2, 4)))
+    return " ".join(hypothesis)

@@ -153,7 +153,7 @@ def logged(folder: Path, key: str) -> list[Any]:
 
 
 def first_gradients(folder: Path) -> list[Tensor]:
-    """Return the gradients of a run of one step. AdamW's first average is a tenth of them."""
+    """Return the gradients of a run of one step. They are ten times AdamW's average (``exp_avg``) after that step."""
     saved = checkpoint.latest(folder / "checkpoints")
     assert saved is not None
     state = torch.load(saved / "optimizer.pt", weights_only=True)["state"]

@@ -72,7 +72,7 @@ def called(
     torch.
 
     Args:
-        site: the folder.
+        site: the folder of packages. None if there is none.
         work: the work of the fork.
         anew: other packages that the fork imports again.
         environment: variables of the fork, added to those of the test.

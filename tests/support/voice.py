@@ -1,4 +1,4 @@
-"""Voice activity by loudness, for streams of bursts and pauses."""
+"""Voice activity by loudness, for audio that consists of noise bursts and pauses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several training processes, forked from the test and connected by gloo."""
+"""Worlds of several training processes, which are forked from the test and connected by gloo."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
-    """Run ``work`` in each process of a world of ``size``, and return the results by rank.
+    """Run ``work`` in each of ``size`` processes that form a :class:`World`, and return the results by rank.
 
     Raises:
         Exception: the error of the failed process with the lowest rank.
@@ -82,7 +82,7 @@ def _member(rank: int, size: int, port: int, work: Callable[[int], Any], end: Co
         found = error
         error.add_note(traceback.format_exc())
     try:
-        # The pickles of Connection would share tensors with a process that ends here.
+        # `end.send` would put tensors into shared memory of this process, which ends here.
         end.send_bytes(pickle.dumps(found))
     finally:
         end.close()
