@@ -44,7 +44,7 @@ def _options(
         bool, Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """Options before the name of a command."""
 
 
 @app.command()
@@ -81,7 +81,9 @@ def sweep(
 @app.command()
 def compare(
     runs: arg.Runs,
-    set_name: Annotated[str | None, Option("--set", help="Evaluation set. Default: all shared sets.")] = None,
+    set_name: Annotated[
+        str | None, Option("--set", help="Evaluation set. Default: all sets that the runs have in common.")
+    ] = None,
     common: Annotated[bool, Option("--common", help="Use only the clips that all runs have.")] = False,
     normalizer: Annotated[
         str | None, Option(help=f"Text normalizer. Default: that of the runs. Or {arg.NORMALIZERS}.")
@@ -109,7 +111,7 @@ def validate(recipe: arg.RecipePath, overrides: arg.Overrides = None) -> None:
 
 @app.command()
 def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -> None:
-    """Check this machine. With a recipe, also check its real checkpoints and data."""
+    """Check this machine. With a recipe, also check its checkpoints and data."""
     from tiny_audio.commands.doctor import doctor
 
     doctor(recipe, overrides or [])
@@ -117,7 +119,7 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a resolved recipe and its parts. Lists parameter counts, widths and frame rates."""
+    """Print a recipe with all defaults, and its parts. The parts have parameter counts, dimensions and frame rates."""
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)
@@ -132,7 +134,7 @@ def plan(
     ] = None,
     price_per_hour: Annotated[float | None, Option(help="US dollars per hour. Default: a list price.")] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
-    mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum.")] = None,
+    mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum duration.")] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Estimate memory, time and money for a run. Needs no weights and no GPU.
@@ -151,11 +153,13 @@ def probe(
     memory_gb: Annotated[float | None, Option(help="Memory limit in GiB. Default: the GPU's memory.")] = None,
     margin: Annotated[float, Option(help="Share of the memory to leave free.")] = 0.1,
     durations: Annotated[str | None, Option(help="Clip durations in seconds, such as 5,10,20.")] = None,
-    random_weights: Annotated[bool, Option("--random-weights", help="Load no checkpoints.")] = False,
+    random_weights: Annotated[
+        bool, Option("--random-weights", help="Use random weights instead of reading those of checkpoints.")
+    ] = False,
     num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the lines for the recipe.
+    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the setting for recipes.
 
     The default durations are data.max_duration_s and 1/2, 1/4 and 1/8 of it. On a CPU, --memory-gb is required.
 
@@ -198,7 +202,7 @@ def reference(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes. Editors complete and check YAML with it."""
+    """Print the JSON schema of recipes. Editors can use it to complete and check YAML."""
     from tiny_audio.commands.validate import print_schema
 
     print_schema()
@@ -211,13 +215,13 @@ app.add_typer(bench_app, name="bench")
 
 @functools.cache
 def _command() -> Any:
-    """Return the command of all commands. It is built once per process, because :func:`main` may be called often."""
+    """Return the Click command of the whole program. It is built only once per process, because that is slow."""
     return typer.main.get_command(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # Run operations on the CPU that PyTorch does not support on Apple GPUs. Set this before importing PyTorch.
+    # On Apple GPUs, unsupported operations then run on the CPU. PyTorch reads this variable when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
     # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.

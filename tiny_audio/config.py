@@ -1,4 +1,8 @@
-"""The strict pydantic base class of all configs, the fields that identify a result, and the package's errors."""
+"""The strict pydantic base class of all configs, the identity of a config, and the package's errors.
+
+The identity of a config is a dict of the fields that affect a result. A saved result is reused if its identity equals
+the identity of the current config.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added later. Its default is the earlier behavior, so existing identities do not change."""
+"""Marks a field that was added to an existing config. Its default must give the earlier behavior. An identity does not
+contain the default, so the identities of existing results stay the same."""
 
 
 class Config(BaseModel):
-    """Base of every recipe section and every part's config. It is frozen, rejects unknown keys, and converts nothing.
+    """Base of every recipe section and every part's config. It is frozen, and rejects unknown keys and wrong types.
 
     Field docstrings become the descriptions in the JSON schema and in the generated docs.
     """
@@ -43,15 +48,15 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of fields that contain a path, or a path or hub id. Paths differ between machines, so they must not be part
-of an identity."""
+"""The type of a field for a local path, and of a field for either a local path or a hub id. Paths differ between
+machines, so they must not be part of an identity."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
-    """Return the dumped config without the fields that are marked with :data:`NO_IDENTITY`.
+    """Return the identity of a config: its fields and their values, without fields marked with :data:`NO_IDENTITY`.
 
-    Fields whose value is the default None are left out, so that new optional fields do not change existing identities.
-    Fields marked with :data:`LATER` are left out if they have their default.
+    A field whose default is None is left out if its value is None. A new optional field therefore does not change
+    existing identities. A field marked with :data:`LATER` is left out if it has its default.
     """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -75,7 +80,12 @@ def _identity_of_value(value: Any) -> Any:
 
 
 def problems(error: ValidationError, skip: int = 0) -> str:
-    """Return the errors of a validation in one line, each after its location without the first ``skip`` steps."""
+    """Return the errors of a validation in one line, as ``location: message; location: message``.
+
+    Args:
+        error: the errors.
+        skip: number of keys that are removed from the start of each location.
+    """
     found = (
         (".".join(map(str, one["loc"][skip:])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
     )
@@ -91,7 +101,7 @@ class TinyAudioError(Exception):
     """An error that a command shows as a message, without a traceback."""
 
     origin: str | None = None
-    """The process that raised the error, and that prints it. None means this process."""
+    """The process that prints the error, usually because it raised the error. None means this process."""
 
 
 class UserError(TinyAudioError, ValueError):
@@ -127,7 +137,8 @@ class Failure:
     def of(cls, error: Exception, origin: str) -> Failure:
         """Describe ``error``. An ``OSError`` becomes a :class:`UserError`, any other error a :class:`RunFailed`."""
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
-        # As in the command line, an OSError without file name and error number is an error of a library.
+        # An OSError of the operating system, such as a full disk, has a file name or an error number. If an OSError has
+        # neither, a library raised it, for example because a shared library could not be loaded.
         is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)
         return cls(next(kinds, UserError if is_of_system else RunFailed), str(error), origin)
 

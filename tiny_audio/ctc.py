@@ -1,4 +1,7 @@
-"""Connectionist temporal classification (Graves et al. 2006) on the encoder's frames: labels, decoding and scores."""
+"""Connectionist temporal classification (CTC; Graves et al. 2006) on the encoder's frames.
+
+This module has the settings, the labels, greedy decoding and the likelihood of a label sequence.
+"""
 
 from __future__ import annotations
 
@@ -18,49 +21,54 @@ BLANK = 0
 
 
 class CtcConfig(Config):
-    """A CTC head with characters as labels on the encoder's frames, and an auxiliary training loss.
+    """A linear CTC head that predicts characters from the encoder's frames, and its auxiliary training loss.
 
-    Small models, and models trained from scratch, learn many times faster with it. Decoding can use its scores.
+    Small models and models trained from scratch learn many times faster with this loss. Decoding can use the head's
+    scores.
     """
 
     weight: PositiveFloat = 0.5
     """Weight of the CTC loss, which is added to the decoder's loss."""
     init: Literal["random", "pretrained"] = "random"
-    """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, with its characters in lower
-    case."""
+    """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, and converts its characters to
+    lower case."""
 
 
 class AlignmentConfig(Config):
-    """An auxiliary training loss that aligns audio embeddings with the text: CTC with token embeddings as labels.
+    """An auxiliary training loss that aligns audio embeddings with the text: CTC with the decoder's tokens as labels.
 
-    It moves audio embeddings toward the embeddings of the spoken tokens. This gives the projector a denser gradient
-    before the decoder has learned to use the audio. The loss has no parameters and is not part of the trained model.
+    The loss moves audio embeddings toward the embeddings of the spoken tokens. The projector thus gets a denser
+    gradient before the decoder has learned to use the audio. The loss has no parameters and is not part of the trained
+    model.
     """
 
     weight: PositiveFloat = 0.3
-    """Weight of the loss, which is added to the decoder's loss. Both are divided by the number of target tokens."""
+    """Weight of the loss, which is added to the decoder's loss. Both losses are divided by the number of target
+    tokens."""
     steps: PositiveInt | None = None
-    """The weight falls linearly to 0 over this number of steps, after ``alone_steps``. None keeps it constant."""
+    """Number of steps, counted after ``alone_steps``, in which the weight falls linearly to 0. None keeps the weight
+    constant."""
     alone_steps: PositiveInt | None = None
-    """Number of steps at the start without the decoder. Only this loss and the CTC head's loss, if there is a head,
-    train the projector and the encoder's trainable weights and adapters. These steps are much faster, because the
-    decoder takes most of the time of a step. The decoder's weights and adapters are trained afterwards. None uses the
-    decoder in all steps."""
+    """Number of steps at the start of training that do not run the decoder. They are much faster, because the decoder
+    takes most of the time of a step. In these steps, this loss (and the CTC head's loss, if there is a head) trains the
+    projector and the encoder's trainable weights and adapters. The decoder's weights and adapters are trained
+    afterwards. None runs the decoder in all steps."""
     temperature: PositiveFloat = 0.04
     """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value. If
-    the value is too high, the loss cannot become small, because the embeddings of all tokens are similar. For example,
-    an audio embedding that equals its token's embedding gets a probability of 82 % at 0.04, but only 4 % at 0.1 (mean
-    over 20,776 labels of SmolLM2-135M)."""
+    the value is too high, the loss cannot become small, because the embeddings of all tokens are similar to each other.
+    For example, an audio embedding that equals a token's embedding gives this token a probability of 82 % at 0.04, but
+    only 4 % at 0.1 (mean over 20,776 labels of SmolLM2-135M)."""
     max_labels: PositiveInt | None = None
-    """Number of labels that are chosen: pieces of words that are frequent in the transcripts and are tokens of the
-    decoder. Other tokens are spelled with them, so rare words need no speech of their own. There are a few more labels
-    if tokens cannot be spelled. None makes every token of the transcripts a label."""
+    """Approximate number of labels. The labels are tokens of the decoder that are frequent as parts of words in the
+    transcripts. Every other token is replaced by a sequence of labels that spells it. A rare word is thus learned from
+    other words with the same labels. A token that cannot be spelled becomes an additional label. None makes every token
+    of the transcripts a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
-    """Cosine similarity of the blank to every audio embedding. An audio embedding that is less similar to every token
-    counts as a blank."""
+    """The blank has no embedding. Its cosine similarity to every audio embedding is this constant. The blank is the
+    most likely label of an audio embedding that is less similar to every token."""
 
     def weight_at(self, step: int) -> float:
-        """Return the weight in a step, counted from 0."""
+        """Return the weight of the loss in a step. Steps are counted from 0."""
         if self.steps is None:
             return self.weight
         return self.weight * min(1.0, max(0.0, 1 - (step - (self.alone_steps or 0)) / self.steps))
@@ -84,7 +92,7 @@ class CtcVocabulary:
         return len(self.characters) + 1
 
     def encode(self, text: str) -> list[int] | None:
-        """Return the labels of ``text``; None if a character is not in the vocabulary."""
+        """Return the labels of ``text``, or None if a character is not in the vocabulary."""
         if not set(text) <= set(self.characters):
             return None
         return [self.characters.index(character) + 1 for character in text]
@@ -95,7 +103,10 @@ class CtcVocabulary:
 
 
 def min_frames(labels: Sequence[int]) -> int:
-    """Return the minimum number of frames for ``labels``: one per label, and one per blank between equal labels."""
+    """Return the minimum number of frames for ``labels``.
+
+    CTC needs one frame for each label, and one for a blank between two equal labels in a row.
+    """
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
@@ -109,7 +120,10 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Return the log-probability ``[B]`` of each label sequence over all alignments; -inf with too few frames."""
+    """Return the log-probability ``[B]`` of each label sequence, summed over all alignments.
+
+    It is -inf if a clip has too few frames for its labels.
+    """
     if logits.device.type == "mps":  # PyTorch has no CTC loss for MPS
         return log_likelihood(logits.cpu(), lengths.cpu(), labels).to(logits.device)
     flat = torch.tensor([label for row in labels for label in row], dtype=torch.long, device=logits.device)

@@ -1,4 +1,4 @@
-"""Frames: a padded batch of vector sequences over time, such as features and encoder outputs."""
+"""Frames: a padded batch of vector sequences over time, such as mel features and encoder outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Frames:
     rate: float
     """Frames per second."""
     ctc_logits: Tensor | None = None
-    """``[B, T, V]``; None without a CTC head."""
+    """``[B, T, V]``, the logits of the CTC head. None if the model has no CTC head."""
 
     def row(self, index: int) -> Frames:
         """Return one clip without its padding."""

@@ -1,6 +1,7 @@
-"""Registries of parts, with the config type and builder of each name. Parts register themselves.
+"""Registries of parts. A registry maps each name to a config type and a builder.
 
-The file of a part defines a config whose ``name`` is a ``Literal``, and a builder that takes this config:
+A part registers itself when its file is imported. The file defines a config whose ``name`` is a ``Literal``, and a
+builder that takes this config:
 
     class ConvConfig(ProjectorConfig):
         name: Literal["conv"] = "conv"
@@ -8,9 +9,9 @@ The file of a part defines a config whose ``name`` is a ``Literal``, and a build
     @PROJECTORS.register
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
-A builder of several parts takes the union of their configs. In a pydantic model, ``Annotated[ProjectorConfig,
-PROJECTORS]`` is the discriminated union of all registered configs. When its schema is built, the registry is closed,
-because parts registered later would be missing from the schema.
+One builder can build several parts; its annotation is then the union of their configs. In a pydantic model,
+``Annotated[ProjectorConfig, PROJECTORS]`` is the discriminated union of all registered configs. The registry accepts no
+more parts after pydantic has built the schema of this union, because they would be missing from the schema.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# Represents a value without a known name in pydantic's error locations. The brackets are like pydantic's own "[key]".
+# The union's tag for a value that is only a name, or that has no registered name. The tag appears in the locations of
+# pydantic's errors, so it has brackets like pydantic's own tag "[key]".
 _BY_NAME = "[name]"
 
 
@@ -66,7 +68,7 @@ class Entry(Generic[ConfigT, PartT]):
 
     @property
     def module(self) -> str:
-        """The module that defines the builder. An exported model contains it."""
+        """The name of the module that defines the builder. An exported model contains this module."""
         return self.build.__module__
 
     @property
@@ -82,7 +84,7 @@ class Registry(Generic[ConfigT, PartT]):
         kind: the noun for a part in messages, such as ``"projector"``.
         config: base class of the parts' configs.
         package: the package whose modules :meth:`discover` imports; None if the parts are not in one package.
-        entry_points: the group of entry points through which installed packages add parts.
+        entry_points: the group of entry points through which installed packages add parts; None if they cannot.
     """
 
     def __init__(
@@ -177,8 +179,8 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In an exported model, all modules are in one folder and the package is a module without a path. The exported
-        # code imports its parts by name.
+        # In an exported model, all modules are in one folder, and the package is a single module without `__path__`.
+        # Nothing is imported here then, because the exported code imports its parts by name.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -227,29 +229,30 @@ class Registry(Generic[ConfigT, PartT]):
         if field is None or len(names) != 1 or field.default != names[0]:
             raise RegistryError(
                 f"{config.__module__}.{config.__qualname__} must give its name once, as "
-                f'`name: Literal["..."] = "..."` with one and the same string'
+                f'`name: Literal["..."] = "..."` with the same string in both places'
             )
         return str(names[0])
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # An extra member of the union handles values without a known name. A validator before the union would not work,
-        # because the strict validation of Python objects rejects lists for tuples.
+        # An extra member of the union handles values without a registered name. A validator before the union would not
+        # work: it turns JSON into Python objects, and strict validation of Python objects rejects a list for a tuple.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         assert schema["type"] == "tagged-union"
         choices = {name: choice for name, choice in schema["choices"].items() if name != _BY_NAME}
-        alone = {"type": "string", "enum": self.names(), "description": f"Name of the {self.kind}, with its defaults."}
+        description = f"Name of the {self.kind}. Its fields have their defaults."
+        alone = {"type": "string", "enum": self.names(), "description": description}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
-            # The name would look optional because of its default, but it is the required discriminator.
+            # The name has a default, so pydantic does not list it as required. But it is the required discriminator.
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:
-                continue  # the schema of a part that contains parts of its own kind is not complete yet
+                continue  # a part that contains parts of its own kind: its schema is not complete yet
             fields["required"] = sorted({*fields.get("required", ()), "name"})
         return {"anyOf": [alone, parts]}
 

@@ -188,7 +188,7 @@ def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
         assert process.train(1, 2.0) is None
         assert process.train(1, 2.0) is not None, "the next trial has a process of its own"
         os.kill(process._child.pid, signal.SIGTERM)
-        with pytest.raises(RunFailed, match=r"^probe: its process ended with exit code -15"):
+        with pytest.raises(RunFailed, match=r"^probe: the training process ended with exit code -15"):
             process.train(1, 2.0)
 
 

@@ -97,7 +97,7 @@ def test_values_are_split_at_commas(text: str, values: list[str]) -> None:
         (["projector"], ["'projector'", "section.field=value,value"]),
         (["training.seed=0,,1"], ["training.seed='0,,1'", "empty"]),
         (["training.seed=0,"], ["training.seed='0,'", "empty"]),
-        (["training.seed=0,1,0"], ["'training.seed=0,1,0'", "0 twice"]),
+        (["training.seed=0,1,0"], ["'training.seed=0,1,0'", "value 0 is given twice"]),
         (["augmentation.speed=[0.9,1"], ["augmentation.speed='[0.9,1'", " [;"]),
         (["prompt.user='a,b"], ['prompt.user="\'a,b"', " ';"]),
         (["training.seed=0", "training.seed=1"], ["training.seed", "twice", "training.seed=A,B"]),

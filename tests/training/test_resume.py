@@ -348,8 +348,8 @@ def test_another_recipe_is_rejected(recipe: Path, finished: Path, capsys: pytest
     first, *differences, remedy = capsys.readouterr().err.splitlines()
     assert first.startswith(f"error: {finished} ")
     assert differences == [
-        "  batching.max_clips: 3 there, 4 here",
-        "  training.learning_rate: 0.001 there, 0.002 here",
+        "  batching.max_clips: 3 in the folder, 4 in this recipe",
+        "  training.learning_rate: 0.001 in the folder, 0.002 in this recipe",
     ]
     assert "--output-dir" in remedy
 

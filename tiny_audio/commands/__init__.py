@@ -1,1 +1,4 @@
-"""The work of each command. ``cli.py`` parses the arguments, with ``model_cli.py`` and ``bench/cli.py`` here."""
+"""The implementation of each command.
+
+Arguments are parsed in ``tiny_audio/cli.py``, and in ``model_cli.py`` and ``bench/cli.py`` of this package.
+"""

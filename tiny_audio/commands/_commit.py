@@ -1,4 +1,4 @@
-"""Find the commit of this code."""
+"""Find the git commit of this package's code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 
 
-@cache  # as long as the process lives, its code stays the same
+@cache  # the code of a running process does not change
 def git_commit() -> str | None:
-    """Return the commit of this code if it runs from its own checkout, otherwise None.
+    """Return the commit if the package is imported from a checkout of its repository, otherwise None.
 
-    A virtual environment inside the checkout of another project does not count.
+    The suffix ``-dirty`` means that files have changed since the commit. If the package is installed inside a
+    checkout of another project, the result is None.
     """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():

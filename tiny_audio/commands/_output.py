@@ -11,7 +11,7 @@ from tiny_audio.config import UserError
 
 
 def json_text(value: Any) -> str:
-    """Return a value as indented JSON. Non-ASCII characters are escaped unless standard output uses UTF."""
+    """Return a value as indented JSON. Non-ASCII characters are escaped unless standard output uses a UTF encoding."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     return json.dumps(value, indent=1, ensure_ascii=not encoding.startswith("utf"))
 
@@ -22,7 +22,7 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Check that the HTML page can be written. Call this before any work begins.
+    """Check that the folder of the HTML page exists. Call this before any work begins.
 
     Raises:
         UserError: the folder of the page does not exist.

@@ -12,7 +12,7 @@ from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World, joined
 
 _TIMEOUT = timedelta(days=30)
-"""Timeout of a collective. It is long, because finished processes wait for the slowest process."""
+"""Timeout of a collective operation. It is long, because a process that has finished waits for the slowest process."""
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def joined_for_inference() -> Iterator[World]:
     """Join the other processes, if a launcher started several. See :func:`joined`.
 
     Raises:
-        Stopped: Ctrl-C or SIGTERM. Only the main process prints this.
+        Stopped: Ctrl-C or SIGTERM ended the command. Only the main process prints this error.
     """
     with joined(device_of("auto"), lambda text: print(text, file=sys.stderr), _TIMEOUT) as world:
         try:

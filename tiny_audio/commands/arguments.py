@@ -1,6 +1,6 @@
-"""Arguments and options of the commands, in the order of the command line's help.
+"""Arguments and options of the commands, in the order in which the help lists the commands.
 
-Short declarations that only one command uses are in the signature of that command. This file has no slow imports,
+A short declaration that only one command uses is in the signature of that command. This file has no slow imports,
 because ``--help`` imports it.
 """
 
@@ -51,15 +51,15 @@ Normalizer = Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}.")]
 GroupBy = Annotated[
     str | None,
     Option(
-        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: the "
-        "recipe's evaluation.group_by, else speaker if every clip has one, else no groups."
+        help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: "
+        "the recipe's evaluation.group_by, else speaker if every clip has one, else no groups."
     ),
 ]
 GroupByOfHypotheses = Annotated[
     str | None,
     Option(
-        help="Column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default for "
-        "comparisons: speaker if every clip has one, else no groups."
+        help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default "
+        "for comparisons: speaker if every clip has one, else no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
@@ -76,7 +76,7 @@ Grid = Annotated[
     ),
 ]
 SweepFolder = Annotated[
-    Path | None, Option(help="The sweep's folder. Default: sweeps/<recipe>-<content hash>.", file_okay=False)
+    Path | None, Option(help="The sweep's folder. Default: sweeps/<recipe>-<hash of the runs>.", file_okay=False)
 ]
 Runs = Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")]
 
@@ -86,7 +86,7 @@ OptionalRecipe = Annotated[
 ]
 ShippedRecipe = Annotated[str | None, Argument(metavar="NAME", help="Print this recipe. Default: list all recipes.")]
 RecipeCopy = Annotated[
-    Path | None, Option("--copy", help="Write the recipe to this file, or into this folder. Overwrites nothing.")
+    Path | None, Option("--copy", help="Write the recipe to this new file, or to a new file in this folder.")
 ]
 PartKind = Annotated[
     str | None,
@@ -102,15 +102,15 @@ PageKind = Annotated[
 
 # export and push
 ExportFolder = Annotated[Path, Argument(metavar="DIR", help="Output folder. An earlier export in it is replaced.")]
-ExportFormat = Annotated[str, Option("--format", help="A registered format. To set options: NAME:key=value,...")]
+ExportFormat = Annotated[str, Option("--format", help="Format of the export. To set its options: NAME:key=value,...")]
 MergeLora = Annotated[
     bool, Option("--merge-lora", help="Merge LoRA adapters into the weights. Loading then needs no peft.")
 ]
 Weights = Annotated[
     str | None,
     Option(
-        help="Weights to write: all or trained. With trained, loading the model downloads the base models. Default: "
-        "all."
+        help="Weights to write: all or trained. With trained, the export is smaller, and loading it downloads the base "
+        "models. Default: all."
     ),
 ]
 Step = Annotated[
@@ -170,7 +170,7 @@ Channel = Annotated[
     ),
 ]
 NoFilters = Annotated[
-    bool, Option("--no-filters", help="Transcribe all audio and suppress no text: no hallucination filters.")
+    bool, Option("--no-filters", help="Turn off the hallucination filters: transcribe all audio, and keep all text.")
 ]
 
 # serve
@@ -178,8 +178,8 @@ ApiKeys = Annotated[
     list[str] | None,
     Option(
         metavar="KEY",
-        help="A key that clients must send. Can be repeated. Other users of this machine can see keys in arguments; "
-        "use the variable or --api-key-file. Default: no key is needed.",
+        help="A key that clients must send. Can be repeated. Other users of this machine can see keys in arguments, so "
+        "prefer the variable or --api-key-file. Default: no key is needed.",
         envvar="TINY_AUDIO_API_KEY",
         show_default=False,
     ),
@@ -189,7 +189,7 @@ AllowedOrigins = Annotated[
     list[str] | None,
     Option(
         metavar="ORIGIN",
-        help="Allow web pages of another origin, such as https://example.com. Can be repeated.",
+        help="Allow requests from web pages of this origin, such as https://example.com. Can be repeated.",
         show_default=False,
     ),
 ]
@@ -201,7 +201,7 @@ Targets = Annotated[
         metavar="TARGET",
         help="The folder of a run or of a model (runs/mine:hotwords=names.txt), a model on the hub "
         "(openai/whisper-small:language=en), or provider:NAME:key=value,... such as provider:deepgram:model=nova-3. "
-        "API keys come from the environment.",
+        "API keys are read from environment variables.",
     ),
 ]
 EvaluationData = Annotated[
@@ -225,8 +225,9 @@ Hypotheses = Annotated[
 Cost = Annotated[
     str | None,
     Option(
-        help="Costs of edits: unit (1 each, as in jiwer), sclite (4/3/3, as in NIST's sclite), compounds or joined (1 "
-        "each; compounds match, as on the Open ASR Leaderboard). Default: the costs of the normalizer."
+        help="Costs of edits: unit (1 each, as in jiwer), sclite (substitutions 4, deletions and insertions 3, as in "
+        "NIST's sclite), compounds or joined (1 each, but words that differ only in spaces match, as on the Open ASR "
+        "Leaderboard). Default: the costs of the normalizer."
     ),
 ]
 

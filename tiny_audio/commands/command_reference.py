@@ -17,9 +17,9 @@ Every command that takes a recipe also accepts changes to it, as `KEY=VALUE`; se
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | another failure, such as a loss that diverged |
-| 2 | an error in the request: one message, no traceback |
-| 3 | stopped by a signal, with the state saved; the same command continues |
+| 1 | failed, although the request was valid; for example, the loss diverged |
+| 2 | the request is not valid, or cannot be carried out; a message says what to correct |
+| 3 | stopped by a signal; the state is saved, and the same command continues |
 """
 
 

@@ -77,8 +77,8 @@ class ConsoleCallback:
     def step(self, step: int, values: dict[str, Any]) -> None:
         """Update the progress bar. Without a terminal, print a line every 100 steps."""
         decoder_loss = values["decoder_loss"]
-        aligns = decoder_loss is None  # the decoder is left out
-        losses = f"alignment {values['alignment_loss']:.3f}" if aligns else f"loss {decoder_loss:.3f}"
+        skips_decoder = decoder_loss is None
+        losses = f"alignment {values['alignment_loss']:.3f}" if skips_decoder else f"loss {decoder_loss:.3f}"
         if values["ctc_loss"] is not None:
             losses += f", CTC {values['ctc_loss']:.3f}"
         speed = f"{values['audio_hours_per_hour']:.0f} h/h"
@@ -106,7 +106,7 @@ class ConsoleCallback:
 
 
 def sets_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Format the metrics of each set, with extra rows for unnormalized text and the CTC head."""
+    """Format the metrics of each evaluation set, with extra rows for unnormalized text and the CTC head."""
     rows = []
     for name, scores in sets.items():
         rows.append(((name,), scores))
@@ -119,7 +119,7 @@ def sets_table(sets: dict[str, dict[str, Any]]) -> str:
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:
-    """Format the resource usage of a run, and how each value was obtained."""
+    """Format the resource usage of a run (its ledger), and how each value was obtained."""
     known = ledger_rows(ledger)
     room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
     rows: list[tuple[str, str, str]] = []

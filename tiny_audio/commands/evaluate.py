@@ -75,7 +75,11 @@ def evaluate(
 
 
 def _check_same(sets: Sequence[DataSet], world: World) -> None:
-    """Check that all processes have the same clips."""
+    """Check that this process has the same clips as the main process.
+
+    Raises:
+        UserError: a set has different clips.
+    """
     fingerprints = world.broadcast_from_main(lambda: {data.name: data.fingerprint for data in sets})
 
     def check() -> None:
@@ -101,14 +105,20 @@ def _note(text: str) -> None:
 
 
 class _SharedWithTraining:
-    """Compares evaluation sets with training data. Runs with the same training data are compared once."""
+    """Finds evaluation clips that are also in the training data of a run.
+
+    If several runs have the same training data, the data is read once.
+    """
 
     def __init__(self, sets: Sequence[DataSet]) -> None:
         self._evaluation = EvaluationSounds({data.name: data.clips for data in sets})
         self._known: dict[str, Compared] = {}
 
     def of(self, target: Target) -> Compared:
-        """Return the overlap of each set with the training data of a run, or nothing if the target is not a run."""
+        """Return the overlap of each evaluation set with the training data of ``target``.
+
+        The result is empty if the target is not a run. The overlaps are None if the training data cannot be read.
+        """
         path = _recipe_of(target)
         if path is None:
             return {}
@@ -120,7 +130,7 @@ class _SharedWithTraining:
                 _note(f"comparing with the training data of {target.label}")
                 found = RunClips(recipe, {}, UNBOUNDED_DURATION_S).compare(self._evaluation)
                 self._known[key] = {name: shared.comparison for name, shared in found.items()}
-        except (UserError, RegistryError):  # the training data or the plugin that reads it is gone
+        except (UserError, RegistryError):  # the training data, or the plugin that reads it, no longer exists
             return dict.fromkeys(self._evaluation.sets)
         return self._known[key]
 

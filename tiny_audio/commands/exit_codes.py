@@ -41,7 +41,8 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))
-        # Report errors such as a full disk. An OSError without errno and filename means that a library was not loaded.
+        # An OSError of the operating system, such as a full disk, has an errno or a filename. An OSError has neither if
+        # a shared library could not be loaded.
         if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
             discard_unwritable_output()
             return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")
@@ -55,7 +56,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that files are closed. Commands that save state set their own handlers."""
+    """Handle SIGTERM like Ctrl-C, so that files are closed. Commands that save their state replace this handler."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -68,7 +69,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(error: BaseException | str, code: int, prefix: str = "") -> int:
-    """Print the error, unless another process of this command prints it. Return ``code``."""
+    """Print the error, unless another process prints it. Return ``code``."""
     if not (isinstance(error, TinyAudioError) and error.origin):
         print(f"{prefix}{error}" or "stopped", file=sys.stderr)
     return code

@@ -24,8 +24,8 @@ def export(
         run: folder of a run, of one of its checkpoints, or of an exported model.
         folder: the output folder. An earlier export in it is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
-        merge_lora: merge adapters into the base weights.
-        weights: the format's option ``weights``. None uses the default.
+        merge_lora: merge LoRA adapters into the base weights.
+        weights: the format's option ``weights``. None uses the format's default.
         step: export the checkpoint of this step of the run. None exports the trained model.
 
     Raises:

@@ -1,5 +1,7 @@
-"""Arguments of the commands that use a trained model or its hypotheses. This file has no slow imports, because
-``--help`` imports it."""
+"""Arguments of the commands that use a trained model or its hypotheses.
+
+This file has no slow imports, because ``--help`` imports it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def push(
     model: arg.Model,
     repo: arg.Repo,
     private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
-    space: Annotated[bool, Option("--space", help="Also push a Space REPO: a Gradio app to try the model.")] = False,
+    space: Annotated[bool, Option("--space", help="Also push a Space: a Gradio app to try the model.")] = False,
 ) -> None:
     """Upload an exported model to the Hugging Face hub. The token comes from HF_TOKEN or `hf auth login`.
 
@@ -95,23 +97,25 @@ def transcribe(
 @model_app.command()
 def serve(
     model: arg.Model,
-    host: Annotated[str, Option(help="Address to listen on. 0.0.0.0: all networks; add --api-key.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port to listen on. 0: any free port.", min=0, max=65535)] = 8000,
+    host: Annotated[
+        str, Option(help="Address to listen on. 0.0.0.0 makes the server reachable for others; add --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to listen on. 0 chooses a free port.", min=0, max=65535)] = 8000,
     api_key: arg.ApiKeys = None,
     api_key_file: arg.ApiKeyFile = None,
     allow_origin: arg.AllowedOrigins = None,
     model_name: Annotated[str | None, Option(help="Name for clients. Default: the folder's name.")] = None,
-    max_padded_s: Annotated[float, Option(help="Seconds of audio in a batch, with padding.", min=1)] = 120.0,
-    max_upload_mb: Annotated[float, Option(help="Largest upload.", min=0.001)] = 100.0,
-    max_duration_s: Annotated[float, Option(help="Longest recording.", min=1)] = 7200.0,
-    max_requests: Annotated[int, Option(help="Requests at a time. Further requests get status 429.", min=1)] = 128,
-    max_streams: Annotated[int, Option(help="Live streams at a time.", min=1)] = 32,
+    max_padded_s: Annotated[float, Option(help="Maximum seconds of audio in a batch, with padding.", min=1)] = 120.0,
+    max_upload_mb: Annotated[float, Option(help="Maximum size of an upload.", min=0.001)] = 100.0,
+    max_duration_s: Annotated[float, Option(help="Maximum duration of a recording.", min=1)] = 7200.0,
+    max_requests: Annotated[int, Option(help="Maximum requests at a time. More get status 429.", min=1)] = 128,
+    max_streams: Annotated[int, Option(help="Maximum live streams at a time.", min=1)] = 32,
     request_timeout_s: Annotated[float, Option(help="Maximum time for a transcription.", min=1)] = 600.0,
     hotwords: arg.Hotwords = None,
     no_filters: arg.NoFilters = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
 ) -> None:
-    """Serve a model over HTTP, for clients of OpenAI's audio API. Concurrent requests share batches.
+    """Serve a model over HTTP, for clients of OpenAI's audio API. Concurrent requests are batched together.
 
     Example: tiny-audio serve runs/mine --port 8000
     """
@@ -141,7 +145,7 @@ def serve(
 def evaluate(
     targets: arg.Targets,
     data: arg.EvaluationData,
-    max_samples: Annotated[int | None, Option(help="Clips per set. Default: all.", min=1)] = None,
+    max_samples: Annotated[int | None, Option(help="Maximum clips per set. Default: all.", min=1)] = None,
     output_dir: arg.EvaluationFolder = Path("runs/evaluation"),
     normalizer: arg.Normalizer = "whisper_english",
     group_by: arg.GroupByOfHypotheses = None,

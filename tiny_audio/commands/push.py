@@ -25,13 +25,13 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
         folder: folder of an exported model or of a finished run.
         repo: ``owner/name``.
         private: make a new repository private. An existing repository is not changed.
-        space: also upload a Space of the same name, in which visitors can try the model.
+        space: also upload a Space of the same name: an app in which visitors can try the model.
 
     Yields:
         the URLs of the commits: first the model's, then the Space's.
 
     Raises:
-        UserError: the export is incomplete, there is no token, or the hub rejects the upload or does not answer.
+        UserError: the export is incomplete, there is no token, the hub rejects the upload, or the hub does not answer.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
@@ -40,7 +40,7 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
     source, export = _format_of(folder)
     export.check_pushable(source)
     if space and not (source / "requirements.txt").is_file():
-        raise UserError(f"{source}: requirements.txt is missing, which a Space needs; export it again")
+        raise UserError(f"{source}: a Space needs requirements.txt, which is missing; export the model again")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -68,7 +68,7 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
 
 
 def _push_space(api: HfApi, repo: str, model: CommitInfo, requirements: Path, *, private: bool) -> CommitInfo:
-    """Upload a Space that runs one commit of a model's repository."""
+    """Upload a Space that runs the model of this commit. Return the Space's commit."""
     from tiny_audio.serving.space import write_space
 
     api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
@@ -81,7 +81,7 @@ def _push_space(api: HfApi, repo: str, model: CommitInfo, requirements: Path, *,
 
 @contextmanager
 def _hub_errors(api: HfApi, repo: str) -> Iterator[None]:
-    """Turn the errors of uploads into messages."""
+    """Turn the errors of an upload into a UserError that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 

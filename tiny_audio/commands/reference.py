@@ -1,4 +1,4 @@
-"""``tiny-audio reference``: generate pages about the registered parts and their fields from the code."""
+"""``tiny-audio reference``: generate pages about recipes, registered parts and commands from the code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _INTRODUCTION = {
 
 
 _FIELDS_INTRODUCTION = (
-    "Sections of a [recipe](recipes.md). The fields of its parts and sources are in [encoders](encoders.md), "
+    "The sections of a [recipe](recipes.md). The fields of its parts and sources are in [encoders](encoders.md), "
     "[projectors](projectors.md), [decoders](decoders.md) and [sources](sources.md)."
 )
 
@@ -85,12 +85,13 @@ def reference_page(kind: str, registry: Registry[Any, Any]) -> str:
 
 
 def fields_page() -> str:
-    """Return Markdown for the sections of a recipe, except parts, which have their own pages."""
+    """Return Markdown for the sections of a recipe. Parts are left out, because they have their own pages."""
     lines = [_NOTICE, "", "# Fields of a recipe", "", _FIELDS_INTRODUCTION]
     for name, field in Recipe.model_fields.items():
         for section in _sections(field.annotation) if _registry(field.metadata) is None else ():
             lines += ["", f"## {name}", "", _prose(inspect.cleandoc(section.__doc__ or "")), ""]
-            lines += [] if field.default is not None else ["Off by default; `{}` turns it on with its defaults.", ""]
+            if field.default is None:
+                lines += ["Off by default. The value `{}` turns this section on with its defaults.", ""]
             lines += _fields(section.model_fields)
     return "\n".join(lines) + "\n"
 
@@ -100,7 +101,8 @@ def _section(entry: Entry[Any, Any], shared: dict[str, FieldInfo]) -> Iterator[s
     if issubclass(entry.config, TransformersPartConfig):
         layers = ", ".join(f"`{name}`" for name in entry.config.linear_layers or ())
         yield ""
-        yield f"Attention: {', '.join(f'`{name}`' for name in entry.config.attentions)}; `auto` uses the first. " + (
+        attentions = ", ".join(f"`{name}`" for name in entry.config.attentions)
+        yield f"Values of `attention`: {attentions}; `auto` uses the first. " + (
             f"Names for `lora.targets`: {layers}."
             if layers
             else "The names for `lora.targets` depend on the checkpoint."

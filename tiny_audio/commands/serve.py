@@ -44,7 +44,8 @@ def serve(
     """Serve a model until SIGTERM or Ctrl-C.
 
     Raises:
-        UserError: the extra is not installed, the model cannot be loaded, or the address cannot be used.
+        UserError: a package of the extra ``serve`` is missing, the model cannot be loaded, or the address or an option
+            cannot be used.
     """
     try:
         from tiny_audio.serving.app import create_app
@@ -75,7 +76,7 @@ def serve(
         live=LiveLimits(max_streams=max_streams),
     )
     if not all(options.api_keys):
-        raise UserError("an API key is empty; give a key, or leave the option out to allow requests without a key")
+        raise UserError("an API key is empty; give a key, or remove the option to allow requests without a key")
     _check_origins(options.allowed_origins)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with listen(host, port) as listening:
@@ -117,7 +118,7 @@ def _is_origin(text: str) -> bool:
 
 
 def _end_at_once() -> NoReturn:
-    """End the process. Without this, Python would wait until the running batch is finished."""
+    """End the process at once. A normal exit would wait until the running batch is finished."""
     print("stopped at once; running requests were ended", file=sys.stderr, flush=True)
     os._exit(STOPPED)
 

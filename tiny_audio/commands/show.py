@@ -1,4 +1,4 @@
-"""``tiny-audio show`` and ``tiny-audio list``: print a resolved recipe and its parts, or the registered parts."""
+"""``tiny-audio show`` prints a recipe and its parts. ``tiny-audio list`` prints all registered parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe with all defaults, its run id, and a row for each part.
+    """Return the recipe with all defaults, its run id, and a table row for each part.
 
     Models are built on the meta device, so no weights are read. Parts with random weights need no network.
 
@@ -99,7 +99,7 @@ def check_kind(kind: str, known: Iterable[str]) -> None:
 
 
 def list_registered(kind: str | None) -> dict[str, list[dict[str, str]]]:
-    """Return names, summaries and modules of the registered parts, by kind.
+    """Return the names, summaries and modules of the registered parts, by kind.
 
     Raises:
         UserError: the kind does not exist.

@@ -221,7 +221,7 @@ def test_the_command_prints_json(
     assert json.loads(output.out) == json.loads((finished / "results.json").read_text())
     assert "6 of 6 units are done already" in output.err
     assert main([*command, "--seconds", "3"]) == 2
-    assert "--steps and --seconds are both budgets; give one of them" in capsys.readouterr().err
+    assert "--steps and --seconds both set the budget; give one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ _NUM_LABELS = 29  # the blank, a to z, space, apostrophe
 
 
 def random_frames(batch_size: int, num_frames: int, dim: int, rate: float, device: torch.device) -> Frames:
-    """Return random frames ``[B, T, D]`` of full length. Their CTC labels change every second frame on average."""
+    """Return random frames ``[B, T, D]`` without padding. The CTC labels change every second frame on average."""
     values = torch.randn(batch_size, num_frames, dim, device=device)
     changes = torch.rand(batch_size, num_frames, device=device) < 0.5
     labels = changes.cumsum(1) % _NUM_LABELS
@@ -23,7 +23,7 @@ def random_frames(batch_size: int, num_frames: int, dim: int, rate: float, devic
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Return the peak memory that the allocator reports during ``step``, minus the memory allocated before it."""
+    """Return the peak of allocated memory during ``step``, minus the memory that was allocated before ``step``."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

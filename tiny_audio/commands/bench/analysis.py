@@ -13,9 +13,9 @@ from tiny_audio.analysis.scoring.metrics import mean_over_seeds
 from tiny_audio.evaluation.hypotheses import Hypothesis
 
 AGAIN: Final = "again"
-"""Control: the baseline, trained again with other seeds."""
+"""Control: the baseline, trained again with other seeds. The comparison should show no difference."""
 DEGRADED: Final = "degraded"
-"""Control: a variant that is degraded on purpose."""
+"""Control: a variant that is degraded on purpose. The comparison should find it worse than the baseline."""
 
 Control = Literal["again", "degraded"]
 
@@ -26,6 +26,7 @@ class Outcome:
 
     label: str
     section: Mapping[str, Any]
+    """The ``projector`` section of the variant's recipe."""
     control: Control | None
     """None if the variant is not a control."""
     results: Sequence[Mapping[str, Any]]
@@ -54,10 +55,10 @@ class Analysis:
     differences: Mapping[tuple[str, str], Difference]
     """Differences by label and set, without the baseline."""
     columns: Mapping[str, str | None]
-    """For each set, the metadata column whose groups are resampled as a whole. None resamples utterances."""
+    """For each set, the metadata column whose groups are resampled as a whole. None resamples single utterances."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``group_by``, ``variants``, ``comparisons`` and ``controls``, as in ``results.json``."""
+        """Return the part of ``results.json`` with ``group_by``, ``variants``, ``comparisons`` and ``controls``."""
         columns = set(self.columns.values())
         controls = [outcome for outcome in self.outcomes if outcome.control is not None]
         return {
@@ -116,7 +117,7 @@ class Analysis:
 def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Analysis:
     """Compare every variant with the baseline on every set, by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-    Holm's correction treats the variants as one family of comparisons, and the controls as another family.
+    Holm's correction for multiple comparisons treats the variants as one family, and the controls as another family.
     """
     systems = {outcome.label: _systems(outcome, scoring.normalizer) for outcome in outcomes}
     families = [

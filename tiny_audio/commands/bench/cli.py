@@ -20,7 +20,7 @@ def bench_projectors(
         Argument(
             metavar="RECIPE",
             callback=warn_of_local_recipe,
-            help="Provides the encoder and decoder. Default: frames of 1280 channels, and embeddings of 2048.",
+            help="Provides the encoder and decoder. Default: frames with 1280 channels, and embeddings with 2048.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -33,14 +33,14 @@ def bench_projectors(
     ] = None,
     do_train: Annotated[bool, Option("--train", help="Train every variant and compare word error rates.")] = False,
     durations: Annotated[str | None, Option(help="Clip durations in seconds. Default: 5,20.")] = None,
-    batch_sizes: Annotated[str | None, Option(help="Clips in a batch. Default: 1,4.")] = None,
+    batch_sizes: Annotated[str | None, Option(help="Numbers of clips in a batch. Default: 1,4.")] = None,
     max_time: Annotated[float | None, Option(help="Seconds to measure each case. Default: 1.", min=0)] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda or mps. Default: auto.")] = None,
     steps: Annotated[
         int | None, Option(help="With --train: steps per variant and seed. Default: training.steps.", min=1)
     ] = None,
     seconds: Annotated[
-        float | None, Option(help="With --train: seconds per variant and seed, instead of steps.", min=1)
+        float | None, Option(help="With --train: seconds of training per variant and seed, instead of steps.", min=1)
     ] = None,
     seeds: Annotated[str | None, Option(help="With --train: seeds. Default: 0,1,2.")] = None,
     baseline: Annotated[
@@ -50,7 +50,7 @@ def bench_projectors(
         bool,
         Option(
             "--controls",
-            help="With --train: also train the baseline with other seeds, and degraded controls that must be worse.",
+            help="With --train: also train the baseline with other seeds, and degraded variants that must be worse.",
         ),
     ] = False,
     no_feature_cache: Annotated[

@@ -104,7 +104,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
         raise UserError("--train needs a recipe, such as bench_projectors")
     check_alone("bench")
     if options.steps is not None and options.seconds is not None:
-        raise UserError("--steps and --seconds are both budgets; give one of them")
+        raise UserError("--steps and --seconds both set the budget; give one of them")
     budget = None
     if options.steps is not None or options.seconds is not None:
         budget = Budget(options.steps, options.seconds)

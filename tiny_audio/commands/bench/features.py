@@ -1,7 +1,7 @@
 """Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
 
-Each pair of an encoder and a set of clips has a folder, named by a hash over everything that affects the frames. The
-files ``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips, and are memory-mapped.
+Each pair of an encoder and a set of clips has a folder. Its name is a hash of everything that affects the frames. The
+files ``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips. They are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -132,7 +132,7 @@ class FeatureCache:
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
-        """Return a hash over everything that affects the frames: weights, front end, precision, code and clips."""
+        """Return a hash of everything that affects the frames: weights, front end, precision, versions and clips."""
         return content_hash(
             {
                 "encoder": self._encoder,
@@ -174,13 +174,13 @@ class FeatureCache:
                     },
                 }
         if not rows:
-            raise UserError(f"no clip could be read; the first problem of {len(dropped)}: {dropped[0].detail}")
+            raise UserError(f"none of {len(dropped)} clips could be read; the first error: {dropped[0].detail}")
         index = {"frames": written, **shape, "clips": rows, "dropped": [asdict(drop) for drop in dropped]}
         (aside / "index.json").write_text(json.dumps(index))
         commit_folder(aside, folder)
 
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
-        """Yield batches of readable clips, each with its number of samples, and their frames.
+        """Yield batches of readable clips, and their frames. Each clip is paired with its number of samples.
 
         Clips that cannot be read are added to ``dropped``.
         """
@@ -245,5 +245,5 @@ def _fingerprint(model: TinyAudioModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """Return the raw bytes of a tensor. They are read as uint8, because NumPy has no bfloat16."""
+    """Return the raw bytes of a tensor. NumPy has no bfloat16, so the tensor is viewed as uint8."""
     return tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,7 +1,6 @@
 """Measure the cost of projectors (time, memory, parameters, FLOPs, embedding rate) for clip durations and batch sizes.
 
-pytest-benchmark runs the cases of ``_cases.py`` in a separate process. It calibrates, warms up, and chooses the number
-of rounds.
+pytest runs ``_cases.py`` in a separate process. pytest-benchmark warms up and chooses the number of rounds.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class ProjectorShape:
 
 @dataclass(frozen=True)
 class Effort:
-    """The durations and batch sizes to measure, and the time for each case."""
+    """The clip durations and batch sizes to measure, and the time for each case."""
 
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
@@ -129,7 +128,7 @@ def _check(variants: Sequence[Variant], shape: ProjectorShape, effort: Effort, d
 
 
 def _check_sizes(variants: Sequence[Variant], shape: ProjectorShape, device: torch.device) -> None:
-    """Reject variants whose weights and gradients, in fp32, do not fit into memory."""
+    """Reject variants that cannot be built, or whose weights and gradients in fp32 do not fit into memory."""
     memory = device_bytes(device)
     context = ProjectorContext(shape.in_dim, shape.out_dim, shape.frame_rate, 1.0)
     for variant in variants:

@@ -1,7 +1,7 @@
-"""Trained benchmark: train projector variants with one recipe, one budget, one order of the data, and several seeds.
+"""Trained benchmark: train projector variants with several seeds. Recipe, budget and order of the data are the same.
 
-A unit is one variant with one seed. Each unit has a result folder, named by a hash of everything that affects the
-result. The same command therefore continues where it stopped. If variants or seeds are added, finished units are kept.
+A unit is one variant with one seed. The name of a unit's result folder is a hash of everything that affects the result.
+The same command therefore continues where it stopped. If variants or seeds are added, finished units are kept.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class TrainedBenchmark:
         note: receives progress messages.
 
     Raises:
-        UserError: settings contradict each other, or variants do not fit the recipe. The message lists all problems.
+        UserError: settings exclude each other, or variants do not fit the recipe. The message lists all such variants.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -101,7 +101,7 @@ class TrainedBenchmark:
             given = ", ".join(map(str, plan.seeds)) or "none"
             raise UserError(
                 f"--seeds: at least {MIN_SEEDS} different seeds are needed to measure the variation between seeds, not "
-                f"{given}; such as --seeds 0,1,2"
+                f"{given}; give more, such as --seeds 0,1,2"
             )
         if plan.baseline is not None and plan.baseline not in labels:
             raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")
@@ -132,8 +132,8 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with ``changes`` and the budget's steps.
 
-        A benchmark compares the weights of the last step. Evaluation during training and the choice of other weights
-        are turned off.
+        A benchmark compares the weights of the last step. Evaluation during training, and settings that choose other
+        weights, are therefore turned off.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
@@ -144,7 +144,7 @@ class TrainedBenchmark:
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
-        """Return all units. They are ordered by seed, so that all variants have results early."""
+        """Return all units, ordered by seed. Every variant thus has its first result early."""
         plan, compared = self.plan, self.plan.variants.compared
         chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
             (variant, None, plan.seeds) for variant in compared
@@ -230,12 +230,12 @@ class TrainedBenchmark:
     def _inputs(self) -> dict[str, Any]:
         """Everything that affects the result of a unit, except its recipe."""
         inputs = asdict(training_inputs(self.recipe, self._train_clips, self._start))
-        inputs.pop("selection")  # benchmarks have none
+        inputs.pop("selection")  # a benchmark does not use training.keep_best
         return {
             "train": inputs.pop("data"),
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
-            # Do not reuse results of older versions, which applied the duration bounds of training to evaluation.
+            # Older versions applied the duration bounds of training to evaluation. Do not reuse their results.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
@@ -346,7 +346,7 @@ class TrainedBenchmark:
             "sets": sets,
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # Parse the text, so that the caller gets the same types as from the file.
+        # Parse the text again, so that the returned values have the same types as those in the file.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "results.json", text)
         written: dict[str, Any] = json.loads(text)

@@ -51,10 +51,10 @@ class TrainingBatch:
 
 
 class BenchmarkClips(Protocol):
-    """The clips of a benchmark, as frames or as waveforms."""
+    """The clips of a benchmark, as cached frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze weights that cannot be trained on these clips."""
+        """Freeze the weights that these clips cannot train."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -67,12 +67,12 @@ class BenchmarkClips(Protocol):
 
 @dataclass(frozen=True)
 class CachedClips:
-    """Clips as cached frames."""
+    """Clips as cached frames of a frozen encoder."""
 
     train: Features
     evaluation: Mapping[str, Features]
     without_decoder: bool = False
-    """Whether hypotheses are the tokens that are most similar to the audio embeddings."""
+    """Whether hypotheses are the tokens most similar to the audio embeddings, instead of the decoder's output."""
 
     def prepare(self, model: TinyAudioModel) -> None:
         """Freeze the CTC head, because its logits are cached."""
@@ -122,7 +122,7 @@ class CachedClips:
 
 @dataclass(frozen=True)
 class WaveformClips:
-    """Clips as waveforms, which are encoded at every step, as in ``tiny-audio run``."""
+    """Clips as waveforms. As in ``tiny-audio run``, they are encoded at every step."""
 
     train: ClipSet
     evaluation: Mapping[str, ClipSet]
@@ -162,10 +162,11 @@ class Trained:
 
     steps: int
     wall_s: float
-    """Total seconds of the steps, without building and evaluating the model."""
+    """Seconds of all steps together. Building and evaluating the model is not included."""
     skipped_steps: int
     curve: list[tuple[int, float]]
-    """(step, mean decoder loss per token since the previous entry). Without the decoder, it is the alignment loss."""
+    """Pairs of a step and the mean decoder loss per token since the previous pair. Without the decoder, the loss is the
+    alignment loss."""
 
 
 def train(
@@ -175,7 +176,7 @@ def train(
     budget: Budget,
     without_decoder: bool = False,
 ) -> Trained:
-    """Train until the budget is spent, with the alignment loss alone if ``without_decoder``.
+    """Train until the budget is spent. If ``without_decoder``, train with the alignment loss alone.
 
     Raises:
         RunFailed: training diverged, a GPU ran out of memory, or no clip can be used.
@@ -188,7 +189,7 @@ def train(
     alone_steps = 0 if without_decoder else recipe.alone_steps
     for _ in loop.steps(_endless(epochs)):
         if progress.step <= alone_steps:
-            progress.start_window()  # the decoder has no loss yet
+            progress.start_window()  # this step has no decoder loss
         elif progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
             loss = progress.window_alignment_loss if without_decoder else progress.window_decoder_loss
             curve.append((progress.step, loss / progress.window_tokens))

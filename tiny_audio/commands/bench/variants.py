@@ -57,9 +57,9 @@ def read_variants(text: str | None) -> Variants:
 
     Args:
         text: None selects every registered projector with its defaults. The path of a YAML file selects the projectors
-            in its section ``variants``, and controls in the optional section ``controls``. Both sections map labels to
-            projectors. Any other text is a list of projectors with optional labels and fields: ``swiglu,conv``,
-            ``conv:hidden_dim=512``, ``wide=swiglu:stack=4+hidden_dim=16384``.
+            in the file's section ``variants``, and the controls in its optional section ``controls``. Both sections map
+            labels to projectors. Any other text is a comma-separated list of projectors with optional labels and
+            fields, such as ``swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384``.
 
     Raises:
         UserError: the text or file is not valid.
@@ -78,7 +78,7 @@ def _from_text(text: str) -> Variant:
     if not name or not all("=" in item for item in overrides) or not _LABEL.fullmatch(label or name):
         raise UserError(
             f"--variants: {text!r} must be name, name:field=value+field=value or label=name:field=value, such as "
-            "swiglu,conv:hidden_dim=512; or give a YAML file with a section `variants`"
+            "conv:hidden_dim=512; or give a YAML file with a section `variants`"
         )
     section = apply_overrides({"name": PROJECTORS.entry(name).name}, overrides)
     return Variant(label or text.replace(":", " ").replace("+", " "), section)

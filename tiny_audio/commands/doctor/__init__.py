@@ -20,16 +20,16 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
     """
     recipe = load_recipe(path, overrides) if path else None
     healthy = _print(examine_machine())
-    if recipe is not None and not audio_pair_problem():  # without torchaudio, the checks cannot be imported
+    if recipe is not None and not audio_pair_problem():  # if torchaudio does not work, the checks cannot be imported
         from tiny_audio.commands.doctor.recipe import examine
 
         healthy = _print(examine(recipe)) and healthy
     if not healthy:
-        raise UserError("fix the problems that are marked ✗ before you run a recipe here")
+        raise UserError("correct the problems that are marked ✗ before you run a recipe on this machine")
 
 
 def _print(findings: Iterator[Finding]) -> bool:
-    """Print the findings, and return whether none is a problem."""
+    """Print the findings. Return True if no finding is a problem."""
     healthy = True
     for finding in findings:
         print(finding, flush=True)

@@ -1,4 +1,4 @@
-"""Check the checkpoints of a recipe, the tokenizer and the prompt for ``tiny-audio doctor``."""
+"""Check the checkpoints, the tokenizer and the prompt of a recipe for ``tiny-audio doctor``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
-    """Yield findings about the encoder, decoder and prompt. Return the limits from the checkpoints that can be read."""
+    """Yield findings about the encoder, decoder and prompt. Return the limits that the readable checkpoints set."""
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
     if recipe.decoder.quantization:
@@ -43,7 +43,7 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
     try:
         known = read_part(part)
         local = on_disk(part)
-        if local is None:  # there may be gigabytes to download
+        if local is None:  # do not download the weights, which may be several gigabytes
             detail = "can be read; its weights are not checked, because they are not downloaded yet"
         else:
             detail = f"can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are complete"
@@ -60,7 +60,7 @@ def _num_parameters(part: TransformersPartConfig) -> int:
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # Freeze the part to save memory: it keeps the data types of the files. Attention is checked separately.
+    # A frozen part needs less memory, because it keeps the data types of its files. Attention is checked separately.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

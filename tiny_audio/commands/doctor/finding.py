@@ -10,6 +10,7 @@ class Finding:
     """The result of one check."""
 
     what: str
+    """What was checked, such as ``GPU`` or ``encoder``."""
     detail: str
     is_problem: bool = False
     is_warning: bool = False

@@ -32,12 +32,12 @@ _VARIABLES = re.compile(
     r"|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|(https?|no)_proxy",
     re.IGNORECASE,
 )
-"""Environment variables that change how this package behaves."""
+"""Names of environment variables that change how this package behaves."""
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
-"""With less, ``doctor`` warns: default checkpoints and a corpus need more, small recipes do not."""
+"""``doctor`` warns if less space is free: the default checkpoints and a corpus need more. Small recipes need less."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""With less, nothing can be trained or downloaded."""
+"""``doctor`` reports a problem if less space is free, because nothing can be trained or downloaded then."""
 
 
 def examine_machine() -> Iterator[Finding]:

@@ -27,10 +27,11 @@ from tiny_audio.training.initialize import PretrainedHead
 
 _T = TypeVar("_T")
 _SAMPLES = 3
+"""Maximum number of examples that are shown of each kind, such as clips of a source."""
 _TRANSCRIPTS = 2_000
 """Maximum number of transcripts that are checked per source."""
 _SHOWN = 200
-"""Maximum number of characters of a target text that are shown."""
+"""Maximum number of characters of a clip's target text that are shown."""
 
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
@@ -125,7 +126,7 @@ def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
 def _targets(
     place: str, references: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
 ) -> Iterator[Finding]:
-    """Check the target texts of a sample of transcripts."""
+    """Report how ``data.target_text`` changes the given transcripts, and problems of the resulting target texts."""
     changed = [(before, after) for before, after in zip(references, targets, strict=True) if before != after]
     for before, after in _spread(changed, _SAMPLES):
         yield Finding(f"{place} target", f"{before!r} → {after!r}")
@@ -146,7 +147,10 @@ def _targets(
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """Return at most ``count`` items, spread evenly, because corpora are often sorted."""
+    """Return at most ``count`` items, spread evenly over the sequence.
+
+    A corpus is often sorted, so its first items are not representative.
+    """
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -162,7 +166,7 @@ def _clip(recipe: Recipe, clip: Clip, target: str, max_duration_s: float) -> Fin
     detail = f"{duration_s:.2f} s, {frames} frames: {shown!r}"
     problem = too_many_characters(target, duration_s)
     if problem is None and recipe.ctc is not None and min_frames([ord(character) for character in target]) > frames:
-        problem = "the text has more characters than this clip's frames can spell"
+        problem = "the text has too many characters for CTC on this number of frames"
     if problem:
-        detail += f"; {problem}; check that they belong together"
+        detail += f"; {problem}; check that the text belongs to the audio"
     return Finding(clip.id, detail, problem is not None)

@@ -17,18 +17,19 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Default share of the memory to leave free. Batches of different lengths fragment memory."""
+"""Default share of the memory to leave free, because batches of different lengths fragment memory in training."""
 MOST_CLIPS = 512
+"""Maximum number of clips in a trial."""
 _RESOLUTION = 0.05
-"""Relative precision of the number of clips. It is smaller than the default margin."""
+"""Relative precision of the number of clips. It is smaller than the default margin, so the result is safe."""
 
 Trial = Callable[[int], Measured | None]
-"""A function that trains on this number of clips. It returns None if they do not fit into memory."""
+"""A function that trains on the given number of clips. It returns None if they do not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The largest batch of clips of one duration that fits."""
+    """The largest batch that fits into memory, for clips of one duration."""
 
     duration_s: float
     clips: int
@@ -44,7 +45,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Probe:
-    """The largest batches that fit, and the resulting batching settings."""
+    """The largest batches that fit into memory, and the batching settings that follow from them."""
 
     device: str
     memory_bytes: int
@@ -56,24 +57,27 @@ class Probe:
 
     @property
     def budget_s(self) -> float:
-        """Padded seconds that fit into one process in every bucket. Buckets with :data:`MOST_CLIPS` set no limit."""
+        """Seconds of audio, with padding, that fit into one process for every duration.
+
+        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit.
+        """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
 
     @property
     def max_padded_s(self) -> float:
-        """Padded seconds of a global batch, which is divided among all processes.
+        """Seconds of audio, with padding, in a global batch. A global batch is divided among all processes.
 
-        If c clips are divided among n processes, one process may get ⌈c/n⌉ clips. This is up to (n - 1)/n clips more
-        than c/n.
+        If c clips are divided among n processes, a process gets up to ⌈c/n⌉ clips, which can be (n - 1)/n clips more
+        than c/n. The budgets of all processes together are therefore reduced by n - 1 clips of the longest duration.
         """
         others = self.num_processes - 1
-        # A global batch that fits into one process is always safe.
+        # A global batch that fits into one process also fits if it is divided.
         return max(self.budget_s, self.num_processes * self.budget_s - others * self.buckets[0].duration_s)
 
     @property
     def max_clips(self) -> int:
-        """Total number of clips of the shortest duration that fit into all processes."""
+        """Number of clips of the shortest duration that fit into all processes together."""
         return self.num_processes * self.buckets[-1].clips
 
     def as_json(self) -> dict[str, Any]:
@@ -148,9 +152,10 @@ def probe_recipe(
         margin: share of the memory to leave free.
         durations_s: durations of the clips, one for each bucket. None uses the longest duration and 1/2, 1/4 and 1/8 of
             it.
-        random_weights: build the architectures of checkpoints without reading their weights. The memory is the same.
-        num_processes: number of processes that will train together. Only one process is measured, and the result is
-            computed for all processes together.
+        random_weights: do not read the weights of checkpoints. Their architectures have random weights instead, which
+            need the same memory.
+        num_processes: number of processes that will train together. Only one process is measured. The result for all
+            processes together is computed from it.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
@@ -190,7 +195,7 @@ def probe_recipe(
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """Return the largest number of clips that fits, to within 5 %, and its measurement.
+    """Return the largest number of clips that fits, with an error of at most 5 %, and its measurement.
 
     If not even one clip fits, return 0 and None.
     """

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 STEPS = 2
-"""Steps per trial. The first step allocates the optimizer's moments, so the second needs the most memory."""
+"""Steps per trial. The first step allocates the optimizer's moments, so the second step needs the most memory."""
 _ALLOCATION = {
-    # Return freed blocks to the kernel at once, and use one arena for all threads.
+    # Return freed blocks to the kernel at once, and use one arena for all threads. The measured memory of the process
+    # is then close to the memory in use.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -40,7 +41,7 @@ class Measured:
     step_s: float
     """Seconds per optimizer step."""
     batches: int
-    """Batches per optimizer step, at most two. More batches would not need more memory."""
+    """Number of batches per optimizer step, at most two. More batches would not need more memory."""
 
 
 class Process:
@@ -50,7 +51,7 @@ class Process:
         recipe: the recipe to train.
         memory_gb: memory limit in GiB. None uses all memory of the GPU.
         margin: share of the memory to leave free.
-        random_weights: do not read the weights of checkpoints.
+        random_weights: use random weights instead of reading those of checkpoints.
     """
 
     device_name: str
@@ -128,7 +129,7 @@ class Process:
         code = self._leave()
         if code == -9:  # SIGKILL, which the kernel sends when memory runs out
             return None
-        raise RunFailed(f"probe: its process ended with exit code {code}; see its output above")
+        raise RunFailed(f"probe: the training process ended with exit code {code}; see its output above")
 
     def _leave(self) -> int:
         """Wait until the process ends, and return its exit code."""
@@ -161,7 +162,7 @@ def serve() -> None:
 
 
 class _Bench:
-    """A model in training, with its optimizer and memory limits."""
+    """A model that is trained on synthetic batches, with its optimizer and memory limits."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import torch
@@ -181,7 +182,7 @@ class _Bench:
         outside = 0
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info()
-            outside = total - free  # memory of the CUDA context and of other processes
+            outside = total - free  # used by the CUDA context and by other processes
             self.memory_bytes = int(order["memory_gb"] * GIB) if order["memory_gb"] else total
             self.device_name = torch.cuda.get_device_name()
         else:
@@ -199,12 +200,12 @@ class _Bench:
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
         self.optimizer = build_optimizer(self.model, recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # so that training on noise cannot make weights non-finite
+            group["lr"] = 0.0  # the weights must stay finite, although the model is trained on noise
         if recipe.execution.compile:
             compile_layers(self.model, self.device)
 
     def train(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Return the peak memory of two steps in bytes (None if it ran out) and the seconds of the second step."""
+        """Take two steps. Return the peak memory in bytes (None if memory ran out), and the second step's seconds."""
         import torch
 
         from tiny_audio.training.step import OutOfMemory
@@ -238,7 +239,7 @@ class _Bench:
             world=World(),
             alignment_weight=alignment.weight if alignment else 0.0,
         )
-        assert result.is_finite, "a skipped step creates no moments"
+        assert result.is_finite, "a skipped step does not allocate the optimizer's moments"
 
     def _score(self, clips: int, duration_s: float) -> TargetScores:
         from tiny_audio.training.precision import autocast
@@ -261,6 +262,7 @@ class _Bench:
         targets = [torch.zeros(text_tokens_of(recipe, duration_s), dtype=torch.long, device=self.device)] * clips
         spell: Sequence[int] = ()
         if recipe.ctc is not None:
+            # Speech has about 15 characters per second. CTC needs at least one frame for each.
             letters = min(round(duration_s * 15), int(self.model.encoder.num_frames(lengths.min())))
             spell = [1 + index % 2 for index in range(letters)]
         return {
@@ -280,7 +282,7 @@ class _Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak memory of this process
 
     def _peak(self) -> int:
         import torch

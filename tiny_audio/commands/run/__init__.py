@@ -1,8 +1,8 @@
-"""``tiny-audio run``: prepare, train, export, evaluate, report. Idempotent and resumable.
+"""``tiny-audio run``: prepare, train, export, evaluate and report. A run is idempotent and resumable.
 
-Each stage has its own module and its own identity. ``state.json`` in the run folder records the finished stages and
-their identities. The same command continues unfinished work, redoes only stages whose identity changed, and otherwise
-does nothing.
+Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
+``state.json`` in the run folder records the finished stages and their identities. The same command continues unfinished
+work, and repeats finished stages whose identity has changed. Otherwise, it does nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Run:
             the report, as in ``report.json``. None in all processes except the main process.
 
         Raises:
-            UserError: the folder contains a run of another recipe or is in use, or a checkpoint or the data cannot be
+            UserError: the folder is in use or contains a run of another recipe, or a checkpoint or the data cannot be
                 used.
             Stopped: a signal arrived. Finished work is saved.
             RunFailed: training diverged.
@@ -62,7 +62,8 @@ class Run:
             training = TrainStage(run, stop, world)
             is_trained = world.broadcast_from_main(training.is_done)
             world.broadcast_from_main(training.write_recipe)
-            # After training, read the limits from the export, because the pretrained checkpoints may be gone.
+            # The maximum duration of clips depends on the model. After training, read it from the export, because the
+            # pretrained checkpoints may no longer exist.
             limits = world.main_first(
                 lambda: exported_limits(self.recipe, run.model_folder) if is_trained else check_recipe(self.recipe)
             )
@@ -82,7 +83,7 @@ class Run:
         is_synthetic = any(source.name == "synthetic" for source in self.recipe.data.evaluation.values())
         hint = "; synthetic speech is synthesized now if it is not in the cache" if is_synthetic else ""
         run.callback.note(f"reading the evaluation data{hint}")
-        normalizer(self.recipe.evaluation.normalizer)  # a missing package is reported before training
+        normalizer(self.recipe.evaluation.normalizer)  # if its package is missing, fail now and not after training
         run.clips.index_evaluation()
         return run.state.datasets
 

@@ -1,4 +1,4 @@
-"""Load the model of any saved step of a run, finished or not."""
+"""Load the model of a saved step of a run. The run need not be finished."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class SavedStep:
 
     @classmethod
     def find(cls, source: Path, step: int | None) -> SavedStep | None:
-        """Find the checkpoint of ``step`` in the run folder ``source``, or read the checkpoint folder ``source``.
+        """Find a checkpoint. ``source`` is a run folder that has a checkpoint of ``step``, or a checkpoint folder.
 
         Returns:
             the checkpoint. None if ``source`` is not a checkpoint folder and no step is given.
 
         Raises:
-            UserError: ``source`` has no checkpoint of this step. The message lists the saved steps.
+            UserError: ``source`` is not a run folder, or has no checkpoint of this step. The message lists the saved
+                steps.
         """
         if source.parent.name == _FOLDER and (source / "progress.json").is_file():
             run, given = source.parent.parent, read_progress(source).step
@@ -73,7 +74,7 @@ class SavedStep:
         """
         state = RunState.read(self.run)
         if state is None or state.training is None or state.training.spelling is None:
-            raise UserError(f"{self.run} has no state.json of a training; give the folder of a run")
+            raise UserError(f"{self.run} has no state.json of a run that began to train; give the folder of a run")
         check_whole(self.folder)
         recipe, training, learned = load_recipe(self.run / "recipe.yaml"), state.training, state.training.spelling
         start = StartingPoint.of(recipe)
@@ -91,7 +92,11 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Check that the frozen weights come from the same source. They are not in the checkpoint."""
+        """Check that the run's pretrained weights have not changed. A checkpoint does not contain frozen weights.
+
+        Raises:
+            UserError: the encoder, the decoder or ``training.init_from`` has changed.
+        """
         recorded = training.inputs
         recipe = pinned(recipe, recorded)
         for name, before, found in (

@@ -27,10 +27,10 @@ from tiny_audio.training.trainer import Callback
 
 
 class Stage(Protocol):
-    """One step of a run, with its own identity."""
+    """One stage of a run, such as training or the export. Its identity contains what affects its result."""
 
     def is_done(self) -> bool:
-        """Whether the folder has the stage's result for the current identity."""
+        """Return whether the run folder has the stage's result for the current identity."""
 
     def run(self) -> None:
         """Run the stage and record its result in the state."""
@@ -74,7 +74,7 @@ class RunClips:
 
     Args:
         recipe: the recipe whose sources are read.
-        commits: commit of each data set on the hub. Existing entries are kept, and missing entries are added.
+        commits: commit of each data set on the hub. Reading a set adds its commit if it is missing.
         longest_evaluation_s: maximum duration of a clip that is scored.
     """
 
@@ -97,7 +97,7 @@ class RunClips:
 
     @cached_property
     def overlaps(self) -> Mapping[str, Shared]:
-        """Overlaps between each evaluation set and the training clips, according to the indexes.
+        """Overlaps between each evaluation set and the training clips. Sounds are not compared.
 
         Raises:
             UserError: a source cannot be read.
@@ -129,12 +129,12 @@ class RunClips:
     def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
         """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
 
-        Clips with an overlap that ``evaluation.exclude_shared`` lists are dropped. The comparison is None if the
-        training data cannot be read.
+        ``evaluation.exclude_shared`` lists properties, such as the speaker. Clips that share one of these properties
+        with a training clip are dropped. The comparison is None if the training data cannot be read.
 
         Raises:
-            UserError: see :meth:`evaluation`. With ``evaluation.exclude_shared``, also if the training data cannot be
-                read, or if no clip is left.
+            UserError: see :meth:`evaluation`. If ``evaluation.exclude_shared`` is set, this error is also raised if the
+                training data cannot be read, or if no clip is left.
         """
         found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
         try:
@@ -149,7 +149,7 @@ class RunClips:
         if not kept:
             raise UserError(
                 f"data.evaluation.{name}: evaluation.exclude_shared excludes all {len(found.clips)} clips, because all "
-                "overlap with the training data; name another set, or exclude less"
+                "overlap with the training data; use another evaluation set, or exclude less"
             )
         dropped = (
             Dropped(found.clips[row].id, "shared_with_training", "see evaluation.exclude_shared")

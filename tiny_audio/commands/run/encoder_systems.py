@@ -1,4 +1,8 @@
-"""The stage that transcribes one evaluation set with recognizers that use the encoder but not the decoder."""
+"""The stage that transcribes one evaluation set with recognizers that use the encoder but not the decoder.
+
+These are the model's CTC head and the encoder's published checkpoint. Compared with them, the report shows what the
+decoder adds.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +29,14 @@ from tiny_audio.training.precision import autocast
 
 _HEAD = "CTC head"
 _FAIREST: NormalizerName = "whisper_english"
-"""The normalizer for the checkpoint's recognizer. The recognizer may write digits, capitals and punctuation that the
-references do not have. The normalizer removes these differences."""
+"""The normalizer for hypotheses of the encoder's checkpoint. They may have digits, capitals and punctuation that the
+references do not have. The normalizer removes these differences, so the comparison is fair."""
 
 
 class EncoderSystemsStage(SetStage):
     """Records the hypotheses of recognizers without the decoder, for the comparison in the report.
 
-    The stage's identity is the identity of the set's scores, the encoder's section of the recipe, and the maximum
+    The stage's identity contains the identity of the set's scores, the encoder's section of the recipe, and the maximum
     number of clips. If a recognizer cannot be used, the stage prints the reason, and the run continues.
     """
 
@@ -46,7 +50,7 @@ class EncoderSystemsStage(SetStage):
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Whether the set was transcribed with this identity and the current scores, or there is nothing to do."""
+        """Return whether the set was transcribed with this identity and these clips, or there is nothing to do."""
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):
             return True
@@ -78,8 +82,8 @@ class EncoderSystemsStage(SetStage):
         model, tokenizer = self._model.loaded
         timed = _load(spread(clips, NUM_TIMED), model.longest_clip_s(LONGEST_CHUNK_S))
         with autocast(recipe.training.precision, model.device):
-            whole = Transcriber(model, tokenizer, filter_hallucinations=False)
-            speed = measure_speed(whole.transcribe, timed) if timed else None
+            transcriber = Transcriber(model, tokenizer, filter_hallucinations=False)
+            speed = measure_speed(transcriber.transcribe, timed) if timed else None
             if recipe.ctc is not None:
                 own = measure_speed(ctc_head(model), timed) if timed else None
                 yield RecordedSystem(_HEAD, recipe.evaluation.normalizer, None, own, speed)
@@ -102,13 +106,13 @@ class EncoderSystemsStage(SetStage):
 
 
 def recorded(run: RunContext) -> dict[str, EncoderSystemsState]:
-    """Return the recorded states of the recipe's sets. Empty if the recipe leaves the comparison out."""
+    """Return the recorded states of the recipe's sets. The result is empty if the recipe turns the comparison off."""
     states = run.state.encoder_systems if run.recipe.evaluation.encoder_system_clips else {}
     return {name: states[name] for name in run.recipe.data.evaluation if name in states}
 
 
 def read_systems(run: RunContext) -> list[EncoderSystem]:
-    """Return the recorded systems of all sets with their hypotheses."""
+    """Return the recorded systems of all sets, each with its hypotheses."""
     found = []
     for name, state in recorded(run).items():
         for system in state.systems:

@@ -1,4 +1,4 @@
-"""The evaluation stage: transcribe one evaluation set with the export, and score it."""
+"""The evaluation stage: transcribe one evaluation set with the exported model, and score the hypotheses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tiny_audio.training.precision import autocast
 
 
 class EvaluationModel:
-    """The exported model on the run's device, loaded when the first set needs it."""
+    """The exported model on the run's device. It is loaded when the first stage needs it."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -65,25 +65,28 @@ class SetStage:
 
 
 class EvaluateStage(SetStage):
-    """Scores one set.
+    """Scores one evaluation set.
 
-    The stage's identity is the generation settings, the evaluation settings and the set's section of the recipe.
+    The stage's identity contains the generation settings, the evaluation settings and the set's section of the recipe.
     """
 
     def identity(self) -> str:
-        """Return a hash of the settings. It includes the paths of the set, because a different file has other clips."""
+        """Return a hash of the settings. It includes the set's paths, because another file may have other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Whether the set was scored with this identity and the same clips. Unreadable data counts as unchanged."""
+        """Return whether the set was scored with this identity and the same clips.
+
+        If the clips can no longer be read, they count as unchanged.
+        """
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
         try:
             return done.data == self._run.clips.unchecked_evaluation(self._name).fingerprint
-        except UserError:  # the data can no longer be read; keep the scores
+        except UserError:  # the clips can no longer be read
             return True
 
     def run(self) -> None:
@@ -114,9 +117,11 @@ class EvaluateStage(SetStage):
 
 
 def score(recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> Evaluation:
-    """Evaluate clips with the recipe's settings. The scores include the bits from audio.
+    """Evaluate clips with the recipe's settings.
 
-    The hypotheses of the measured clips have ``losses``, a :class:`tiny_audio.analysis.audio_bits.ClipLosses`.
+    The scores include the bits from audio, which measure how much the model uses the audio; see
+    :mod:`tiny_audio.analysis.audio_bits`. The bits are measured on some of the clips. The hypotheses of these clips
+    have ``losses``, a :class:`tiny_audio.analysis.audio_bits.ClipLosses`.
     """
     settings = recipe.evaluation
     evaluation = evaluate_clips(

@@ -15,18 +15,19 @@ from tiny_audio.training.ledger import Overhead
 class ExportStage:
     """Exports the model.
 
-    The stage's identity is the generation settings. They are part of the export, so a change exports the model again.
+    The stage's identity is the generation settings. They are part of the export, so the model is exported again if they
+    change.
     """
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
 
     def identity(self) -> dict[str, Any]:
-        """The generation settings."""
+        """Return the generation settings."""
         return self._run.recipe.generation.model_dump(mode="json")
 
     def is_done(self) -> bool:
-        """Whether the export has the current generation settings."""
+        """Return whether the export has the current generation settings."""
         export = self._run.state.export
         return export is not None and export.generation == self.identity()
 

@@ -33,7 +33,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
         _check_empty(folder)
         state = RunState(identity, now())
     recorded = state.recipe
-    for kind in ("encoder", "decoder"):  # older versions recorded paths
+    for kind in ("encoder", "decoder"):  # older versions recorded the paths of local checkpoints
         recorded = recorded | {kind: without_path(recorded[kind])}
     differences = sorted(_differences(recorded, identity))
     if differences:
@@ -59,7 +59,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    # A run writes its state first, so files without a state do not belong to a run.
+    # A run writes its state before its other files. So without a state, these files do not belong to a run.
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(
@@ -74,4 +74,4 @@ def _differences(recorded: Any, wanted: Any, path: str = "") -> Iterator[str]:
             below = f"{path}.{key}" if path else str(key)
             yield from _differences(recorded.get(key), wanted.get(key), below)
     elif recorded != wanted:
-        yield f"{path}: {json.dumps(recorded)} there, {json.dumps(wanted)} here"
+        yield f"{path}: {json.dumps(recorded)} in the folder, {json.dumps(wanted)} in this recipe"

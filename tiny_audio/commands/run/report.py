@@ -37,7 +37,8 @@ _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "bitsa
 class ReportStage:
     """Writes the report.
 
-    The stage's identity is the scores, the generation settings, the price per hour and the grid's carbon intensity.
+    The stage's identity contains the identities of the scores, the generation settings, the price per hour and the
+    carbon intensity of the power grid.
     """
 
     def __init__(self, run: RunContext) -> None:
@@ -50,16 +51,16 @@ class ReportStage:
         self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
-        """Return a hash of the identities of the scores and of the settings that the report shows."""
+        """Return a hash of everything that the report shows."""
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        scored = [scored, systems] if systems else scored  # older versions had no such systems
+        scored = [scored, systems] if systems else scored  # older versions had no systems; their hashes stay the same
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
     def is_done(self) -> bool:
-        """Whether all files exist and were written with this identity."""
+        """Return whether all files exist and were written with this identity."""
         return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
 
     def run(self) -> None:
@@ -102,9 +103,9 @@ class ReportStage:
         }
 
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
-        """Return the audio address of a row's clip, found by its id.
+        """Return the audio address of a row's clip, or None if the clip is not found.
 
-        ``audio_filepath`` is not used, because older versions wrote other names into it.
+        The clip is found by its id. Its ``audio_filepath`` is not used, because older versions wrote other names there.
         """
         name = row["id"].split("/")[0]
         try:

@@ -35,7 +35,7 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class LearnedVocabulary:
-    """The vocabulary learned from the transcripts, and the fingerprint of their clips."""
+    """The vocabulary learned from the transcripts, and ``data``, the fingerprint of the training clips."""
 
     data: str
     tokenizer: str | None
@@ -55,7 +55,7 @@ class TrainingState:
 
     inputs: TrainingInputs
     work: Work | None = None
-    """FLOPs of a clip. None if the model cannot run on the meta device."""
+    """FLOPs of a clip, from a dry run on the meta device. None if the dry run failed."""
     spelling: LearnedVocabulary | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class TrainingState:
 
     @property
     def config_durations(self) -> dict[str, float] | None:
-        """The durations as the model's config has them."""
+        """The durations as a dict, as in the model's config."""
         return None if self.clip_durations is None else asdict(self.clip_durations)
 
 
@@ -105,24 +105,25 @@ class RecordedSystem:
 
 @dataclass(frozen=True)
 class EncoderSystemsState:
-    """The recognizers that use the encoder but not the decoder, on one evaluation set. The list may be empty."""
+    """The recognizers that use the encoder but not the decoder, on one evaluation set."""
 
     identity: str
     data: str
     """Fingerprint of the clips."""
     systems: list[RecordedSystem]
+    """Empty if no such recognizer could be used."""
     took: dict[str, Any] | None = None
 
 
 @dataclass
 class RunState:
-    """The state that a run saves, so that the next start can continue it."""
+    """The state that a run saves, so that the same command can continue the run."""
 
     recipe: dict[str, Any]
     """The training identity of the recipe."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Commit of each data set by repository. A run keeps using these commits, even if there are newer ones."""
+    """Commit of each data set on the hub, by repository. The run uses these commits even if there are newer ones."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)

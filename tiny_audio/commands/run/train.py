@@ -46,21 +46,21 @@ _INPUT_NAMES = {
 
 
 _MONITORED = ("wer", "cer", *BITS)
-"""The scores in the lines of ``metrics.jsonl`` that are written for evaluations."""
+"""The scores that an evaluation during training writes to ``metrics.jsonl``."""
 
 
 class TrainStage:
     """Trains in all processes. The main process also records the state and exports the model.
 
-    The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must match
-    the one in the run folder's state (see :mod:`tiny_audio.commands.run.prepare`).
+    The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must equal
+    the training identity in the run folder's state (see :mod:`tiny_audio.commands.run.prepare`).
     """
 
     def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
         self._run, self._stop, self._world = run, stop, world
 
     def is_done(self) -> bool:
-        """Whether training is finished and exported.
+        """Return whether training is finished and the model is exported.
 
         If only the export is missing, :meth:`run` exports the last checkpoint.
         """
@@ -70,11 +70,12 @@ class TrainStage:
     def write_recipe(self) -> None:
         """Write the resolved recipe. If training is finished, first check the training clips.
 
-        Paths are not part of the identity of a recipe, so another manifest has the same run folder. The clips
-        are read only if the recipe names other data than before, because the data of a finished run may be gone.
+        Paths are not part of a recipe's identity. So a recipe with another manifest can have the same run folder, and
+        its clips must be compared with those of the finished run. If ``data.train`` is unchanged, the clips are not
+        read, because the data of a finished run may no longer exist.
 
         Raises:
-            UserError: the clips are not those of the finished run, or they or the run's recipe cannot be read.
+            UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
         """
         run, path = self._run, self._run.folder / "recipe.yaml"
         if self.is_done() and path.is_file() and load_recipe(path).data.train != run.recipe.data.train:
@@ -112,7 +113,7 @@ class TrainStage:
         world.broadcast_from_main(self._note_overlaps)
         vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
         model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, vocabulary))
-        scores = world.is_main or recipe.execution.parallel == "fsdp"
+        scores = world.is_main or recipe.execution.parallel == "fsdp"  # a sharded model runs only in all processes
         monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(
             recipe, model, clips, target_encoder, run.folder, self._stop, run.callback, monitor, work, world
@@ -139,7 +140,7 @@ class TrainStage:
         vocabulary: TranscriptVocabulary,
         steps: Sequence[int],
     ) -> TinyAudioModel:
-        """Load the trained model, unsharded, from the checkpoints of its final weights."""
+        """Return the unsharded trained model. Its weights are read from the checkpoints of the steps ``steps``."""
         folder = self._run.folder / "checkpoints"
         model = assemble(recipe, clips, start, vocabulary)[0]
         set_types(model, recipe.training.precision, device_of(recipe.execution.device))
@@ -147,7 +148,7 @@ class TrainStage:
         return model
 
     def _inputs(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-        """Return the inputs of training, including the set of ``training.keep_best``."""
+        """Return the inputs of training, including the evaluation set of ``training.keep_best``."""
         best = recipe.training.keep_best
         selection = self._run.clips.evaluation(best.set).fingerprint if best else None
         return replace(training_inputs(recipe, clips, start), selection=selection)
@@ -179,11 +180,14 @@ class TrainStage:
         return inputs, recorded.work
 
     def _work(self, recipe: Recipe) -> Work | None:
-        """Return the FLOPs of a clip from a dry run. Call this before random seeds are set."""
+        """Return the FLOPs of a clip from a dry run.
+
+        A dry run may use random numbers, so call this before random seeds are set.
+        """
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
-        except (UserError, RuntimeError) as error:  # a trainable part may not run on the meta device
+        except (UserError, RuntimeError) as error:  # not every part that can be trained runs on the meta device
             self._run.callback.note(
                 f"the dry run of the model failed, so its FLOPs are not counted: {first_line(error)}"
             )
@@ -246,7 +250,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
     Raises:
         UserError: an input differs. The message names the first such input.
     """
-    own = replace(own, selection=inputs.selection)  # only the main process reads the evaluation sets
+    own = replace(own, selection=inputs.selection)  # only the main process reads this evaluation set
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:

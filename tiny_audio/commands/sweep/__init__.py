@@ -42,7 +42,8 @@ class Sweep:
         folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the grid>``.
 
     Raises:
-        UserError: a combination is not valid, or the runs could not be compared. The message lists all errors.
+        UserError: combinations are not valid, or the runs cannot be compared. The message lists the invalid
+            combinations.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
@@ -91,9 +92,7 @@ class Sweep:
 
     def _run(self, index: int, run: Combination) -> Exception | None:
         """Complete one run. Return its error, or None if it succeeded."""
-        from tiny_audio.commands.run import (
-            Run,  # imports transformers, which a dry run does not need
-        )
+        from tiny_audio.commands.run import Run  # imports transformers, which a dry run does not need
 
         folder = self.folder / run.folder
         self._record(run, "running")
@@ -105,7 +104,7 @@ class Sweep:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # A RuntimeError may mean that this variant does not fit into the GPU's memory. Others may fit.
+                # A RuntimeError may mean that this run does not fit into the GPU's memory. Other runs may fit.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
                 # Our own errors have complete messages. For other errors, record the traceback.
@@ -115,7 +114,7 @@ class Sweep:
             finally:
                 gc.collect()
                 empty_cache()
-            assert report is not None, "the first process returns the report"
+            assert report is not None, "the main process gets the report, and a sweep has only this process"
             rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
             callback.note(f"[{index}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")
@@ -133,7 +132,7 @@ class Sweep:
         for run in finished:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
-        # Runs have different clips if the sweep changes limits on durations.
+        # If the sweep changes limits on durations, the runs have different clips. Compare the clips that all runs have.
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))

@@ -17,6 +17,7 @@ SEED = "training.seed"
 """Runs that differ only in this field belong to one variant."""
 _MAX_COMBINATIONS = 1000
 _MAX_VALUE = 32
+"""Maximum number of characters of a value in a folder name."""
 _OPENING, _CLOSING = "[{", "]}"
 
 
@@ -25,7 +26,7 @@ class Combination:
     """One run of a sweep.
 
     Args:
-        values: the value of each swept key, as written.
+        values: for each key with several values, the value of this run as the user wrote it.
         name: name in tables, such as ``projector=conv, seed=1``.
         variant: the name without the seed.
         folder: name of the run folder. It contains the values and the run id.
@@ -76,12 +77,12 @@ def split_values(text: str) -> list[str]:
     values.append(text[start:])
     values = [value.strip() for value in values]
     if len(values) > 1 and not all(values):
-        raise UserError(f"{text!r}: has an empty value between commas; remove a comma, or write null")
+        raise UserError(f"{text!r}: there is an empty value between commas; remove a comma, or write null")
     return values
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Separate the overrides with one value, which apply to all runs, from the keys with several values.
+    """Separate the overrides with one value from the keys with several values. The former apply to all runs.
 
     Raises:
         UserError: an override has no ``=``, a key or value is given twice, or no key has several values.
@@ -102,14 +103,14 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
             raise UserError(f"override {key}={error}") from None
         twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
         if twice is not None:
-            raise UserError(f"override {override!r}: has the value {twice} twice; remove one of them")
+            raise UserError(f"override {override!r}: the value {twice} is given twice; remove one of them")
         if len(values) > 1:
             grid[key] = values
         else:
             fixed.append(override)
     if not grid:
         raise UserError(
-            "nothing to sweep: give a key several values, such as projector=swiglu,conv; a single run is started by "
+            "nothing to sweep: give a key several values, such as projector=swiglu,conv. To start a single run, use "
             "`tiny-audio run`"
         )
     return fixed, grid
@@ -205,7 +206,8 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
     """Return the name of a run folder.
 
-    If a value cannot be used as part of a file name, a hash of all values is added to keep names distinct.
+    If a value contains characters that are not allowed in the name, or is too long, a hash of all values is added, so
+    that names stay distinct.
     """
     words, exact = [], True
     for key, value in values.items():

@@ -1,7 +1,7 @@
-"""``tiny-audio transcribe``: transcribe audio files, folders and standard input to texts, tables and subtitles.
+"""``tiny-audio transcribe``: transcribe audio files, folders and standard input to text, tables or subtitles.
 
-If a launcher started several processes, each process transcribes a share of the recordings and writes their files. The
-main process writes standard output, progress and the summary.
+If a launcher started several processes, each process transcribes a share of the recordings, and writes the files of
+its share. The main process writes standard output, progress and the summary.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
 @dataclass
 class Outcome:
-    """The outcome of all recordings."""
+    """What was done with all recordings of a command."""
 
     done: int = 0
+    """Number of recordings that were transcribed."""
     skipped: int = 0
     """Number of recordings whose output already existed."""
     truncated: list[str] = field(default_factory=list)
     """Recordings whose text was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
-    """A message with the reason for each recording without any text."""
+    """A message with the reason, for each recording without any text."""
     suppressed: list[str] = field(default_factory=list)
-    """A message with seconds and reasons for each recording of which a part has no text."""
+    """A message for each recording that has parts without text. It states their duration in seconds and the reasons."""
     unusual: list[str] = field(default_factory=list)
     """A warning for each recording that is far shorter than the clips that the model was trained on."""
     left_out: list[str] = field(default_factory=list)
@@ -65,7 +66,8 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
 
     Raises:
-        UserError: see :func:`transcribe`, or some recordings could not be read.
+        UserError: see :func:`transcribe`. The error is also raised if a recording cannot be read, or its transcript
+            cannot be written. It is raised after all other recordings are transcribed.
     """
     with joined_for_inference() as world:
         outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True), world)
@@ -103,9 +105,9 @@ def transcribe(
         model: folder of a run or of an exported model.
         inputs: audio files, folders with audio files at any depth, pipes, or ``-`` for standard input.
         options: how to transcribe and write.
-        write: receives the text for standard output in parts, in the order of the recordings. Only the main process
-            calls it.
-        world: the processes that share the recordings. All of them call this function.
+        write: receives the text for standard output in parts, in the order of the recordings. It is called only in the
+            main process.
+        world: the processes that share the recordings. Every process must call this function.
 
     Raises:
         UserError: the model cannot be loaded or does not support the options, or there is nothing to transcribe.
@@ -118,7 +120,7 @@ def transcribe(
             output = world.collective(
                 lambda: OutputFolder(folder, model_folder(model), recordings, options, world.rank)
             )
-            # Machines without a shared disk have different files in this folder.
+            # Without a shared disk, each machine has different files in this folder.
             own = {index for index, one in enumerate(recordings) if output.is_done(one)}
             done = set.union(*world.gather(own))
         waiting = [index for index in range(len(recordings)) if index not in done]
@@ -133,7 +135,7 @@ def transcribe(
 
 
 def _find(model: Path, inputs: Sequence[Path], options: Options, world: World, stack: ExitStack) -> Inputs:
-    """Find the recordings, and check that there is a model and that they can be transcribed with the options."""
+    """Check the model's folder and the options, and find the recordings."""
     model_folder(model)
     if options.output_dir is None and stdout_is_closed():
         raise UserError("standard output is closed, so the transcripts would be lost; open it, or add --output-dir")

@@ -61,7 +61,7 @@ def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
-    """Return a recording as a JSON object."""
+    """Return a recording as a JSON object. If there is an ``error``, the other values are null."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}

@@ -24,9 +24,9 @@ from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
 _ADDRESS = re.compile("(?:https?|ftp|s3|gs|hf):/")
-"""One slash, because ``Path`` shortens `https://` to `https:/`."""
+"""An address on the web. The pattern has one slash, because ``Path`` shortens `https://` to `https:/`."""
 _NUM_SHOWN = 5
-"""Maximum number of left-out files that a message names."""
+"""Maximum number of files that are not audio and that a message names."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Recording:
     stem: str
     """Path of the transcript below ``--output-dir``, without the format's suffix."""
     is_stream: bool = False
-    """Whether the recording comes from standard input or a pipe, which may have other content next time."""
+    """Whether the recording comes from standard input or a pipe. A stream may have other content next time."""
 
     @property
     def title(self) -> str:
@@ -90,11 +90,12 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
                 found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
             found.append(Recording(given, str(given), given.name))
-    # A file name may not be valid text. ``name`` is a printable form of it, and ``path`` keeps its bytes.
+    # The bytes of a file name may not be valid UTF-8. Then ``name`` is a printable form, and ``path`` keeps the bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
-    # clip.mp4 becomes clip.srt. If two recordings would get the same name, both keep their suffixes.
+    # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
+    # recording, as in clip.mp4.srt.
     stems = [str(Path(one.stem).with_suffix("")) for one in found]
-    # Some file systems ignore case, or differences between Unicode forms.
+    # Some file systems ignore case, or differences between Unicode normalization forms.
     keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
     times = Counter(keys)
     recordings = [
@@ -104,7 +105,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
-    """Return the audio files below a folder, and a message about other files, which is empty if there are none."""
+    """Return the audio files below a folder, and a message about other files. Without other files, it is empty."""
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
     others = [on_one_line(name) for name in everything if not is_audio_name(name)]
@@ -117,7 +118,7 @@ def _contents(folder: Path) -> tuple[list[str], str]:
 
 
 def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
-    """Copy a stream to a file, because decoders need to seek."""
+    """Copy a stream to a temporary file, because decoders need to seek."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
     path = folder / f"stream-{index}"
     with path.open("wb") as file:

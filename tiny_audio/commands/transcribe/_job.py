@@ -1,4 +1,4 @@
-"""Transcribe one process's share of the recordings, and write all recordings to standard output in order."""
+"""Transcribe one process's share of the recordings. The main process writes all texts to standard output, in order."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ class Job:
 
     Args:
         recordings: all recordings.
-        waiting: indices of the recordings to transcribe. All processes share them.
+        waiting: indices of the recordings to transcribe. They are divided among all processes.
+        options: how to transcribe and write.
         output: the output folder. None writes to standard output.
+        write: receives the text for standard output, in the main process.
+        world: the processes that share the recordings.
     """
 
     def __init__(
@@ -75,12 +78,12 @@ class Job:
         self._rows = JsonArray(write)
         self._unwritten = deque(waiting)
         self._finished: dict[int, tuple[Transcription, str | None]] = {}
-        """Recordings that are not on standard output yet, because an earlier one is not finished."""
+        """Finished recordings, by index, that are not written yet, because an earlier recording is not finished."""
         self.results: dict[int, Result] = {}
-        """Results of the share, by index of the recording."""
+        """Results of this process's share, by index of the recording."""
 
     def run(self, model: Path, stack: ExitStack) -> None:
-        """Transcribe the share."""
+        """Transcribe this process's share."""
         options, to_stdout = self._options, self._output is None
         transcriber = None
         if self._share:
@@ -123,7 +126,7 @@ class Job:
             self.receive()
 
     def receive(self) -> None:
-        """Handle messages of the other processes: finished seconds of audio, and finished recordings."""
+        """Handle messages from other processes about finished seconds of audio and finished recordings."""
         for value in self._world.received():
             if isinstance(value, float):
                 self._report(value)
@@ -146,20 +149,20 @@ class Job:
         self._world.send_to_main((index, transcription, error))
 
     def _write_in_order(self, index: int, transcription: Transcription, error: str | None) -> None:
-        """Write a recording to standard output after all earlier recordings."""
+        """Write a finished recording to standard output as soon as all earlier recordings are written."""
         self._finished[index] = transcription, error
         while self._unwritten and self._unwritten[0] in self._finished:
             first = self._unwritten.popleft()
             self._print(first, *self._finished.pop(first))
 
     def _write_rest(self) -> None:
-        """After an interruption, write the finished recordings, even if earlier ones are missing."""
+        """After an interruption, write all finished recordings, even if earlier recordings are not finished."""
         self.receive()
         for index in sorted(self._finished):
             self._print(index, *self._finished.pop(index))
 
     def _blocks(self, index: int) -> Iterator[Tensor]:
-        """Decode a recording as far as possible, and store the error if there is one."""
+        """Yield the audio of a recording, up to its end or an error. An error is stored, not raised."""
         recording = self._recordings[index]
         try:
             yield from recording_blocks(
@@ -169,7 +172,7 @@ class Job:
             self._errors[index] = str(error)
 
     def _print(self, index: int, transcription: Transcription, error: str | None) -> None:
-        """Write a recording to standard output, unless its segments were already written."""
+        """Write a recording to standard output, unless its segments were already written live."""
         recording, options = self._recordings[index], self._options
         if options.format == "json":
             self._rows.add(row(recording.name, transcription, error))

@@ -22,7 +22,8 @@ class Options:
     output_dir: Path | None = None
     """Folder for the files, one for each recording. None writes to standard output."""
     words: bool = False
-    """Include the time of each word. JSON lists the words of each segment. Other formats have a row or cue per word."""
+    """Include the time of each word. JSON lists the words of each segment. Tables and subtitles have one row or cue per
+    word."""
     filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
@@ -36,7 +37,7 @@ class Options:
     """The context of all recordings, such as hotwords."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that affect a transcript, as JSON. The context is left out if there is none."""
+        """Return the options that affect a transcript, as JSON values. The context is left out if it is None."""
         options = {key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY}
         context = options.pop("context")
         return options if context is None else options | {"context": context | {"hotwords": [*context["hotwords"]]}}

@@ -1,4 +1,4 @@
-"""The output folder of ``tiny-audio transcribe``: transcripts, and a log of the model, options and recordings."""
+"""The output folder of ``tiny-audio transcribe``: the transcripts, and a log of what they were made from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
-"""Name of the log. It records the model and options for each format, and the recording of each transcript. Each process
-has its own log, because lines can be lost if several machines append to one file."""
+"""Name of the main process's log, and a pattern for the logs of all processes. A log records the model and options for
+each format, and the recording of each transcript. Each process has its own log, because lines can be lost if several
+machines append to one file."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -31,7 +32,7 @@ class OutputFolder:
         folder: the output folder. It is created when the first transcript is written.
         model: folder of the model.
         recordings: all recordings that will be written.
-        rank: rank of this process among those that write to the folder.
+        rank: rank of this process among the processes that write to the folder.
 
     Raises:
         UserError: two recordings would have the same file, or an existing file was written by another model or with
@@ -49,9 +50,9 @@ class OutputFolder:
         self._identity = {"model": files, "options": options.identity()}
         logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
         self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
-        """For each log, the model and options that produced the transcripts of this format."""
+        """For each log, the model and options that the transcripts of this format were made with."""
         self._made: dict[str, list[int]] = {}
-        """Size and modification time of the recording of each transcript with this identity."""
+        """For each transcript with the current model and options, the size and modification time of its recording."""
         for identity, made in logs.values():
             self._made |= made if identity == self._identity else {}
         self._facts = {one.stem: _facts(one) for one in recordings}
@@ -59,7 +60,7 @@ class OutputFolder:
             self._check_identity(recordings)
 
     def is_done(self, recording: Recording) -> bool:
-        """Whether the transcript exists and the recording has not changed since."""
+        """Return whether the transcript exists, and the recording has not changed since it was transcribed."""
         if self._options.overwrite or recording.is_stream:
             return False
         facts, path = self._facts[recording.stem], self._path(recording)
@@ -94,7 +95,7 @@ class OutputFolder:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
     def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """Return the identity of this format in a log, and the recording of each transcript with this identity."""
+        """Return what a log records about this format: the model and options, and the recording of each transcript."""
         identity, made = None, dict[str, list[int]]()
         for line in path.read_bytes().splitlines():
             try:
@@ -111,7 +112,7 @@ class OutputFolder:
 
     def _log(self, entry: dict[str, Any], path: Path) -> None:
         with path.open("ab") as file:
-            # Start a new line, because a killed process may have left an incomplete line.
+            # Start a new line first, because a killed process may have left an incomplete line.
             file.write(b"\n" + json.dumps(entry).encode())
 
     def _check_identity(self, recordings: Sequence[Recording]) -> None:
@@ -126,7 +127,7 @@ class OutputFolder:
 
 
 def _facts(recording: Recording) -> list[int] | None:
-    """Return the size and modification time of a recording, which show whether it was replaced."""
+    """Return the size and modification time of a recording. They change if the recording is replaced."""
     try:
         status = recording.path.stat()
     except OSError:

@@ -11,7 +11,7 @@ from tiny_audio.commands.transcribe._inputs import Recording
 
 
 class Screen:
-    """Shows the partial text of a batch's earliest chunk, while the batch is decoded."""
+    """Shows the partial text of the earliest chunk of a batch, while the batch is decoded."""
 
     def __init__(self, recordings: Sequence[Recording]) -> None:
         self._recordings = recordings
@@ -46,6 +46,7 @@ class Screen:
 
 
 def line(recording: Recording, start_s: float, text: str) -> str:
+    """Return the name of the recording, the start time and the text, separated by tabs."""
     return f"{recording.title}\t{_clock(start_s)}\t{text}"
 
 
