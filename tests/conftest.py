@@ -1,6 +1,7 @@
 """Shared fixtures: recipes of tiny parts, clips and manifests.
 
-The process that hands out tests to others imports this file before they start. Therefore functions import PyTorch.
+The main process of pytest-xdist imports this file before it starts the workers. It does not need PyTorch, so functions
+import PyTorch here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-# Tests do not need protection against power failures, and flushing files would take a tenth of a run's time.
+# fsync protects files against power failures, which tests do not need. It would take a tenth of the time of a run.
 os.fsync = lambda descriptor: None
 
 Document = dict[str, Any]
@@ -27,11 +28,12 @@ TEXTS = ("yes", "no", "stop now", "go on", "left", "turn right")
 
 
 def pytest_collection() -> None:
+    """Turn off garbage collection while tests are collected."""
     gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Exclude imported modules and collected tests from garbage collection. With them, each collection takes 0.7 s."""
+    """Exclude modules and tests from garbage collection. Otherwise, each garbage collection takes 0.7 s."""
     gc.freeze()
     gc.enable()
 
@@ -53,7 +55,7 @@ def tiny_recipe(folder: Path) -> Document:
         "data": {"train": {"clips": source}, "evaluation": {"held_out": dict(source)}, "max_duration_s": 10.0},
         "batching": {"max_clips": 4},
         "training": {"steps": 20, "learning_rate": 1e-3, "warmup_steps": 2},
-        "generation": {"max_new_tokens": 12},  # an untrained model never generates an end token
+        "generation": {"max_new_tokens": 12},  # an untrained model does not stop by generating an end token
         "evaluation": {"encoder_system_clips": 0},
         "execution": {"device": "cpu", "log_every": 5},
     }
@@ -61,9 +63,10 @@ def tiny_recipe(folder: Path) -> Document:
 
 @pytest.fixture(scope="session", autouse=True)
 def given_flops() -> Iterator[None]:
-    """Runs do not count the FLOPs of a clip: the dry runs of the model take longer than the training of a tiny one.
+    """Give every run the same FLOPs per clip instead of counting them.
 
-    tests/training/test_ledger.py has runs that do.
+    Counting needs dry runs of the model, which take longer than training a tiny model. The runs in
+    tests/training/test_ledger.py count their FLOPs.
     """
     with pytest.MonkeyPatch.context() as patch:
         if train := sys.modules.get("tiny_audio.commands.run.train"):  # importing it takes seconds
@@ -82,7 +85,7 @@ def pauses_by_loudness() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Two threads are not faster on such small models, and much slower on a busy machine."""
+    """Use one thread. Two threads are not faster on such small models, and much slower on a busy machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -109,8 +112,10 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 
 def write_clips(folder: Path, count: int, name: str = "manifest.jsonl") -> Path:
-    """Write a manifest of ``count`` clips, which alternate between about 0.6 s and 1.1 s. Each word of a text is a
-    different tone."""
+    """Write ``count`` clips and their manifest, and return the path of the manifest.
+
+    The durations alternate between about 1.1 s and 0.6 s. In a clip, each word of the text is a tone of its own pitch.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(count)
     rows = []
@@ -141,13 +146,13 @@ UNUSABLE = {
     "text.wav": "undecodable",
     "forged.wav": "truncated",
 }
-"""Unusable files of :func:`write_odd_clips`, each with the reason."""
+"""Unusable files of :func:`write_odd_clips`, each with the reason for which it is dropped."""
 UNUSUAL = ("stereo.wav", "8khz.wav", "48khz.wav", "10_channels.wav")
 """Usable files of :func:`write_odd_clips`."""
 
 
 def write_odd_clips(folder: Path) -> None:
-    """Write a folder of audio with one file of 1 s for each name in UNUSABLE and UNUSUAL."""
+    """Write a file for each name in UNUSABLE and UNUSUAL. The usable files have 1 s of audio."""
     folder.mkdir(parents=True, exist_ok=True)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     (folder / "empty.wav").write_bytes(b"")

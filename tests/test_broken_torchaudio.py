@@ -37,18 +37,19 @@ def fake(folder: Path, cause: str) -> Path:
     return folder
 
 
-AFRESH = """
+IMPORT_AGAIN = """
 import sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
     del sys.modules[name]
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-CONFIG_MAPPING._extra_content.clear()  # our classes
+CONFIG_MAPPING._extra_content.clear()
 """
+"""Code that makes the process import torchaudio again, and register the classes of this package again."""
 
 
 def run(code: str, argument: str, site: Path) -> str:
-    """Run code with this folder first on the path."""
-    done = python(site, AFRESH + code, argument)
+    """Run code with the folder ``site`` first on the path, and return the last line of its output."""
+    done = python(site, IMPORT_AGAIN + code, argument)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 

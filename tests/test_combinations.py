@@ -1,5 +1,7 @@
-"""Encoders, projectors and decoders: every pair can be built, trained, used for generation and saved. Results do not
-depend on the batch."""
+"""Encoders, projectors and decoders: every pair can be built, trained, used for generation and saved.
+
+The result of a clip does not depend on the other clips in its batch.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ from tiny_audio.projectors import PROJECTORS
 
 TRANSCRIPTS = ("one two", "four", "six")
 SIZES = (16_000, 12_000, 6_337)
-"""Sizes in samples. The slowest encoder, with 12.5 frames per second, has enough frames for each transcript."""
+"""Sizes of the clips in samples. Even with the slowest encoder (12.5 frames per second), each clip has enough frames for
+CTC on its transcript."""
 TOLERANCE = 1e-5
-"""Maximum difference between a clip alone and in a batch, relative to the root mean square, per part.
+"""Maximum difference between the values of a clip alone and in a batch, for one part. It is relative to the root mean
+square of the values.
 
-The errors of parts add up: embeddings come from two parts, and logits from three.
+The errors of parts add up. Embeddings come from two parts, and logits from three.
 """
 
 Names = tuple[str, str, str]
@@ -85,6 +89,7 @@ def clip(size: int) -> Tensor:
 
 
 def batch() -> tuple[Tensor, Tensor]:
+    """Return the clips as a batch. Its padding is loud noise, which must not affect the results."""
     waveforms = 10 * torch.randn(len(SIZES), max(SIZES) + 999, generator=torch.Generator().manual_seed(1))
     for row, size in zip(waveforms, SIZES, strict=True):
         row[:size] = clip(size)
@@ -112,7 +117,7 @@ def check_training(model: TinyAudioModel, tokenizer: Any) -> None:
 
 
 def logits_of(model: TinyAudioModel, audio: Tensor, lengths: Tensor, targets: list[Tensor]) -> list[Tensor]:
-    """Return teacher-forced logits at the targets' positions for each clip, from audio embeddings ``[B, N, H]``."""
+    """Return each clip's teacher-forced logits at the positions of its targets. ``audio`` is ``[B, N, H]``."""
     embeddings, mask = model.splice(audio, lengths, targets, padding_side="right")
     logits = model.decoder(embeddings, mask, mask)
     rows = logits.split(mask.sum(1).tolist())
@@ -143,7 +148,7 @@ def check_invariance(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Ten
         for position in range(min(len(ids), generated.shape[1])):
             if generated[row, position] == ids[position]:
                 continue
-            # A tie: rounding decides between two tokens.
+            # The ids may differ if two tokens have almost equal scores, because rounding then decides.
             (scores,) = logits_of(model, alone, count, [torch.cat([ids[:position], ids[:1]])])
             first, second = scores[-1].topk(2).values.tolist()
             tie = first - second <= 3 * TOLERANCE * float(single.pow(2).mean().sqrt())
@@ -158,7 +163,7 @@ def check(names: Names, folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2 and parameter.requires_grad:
-                nn.init.normal_(parameter, std=0.2)  # with the usual initialization, a small model repeats one token
+                nn.init.normal_(parameter, std=0.2)  # with the usual initialization, a tiny model repeats one token
         embeddings, generated = check_invariance(model.eval(), tokenizer)
         model.save_pretrained(folder)
         loaded = TinyAudioModel.from_pretrained(folder).eval()

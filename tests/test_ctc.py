@@ -1,4 +1,4 @@
-"""CTC, compared with a sum over all alignments."""
+"""CTC. Likelihoods are compared with an explicit sum over all alignments."""
 
 from __future__ import annotations
 

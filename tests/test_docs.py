@@ -1,4 +1,4 @@
-"""Links and anchors of the documentation, and the length of the README."""
+"""The documentation: links, anchors, the length of the README, and published results."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_sentences_of_a_test_set_are_left_out(tmp_path: Path, monkeypatch: pytes
     lines = output.read_text().splitlines()
     assert sorted(lines) == ["and also that one here", "so is this one", "this line is fine"]
     run("sentences.py", [first, second, "--most", 1, "--output", output], monkeypatch)
-    assert len(output.read_text().splitlines()) == 2, "of each source"
+    assert len(output.read_text().splitlines()) == 2, "--most applies to each source"
 
 
 def test_a_missing_debian_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_clips_are_varied_reproducibly() -> None:
     tone = 0.3 * np.sin(np.arange(16_000) / 5)
     found = [varied(tone, index, random.Random(index)) for index in (0, 0, 1)]
     assert np.array_equal(found[0], found[1])
-    assert len(found[0]) != len(found[2]), "another pitch"
+    assert len(found[0]) != len(found[2]), "another pitch changes the length"
     for audio in found:
         assert 16_000 / 1.13 < len(audio) < 16_000 / 0.89
         assert 0.09 < np.abs(audio).max() < 0.9

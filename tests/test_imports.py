@@ -1,4 +1,4 @@
-"""The order of imports, read from the source. Nothing here runs the modules."""
+"""Which module may import which. Imports are read from the source, and most modules are not run."""
 
 from __future__ import annotations
 
@@ -46,20 +46,25 @@ ORDER = [
 PARTS = set(REGISTRIES) - {"exports"}
 """Packages in which no part depends on another. An export format writes a whole model, so it is not among them."""
 
-TRAVELS = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
+EXPORT_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
 """Libraries that modules of an export may import at the top."""
-TRAVELS_IN_FUNCTIONS = TRAVELS | {
+EXPORT_FUNCTION_LIBRARIES = EXPORT_LIBRARIES | {
     *("bitsandbytes", "huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"),
 }
-"""Libraries that they may import inside functions."""
-LIGHT = {"numpy", "pydantic", "pydantic_core", "torch"}
-"""Libraries that a part may import at the top: validating a recipe imports every part, and must be fast."""
-NEVER_TRAVELS = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
+"""Libraries that modules of an export may import inside functions."""
+PART_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "torch"}
+"""Libraries that a part may import at the top. Every command that validates a recipe imports all parts, so the imports
+must be fast."""
+NEVER_EXPORTED = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
+"""Entries of ORDER whose modules must not be in an export."""
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Return the syntax tree of each module by its dotted name below ``tiny_audio``; a package is its ``__init__``."""
+    """Return the syntax tree of each module, by its dotted name below ``tiny_audio``.
+
+    The name of a package stands for its ``__init__`` module.
+    """
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         steps = path.relative_to(ROOT).with_suffix("").parts
@@ -69,7 +74,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Iterator[str]:
-    """Yield absolute dotted names of imported modules; ``from package import module`` yields the module.
+    """Yield the absolute dotted names of imported modules. ``from package import module`` yields the module.
 
     Args:
         functions: include imports inside functions.
@@ -94,7 +99,7 @@ def imports(tree: ast.AST, *, functions: bool = True, types: bool = True) -> Ite
 
 @cache
 def own_imports(name: str) -> set[str]:
-    """Return the modules of this package that a module imports; ``""`` is ``tiny_audio`` itself."""
+    """Return the modules of this package that a module imports. ``""`` stands for ``tiny_audio`` itself."""
     found = {module for module in imports(modules()[name]) if module.split(".")[0] == "tiny_audio"}
     return {module.removeprefix("tiny_audio").removeprefix(".") for module in found}
 
@@ -153,7 +158,7 @@ def test_a_module_imports_only_from_entries_above_its_own() -> None:
             assert imported in modules(), f"{name} imports tiny_audio.{imported}, which does not exist"
             assert top(imported) == top(name) or ORDER.index(top(imported)) < ORDER.index(top(name)), (
                 f"{name} imports {imported}, but {top(imported)} is below {top(name)} in ORDER; move the code that "
-                "both need up, or pass it as an argument"
+                "both need to an entry above, or pass it as an argument"
             )
 
 
@@ -182,8 +187,8 @@ def test_a_part_imports_only_its_contract_and_private_modules() -> None:
         assert not others, f"{name} imports {others}; a part must not depend on other kinds of parts"
 
 
-def traveling() -> set[str]:
-    """Return the modules that an export may contain: what the model and its pipeline import, and every part."""
+def exported() -> set[str]:
+    """Return the modules that an export may contain: the model, its pipeline, every part, and all that these import."""
     waiting = {
         "model.model",
         "inference.pipeline",
@@ -200,14 +205,14 @@ def traveling() -> set[str]:
 
 
 def test_modules_of_an_export_import_few_libraries() -> None:
-    for name in sorted(traveling()):
+    for name in sorted(exported()):
         top_level, inside = libraries(name, functions=False), libraries(name, functions=True)
-        assert top_level <= (LIGHT if name in concrete_parts() else TRAVELS), name
-        assert inside <= TRAVELS_IN_FUNCTIONS, name
-        assert top(name) not in NEVER_TRAVELS, name
+        assert top_level <= (PART_LIBRARIES if name in concrete_parts() else EXPORT_LIBRARIES), name
+        assert inside <= EXPORT_FUNCTION_LIBRARIES, name
+        assert top(name) not in NEVER_EXPORTED, name
 
 
 def libraries(name: str, *, functions: bool) -> set[str]:
-    """Return the libraries that a module imports, without those of Python and this package."""
+    """Return the libraries that a module imports, without Python's standard library and this package."""
     found = {module.split(".")[0] for module in imports(modules()[name], functions=functions, types=False)}
     return found - set(sys.stdlib_module_names) - {"tiny_audio"}

@@ -1,8 +1,9 @@
-"""Installations as users make them, without this clone and without constraints. The packages that pip selects must
-import and train.
+"""Installations in new virtual environments, as users make them: without this clone and without constraints.
 
-Each test creates a virtual environment, which takes minutes. ``pytest -m slow tests/test_installation.py -k 3.11`` runs
-the tests of one Python version.
+The versions that pip selects must work: everything can be imported, and a model can be trained.
+
+Each slow test creates a virtual environment, which takes minutes. To run the tests of one Python version, use
+``pytest -m slow tests/test_installation.py -k 3.11``.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ IMPORT_ALL = """
 import importlib, json, pkgutil, sys, tiny_audio
 extras, left_out = json.loads(sys.argv[1])
 names = [module.name for module in pkgutil.walk_packages(tiny_audio.__path__, "tiny_audio.")]
-for name in [name for name in names if not name.endswith("._cases")] + extras:  # pytest imports the cases
+for name in [name for name in names if not name.endswith("._cases")] + extras:  # only a benchmark can import its cases
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -85,7 +86,7 @@ def test_exports_require_what_this_package_requires() -> None:
 
 
 def test_constraints_pin_every_requirement() -> None:
-    """Only flash-attn is left out, because it is compiled with CUDA's compiler."""
+    """Only flash-attn is not pinned, because its installation needs CUDA's compiler."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines[1:])}
     assert all(str(pin).startswith("==") for pin in pins.values())
@@ -108,7 +109,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def create(tmp_path: Path) -> Iterator[Create]:
-    """Create an environment and remove it at the end."""
+    """Return a function that creates an environment. Environments are removed at the end of the test."""
     created = []
 
     def create(version: str, *requirements: str) -> Environment:

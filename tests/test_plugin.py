@@ -1,4 +1,4 @@
-"""A third-party package with one file is installed, and nothing in this project is changed for it."""
+"""A third-party package adds a projector. It is one installed file, and nothing in this project is changed for it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _digest(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of installed packages that contains this package."""
+    """Return a folder of installed packages that contains the third-party package."""
     folder = tmp_path_factory.mktemp("plugin")
     wheel, site = build_wheel(folder), folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
@@ -67,7 +67,7 @@ def validate(*overrides: str) -> list[str]:
 
 
 def test_an_installed_plugin_is_listed_and_validated(site: Path) -> None:
-    """Its fields are typed in a recipe, and errors in them are located."""
+    """A recipe can set the plugin's fields. Errors in these fields are reported with their location."""
     listed, valid, misspelled, too_long = tiny_audio(
         site,
         [

@@ -1,4 +1,4 @@
-"""Systems without Unix's modules, such as Windows: everything can be imported, and commands work."""
+"""Without the modules that Python has only on Unix, as on Windows, everything can be imported, and commands work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FUNCTIONS = ["fork", "geteuid", "getloadavg", "getuid", "killpg", "sched_getaffi
 real_import = builtins.__import__
 
 def import_without_unix(name, globals=None, *rest, **options):
-    # Only for our modules: other packages have fallbacks of their own that look at the real platform.
+    # Only our modules cannot import them. Other packages have fallbacks, which check the real platform.
     if name.partition(".")[0] in UNIX and str((globals or {}).get("__name__")).startswith("tiny_audio"):
         raise ModuleNotFoundError(f"No module named {name!r}")
     return real_import(name, globals, *rest, **options)
@@ -26,10 +26,10 @@ builtins.__import__ = import_without_unix
 import tiny_audio
 names = [module.name for module in pkgutil.walk_packages(tiny_audio.__path__, "tiny_audio.")]
 for name in names:
-    if not name.endswith("._cases"):  # pytest imports it, with cases of its own
+    if not name.endswith("._cases"):  # only a benchmark can import its cases
         __import__(name)
 for function in FUNCTIONS:
-    if function != "sysconf":  # other packages use it at any time
+    if function != "sysconf":  # other packages call it on this system
         vars(os).pop(function, None)
 from tiny_audio.cli import main
 codes = [main(arguments) for arguments in json.loads(sys.argv[1])]

@@ -51,7 +51,7 @@ def build(config: TwinConfig) -> object: ...
 
 @pytest.fixture
 def package(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Return a function that creates packages, which can be imported until the test ends."""
+    """Return a function that creates a package. The package can be imported until the test ends."""
     before = set(sys.modules)
     sys.path.insert(0, str(tmp_path))
 
@@ -123,9 +123,9 @@ def test_a_broken_plugin_is_an_error_that_names_its_distribution(
     for _ in range(2):  # after a failed discovery, a second lookup must also fail
         with pytest.raises(RegistryError) as caught:
             kit.PARTS.names()
-        said = str(caught.value)
-        assert said.startswith(f"the plugin 'broken' of tiny-audio-broken (plug) failed to load: {reason}"), said
-        assert said.endswith("fix it or uninstall tiny-audio-broken")
+        message = str(caught.value)
+        assert message.startswith(f"the plugin 'broken' of tiny-audio-broken (plug) failed to load: {reason}"), message
+        assert message.endswith("fix it or uninstall tiny-audio-broken")
 
 
 def test_a_plugin_with_a_taken_name_is_rejected(package: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports of commands. Fewer imports make the start faster; ``benchmarks/startup.py`` measures the time."""
+"""Commands import few modules, so that they start fast. ``benchmarks/startup.py`` measures the time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ print(json.dumps([codes, modules, attempts]), file=sys.stderr)
 
 
 def imported_by(*commands: list[str], code: str = "") -> set[str]:
-    """Return the top-level modules, and all modules of this package, after code and commands that must succeed
-    without a network."""
+    """Run code and then commands in a new process, and return the imported modules.
+
+    These are all top-level modules, and all modules of this package. The commands must succeed without a network.
+    """
     process = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(commands), code],
         cwd=ROOT,
@@ -66,10 +68,11 @@ if find_spec("espeakng_loader"):
 maps = Path("/proc/self/maps")
 assert not maps.exists() or "espeak" not in maps.read_text()
 """
-"""Building sources, building projectors for their shapes, and synthesizing speech, without a guarded ``__main__``.
+"""Code that builds all sources and projectors, and synthesizes speech. Like many scripts of users, it does not check
+``__name__``.
 
-Drawing normal numbers on the meta device would load a compiler, which takes two seconds of `validate`. espeak-ng may be
-loaded only in a process of its own.
+Projectors are built on the meta device, as in `validate`. They must not draw normal random numbers there, because this
+loads PyTorch's compiler, which takes two seconds. espeak-ng may be loaded only in another process.
 """
 
 
@@ -81,5 +84,5 @@ def test_commands_that_only_check_import_torch_at_most(tmp_path: Path) -> None:
     )
     assert {"tiny_audio.encoders.whisper", "tiny_audio.recipe", "pydantic"} <= modules
     heavy = {"transformers", "tokenizers", "peft", "accelerate", "datasets", "torchaudio", "soundfile", "tensorboard"}
-    heavy |= {"espeakng_loader", "sympy"}  # PyTorch's compiler imports the latter
+    heavy |= {"espeakng_loader", "sympy"}  # PyTorch's compiler imports sympy
     assert not modules & (heavy | {"jiwer"})

@@ -1,4 +1,4 @@
-"""The parts of `examples/vllm` that do not need vLLM: the config of an export, and the number of audio embeddings.
+"""The part of `examples/vllm` that does not need vLLM: the config of an export, and the number of audio embeddings.
 
 Tests that need vLLM are in `examples/vllm/tests`.
 """
@@ -53,7 +53,7 @@ def test_the_entry_point_exists() -> None:
 
 
 def test_the_package_does_not_import_tiny_audio() -> None:
-    """vLLM's environment has another version of torch, and an export contains its own code."""
+    """vLLM needs another version of torch than tiny_audio. An export contains all code that the plugin needs."""
     files = list((PACKAGE / "tiny_audio_vllm").glob("*.py"))
     assert len(files) >= 5
     for path in files:

@@ -1,4 +1,4 @@
-"""A finished run, and ways to start commands."""
+"""Fixtures: a finished run, exported models, and a function that runs a command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tiny_audio.export.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 NUM_BURSTS = 9
-"""Number of two-second sounds in the long recording, which is longer than the encoder's 15 s."""
+"""Number of parts in the long recording. Each part has one second of silence and one of noise. The recording is longer
+than the encoder's maximum of 15 s."""
 Output = Callable[..., tuple[int, str, str]]
 """Runs a command in this process. Returns its exit code, standard output and standard error."""
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of clips with a finished ``run`` on them. Tests must not change it."""
+    """Return a folder of clips. Its subfolder ``run`` is a finished run on these clips. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)
@@ -52,7 +53,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Output:
 
 @pytest.fixture(scope="module")
 def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with ``model``, ``headless`` and ``audio``, which has two clips and a long recording."""
+    """Return a folder with ``model``, ``headless`` (a model without a CTC head) and ``audio``.
+
+    ``audio`` contains two clips and a long recording.
+    """
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(), folder / "model")
     export_model(*assemble(ctc=False), folder / "headless")

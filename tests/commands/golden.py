@@ -1,4 +1,4 @@
-"""Texts of the command line in golden files. To regenerate them, run ``python -m tests.commands.golden``."""
+"""The golden files with texts of the command line. To regenerate them, run ``python -m tests.commands.golden``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
 
 
 def mistakes() -> str:
-    """Return the messages and exit codes of wrong arguments."""
+    """Return the messages and exit codes of commands with wrong arguments."""
     return without_part_names("\n".join(f"$ tiny-audio {command}\n{_run(command)}" for command in COMMANDS))
 
 

@@ -1,4 +1,4 @@
-"""Every kind of checkpoint folder is tested with doctor, run, export and loading."""
+"""Valid and invalid checkpoint folders: ``doctor``, ``run`` and ``export`` accept or reject them."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_the_matrix_is_large_enough() -> None:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a folder of clips. Checkpoint folders are added when a test needs them."""
+    """Return a folder of clips. Checkpoint folders are added to it when a test needs them."""
     folder = tmp_path_factory.mktemp("folders")
     write_clips(folder, 4)
     return folder
 
 
 def recipe(case: Case, folders: Path, tmp_path: Path) -> Path:
-    """Write a recipe of two steps with the case's folder."""
+    """Write a recipe that trains for two steps with the case's checkpoint folder, and return its path."""
     section = {"name": case.part, "pretrained": str(write_once(case, folders))}
     document = changed(
         tiny_recipe(folders),

@@ -81,13 +81,12 @@ def test_every_command_has_help(call: Output) -> None:
     names = {line.split()[0] for line in listed}
     assert {"run", "transcribe", "evaluate"} <= names
     files = {path.stem for path in Path(commands.__path__[0]).iterdir() if path.stem in names}
-    assert names - files <= {"list", "schema"}, "a command is in the file of its name, except these two"
+    assert names - files <= {"list", "schema"}, "each other command is in the file of its name"
 
 
 @pytest.mark.parametrize(("path", "text"), [(golden.HELP, golden.help_texts), (golden.MISTAKES, golden.mistakes)])
 def test_texts_equal_the_golden_files(path: Path, text: Callable[[], str]) -> None:
-    """The files contain all help texts and messages about wrong arguments. ``python -m tests.commands.golden``
-    regenerates them."""
+    """The files contain all help texts, and messages about wrong arguments. See :mod:`tests.commands.golden`."""
     assert text() == path.read_text(encoding="utf-8"), "run `make docs` and read the difference"
 
 

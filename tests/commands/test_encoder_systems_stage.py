@@ -1,4 +1,4 @@
-"""``run`` compares its model with recognizers that use only the encoder."""
+"""``run`` compares its model with recognizers that use the encoder but not the decoder."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert "comparing" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]
-    # If a recognizer cannot be loaded, a note says so.
+    # If a recognizer cannot be loaded, the command prints the reason and continues.
     (tmp_path / "tiny-wav2vec2" / "vocab.json").unlink()
     code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
     assert code == 0
     assert "scoring" not in out
-    assert "held_out: no comparison with recognizers without the decoder: " in out
+    assert "held_out: not compared with recognizers without the decoder: " in out
     assert [entry["system"] for entry in read(folder)] == ["CTC head"]
     _, out, _ = call("run", path, "evaluation.encoder_system_clips=0", "--output-dir", folder)
     assert "What the decoder adds" not in out

@@ -1,4 +1,4 @@
-"""The largest batches that fit: found by training, and checked by training again."""
+"""``probe`` finds the largest batches that fit into memory. The tests check its results by training again."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_budget_of_several_processes_fits_each_process(processes: int, pool_
     assert max(clips for clips, _ in found) <= 13
     assert 57 < max(padded_s for _, padded_s in found) <= 60
     if processes > 1:
-        assert max(padded_s for _, padded_s in parts(60 * processes)) > 63, "so many times one's budget is too much"
+        assert max(padded_s for _, padded_s in parts(60 * processes)) > 63, "a multiple of one budget is too much"
 
 
 def test_the_table_names_the_number_of_processes() -> None:
@@ -110,7 +110,7 @@ def test_the_table_names_the_number_of_processes() -> None:
     )
     assert probe.as_json()["num_processes"] == 8
     assert "recipe:\n" in probe_table(Probe("a GPU", 8 * GIB, 0.1, buckets))
-    # If not even the longest clip fits the budget, it is in a batch of its own.
+    # The budget is 10 s. A clip of 20 s exceeds it, but such a clip is always in a batch of its own.
     assert Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 1), bucket(10, 1)), num_processes=8).max_padded_s == 10
 
 
@@ -174,7 +174,7 @@ def test_arguments_out_of_range_are_rejected(recipe: Recipe, arguments: dict[str
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the measured process, because it then starts at once."""
+    """Start the measured process as a fork of this process, because that is faster."""
     start = SimpleNamespace(PIPE=subprocess.PIPE, Popen=lambda command, **options: fork(serve, stderr=None, **options))
     monkeypatch.setattr("tiny_audio.commands.probe._process.subprocess", start)
 
@@ -186,7 +186,7 @@ def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
         assert process._child is not None
         os.kill(process._child.pid, signal.SIGKILL)
         assert process.train(1, 2.0) is None
-        assert process.train(1, 2.0) is not None, "the next trial has a process of its own"
+        assert process.train(1, 2.0) is not None, "the next trial starts a new process"
         os.kill(process._child.pid, signal.SIGTERM)
         with pytest.raises(RunFailed, match=r"^probe: the training process ended with exit code -15"):
             process.train(1, 2.0)

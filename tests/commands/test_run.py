@@ -24,7 +24,7 @@ from tiny_audio.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _KINDS = ("wav", "flac", "flac")
-"""Formats of the first clips."""
+"""Suffixes of the first clips."""
 
 
 def test_a_run_reports_its_progress(call: Output, trained: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_diverging_run_has_exit_code_1(call: Output, trained: Path, tmp_path: 
 
 
 def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
-    """In training and in evaluation, 5 % of the clips are unusable, of each kind."""
+    """The training data and the evaluation data contain one unusable clip of each kind."""
     manifest = write_clips(tmp_path, 14)
     write_odd_clips(tmp_path)
     with manifest.open("a") as file:
@@ -154,6 +154,6 @@ def test_a_changed_evaluation_manifest_is_scored_again(call: Output, trained: Pa
     assert words() == before + 3
 
     manifest.write_text("".join(json.dumps(row | {"duration": 900.0}) + "\n" for row in rows))
-    assert call(*command, "--output-dir", folder)[0] == 2, "a set without a usable clip is not one that is gone"
+    assert call(*command, "--output-dir", folder)[0] == 2, "no clip is usable"
     manifest.unlink()
     assert words() == before + 3

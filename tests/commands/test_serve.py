@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_stops_the_server_at_once(place: Path) -> None:
             metrics = f"{address}/metrics"
             assert wait_until(process, lambda: b"\ntiny_audio_active_requests 1.0" in urlopen(metrics).read())
             process.send_signal(signal.SIGINT)
-            assert wait_until(process, lambda: not is_listening(host, int(port))), "a request is running"
+            assert wait_until(process, lambda: not is_listening(host, int(port))), "it still accepts requests"
             process.send_signal(signal.SIGINT)
             code, _, err = finish(process)
     assert code == 3

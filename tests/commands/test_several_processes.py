@@ -1,5 +1,7 @@
-"""`transcribe` and `evaluate` in several processes: the same output as in one process, and the state after a
-failure."""
+"""`transcribe` and `evaluate` in several processes.
+
+The output is the same as in one process. Errors are printed once, and finished work is kept after an interruption.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ def test_two_processes_give_the_output_of_one(place: Path, audio: Path, tmp_path
             [*evaluate, "--output-dir", tmp_path / f"{folder}-scores"],
         ]
 
-    # The processes are forks. They inherit what the commands before them imported and loaded.
+    # The processes are forks. They start fast, because they inherit what the commands in this process have imported.
     expected = [run(*command) for command in formats]
     alone = [run(*command) for command in to("one")]
     *printed, (written, not_written), (scored, not_scored) = together(2, *formats, *to("two"))
@@ -113,7 +115,7 @@ def test_transcription_continues_with_another_number_of_processes(place: Path, a
     everything: list[object] = ["transcribe", place / "model", audio, *output]
     assert run("transcribe", place / "model", audio / "a.wav", *output)[0] == 0
     (once, silent), (again, _) = together(2, everything, everything)
-    # The folder is given instead of the file, but the transcripts have the same names.
+    # The folder is given instead of the file, but the transcript of a.wav has the same name, so it is found.
     assert once[:2] == (0, f"2 written to {tmp_path / 'out'}, 1 already there\n")
     assert silent == (0, "", "")
     assert again[:2] == (0, f"0 written to {tmp_path / 'out'}, 3 already there\n")
@@ -144,7 +146,7 @@ def test_evaluation_continues_with_another_number_of_processes(place: Path, tmp_
 def test_an_interruption_keeps_finished_transcripts(
     place: Path, monkeypatch: pytest.MonkeyPatch, interrupted: int
 ) -> None:
-    # An exception instead of a signal, because shells let background jobs ignore Ctrl-C.
+    # Raise an exception instead of sending a signal, because background jobs of a shell ignore Ctrl-C.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -161,7 +163,7 @@ def test_an_interruption_keeps_finished_transcripts(
     ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
     codes = [first[0], second[0]]
     assert codes[interrupted] == 3
-    assert codes[1 - interrupted] == 1  # a launcher would have stopped this process
+    assert codes[1 - interrupted] == 1  # it fails, because no launcher stops it
     rows = json.loads(first[1])
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)
@@ -188,7 +190,7 @@ def test_an_error_in_all_processes_is_printed_once(place: Path) -> None:
 
 
 def test_an_error_in_one_process_is_printed_by_this_process(place: Path, tmp_path: Path) -> None:
-    """One process has different clips. It reports an error, and all processes fail."""
+    """One process has different clips. It prints an error, and all processes fail."""
     write_clips(tmp_path, 4)
 
     def work(rank: int) -> Ended:

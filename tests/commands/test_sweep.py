@@ -1,4 +1,4 @@
-"""A grid becomes runs, which are all validated before the first one starts, and a comparison of them."""
+"""``sweep`` turns a grid into runs, and compares them. All runs are validated before the first run starts."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_folders_differ_even_if_names_do_not(recipe: Path) -> None:
     found = combinations(recipe, ["augmentation.speed=[0.9,1.1],[1.0]"])
     assert found[0].name == "speed=[0.9,1.1]"
     assert found[0].folder.startswith("speed-0.9-1.1_")
-    # The weights are the same and only decoding differs, so the run ids are equal.
+    # Only the decoding differs. The weights are the same, so the run ids are equal.
     found = combinations(recipe, ["generation={max_new_tokens: 3},{max_new_tokens: 4}"])
     assert found[0].recipe.run_id() == found[1].recipe.run_id()
     assert found[0].folder != found[1].folder
@@ -194,7 +194,7 @@ def test_runs_that_cannot_be_compared_are_rejected(document: Document, write_rec
 def test_a_file_as_output_folder_is_rejected(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is rejected before training or measuring."""
+    """The folder is checked before any training or measurement."""
     name, *rest = command
     (tmp_path / "file").write_text("")
     at = [name, *rest[:1], "r.yaml"] if name == "bench" else [name, "r.yaml", *rest]

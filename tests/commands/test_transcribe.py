@@ -64,7 +64,7 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
 def test_parts_without_text_are_reported(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One recording has 40 s, of which the filters accept only the first second. The other is 40 s of silence."""
+    """Both recordings have 40 s. The filters accept only the first second of ``part``. ``none`` is silent."""
     hum = np.sin(np.arange(4 * SAMPLE_RATE))
     sounds = {
         "part": np.concatenate([hum[:SAMPLE_RATE], np.zeros(35 * SAMPLE_RATE), hum]),
@@ -113,7 +113,7 @@ def test_a_terminal_shows_partial_texts(
     ]
     lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
     assert [(name, text) for name, _, text in lines] == rows
-    # The first text grew in place, and its partial texts were erased. Nothing else was shown before it.
+    # The line of the first text grew while it was decoded, and each partial text was erased. Nothing was shown before.
     name, clock, whole = lines[0]
     assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
     growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)

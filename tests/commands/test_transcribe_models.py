@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without_empty(err: str) -> str:
-    """Return the messages except those about empty transcripts, because the clips are tones."""
+    """Return the messages except those about empty transcripts. The clips are tones, so many transcripts are empty."""
     return "".join(line for line in err.splitlines(keepends=True) if ": no text: " not in line)
 
 
@@ -32,7 +32,7 @@ def test_transcribe(call: Output, trained: Path) -> None:
 
 
 DAMAGED = ("nan.wav", "cut_off.flac", "forged.wav")
-"""Clips of UNUSABLE that training drops, but that ``transcribe`` can decode partly."""
+"""Clips of UNUSABLE that ``transcribe`` can decode partly. Training drops them."""
 
 
 def test_unreadable_files_are_named_and_the_others_transcribed(

@@ -24,7 +24,7 @@ from tiny_audio.frames import SAMPLE_RATE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="on other systems, file names must be valid text")
 def test_a_file_name_can_have_invalid_bytes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = tmp_path / os.fsdecode(b"a\xff.wav")
     shutil.copy(place / "audio" / "a.wav", odd)

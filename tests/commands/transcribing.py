@@ -1,4 +1,4 @@
-"""A call of ``tiny-audio transcribe`` without warnings about truncated texts."""
+"""Run ``tiny-audio transcribe``, and ignore warnings about truncated texts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import pytest
 from tiny_audio.cli import main
 
 CUT = ": a text was truncated at max_new_tokens; words may be missing"
+"""The end of the warning about a truncated text."""
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Return the exit code, standard output and standard error of ``transcribe --no-filters``."""
     capsys.readouterr()
     code = main(["transcribe", *map(str, arguments), "--no-filters"])
     out, err = capsys.readouterr()

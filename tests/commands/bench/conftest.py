@@ -1,4 +1,4 @@
-"""An encoder trained on a few clips, and a recipe that freezes it."""
+"""Fixtures: an encoder trained on a few clips, and a recipe that freezes this encoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from tiny_audio.cli import main
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with clips, an encoder trained on them, and ``recipe.yaml``, which freezes it. Tests must not
-    change it."""
+    """Return a folder with clips, a run that trained an encoder, and ``recipe.yaml``, which freezes this encoder.
+
+    Tests must not change these files.
+    """
     folder = tmp_path_factory.mktemp("bench")
     write_clips(folder, 24)
     document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=12, batching__max_clips=8)
     document["training"] |= {"learning_rate": 5e-3, "steps": 15}
     (folder / "encoder.yaml").write_text(json.dumps(changed(document, data__evaluation={})))
-    # One thread, because two are no faster on such small models.
+    # Use one thread, because two threads are not faster on such small models.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["run", str(folder / "encoder.yaml"), "--output-dir", str(folder / "run")]) == 0
@@ -36,5 +38,5 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep features in the folder of the clips."""
+    """Store features in the folder of the clips instead of the user's cache."""
     monkeypatch.setenv("TINY_AUDIO_CACHE", str(home / "cache"))

@@ -1,4 +1,4 @@
-"""Measurements of the benchmark, and options that it rejects."""
+"""``bench projectors`` without training: its measurements, and options that it rejects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_random_frames_have_runs_of_labels() -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest measures in a fork of the test, because a new interpreter would import torch for seconds."""
+    """Run the measuring pytest in a fork of this process. A new process would need seconds to import torch."""
 
     def run(command: list[str], env: dict[str, str], stdout: int, check: bool) -> SimpleNamespace:
         assert (command[:3], check) == ([sys.executable, "-m", "pytest"], False)
@@ -80,8 +80,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     # Each of the two clips has 13 stacks: gate and up map 4 · 32 to 64 channels, and down maps to 48.
     products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
     assert forward["flops"] == 2 * products
-    # The backward pass computes gradients of weights and inputs, also for the first layers, because a norm precedes
-    # them.
+    # The backward pass computes the gradients of weights and inputs. The first layers also need the gradients of their
+    # inputs, because a norm with trained weights precedes them.
     assert both["flops"] == 3 * forward["flops"]
     assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
     assert forward["embeddings_per_s"] == 13

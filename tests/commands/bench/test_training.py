@@ -1,4 +1,4 @@
-"""A benchmark with training: results, page, and repeated commands."""
+"""``bench projectors --train``: results, the HTML page, and repeated commands."""
 
 from __future__ import annotations
 
@@ -226,11 +226,11 @@ def test_the_command_prints_json(
 
 @pytest.mark.slow
 def test_controls_hold_with_a_trained_encoder(home: Path, tmp_path: Path) -> None:
-    """The encoder is trained until it can distinguish the clips."""
+    """The encoder is first trained until it can distinguish the clips, so that variants can differ."""
     encoder = tmp_path / "run"
     command = ["run", str(home / "encoder.yaml"), "training.steps=150", "--output-dir", str(encoder)]
     assert main(command) == 0
-    # With three speakers, a difference can never be shown, so every clip gets its own speaker.
+    # Three speakers are too few groups to show any difference. So every clip gets its own speaker.
     rows = [json.loads(line) for line in (home / "manifest.jsonl").read_text().splitlines()]
     speakers = home / "speakers.jsonl"
     speakers.write_text("".join(json.dumps(row | {"speaker": row["audio_filepath"]}) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Variants of a benchmark, from options and from files."""
+"""Variants of a benchmark, read from an option or from a file."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def outcome(label: str, error_rates: list[float], control: Any = None, seed: int = 0) -> Outcome:
-    """Return hypotheses of 300 utterances with 5 words. For each seed, about this share of the words is wrong."""
+    """Return a variant's hypotheses of 300 utterances with 5 words each.
+
+    ``error_rates`` has the approximate share of wrong words for each seed.
+    """
     rng = torch.Generator().manual_seed(seed)
     words = ["one", "two", "three", "four", "five"]
     hypotheses = []
@@ -23,9 +26,9 @@ def outcome(label: str, error_rates: list[float], control: Any = None, seed: int
         rows = []
         for number in range(300):
             wrong = torch.rand(5, generator=rng) < rate
-            heard = " ".join("x" if bad else word for bad, word in zip(wrong, words, strict=True))
+            text = " ".join("x" if bad else word for bad, word in zip(wrong, words, strict=True))
             rows.append(
-                {"id": str(number), "text": " ".join(words), "pred_text": heard, "truncated": False, "metadata": {}}
+                {"id": str(number), "text": " ".join(words), "pred_text": text, "truncated": False, "metadata": {}}
             )
         hypotheses.append({"dev": rows})
     result = {"parameters": 1, "embeddings_per_s": 10.0, "train_s": 1.0, "curve": []}
@@ -45,7 +48,7 @@ def test_a_clear_difference_is_better_or_worse() -> None:
 
 
 def test_a_difference_smaller_than_between_seeds_is_not_shown() -> None:
-    """The means of 3,000 words differ by 10 points, but seeds differ by 30 points."""
+    """The mean error rates differ by 10 points, but the rates of the seeds differ by 30 points."""
     base = outcome("base", [0.2, 0.35, 0.5], seed=1)
     assert verdicts(base, outcome("other", [0.3, 0.45, 0.6], seed=2)) == {"other": "no difference shown"}
 
