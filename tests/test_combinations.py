@@ -24,7 +24,7 @@ from tiny_audio.projectors import PROJECTORS
 
 TRANSCRIPTS = ("one two", "four", "six")
 SIZES = (16_000, 12_000, 6_337)
-"""Sizes of the clips in samples. Even with the slowest encoder (12.5 frames per second), each clip has enough frames for
+"""Sizes of the clips in samples. With every encoder, even at only 12.5 frames per second, a clip has enough frames for
 CTC on its transcript."""
 TOLERANCE = 1e-5
 """Maximum difference between the values of a clip alone and in a batch, for one part. It is relative to the root mean

@@ -119,7 +119,7 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a recipe with all defaults, and its parts. The parts have parameter counts, dimensions and frame rates."""
+    """Print a recipe with all defaults. A table lists the parameters, dimensions and frame rates of its parts."""
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)
@@ -159,7 +159,7 @@ def probe(
     num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the setting for recipes.
+    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the `batching` section.
 
     The default durations are data.max_duration_s and 1/2, 1/4 and 1/8 of it. On a CPU, --memory-gb is required.
 
@@ -215,7 +215,7 @@ app.add_typer(bench_app, name="bench")
 
 @functools.cache
 def _command() -> Any:
-    """Return the Click command of the whole program. It is built only once per process, because that is slow."""
+    """Return the Click command of the whole program. It is built only once, because that is slow."""
     return typer.main.get_command(app)
 
 

@@ -16,8 +16,8 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added to an existing config. Its default must give the earlier behavior. An identity does not
-contain the default, so the identities of existing results stay the same."""
+"""Marks a field that was added to an existing config. Its default must give the earlier behavior. An identity leaves
+the field out if it has its default, so the identities of existing results stay the same."""
 
 
 class Config(BaseModel):
@@ -135,7 +135,10 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, origin: str) -> Failure:
-        """Describe ``error``. An ``OSError`` becomes a :class:`UserError`, any other error a :class:`RunFailed`."""
+        """Describe ``error``. If it is not a :class:`TinyAudioError`, a receiver raises :class:`RunFailed`.
+
+        An OSError of the operating system is an exception: a receiver raises :class:`UserError`.
+        """
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
         # An OSError of the operating system, such as a full disk, has a file name or an error number. If an OSError has
         # neither, a library raised it, for example because a shared library could not be loaded.

@@ -76,7 +76,7 @@ class AlignmentConfig(Config):
 
 @dataclass(frozen=True)
 class CtcVocabulary:
-    """Characters as labels; label 0 is the blank."""
+    """The labels of the CTC head. Label 0 is the blank, and each other label is a character."""
 
     characters: tuple[str, ...]
 
@@ -111,7 +111,10 @@ def min_frames(labels: Sequence[int]) -> int:
 
 
 def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Decode ``[B, T, V]`` to B lists of labels: the best label of each frame, without repeats and blanks."""
+    """Decode logits ``[B, T, V]`` to B lists of labels.
+
+    Take the best label of each frame, merge repeated labels, and remove blanks.
+    """
     best = logits.argmax(-1).cpu()
     return [
         [int(label) for label in torch.unique_consecutive(row[: int(length)]) if label != BLANK]

@@ -291,7 +291,7 @@ def test_a_failed_run_is_recorded_and_the_others_continue(
     assert main(command) == 1
     err = capsys.readouterr().err
     assert err.startswith("failed: 1 of 2 runs failed:\n  learning_rate=1e30: 1 steps in a row, up to step 2")
-    assert err.endswith(f"the others are compared in {folder / 'comparison.html'}\nthe same command runs them again\n")
+    assert err.endswith(f"the others are compared in {folder / 'comparison.html'}\nthe same command repeats the failed runs\n")
     failed, finished = read(folder / "sweep.json")["runs"]
     assert (failed["status"], finished["status"]) == ("failed", "finished")
     assert failed["error"].startswith("1 steps in a row, up to step 2")
@@ -311,7 +311,7 @@ def test_errors_found_by_a_run_have_exit_code_2(
     assert err.startswith(
         f"error: 2 of 2 runs failed:\n  seed=0: the manifest {tmp_path / 'none.jsonl'} does not exist"
     )
-    assert err.endswith("\nthe same command runs them again\n")
+    assert err.endswith("\nthe same command repeats the failed runs\n")
     assert "compared" not in err
     assert not (folder / "comparison.html").exists()
 

@@ -140,7 +140,7 @@ class TrainedBenchmark:
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         fixed |= {"training.keep_best": None, "training.average_last": None}
         if self.plan.without_decoder:
-            fixed |= {"alignment.alone_steps": None}  # no step uses the decoder
+            fixed |= {"alignment.alone_steps": None}  # no step runs the decoder, so it has no effect
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:

@@ -21,7 +21,7 @@ MARGIN = 0.1
 MOST_CLIPS = 512
 """Maximum number of clips in a trial."""
 _RESOLUTION = 0.05
-"""Relative precision of the number of clips. It is smaller than the default margin, so the result is safe."""
+"""Relative precision of the number of clips. More precision would be useless, because the default margin is larger."""
 
 Trial = Callable[[int], Measured | None]
 """A function that trains on the given number of clips. It returns None if they do not fit into memory."""

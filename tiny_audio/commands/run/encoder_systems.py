@@ -28,7 +28,7 @@ from tiny_audio.recipe import content_hash
 from tiny_audio.training.precision import autocast
 
 _HEAD = "CTC head"
-_FAIREST: NormalizerName = "whisper_english"
+_CHECKPOINT_NORMALIZER: NormalizerName = "whisper_english"
 """The normalizer for hypotheses of the encoder's checkpoint. They may have digits, capitals and punctuation that the
 references do not have. The normalizer removes these differences, so the comparison is fair."""
 
@@ -102,7 +102,7 @@ class EncoderSystemsStage(SetStage):
             target.close()
         file = f"{self._name}.encoder.jsonl"
         write_rows(self._run.folder / "evaluation" / file, rows)
-        return RecordedSystem(target.label, _FAIREST, file, own, model_speed)
+        return RecordedSystem(target.label, _CHECKPOINT_NORMALIZER, file, own, model_speed)
 
 
 def recorded(run: RunContext) -> dict[str, EncoderSystemsState]:

@@ -62,7 +62,7 @@ class TrainStage:
     def is_done(self) -> bool:
         """Return whether training is finished and the model is exported.
 
-        If only the export is missing, :meth:`run` exports the last checkpoint.
+        If only the export is missing, :meth:`run` exports the last checkpoint without training again.
         """
         training = self._run.state.training
         return training is not None and training.finished and self._run.model_folder.is_dir()
@@ -113,7 +113,7 @@ class TrainStage:
         world.broadcast_from_main(self._note_overlaps)
         vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
         model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, vocabulary))
-        scores = world.is_main or recipe.execution.parallel == "fsdp"  # a sharded model runs only in all processes
+        scores = world.is_main or recipe.execution.parallel == "fsdp"  # a sharded model runs in all processes at once
         monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(
             recipe, model, clips, target_encoder, run.folder, self._stop, run.callback, monitor, work, world
@@ -187,7 +187,7 @@ class TrainStage:
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
             return work_of(recipe, "cuda" if on_gpu else "cpu")
-        except (UserError, RuntimeError) as error:  # not every part that can be trained runs on the meta device
+        except (UserError, RuntimeError) as error:  # some parts can be trained, but not run on the meta device
             self._run.callback.note(
                 f"the dry run of the model failed, so its FLOPs are not counted: {first_line(error)}"
             )

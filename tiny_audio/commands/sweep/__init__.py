@@ -39,7 +39,7 @@ class Sweep:
         path: the recipe.
         overrides: an override with one value, such as ``training.steps=100``, applies to all runs. An override with
             several values, such as ``projector=swiglu,conv``, gives a run for each value.
-        folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the grid>``.
+        folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the runs>``.
 
     Raises:
         UserError: combinations are not valid, or the runs cannot be compared. The message lists the invalid
@@ -146,7 +146,7 @@ class Sweep:
             lines += textwrap.indent(f"{name}: {str(error) or type(error).__name__}", "  ").splitlines()
         if compared:
             lines.append(f"the others are compared in {self.folder / 'comparison.html'}")
-        lines.append("the same command runs them again")
+        lines.append("the same command repeats the failed runs")
         user_errors = all(isinstance(error, UserError) for error in failures.values())
         raise (UserError if user_errors else RunFailed)("\n".join(lines))
 

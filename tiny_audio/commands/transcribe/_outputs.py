@@ -29,7 +29,7 @@ class OutputFolder:
     """The output folder, with one file per recording. Files are written atomically.
 
     Args:
-        folder: the output folder. It is created when the first transcript is written.
+        folder: the output folder. It is created before the first transcript is written.
         model: folder of the model.
         recordings: all recordings that will be written.
         rank: rank of this process among the processes that write to the folder.
