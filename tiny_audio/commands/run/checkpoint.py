@@ -70,7 +70,7 @@ class SavedStep:
             has the weights of this step, because a run scores its final model.
 
         Raises:
-            UserError: the checkpoint is damaged, or a pretrained checkpoint that the run used is missing or has changed.
+            UserError: the checkpoint is damaged, or a pretrained checkpoint of the run is missing or has changed.
         """
         state = RunState.read(self.run)
         if state is None or state.training is None or state.training.spelling is None:

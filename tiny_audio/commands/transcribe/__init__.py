@@ -66,8 +66,8 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
 
     Raises:
-        UserError: see :func:`transcribe`. If a recording cannot be read, or a transcript cannot be written, the error is
-            raised after all other recordings are transcribed.
+        UserError: see :func:`transcribe`. If a recording cannot be read, or a transcript cannot be written, the error
+            is raised after all other recordings are transcribed.
     """
     with joined_for_inference() as world:
         outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True), world)
