@@ -1,7 +1,7 @@
 """Shared fixtures: recipes of tiny parts, clips and manifests.
 
-The main process of pytest-xdist imports this file before it starts the workers. It does not need PyTorch, so functions
-import PyTorch here.
+The main process of pytest-xdist imports this file before it starts the workers. It does not need PyTorch, so this
+file imports PyTorch only inside functions.
 """
 
 from __future__ import annotations

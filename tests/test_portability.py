@@ -1,4 +1,4 @@
-"""Without the modules that Python has only on Unix, as on Windows, everything can be imported, and commands work."""
+"""Without the modules that Python lacks on Windows, everything can be imported, and commands work."""
 
 from __future__ import annotations
 

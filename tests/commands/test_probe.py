@@ -194,7 +194,7 @@ def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
 
 @pytest.mark.usefixtures("forks")
 def test_it_is_an_error_if_nothing_fits(recipe: Recipe) -> None:
-    with pytest.raises(UserError, match=r"^probe: not even one clip of 4 s fits 0\.09 GiB; .*`tiny-audio plan`"):
+    with pytest.raises(UserError, match=r"^probe: not even one clip of 4 s fits into 0\.09 GiB; .*`tiny-audio plan`"):
         probe_recipe(recipe, memory_gb=0.1, random_weights=True)
 
 

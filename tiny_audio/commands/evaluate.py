@@ -68,7 +68,7 @@ def evaluate(
             elif evaluated.scores:
                 print(evaluation_table(evaluated))
             for command in comparison_commands(evaluated, output_dir, rule, group_by):
-                _note(f"to write a page of this comparison: {command}")
+                _note(f"to write an HTML page of this comparison: {command}")
         if errors:
             kind = UserError if all(isinstance(error, UserError) for error in errors.values()) else RunFailed
             raise world.printed_by_main(kind("\n".join(str(error) for error in errors.values())))

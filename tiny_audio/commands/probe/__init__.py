@@ -187,7 +187,7 @@ def probe_recipe(
             clips, measured = most_that_fit(train, guess, MOST_CLIPS)
             if measured is None:
                 raise UserError(
-                    f"probe: not even one clip of {duration_s:g} s fits {process.allowed_bytes / GIB:.2f} GiB; "
+                    f"probe: not even one clip of {duration_s:g} s fits into {process.allowed_bytes / GIB:.2f} GiB; "
                     "run `tiny-audio plan` to see which changes help"
                 )
             buckets.append(Bucket(duration_s, clips, measured, predict(clips)))

@@ -122,8 +122,8 @@ class OutputFolder:
         there = next((path for one in recordings if (path := self._path(one)).exists()), None)
         if there is None:
             return
-        maker = "by another model or with other options" if before else "not by tiny-audio transcribe"
-        raise UserError(f"{there} already exists and was written {maker}; give another --output-dir, or --overwrite")
+        origin = "written by another model or with other options" if before else "not written by tiny-audio transcribe"
+        raise UserError(f"{there} already exists and was {origin}; give another --output-dir, or add --overwrite")
 
 
 def _facts(recording: Recording) -> list[int] | None:
@@ -149,6 +149,6 @@ def _check_distinct(recordings: Sequence[Recording]) -> None:
     for one in recordings:
         if one.stem in taken:
             raise UserError(
-                f"{taken[one.stem]} and {one.title} would have the same file in --output-dir; transcribe one at a time"
+                f"{taken[one.stem]} and {one.title} would have the same transcript file; give each its own --output-dir"
             )
         taken[one.stem] = one.title
