@@ -119,7 +119,7 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a recipe with all defaults. A table lists the parameters, dimensions and frame rates of its parts."""
+    """Print a recipe with all defaults, and its parts. A table lists their parameters, dimensions and frame rates."""
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)

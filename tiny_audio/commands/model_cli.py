@@ -98,7 +98,7 @@ def transcribe(
 def serve(
     model: arg.Model,
     host: Annotated[
-        str, Option(help="Address to listen on. 0.0.0.0 makes the server reachable for others; add --api-key.")
+        str, Option(help="Address to listen on. With 0.0.0.0, other machines can connect; add --api-key.")
     ] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to listen on. 0 chooses a free port.", min=0, max=65535)] = 8000,
     api_key: arg.ApiKeys = None,
