@@ -91,7 +91,7 @@ GPUS = {
 accumulation for the RTX cards."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
-"""Peak of one core: fp32 with AVX2 at 3 GHz."""
+"""Assumed speed of one core in fp32, about half of the peak of AVX2 at 3 GHz."""
 CPU_WATTS_PER_CORE = 8.0
 """Assumed power per core. Server CPUs are rated at 3 to 6 W per core, and desktop CPUs at 6 to 16 W."""
 

@@ -43,8 +43,8 @@ class DataConfig(Config):
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of evaluation sets
-    are limited only by the encoder."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. In evaluation
+    sets, a clip may be as long as the encoder and the decoder's positions allow."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
