@@ -107,7 +107,7 @@ def test_a_stopped_search_tries_no_more_cuts(calls: int) -> None:
     assert scorer.calls == calls
 
 
-def test_the_model_scores_fewer_stretches_if_all_scores_are_bad() -> None:
+def test_the_model_scores_fewer_sections_if_all_scores_are_bad() -> None:
     """This happens with music or another language."""
     pause = torch.zeros(SAMPLE_RATE)
     one = torch.cat([pause, speech()[: 5 * SAMPLE_RATE], pause])
@@ -115,7 +115,7 @@ def test_the_model_scores_fewer_stretches_if_all_scores_are_bad() -> None:
     scorer, single = OneSentence(BAD), OneSentence(BAD)
     assert recut(chunks, scorer) == chunks
     recut(plain(one), single)
-    assert scorer.calls == 4 * single.calls  # stretches 1, 3, 7 and 15
+    assert scorer.calls == 4 * single.calls  # sections 1, 3, 7 and 15
 
 
 def test_a_search_stops_early_if_the_first_chunks_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""Cut long recordings into chunks at pauses. The memory needed is bounded.
+"""Cut long recordings into chunks at pauses, with bounded memory.
 
-Pauses are where :mod:`tiny_audio.inference.voice_activity` finds no speech. If silero-vad is not installed, they are
-where the audio is soft.
+A pause is a section in which :mod:`tiny_audio.inference.voice_activity` finds no speech. If silero-vad is not
+installed, a pause is a section in which the audio is soft.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ChunkDurations:
     longest_s: float
     """Maximum duration of the chunks of a longer recording."""
     usual_s: float
-    """Once a chunk has this duration, brief pauses are considered if no longer pause is found."""
+    """A chunk that reaches its maximum duration is cut at a brief pause after this duration, if there is one."""
 
     @classmethod
     def up_to(cls, max_s: float) -> ChunkDurations:
@@ -101,9 +101,9 @@ def split_at_pauses(
     """Cut a recording at its pauses, and leave the pauses out.
 
     A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
-    after the usual duration. If there is none, it is cut at a quiet point, and the next chunk begins at an earlier
-    one. The two chunks overlap, so that each word near the cut is complete in one of them. The division into blocks
-    does not affect the chunks. Only a few minutes of audio are in memory.
+    after the usual duration. If there is no such pause, it is cut at a quiet point, and the next chunk begins at an
+    earlier quiet point. The two chunks overlap, so that each word near the cut is complete in one of them.
+    The chunks do not depend on the blocks. Only a few minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
@@ -185,7 +185,7 @@ class _Chunker:
         return self._start_at(judged) if self.start is None else self.start
 
     def _start_at(self, index: int) -> int:
-        """Return the first frame of a chunk that begins because of a frame."""
+        """Return the first frame of a chunk whose first speech is in a frame. The chunk includes a margin before it."""
         return self.free_from if self.keep_pauses else max(self.free_from, index - _MARGIN)
 
     def add_frame(self, index: int, level: float, probability: float) -> Iterator[_Span]:

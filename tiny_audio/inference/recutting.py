@@ -1,8 +1,9 @@
 """Cut speech without pauses where the model's own scores are best.
 
-A model that was trained only on whole sentences may write words that were not spoken. This happens if a chunk begins or
-ends within a sentence. So if most chunks of such speech have bad scores, other cuts are tried. Those with the best
-total score of the decoder and the CTC head are chosen, which is the likeliest segmentation together with its texts.
+If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
+not spoken. So if at least half of the chunks of a section have bad scores, other cuts are tried. The cuts whose chunks
+have the best total score of the decoder and the CTC head are chosen. They are the likeliest cuts, together with their
+texts.
 """
 
 from __future__ import annotations
@@ -29,24 +30,27 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
-_STRETCH = 6
-"""Speech without pauses is treated in stretches of this many times the maximum duration of a chunk."""
+_SECTION = 6
+"""Speech without pauses is divided into sections of this many times the maximum duration of a chunk. The cuts of a
+section are chosen together."""
 _BAD = 1.0
 """A chunk is bad if its text fits it worse than this many nats per character. In sentences of the quickstart that were
-joined without pauses, most right texts had at most 0.7, a few above 2, and wrong texts usually 1.3 or more."""
+joined without pauses, most correct texts had at most 0.7 nats, a few had more than 2, and wrong texts usually had 1.3
+or more."""
 _SPACING = 24
-"""Two cuts are at least this part of the maximum duration of a chunk apart. With more candidates, more words were wrong
-(6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
+"""Possible cuts are apart by at least the maximum duration of a chunk divided by this number. With more possible cuts,
+more words were wrong (6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
 _ENDS = 12
 """Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 % wrong words, and more than 12
 gave the same 3.8 %."""
 _MARGIN = 20.0
-"""A start is not tried if the cost of the best chunks up to it is more than this many nats above the cost up to a later
-place. In the same sentences, 10 gave 5.5 % wrong words, and values above 20 the same 3.8 %."""
+"""No chunk is tried that begins at a possible cut if the best chunks up to this cut cost more than this many nats more
+than the best chunks up to a later cut. In the same sentences, 10 gave 5.5 % wrong words, and values above 20 gave the
+same 3.8 %."""
 _TRIED = 2
 """When a search has covered this many maximum durations of a chunk, it stops if at least two thirds of the best
-chunks are bad. At that point, up to 57 % were bad in searches that succeeded, and 69 % in the frequency band of
-telephones, on which this model was not trained."""
+chunks are bad. At that point, up to 57 % of the chunks were bad in searches that succeeded. In the frequency
+band of telephones, on which this model was not trained, 69 % were bad."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -59,7 +63,7 @@ class Score:
     """Negative log-likelihood of the text under the decoder and the CTC head, in nats. The costs of all chunks of a
     recording can be added."""
     excess: float
-    """The decoder's cost, and the amount by which the head's cost of the text is above its cost of its own text."""
+    """The decoder's cost of the text, plus what the text costs the CTC head more than the head's own text."""
     num_characters: int
 
     @property
@@ -135,47 +139,47 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
-        Other cuts are tried if at least half of the chunks of a stretch are bad. If half are bad even with the best
-        cuts, or two thirds at the beginning of the stretch, the model does not know this kind of speech. Then the
-        chunks stay, and fewer and fewer stretches are tried.
+        Other cuts are tried if at least half of the chunks of a section are bad. If half are bad even with the best
+        cuts, or two thirds at the beginning of the section, the model does not know this kind of speech. Then the
+        original chunks are kept, and fewer and fewer sections are tried.
 
         Args:
             chunks: the chunks in order.
             is_stopped: whether the chunks are no longer needed. Then no more cuts are tried.
         """
-        stretch: list[Chunk] = []
+        section: list[Chunk] = []
         to_skip = failures = 0
         for chunk in itertools.chain(chunks, [None]):
-            if stretch and (chunk is None or chunk.start > _end(stretch[-1]) or self._is_full(stretch)):
-                was_cut_in_speech = any(one.overlap for one in stretch)
+            if section and (chunk is None or chunk.start > _end(section[-1]) or self._is_full(section)):
+                was_cut_in_speech = any(one.overlap for one in section)
                 if was_cut_in_speech and to_skip:
                     to_skip -= 1
-                elif was_cut_in_speech and not is_stopped() and self._are_bad(stretch):
-                    better = self._best(stretch, is_stopped)
-                    stretch, failures = (stretch, failures + 1) if better is None else (better, 0)
+                elif was_cut_in_speech and not is_stopped() and self._are_bad(section):
+                    better = self._best(section, is_stopped)
+                    section, failures = (section, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
-                # The end of a full stretch may be a cut within speech. If so, its last chunk begins the next stretch.
-                num_done = len(stretch) - (stretch[-1].overlap > 0)
-                yield from stretch[:num_done]
-                stretch = stretch[num_done:]
+                # The end of a full section may be a cut within speech. If so, its last chunk begins the next section.
+                num_done = len(section) - (section[-1].overlap > 0)
+                yield from section[:num_done]
+                section = section[num_done:]
             if chunk is not None:
-                stretch.append(chunk)
+                section.append(chunk)
 
-    def _is_full(self, stretch: Sequence[Chunk]) -> bool:
-        return len(stretch) > 1 and _end(stretch[-1]) - stretch[0].start > _STRETCH * self.longest_s * SAMPLE_RATE
+    def _is_full(self, section: Sequence[Chunk]) -> bool:
+        return len(section) > 1 and _end(section[-1]) - section[0].start > _SECTION * self.longest_s * SAMPLE_RATE
 
-    def _are_bad(self, stretch: Sequence[Chunk]) -> bool:
-        return _are_bad(self.scorer([chunk.waveform for chunk in stretch]))
+    def _are_bad(self, section: Sequence[Chunk]) -> bool:
+        return _are_bad(self.scorer([chunk.waveform for chunk in section]))
 
-    def _best(self, stretch: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
-        """Return the best chunks of a stretch. None if at least half of them are bad, or the search was stopped."""
-        waveform, overlap = _joined(stretch), stretch[-1].overlap
+    def _best(self, section: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
+        """Return the best chunks of a section. None if at least half of them are bad, or the search was stopped."""
+        waveform, overlap = _joined(section), section[-1].overlap
         places, levels = self._quiet_points(waveform, len(waveform) - overlap)
         path = self._best_path(waveform, places, levels, is_stopped)
         if not path or _are_bad([score for _, _, score in path]):
             return None
         return [
-            Chunk(stretch[0].start + start, waveform[start:end].clone(), overlap if end == len(waveform) else 0)
+            Chunk(section[0].start + start, waveform[start:end].clone(), overlap if end == len(waveform) else 0)
             for start, end, _ in path
         ]
 
@@ -247,7 +251,7 @@ def _end(chunk: Chunk) -> int:
     return chunk.start + len(chunk.waveform)
 
 
-def _joined(stretch: Sequence[Chunk]) -> Tensor:
+def _joined(section: Sequence[Chunk]) -> Tensor:
     """Return the waveform of chunks that overlap or follow each other directly."""
-    own = [chunk.waveform[: len(chunk.waveform) - chunk.overlap] for chunk in stretch[:-1]]
-    return torch.cat([*own, stretch[-1].waveform])
+    own = [chunk.waveform[: len(chunk.waveform) - chunk.overlap] for chunk in section[:-1]]
+    return torch.cat([*own, section[-1].waveform])
