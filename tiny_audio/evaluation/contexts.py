@@ -19,7 +19,7 @@ _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ContextOptions(Config):
-    """Options of a target ``MODEL:key=value,...``, for models of this package."""
+    """The options that can follow a model of this package on the command line, as in ``MODEL:key=value,...``."""
 
     hotwords: LocalPath | None = None
     """A file of hotwords for all clips."""
@@ -28,7 +28,7 @@ class ContextOptions(Config):
     previous_text_column: _NonEmpty | None = None
     """Metadata column with the text before each clip."""
     language: _NonEmpty | None = None
-    """Language of all clips, if the model was trained with it."""
+    """Language of all clips. The model must be trained with this language."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -90,7 +90,7 @@ class ClipContexts:
         """Check that the metadata columns exist.
 
         Raises:
-            UserError: no clip has one of the columns.
+            UserError: the metadata of all clips lack one of the columns.
         """
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):

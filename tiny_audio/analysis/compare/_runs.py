@@ -62,7 +62,8 @@ class FinishedRun:
 
     @property
     def group_by(self) -> str | None:
-        """The metadata column whose groups were resampled as a whole."""
+        """The metadata column by which clips are grouped for the run's intervals, such as ``speaker``. The bootstrap
+        resamples all clips of a group together. None if it resamples single clips."""
         column: str | None = self.report["recipe"]["evaluation"]["group_by"]
         return column
 
@@ -187,7 +188,8 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
         if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (
                 f"{run.name} and {runs[0].name} were scored on data with different fingerprints, although ids, "
-                "references and durations of the compared clips agree; other clips of the set, or its revision, differ"
+                "references and durations of the compared clips agree; clips that are not compared, the order of "
+                "the clips, or the revision of the data may differ"
             )
 
 

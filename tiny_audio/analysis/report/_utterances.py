@@ -33,7 +33,7 @@ class Scored:
 
     @classmethod
     def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
-        """Sort rows that are already aligned, in the order of :meth:`of`."""
+        """Sort rows that are already aligned, so that the utterances with the most errors come first."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 

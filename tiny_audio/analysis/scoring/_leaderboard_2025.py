@@ -5,7 +5,9 @@ It uses the package ``whisper-normalizer``. The rules differ from Whisper's Engl
 
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard's rules for letters separated by spaces and for letters followed by "'s" are included, but seldom apply.
+  leaderboard also has rules for letters with spaces ("u. s. a.") and for possessives ("u.s.a.'s"). They are kept here,
+  but seldom apply: the first needs a letter directly after the last dot, and earlier rules have already joined most of
+  the letters before "'s".
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
