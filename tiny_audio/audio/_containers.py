@@ -2,7 +2,7 @@
 
 A recording program first writes a placeholder for the size of the samples, and replaces it when the recording ends. If
 the program is stopped, writes to a pipe or exceeds 4 GiB, the size in the header is wrong. The samples then end where
-another chunk (a named block of bytes) begins, or at the end of the file. A declared size is the size in the header.
+another chunk (a named block of bytes) begins, or at the end of the file. "Declared" means: as the header states.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_FORMAT_BYTES = 1 << 16
 _TAIL_BYTES = 1 << 20
 """If the size of the samples is wrong, this many bytes at the end of the file are searched for chunks."""
 _PLACEHOLDER_SLACK = 1 << 16
-"""A size that differs by at most this many bytes from a placeholder counts as one."""
+"""A size that differs by at most this many bytes from a placeholder counts as a placeholder."""
 _KNOWN_CHUNKS = (
     *(b"LIST", b"list", b"bext", b"id3 ", b"ID3 ", b"iXML", b"axml", b"_PMX", b"cue ", b"fact", b"smpl", b"inst"),
     *(b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"cart", b"DISP", b"acid", b"strc", b"afsp", b"umid", b"chna"),
@@ -57,7 +57,7 @@ class _Container:
 
 
 def container_layout(data: Data) -> Layout | None:
-    """Return how to read a file whose header is wrong; None if the header is right or the format is not supported."""
+    """Return how to read a file with a wrong header, or several joined files; None for other files."""
     parse = _PARSERS.get(data.read(0, 4))
     parts: list[Part] = []
     notes, cut_off = [], None
@@ -112,7 +112,8 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
     """Skip the chunks and tags that begin at ``position``.
 
     Returns:
-        The start of more samples or of another file; the end of the data if nothing follows; None for other content.
+        The start of more samples or of another file; the end of the data if nothing follows; None if other content
+        follows.
     """
     for _ in range(_MAX_CHUNKS):
         left = data.size - position
@@ -141,7 +142,7 @@ def _more_samples(first: _Container, data: Data, position: int) -> _Container | 
 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
-    """Return the start of the known chunks that lie between ``start`` and ``end`` and reach ``end``; else ``end``."""
+    """Return where the known chunks that reach up to ``end`` begin, not before ``start``; ``end`` if there are none."""
     visited = set[int]()  # positions from which no chain of chunks leads to the end
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
@@ -318,7 +319,7 @@ def _aiff(data: Data, begin: int) -> _Container | None:
     if declared is not None:
         declared = max(0, declared - 8 - offset) or None
     if _stated(frames) and declared is not None and frames * frame_bytes < declared:
-        declared = frames * frame_bytes  # libsndfile uses the smaller of the two sizes
+        declared = frames * frame_bytes  # libsndfile uses the smaller of the sizes that COMM and SSND state
 
     def header(size: int) -> bytes:
         new = bytearray(whole)

@@ -29,10 +29,10 @@ _UNKNOWN_FRAMES = 1 << 60
 _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
-"""An MP3 may have this many bytes, or 5 % of its size, after the last decoded frame. If more bytes follow, the length
-in its header is wrong."""
+"""An MP3 may have this many bytes or 5 % of its size, whichever is more, after the last decoded frame. If more bytes
+follow, the length in its header is wrong."""
 _TOLERANCE_S = 0.05
-"""Missing sound that is shorter is not reported. Gaps that are closer together are reported as one gap."""
+"""Missing sound that is shorter than this is not reported. Gaps less than this apart are reported as one gap."""
 
 
 class Block(NamedTuple):
@@ -50,7 +50,7 @@ class Decoder:
         data: the bytes of the recording.
         name: the name of the recording in messages.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
-        max_duration_s: longer recordings are rejected.
+        max_duration_s: longer recordings are rejected. None sets no limit.
         keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, damaged
             recordings are rejected.
 
@@ -187,7 +187,7 @@ class Decoder:
         return Block(rate, mixed)
 
     def _without_bad_samples(self, rate: int, block: torch.Tensor) -> torch.Tensor:
-        """Replace samples that are not finite or out of range by silence, unless most of the block is bad."""
+        """Replace samples that are NaN, infinite or out of range by silence, unless most of the block is bad."""
         bad = (~(block.abs() <= MAX_AMPLITUDE)).any(dim=1)
         count = int(bad.sum())
         if count == 0 or 2 * count > len(bad):

@@ -17,13 +17,13 @@ _READ_BYTES = 1 << 20
 _DISK_REASONS = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` that may be caused by a failing disk."""
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Error numbers caused by the path itself, so retrying does not help."""
+"""Numbers of errors that the path itself causes, such as a name that is too long. Retrying does not help."""
 
 
 class _Memory(io.BytesIO):
     """The bytes of a clip, as a file.
 
-    A seek to a position before the start does nothing, because libsndfile does this in some files that are cut off.
+    A seek to a position before the start does nothing. libsndfile makes such seeks in some files that are cut off.
     """
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

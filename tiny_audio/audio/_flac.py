@@ -14,8 +14,8 @@ _BLOCK_BYTES = 1 << 20
 _MAX_HEADER = 16
 _MIN_FRAME_BYTES = 10
 _PART_SAMPLES = 1 << 20
-"""A part ends after this number of samples, over all channels. If a part is damaged, only its samples are decoded
-again."""
+"""A part ends after this number of samples, counted over all channels. If a part is damaged, only its own samples are
+decoded again."""
 _MAX_BLOCK = 65_535
 _MAX_FRAMES = 2_000_000
 """At most this many frames are read, to limit memory for hostile files. Ten hours of audio at 16 kHz have about a tenth

@@ -1,4 +1,7 @@
-"""Find files that were joined to one file, in formats of which FFmpeg reads only the first: MP4, Matroska, ASF, AVI."""
+"""Find the files inside a file that was made by joining files, for example with `cat a.mp4 b.mp4 >c.mp4`.
+
+Only MP4, Matroska, ASF and AVI are searched. FFmpeg would read only the first of the joined files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _HEAD_BYTES = 8_192
 
 
 def joined_files(path: Path) -> list[range]:
-    """Return the byte range of each file that was joined to this file. Most files have one range.
+    """Return the byte range of each of the joined files. If no files were joined, there is one range.
 
     Raises:
         OSError: the file cannot be read.

@@ -19,7 +19,8 @@ _BEGINNING = re.compile(
 )
 """The beginning of a file in a format that libsndfile reads."""
 _MATROSKA = b"\x1aE\xdf\xa3"
-"""The beginning of a Matroska file. Such a file is not searched, since it may contain the headers of other formats."""
+"""The beginning of a Matroska file. Its content may include the header of another format, which is not a second file.
+So a Matroska file is not searched for such headers."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:

@@ -18,7 +18,7 @@ _BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 4_096
 _HEADER_BYTES = 4
 _CONFIRMED_BY = 2
-"""Bytes found at an unexpected position count as a frame only if this many frames follow."""
+"""A frame header that is found at an unexpected position counts only if this many frames follow it."""
 _MAX_TAG_BYTES = 1_024
 """Larger tags at the end of a file are hidden from the decoder, because it would print warnings about them."""
 _TOLERANCE_S = 0.1
@@ -96,7 +96,7 @@ class _Run:
     def pieces(self) -> tuple[bytes | range, ...]:
         """Return the content of a file with these frames: new bytes, and byte ranges of the original file.
 
-        A wrong length tag is replaced.
+        In layer III, a wrong length tag is replaced, and a missing one is added.
         """
         if self.declared == self.frames or self.kind.layer != _LAYER_3:
             return (range(self.start, self.end),)  # decoders know no length tags in other layers
@@ -120,7 +120,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
 
     Args:
         careful: check every frame. If False, only the length tag is checked.
-        inside: the byte range of the MP3, if it is inside another file.
+        inside: the byte range of the MP3 if it is inside another file, such as WAV. None if the whole file is the MP3.
 
     Returns:
         None if the length tag is right, or if the file is not an MP3.
@@ -131,7 +131,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     window = _Window(data, _BLOCK_BYTES if careful else _HEAD_BYTES)
     if start == begin and _parse(window(start)) is None:
         return None
-    is_tag_wrong = start == size
+    is_tag_wrong = start == size  # the ID3 tag claims all bytes of the file
     if is_tag_wrong:
         start = begin + _ID3_HEAD_BYTES
     end = before_tags(data, start, size)
@@ -152,7 +152,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
         for run, frames in zip(group, lost, strict=True):
-            # The decoder treats each part as a separate file, so it removes the decoder's delay from the start of each.
+            # The decoder treats each part as a separate file, so it removes its own delay from the start of each part.
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
             parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
@@ -327,8 +327,8 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
     """Yield the runs of each recording.
 
-    A run continues the recording before it if bytes are lost between them, it has the same kind of frames, and it does
-    not begin with a length tag.
+    A run belongs to the same recording as the run before it if bytes between the two runs are lost, both have the same
+    kind of frames, and the later run does not begin with a length tag.
     """
     first = 0
     for index in range(1, len(runs) + 1):

@@ -18,8 +18,8 @@ _MAX_PAGES = 1_000_000
 """Files with this many pages or more are not checked, to limit memory for hostile files: libsndfile reads them as they
 are. A page usually has 4 KB."""
 _LATE_S = 30.0
-"""If the first page with samples ends later than this, the recording began in the middle of a running stream. Its times
-are then counted from the end of this page."""
+"""If the first page with samples ends later than this, the recording began in the middle of a running stream. The
+recording's times are then counted from the end of this page, not from the start of the stream."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
@@ -40,7 +40,7 @@ class _Codec(NamedTuple):
     header_packets: int
     """Number of packets before the first samples."""
     rate: int
-    """Number of samples per second in which the positions of pages are counted."""
+    """Sampling rate in Hz of the samples by which the pages' positions are counted. For Opus, it is always 48,000."""
     skipped: int = 0
     """Number of samples at the start that do not belong to the recording, as the codec's header states."""
 
@@ -164,7 +164,8 @@ def _checksum(page: bytes) -> int:
 def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
     """Yield the pages of each of the joined recordings.
 
-    A recording begins with the first page of each of its streams. It ends before the first page of another stream.
+    A recording begins with the first pages of all its streams. A stream that begins after other pages belongs to the
+    next recording.
     """
     first = 0
     for index in range(1, len(pages) + 1):
@@ -230,9 +231,10 @@ def _ranges(pages: Sequence[_Page]) -> list[range]:
 
 
 def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
-    """Return the pages of the headers with new numbers, which lead without a gap to the page number ``following``.
+    """Return the header pages with new numbers, the last of which comes just before ``following``.
 
-    A decoder would otherwise treat the gap as lost pages.
+    For example, two header pages before page 90 get the numbers 88 and 89. A decoder would treat a gap between the
+    numbers as lost pages.
     """
     pages = []
     for index, page in enumerate(headers):

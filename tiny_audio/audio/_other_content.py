@@ -1,4 +1,4 @@
-"""Recognize files that are not audio although their names say so."""
+"""Recognize files that have the name of an audio file but other content, such as a web page."""
 
 from __future__ import annotations
 

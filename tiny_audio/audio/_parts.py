@@ -87,11 +87,11 @@ class PartFrame:
     """A frame of a codec whose frames can be decoded independently."""
 
     offset: int
-    """Position of the first byte in the file."""
+    """Position in the file of the frame's first byte."""
     end: int
-    """Position after the last byte in the file."""
+    """Position in the file just after the frame's last byte."""
     start: int
-    """Index of the first sample in the recording."""
+    """Index in the recording of the frame's first sample."""
     samples: int
 
 

@@ -54,7 +54,7 @@ class DownMix:
         """Mix a block ``[frames, channels]`` to ``[frames]``.
 
         Raises:
-            AudioError: there is no such channel, or samples are not finite or out of range.
+            AudioError: there is no such channel, or a sample is NaN, infinite or out of range.
         """
         self.check(block)
         channels = block.shape[1]
@@ -88,7 +88,7 @@ class DownMix:
         Mixing and resampling would spread a bad sample to other samples.
 
         Raises:
-            AudioError: a sample is not finite or out of range.
+            AudioError: a sample is NaN, infinite or out of range.
         """
         low, high = (float(bound) for bound in torch.aminmax(block))  # NaN if a sample is NaN
         if not math.isfinite(high - low):
@@ -109,7 +109,8 @@ def _canceled(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ``[windows]`` of bool, and ``[windows, channels]``.
     """
     frames, channels = block.shape
-    # Changes are compared, because hum and constant offsets, which all channels share, are weak in them.
+    # Compare changes between samples, not the samples. Hum and constant offsets, which all channels share, would make
+    # the channels look alike, but are weak in the changes.
     changes = block[_STEP::_STEP] - block[:-_STEP:_STEP]
     windows = -(-frames // _WINDOW)
     changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _STEP) - len(changes))).view(windows, -1, channels)

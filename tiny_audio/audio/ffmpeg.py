@@ -86,8 +86,8 @@ def ffmpeg_blocks(
     """Yield an audio track of a file as mono float32 blocks at 16 kHz.
 
     Audio keeps its position in time: if a track begins late or has a gap, silence is inserted. Damaged sections are
-    also replaced by silence, and a warning with their positions is logged. FFmpeg opens no files or network addresses
-    that the file names.
+    also replaced by silence, and a warning with their positions is logged. If the file refers to other files or to
+    network addresses, FFmpeg does not open them.
 
     Args:
         path: the file.
@@ -96,7 +96,8 @@ def ffmpeg_blocks(
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
 
     Raises:
-        AudioError: the file cannot be decoded, is too short, or has samples that are not finite.
+        AudioError: the file cannot be decoded, is too short, has no such track or channel, or contains a sample that
+            is NaN, infinite or out of range.
     """
     files = joined_files(path)
     if len(files) == 1:
@@ -212,7 +213,7 @@ def _text(messages: Path) -> str:
 
 
 def _first_time_s(log: str) -> float:
-    """Return the time of the first frame that the log lists; 0 if it is too early to be a late start."""
+    """Return the time in seconds of the first frame in the log; 0 if it is unknown or less than ``_LEAST_GAP_S``."""
     found = _FRAME.search(log)
     first_s = 0.0 if found is None or found[1] == "NOPTS" else float(found[1])
     return first_s if first_s >= _LEAST_GAP_S else 0.0

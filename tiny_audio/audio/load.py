@@ -16,7 +16,8 @@ from tiny_audio.audio.channels import MAX_CHANNELS, DownMix
 from tiny_audio.audio.errors import AudioError
 
 MIN_DURATION_S = 0.025
-"""The usual length of a window for computing mel features. A shorter clip cannot contain speech."""
+"""Shorter clips are rejected, because they cannot contain speech. The usual window for computing mel features has this
+duration."""
 
 
 def load_audio(
@@ -36,7 +37,7 @@ def load_audio(
     Args:
         source: a file, or the bytes of a file, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
         max_duration_s: a longer clip is rejected, never cut.
-        name: the clip's name in messages. None uses the file's path.
+        name: the clip's name in messages. None uses the file's path, or the number of bytes if ``source`` is bytes.
         channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
             cancel each other.
         keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, clips that
@@ -89,7 +90,9 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
 
 
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
-    """Down-mix and resample decoded samples, as :func:`load_audio` does with a file of one block.
+    """Down-mix and resample decoded samples, as :func:`load_audio` does.
+
+    The result equals that of :func:`load_audio` for a file whose samples fit in one block: 2^20 over all channels.
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
