@@ -60,10 +60,10 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Number of draws in a randomization test, for each comparison that Holm's correction covers. With fewer than 20, even
-the smallest possible p-value would not be below 0.05 after the correction."""
+"""Minimum number of draws in a randomization test, per comparison of the command: with 1,000 comparisons, each test has
+40,000 draws. With fewer than 20 per comparison, no p-value could be below 0.05 after Holm's correction."""
 _MIN_SLICE_UNITS = 5
-"""Minimum number of units for an interval of a slice."""
+"""Minimum number of units (utterances or groups) in a slice. Smaller slices have no interval."""
 SPEAKER = "speaker"
 _BENCHMARK_KEYS = {
     "name": "label",
@@ -178,14 +178,15 @@ class Difference:
 
     name: str
     difference: float
+    """WER of the system minus WER of the baseline."""
     interval: Interval
     p_value: float
     p_adjusted: float
     verdict: Verdict
     probability_better: float | None = None
-    """Share of the resamples in which this system has the lower rate. Ties count half."""
+    """Share of the resamples in which this system has the lower rate. Ties count half. None in benchmarks."""
     mapsswe: MatchedPairs | None = None
-    """Result of MAPSSWE. None if either system has several seeds."""
+    """Result of MAPSSWE. None if either system has several seeds, and in benchmarks."""
     ctc_difference: float | None = None
     """WER of this system's CTC head minus WER of the baseline's CTC head. None if a head is missing."""
     ctc_interval: Interval | None = None
@@ -320,7 +321,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        least = 2.0 ** (1 - units)  # the two most extreme of the 2**units ways to exchange the systems' errors
+        least = 2.0 ** (1 - units)  # smallest p: exchange none or all units, two of 2**units ways
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
             yield (

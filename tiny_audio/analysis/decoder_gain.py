@@ -1,8 +1,8 @@
 """Measure the gain from the decoder: compare a run's model with recognizers that use its encoder but not its decoder.
 
 These recognizers are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with Whisper's
-decoder. Each of them is the baseline of a comparison by the rule of :mod:`tiny_audio.analysis.comparison`. Holm's
-correction treats all comparisons of a run as one family.
+decoder. The model is compared with each of them by the rule of :mod:`tiny_audio.analysis.comparison`. The recognizer is
+the baseline of the comparison. Holm's correction treats all comparisons of a run as one family.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Speed:
     """The speed of a recognizer on clips that are transcribed one by one."""
 
     num_clips: int
+    """Number of clips for which the time was measured."""
     latency_s: float
     """Median time for one clip in seconds, without loading the audio."""
     flops_per_s: float
@@ -85,9 +86,9 @@ class DecoderGain:
 def decoder_gains(
     systems: Sequence[EncoderSystem], model_rows: Mapping[str, Sequence[Row]], group_by: str | None
 ) -> list[DecoderGain]:
-    """Compare the model with every system, on the clips for which both have a hypothesis.
+    """Compare the model with every system, on the clips for which both the model and the system have a hypothesis.
 
-    A system is omitted if there is no such clip, or if no reference of these clips has a word.
+    A system is omitted if there are no such clips, or if none of their references has a word.
 
     Args:
         systems: the systems of all sets.

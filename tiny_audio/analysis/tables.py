@@ -33,8 +33,10 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the column whose groups were resampled for a second interval.
-        after: the columns of counts on the right of the metrics: keys in the scores, with the heads of the columns.
+        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
+            were resampled. None if the scores have no such interval.
+        after: columns of counts on the right of the metrics, as a mapping from the key in the scores to the column
+            head, such as ``{"num_utterances": "clips"}``.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)
@@ -63,7 +65,7 @@ def scores_table(
 
 
 def warning_lines(rows: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> Iterator[str]:
-    """Yield the warnings about each row's scores, wrapped for a terminal. :func:`scores_table` describes the rows."""
+    """Yield the warnings about each row's scores, wrapped for a terminal. ``rows`` are as in :func:`scores_table`."""
     for cells, scores in rows:
         for text in warnings_of(scores):
             yield from wrapped(f"warning: {' '.join(cells).strip()}: {text}")
@@ -105,7 +107,10 @@ def verdicts(baseline: str, sets: Mapping[str, SetComparison]) -> Iterator[str]:
 
 
 def units_text(columns: Iterable[str | None]) -> str:
-    """Describe the resampled units. ``columns`` are results of :func:`tiny_audio.analysis.comparison.units_column`."""
+    """Describe the resampled units, such as ``utterances`` or ``whole groups by speaker``.
+
+    ``columns`` are results of :func:`tiny_audio.analysis.comparison.units_column`.
+    """
     units = ("utterances" if column is None else f"whole groups by {column}" for column in columns)
     return " and ".join(dict.fromkeys(units))
 

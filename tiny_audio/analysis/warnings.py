@@ -69,7 +69,7 @@ class Comparison:
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
-    """Add the overlap of a set with the training data to its scores. ``found`` is None if the data cannot be read."""
+    """Add the overlap of a set with the training data to its scores. ``found`` is None if that data is unreadable."""
     scores[_KEY] = None if found is None else [asdict(overlap) for overlap in found.overlaps]
     scores[_COMPARED] = None if found is None else list(found.compared)
     scores[_NOT_COMPARED] = "the training data cannot be read" if found is None else found.not_compared
@@ -116,9 +116,9 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_of(scores: Mapping[str, Any]) -> str | None:
-    """State how a set was compared with the training data, given its scores.
+    """State by which properties a set was compared with the training data, given the set's scores.
 
-    Return None if it was not compared, or if :func:`warnings_of` already states it.
+    Return None if the set was not compared, or if a warning of :func:`warnings_of` already states the properties.
     """
     if not scores.get(_COMPARED) or scores.get(_NOT_COMPARED):
         return None

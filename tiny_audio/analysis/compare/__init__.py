@@ -1,6 +1,7 @@
-"""Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`, and list how they differ.
+"""Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-No model is run. The raw hypotheses in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
+The differences between the runs' recipes, model sizes and training are listed, too. No model is run. The raw hypotheses
+in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def compare_variants(
     """Compare the first variant with each of the others, on the same utterances.
 
     Args:
-        variants: at least one variant. The rates of a single variant are computed, but it is not compared.
+        variants: at least one variant. If there is only one, its rates are computed without a comparison.
         set_name: the evaluation set. None uses all sets that every run was scored on.
         common: if the utterances of a set differ between runs, use only the utterances that all runs have.
         normalizer_name: the normalizer. None uses the normalizer that the runs were scored with.

@@ -10,7 +10,8 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Variant
 
 _NOT_COMPARED = ("command", "started", "finished", "seed", "evaluation_data")
-"""Fields of the provenance that differ between any two runs, or that are compared elsewhere."""
+"""Fields of the provenance that are not listed as differences. They differ between any two runs, such as ``started``,
+or are compared elsewhere, such as ``seed``."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,15 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """Size and training of a variant. ``wall_s`` is the mean over its runs. Other values are from its first run."""
+    """Size and training of a variant.
+
+    ``wall_s``, the training time in seconds, is the mean over the variant's runs. Other values are from its first run.
+    """
 
     name: str
     runs: list[RunFacts]
     parameters: dict[str, int]
-    """The numbers of ``total`` and ``trainable`` parameters."""
+    """Numbers of parameters by the keys ``total`` and ``trainable``."""
     steps: int
     audio_hours: float
     wall_s: float

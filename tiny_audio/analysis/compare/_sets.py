@@ -24,7 +24,7 @@ class PairedSet:
     """The rows of each variant's first run."""
     normalizer: Normalizer
     left_out: int
-    """Number of utterances that are not the same in all runs."""
+    """Number of utterances that are left out, because they are not the same in all runs."""
     warnings: Sequence[str]
     """Reasons why the runs may have been scored on different audio."""
 
@@ -50,18 +50,23 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences in which the first runs of a variant and of the baseline have different numbers of errors.
+    """Sentences in which the first run of a variant and the first run of the baseline differ in the number of errors.
 
     The largest changes come first.
     """
 
     name: str
+    """Name of the variant."""
     num_improved: int
+    """Number of sentences in which the variant has fewer errors than the baseline."""
     num_worsened: int
+    """Number of sentences in which the variant has more errors than the baseline."""
     num_other: int
-    """Number of sentences with the same number of errors."""
+    """Number of sentences in which both have the same number of errors."""
     improved: list[Sentence]
+    """The first few improved sentences."""
     worsened: list[Sentence]
+    """The first few worsened sentences."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def pair_set(
         variants: the variants. The baseline is the first one.
         normalizer: the normalizer of references and hypotheses.
         group_by: the value of ``--group-by``.
-        common: use only the utterances that all runs have.
+        common: use only the utterances that are the same in all runs. Otherwise, different utterances are an error.
 
     Raises:
         UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the

@@ -15,7 +15,9 @@ _MAX_POINTS = 300  # more points would overlap and make the page large
 _MAX_HITS = 100  # maximum number of tooltips in a chart
 _MAX_MARKED = 40  # a curve with at most this many points also has a dot at each point
 _MAX_NAME = 36
-_LOG_RATIO = 30.0  # maximum ratio of values on a linear axis; above it, small values would look like a flat line
+_LOG_RATIO = 30.0
+"""Maximum ratio of the largest to the smallest value on a linear axis. With a larger ratio, small values would look
+like a flat line."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def line_chart(
     """Draw curves over steps. Return ``None`` if there is nothing to draw.
 
     A long curve shows the mean of neighboring points, with a band from their minimum to their maximum. The value axis
-    is logarithmic if ``may_be_log`` is set, all values are positive, and their ratio exceeds 30. Otherwise, the axis
-    includes 0.
+    is logarithmic if ``may_be_log`` is set, all values are positive, and the largest is more than 30 times the
+    smallest. Otherwise, the axis includes 0. ``show`` formats a value.
     """
     series = [curve for curve in series if curve.points]
     if not series:
@@ -98,8 +100,8 @@ def line_chart(
 def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signed: bool = False) -> Markup:
     """Draw one row per system, with the estimate and its interval as marks and as text.
 
-    ``second`` is the legend of the hollow marks. If ``signed`` is set, the rows are differences: numbers have a sign,
-    and a line marks 0.
+    Hollow marks show the optional second rates, and ``second`` is their legend. If ``signed`` is set, the rows are
+    differences: numbers have a sign, and a line marks 0.
     """
     sign = "+" if signed else ""
     width, right, row_height, above = 1000.0, 235.0, 34.0, 8.0

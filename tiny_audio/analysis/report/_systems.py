@@ -38,7 +38,8 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the column whose groups were resampled for a second interval.
+        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
+            were resampled. None if the scores have no such interval.
         after: heads and cells of the columns on the right of the metrics.
     """
     columns: list[tuple[object, Sequence[object]]] = []
@@ -131,7 +132,7 @@ def _share(value: float | None) -> str:
 
 
 def rate_rows(rates: Iterable[tuple[str, Rates]]) -> list[IntervalRow]:
-    """Return the rows of a plot of word error rates, given pairs of label and rates. A missing WER has no row."""
+    """Return the rows of a WER plot, given pairs of label and rates. Systems without WER are omitted."""
     return [IntervalRow(name, each.wer, each.interval, each.ctc_wer) for name, each in rates if each.wer is not None]
 
 
@@ -225,7 +226,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """Show one word. Underlines, dashes and plus signs show errors without color."""
+    """Show one hypothesis word. Errors are also marked without color: by an underline, a dash or a plus sign."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:

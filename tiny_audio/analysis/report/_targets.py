@@ -32,7 +32,7 @@ _NUM_APART = 15
 
 
 def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
-    """Render the scores of the targets as one HTML page. If there are several, each is compared with the first.
+    """Render the scores of the targets as one HTML page. All other targets are compared with the first target.
 
     Args:
         rescored: the result of :func:`tiny_audio.analysis.rescore.rescore`.

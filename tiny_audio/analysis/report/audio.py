@@ -27,12 +27,14 @@ ReadAudio = Callable[[Row], bytes | str | None]
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
     """Return a function that reads the encoded clips for one page until the page is full.
 
-    Clips on the hub are read only from the cache, which contains row groups of the hub's Parquet files.
+    The network is not used. A clip on the hub is read only if the cache has the part (row group) of the Parquet file
+    that contains the clip.
 
     Args:
         paths: the files of hypotheses. A relative path in a row may start at the folder of any of these files, or at
             the current folder.
-        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub.
+        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub. If
+            ``locate`` is None, such a row has no audio.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}

@@ -78,7 +78,8 @@ class Rescored:
         """Metrics and facts of each target, by key.
 
         - ``name``, ``path``, and the keys of :class:`tiny_audio.analysis.scoring.Score`
-        - ``wer_interval_by_group``: None if utterances are resampled
+        - ``wer_interval_by_group``: interval of ``wer`` from resampled groups, while ``wer_interval`` is from resampled
+          utterances. None if there are no groups.
         - ``ctc_wer``: None unless all rows have ``ctc_text``
         - ``rtfx``
         - ``num_timed``: number of clips whose duration and processing time are known
@@ -170,7 +171,9 @@ def rescore(
 def align_targets(
     targets: Sequence[Target], rule: Normalizer, *, cost: Cost | None = None, group_by: str | None = None
 ) -> tuple[AlignedSet, list[list[Row]]]:
-    """Align the clips for which every target has a hypothesis. Return them with each target's rows, in the same order.
+    """Align the clips for which every target has a hypothesis.
+
+    Return the aligned set, and the rows of each target in the order of the aligned clips.
 
     Raises:
         UserError: the references of a clip differ, or there is no clip for which every target has a hypothesis.

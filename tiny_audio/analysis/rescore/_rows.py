@@ -52,7 +52,9 @@ class Target:
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """Read the files. The name of a target is the shortest unique end of its path.
+    """Read the files. The name of a target is the end of its path, with as many folders as needed to make it unique.
+
+    For example, ``runs/a/test.jsonl`` and ``runs/b/test.jsonl`` become ``a/test`` and ``b/test``.
 
     Raises:
         UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; a clip occurs

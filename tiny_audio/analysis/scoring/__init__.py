@@ -118,7 +118,7 @@ class PairedDifference(Config):
     """Share of the resamples in which the other system has fewer errors. Ties count half. 0.5 means no difference."""
     num_utterances: int
     num_groups: int | None = None
-    """As in :class:`Score`."""
+    """Number of groups that were resampled. None if utterances were resampled."""
 
 
 def score(
@@ -227,8 +227,8 @@ def score_set(
 
     - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of any reference
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
-    - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given. It is
-      negative if the decoder is better than the CTC head.
+    - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given and any
+      reference has a word. The difference is negative if the decoder is better than the CTC head.
 
     For the other arguments and the exceptions, see :func:`score`.
     """

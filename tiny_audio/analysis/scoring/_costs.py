@@ -23,8 +23,9 @@ Cost = Literal["unit", "sclite", "compounds", "joined"]
   deletion (cost 6) are preferred to two substitutions (cost 8). WER is never lower than with ``unit``.
 - ``compounds``: like ``unit``, but several words match one word that is equal to them without their spaces, such as
   ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses it. kaldialign computes the alignment.
-- ``joined``: like ``compounds``. Before the alignment, words that differ only in spaces are joined in both texts. Each
-  joined group counts as one reference word. The Open ASR Leaderboard uses it for languages other than English.
+- ``joined``: like ``compounds``, but before the alignment, words that differ only in spaces are joined in both texts.
+  Each joined group counts as one reference word, such as ``whitepaper``. With ``compounds``, ``white paper`` in the
+  reference counts as two. The Open ASR Leaderboard uses ``joined`` for languages other than English.
 
 The numbers of errors and WER depend on the cost. For example, ``a b c d e`` and ``d e x y z`` have 5 errors with
 ``unit`` and 6 with ``sclite``.
@@ -62,7 +63,7 @@ def check_scorer(cost: Cost) -> None:
 Pair = tuple[str | None, str | None]
 """(reference word, hypothesis word). ``None`` marks a missing word."""
 
-_SUBSTITUTION, _GAP = 4, 3
+_SUBSTITUTION, _GAP = 4, 3  # costs of sclite for a substitution, and for an insertion or deletion
 _NO_WORD = " "
 """Marks a missing word for kaldialign. No word contains a space."""
 

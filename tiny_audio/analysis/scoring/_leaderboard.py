@@ -5,7 +5,8 @@ rules for English have been used since 2026-04-22, and the rules for the alignme
 2026-06-11. The rules for English differ from Whisper's English normalizer:
 
 - More fillers are removed: ah, eh, huh, hum and their variants.
-- "'s" becomes "is" only after pronouns and question words. Elsewhere, it becomes a separate word.
+- "'s" becomes "is" only after pronouns and question words ("it's" -> "it is"). Elsewhere, it becomes the separate word
+  "s" ("john's" -> "john s").
 - kinda, sorta, dunno and cause are unchanged.
 - "e mail", "wi fi", "all right" and 13 other phrases become one word.
 - Spellings follow the leaderboard's list. Variants of 116 given names are replaced by one spelling.

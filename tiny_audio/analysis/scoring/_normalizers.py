@@ -46,8 +46,8 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """Return the normalizer called ``name``.
 
-    Every normalizer first converts accented letters to one character (Unicode's form NFC). Finally, it replaces each
-    run of whitespace with one space and strips the ends. The normalizers differ in the other steps:
+    Every normalizer first converts each accented letter to one character (Unicode's form NFC). Finally, it replaces
+    each run of whitespace with one space and strips the ends. The steps between differ:
 
     - ``none``: no other step.
     - ``lower``: lower case.

@@ -28,7 +28,8 @@ class Transcripts:
     cost: Cost | None = None
     """The costs of edits. None uses the normalizer's costs."""
     durations_s: Sequence[float | None] | None = None
-    """Duration of each utterance in seconds. None if it is unknown."""
+    """Duration of each utterance in seconds, None for each unknown duration. If ``durations_s`` itself is None, all
+    durations are unknown."""
 
     @property
     def applied_cost(self) -> Cost:
@@ -84,7 +85,7 @@ class Metric:
     direction: Literal["lower", "higher"]
     """Whether lower or higher values are better."""
     format: str
-    """Format specification of the value."""
+    """Format specification of the value, such as ``.2%``."""
     compute: Callable[[Transcripts], float | int | None] | None = None
     """Computes the metric from the texts. None for metrics such as speed, which a command adds to the scores."""
     interval: str | None = None
@@ -202,13 +203,14 @@ def metric_columns(
     grouped_by: str | None = None,
     all_metrics: bool = True,
 ) -> Iterator[Column]:
-    """Yield the columns of every metric for which any of the ``entries`` has a value, with its intervals.
+    """Yield the columns of every metric for which any of the ``entries`` has a value: the value and its intervals.
 
     Args:
         entries: the scores of each row, by key.
         text: formats a value.
-        interval: formats both ends of an interval of shares.
-        grouped_by: the column whose groups were resampled for ``<interval>_by_group``.
+        interval: formats the interval of a metric whose unit is ``share``.
+        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
+            were resampled. None if the scores have no such interval.
         all_metrics: include the metrics that the terminal shows below the table.
     """
     for metric in known_metrics(entries):

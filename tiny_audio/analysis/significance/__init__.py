@@ -6,8 +6,9 @@ resampled, because there are too few of them. For example, if two equally good v
 of one variant are better than all seeds of the other in one of ten cases. In these cases, resampling would always show
 a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
 
-A difference is the other variant's rate minus the baseline's rate. If it is below 0, the other variant is better. The
-module :mod:`tiny_audio.analysis.comparison` turns these statistics into a verdict.
+A comparison has a baseline and one other variant. Their difference is the other variant's word error rate minus the
+baseline's. If it is below 0, the other variant is better. The module :mod:`tiny_audio.analysis.comparison` turns these
+statistics into a verdict.
 
 In shapes, S is the number of seeds, U the number of utterances, and R the number of draws.
 """
@@ -59,7 +60,10 @@ def mean_wer(errors: Errors, words: NDArray[np.int64]) -> float:
 def wer_interval(
     errors: Errors, words: NDArray[np.int64], *, groups: Groups = None, num_draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % interval of :func:`mean_wer` over utterances, and also over seeds if there are several."""
+    """Return the 95 % interval of :func:`mean_wer`.
+
+    It allows for other utterances and, if there are several seeds, for other seeds.
+    """
     draws = _rates([errors], words, groups, num_draws, seed)[0]
     low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
     return max(0.0, low), max(0.0, high)
@@ -73,7 +77,10 @@ def ratio_interval(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the 95 % interval of ``sum(values) / sum(counts)`` over utterances or groups. Both arrays are ``[U]``."""
+    """Return the 95 % interval of ``sum(values) / sum(counts)`` by resampling utterances or groups.
+
+    Both arrays are ``[U]``.
+    """
     sums, totals = resample(np.stack([values, counts.astype(np.float64)]), groups, num_draws, seed)
     return percentile_interval(sums / totals)
 
@@ -175,7 +182,10 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """Draw random deviations ``[R]`` as other seeds would cause them. They are 0 if every variant has only one seed."""
+    """Draw random changes ``[R]`` of a rate or difference, like those from training with other seeds.
+
+    The changes are 0 if every variant has only one seed.
+    """
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)

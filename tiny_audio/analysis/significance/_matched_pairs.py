@@ -20,7 +20,7 @@ class MatchedPairs:
     """Mean over segments of the baseline's errors minus the other system's errors. Positive if the other system is
     better."""
     standard_deviation: float
-    """Standard deviation of this difference over segments."""
+    """Standard deviation over segments of the difference that is averaged in ``mean``."""
     z: float
     """``mean / (standard_deviation / √num_segments)``. 0 if the standard deviation is 0, as in sc_stats."""
     p_value: float

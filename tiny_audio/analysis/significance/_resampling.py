@@ -16,13 +16,16 @@ _CHUNK = 1 << 22  # maximum number of resampled indices in memory at a time, abo
 
 
 def group_indices(groups: Sequence[str | None]) -> NDArray[np.int64]:
-    """Return the index of each utterance's group, from 0 in order of appearance. Each ``None`` has its own index."""
+    """Return the index of each utterance's group, from 0 in order of appearance. Each ``None`` gets its own index."""
     seen: dict[str | int, int] = {}
     return np.array([seen.setdefault(i if group is None else group, len(seen)) for i, group in enumerate(groups)])
 
 
 def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
-    """Sum ``counts`` [C, U] within groups -> [C, G]. Without groups, return them unchanged."""
+    """Sum each of the C rows of ``counts`` [C, U] within the G groups -> [C, G].
+
+    If ``groups`` is None, return ``counts`` unchanged.
+    """
     if groups is None:
         return counts
     units = group_indices(groups)
@@ -33,11 +36,11 @@ def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
 
 
 def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) -> NDArray[Any]:
-    """Sum ``counts`` [C, U] over resampled utterances or groups. All rows use the same draws.
+    """Resample utterances or groups, and sum each row of ``counts`` [C, U] over each resample.
 
-    The last row contains the denominators, such as numbers of reference words. A resample is omitted if its
-    denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted. This share occurs if only one of
-    many utterances has a denominator above 0.
+    All C rows use the same resamples. The last row contains the denominators, such as numbers of reference words. A
+    resample is omitted if its denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted. This
+    share occurs if only one of many utterances has a denominator above 0.
 
     Returns:
         ``[C, R]``, R ≤ ``num_draws``.
