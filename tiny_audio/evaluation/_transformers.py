@@ -21,7 +21,8 @@ from tiny_audio.runtime.quiet import quiet_transformers
 
 _BATCH = 16
 _WINDOW_S = 30.0
-"""Duration of Whisper's window. For longer clips, timestamps are switched on, because Whisper then needs them."""
+"""Duration of Whisper's window in seconds. For longer clips, timestamps are switched on, because Whisper needs them to
+continue from window to window."""
 
 
 class TransformersOptions(Config):

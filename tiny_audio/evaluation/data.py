@@ -33,6 +33,7 @@ class DataSet:
     dropped: tuple[Dropped, ...]
     """Utterances that the source left out of its index."""
     fingerprint: str
+    """Hash of ids, durations and texts of all clips of the source, including clips that were not chosen."""
 
 
 def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None = None) -> list[DataSet]:
@@ -42,7 +43,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
         texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset,
             such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            pseudorandom and always the same. A larger number adds clips to the choice of a smaller number.
+            pseudorandom and always the same. With a larger number, all clips of a smaller number are chosen, too.
         cache: folder for the sources' downloads. None uses the user's cache folder.
 
     Raises:

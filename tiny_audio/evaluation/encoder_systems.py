@@ -23,7 +23,7 @@ from tiny_audio.pretrained.checkpoints import read_json
 NUM_TIMED = 10
 """Number of clips on which the speed is measured."""
 _NUM_COUNTED = 3
-"""Number of clips whose FLOPs are counted. It is smaller, because counting slows the recognizer down."""
+"""Number of clips whose FLOPs are counted. It is smaller than :data:`NUM_TIMED`, because counting is slow."""
 
 
 def checkpoint_recognizer(encoder: EncoderConfig, device: str) -> TransformersTarget | None:

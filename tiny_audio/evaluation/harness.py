@@ -1,4 +1,4 @@
-"""Evaluate targets on data sets. Each target and set has a folder with hypotheses, scores, times and costs.
+"""Evaluate targets on data sets. Each pair of target and set has a folder with hypotheses, scores, times and costs.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
 manifests. Rows are appended one by one. After an interruption, the evaluation transcribes only the missing and failed
@@ -52,7 +52,10 @@ class Evaluated:
         return next(iter(self.scores))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the scores as JSON. For all targets except the first, ``comparison`` is the difference from it."""
+        """Return the scores as JSON.
+
+        The scores of a target that is not the first have the key ``comparison``: the difference from the first target.
+        """
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
             for entry in compared.differences:
@@ -83,8 +86,8 @@ def evaluate_targets(
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
         compare: callback that compares a target's training data with the sets.
         note: callback for progress messages.
-        failed: callback for a target that could not be evaluated, with its label and the error. If there are several
-            targets, the evaluation continues with the next one. The error of a single target is raised.
+        failed: callback for a target that could not be evaluated, with its label and the error. The evaluation
+            continues with the next target. If there is only one target, its error is raised instead.
         world: the processes that share the clips. All of them call this function, with the same targets and sets.
 
     Returns:

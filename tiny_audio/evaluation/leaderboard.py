@@ -46,7 +46,7 @@ class LeaderboardSet:
     task: str | None = None
     """The set's task id in files of results. None if no id in the hub's registry of tasks is known."""
     parent: str | None = None
-    """The repository with the references, if the recordings of the set are split into chunks."""
+    """The repository with the references, if the recordings of the set are split into chunks. Otherwise None."""
 
     def source(self, cache: Path) -> dict[str, Any]:
         """Return the fields of the set's source. If recordings are split into chunks, this downloads the set."""
@@ -175,11 +175,11 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write a target's results in the format of ``.eval_results`` on the hub, and return the path of the file.
 
-    If no set has a task id, write nothing and return None. The mean is included if all current sets of the English
+    If no set has a task id, write nothing and return None. The mean WER is included if all current sets of the English
     track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
 
     Args:
-        scores: scores of whole sets, by name of the set.
+        scores: scores of complete sets (without ``max_samples``), by name of the set.
         folder: the file is written to :data:`RESULTS` in this folder.
         date: date of the evaluation in ISO 8601 format.
     """

@@ -207,7 +207,11 @@ class TargetOnSet:
 
 
 def _given(value: Any) -> Any:
-    """Remove options that are None. A file of an older version lacks newer options, but is equal if they are None."""
+    """Remove options that are None.
+
+    A file from an older version of this package lacks newer options. Without None values, it equals a new file in which
+    these options are None.
+    """
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 

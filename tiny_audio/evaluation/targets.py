@@ -100,7 +100,7 @@ class ModelTarget(Target, ABC):
     """A model on this machine. It receives batches of clips of similar length."""
 
     max_duration_s: float = UNBOUNDED_DURATION_S
-    """Longer clips fail."""
+    """Maximum duration of a clip in seconds. The outcome of a longer clip is an error."""
     contexts: ClipContexts | None = None
     """Contexts of the clips. None if the target uses no contexts."""
 
