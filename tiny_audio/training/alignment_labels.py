@@ -1,4 +1,4 @@
-"""Choose the labels of the alignment loss among the decoder's tokens (see :class:`tiny_audio.ctc.AlignmentConfig`)."""
+"""Choose the labels of the alignment loss from the decoder's tokens (see :class:`tiny_audio.ctc.AlignmentConfig`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, trainers
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # the names of SentencePiece's byte tokens; they do not contain the token's text
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # names of SentencePiece's byte tokens, such as <0xC3>, which do not spell text
 _MOST_SAMPLES = 1_000_000  # approximate number of tokens to learn from, so that learning takes only seconds
 
 
@@ -24,12 +24,13 @@ def choose_labels(
     Args:
         tokenizer: the decoder's tokenizer.
         counts: token id -> the number of times that the token occurs in the transcripts.
-        most: see ``AlignmentConfig.max_labels``.
+        most: approximate number of labels, see ``AlignmentConfig.max_labels``. If None, or if the
+            transcripts have no more tokens than this, all their tokens become labels.
         rows: number of tokens that have an embedding. None if all tokens have one.
 
     Returns:
-        The labels, ascending, and for each other token the labels that spell it. A token that cannot be spelled becomes
-        a label.
+        The labels, ascending, and a mapping from each token that is not a label to the labels that spell it. A token
+        that cannot be spelled becomes a label.
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}

@@ -23,7 +23,7 @@ from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 def assemble(
     recipe: Recipe, clips: ClipSet | None, start: StartingPoint | None, learned: TranscriptVocabulary | None = None
 ) -> tuple[TinyAudioModel, Any, TargetEncoder]:
-    """Build the model that training starts from, its tokenizer, and the encoder of its targets.
+    """Build the model that training starts from. Return it with its tokenizer and its target encoder.
 
     Args:
         recipe: the recipe with the parts.
@@ -49,7 +49,7 @@ def assemble(
         if learned.characters is not None:
             vocabulary = CtcVocabulary(tuple(learned.characters))
         else:
-            assert start is not None  # the head comes from ``start``, and keeps its characters
+            assert start is not None  # the CTC head is loaded from ``start``, so its characters stay the same
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
     # Random initial weights must depend only on the seed. Parts may use any random generator, so seed all of them.

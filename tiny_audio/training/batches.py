@@ -45,6 +45,7 @@ class MicroBatch:
     weight: float
     """Weight of the batch's losses: 1, or 0 for a placeholder."""
     counts: Counts
+    """Sizes of the global batch."""
     plan: EpochPlan
     epoch: int
     index: int
@@ -238,7 +239,7 @@ class _Loader:
             return None
 
     def give_up(self) -> None:
-        """Interrupt the loader processes."""
+        """Make the loader processes stop loading their current batches."""
         for process in self._processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
@@ -273,10 +274,10 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Handle signals in a loader process. The first signal ends a wait, but does not end the process.
+    """Handle signals in a loader process. The first signal interrupts the loading of a batch, but not the process.
 
-    Ctrl-C and many schedulers signal every process. But the loader processes must not end first: the training process
-    saves, and then ends the loader processes, with SIGTERM if needed.
+    Ctrl-C and many schedulers signal every process. But a loader process must not end before the training process has
+    saved a checkpoint. After saving, the training process ends the loader processes, with SIGTERM if needed.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

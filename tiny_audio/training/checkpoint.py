@@ -42,7 +42,9 @@ class Saved:
     moments: dict[str, Tensor]
     """The optimizer's tensors. A key is the parameter's index and the tensor's name, such as ``0.exp_avg``."""
     groups: list[dict[str, Any]]
+    """The optimizer's parameter groups."""
     rng: dict[str, Any]
+    """The state of the random generators, see :func:`tiny_audio.training.random_state.rng_state`."""
     progress: Progress
 
 
@@ -64,7 +66,7 @@ def save(
     world: World,
     needed: Collection[int] = (),
 ) -> None:
-    """Commit a checkpoint, then remove all checkpoints except the newest ``keep`` and those of the steps ``needed``.
+    """Commit a checkpoint. Then keep only the newest ``keep`` checkpoints and those of the steps in ``needed``.
 
     This is a collective: all processes must call it. Only the main process writes.
 
@@ -204,7 +206,7 @@ def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[s
     """Read the weights of one checkpoint, or the average of several checkpoints.
 
     Trainable tensors are averaged with equal weights in float64, and rounded to their type. Buffers, such as batch norm
-    statistics, come from the last of these steps.
+    statistics, are not averaged: they come from the checkpoint of the last step.
 
     Args:
         folder: folder of the checkpoints.
@@ -322,9 +324,9 @@ def _torch_save(value: object, path: Path) -> None:
 
 
 def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Return the tensors in the main process, gathered if they are sharded. Return nothing in other processes.
+    """Return the tensors in the main process, and an empty dict in all other processes.
 
-    This is a collective.
+    Sharded tensors are gathered, so this is a collective.
     """
     whole = {}
     for name, tensor in tensors.items():
@@ -337,7 +339,7 @@ def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 def _changing(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that training changes: trainable parameters, and buffers of the state dict.
 
-    Tied tensors occur once.
+    A tied tensor occurs only once, under one of its names.
     """
     persistent = model.state_dict()
     trainable = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}

@@ -1,4 +1,4 @@
-"""Apply torch.compile to the layers of encoder and decoder. The keys of the state dict and exports do not change."""
+"""Apply torch.compile to the layers of encoder and decoder. This changes neither state dict keys nor exports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_audio.pretrained.packing import exclude_rows_from_compilation
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> int:
-    """Compile each layer in place, and return the number of layers. Equal layers share one compilation.
+    """Compile each layer in place, and return the number of layers. Layers of the same kind share one compilation.
 
     Only layers are compiled, because the control flow between layers depends on lengths. Sizes are dynamic, because
     they differ between batches.

@@ -50,12 +50,14 @@ class FinalWeights:
     selected_on: str | None = None
     """The evaluation set whose scores chose the weights. None if no scores were used."""
     metric: str | None = None
-    """The metric that was compared."""
+    """Name of the metric by which the weights were chosen. None if no scores were used."""
     value: float | None = None
-    """Value of the metric for the chosen weights, on the clips that were scored during training."""
+    """Value of the metric for the chosen weights, on the clips that were scored during training. None if no scores were
+    used."""
     num_evaluations: int = 0
     """Number of evaluations that were compared."""
     stopped_early: bool = False
+    """Whether training ended before its last step, because the evaluations no longer improved."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry ``final_weights`` of a report's training section.
@@ -89,7 +91,7 @@ class Selection:
         return step % every == 0 or (self.best is not None and step == self._config.steps)
 
     def add(self, progress: Progress, scores: dict[str, Any]) -> dict[str, Any]:
-        """Count an evaluation of the current step. Return the values to log in addition to the scores."""
+        """Compare the scores of the current step with the best, and update ``progress``. Return more values to log."""
         value = self._value(scores) if self.best else None
         progress.evaluated_step = progress.step
         progress.num_evaluations += 1
@@ -126,7 +128,10 @@ class Selection:
         return {progress.best_step, *self._averaged(progress.step)}
 
     def _averaged(self, last: int) -> tuple[int, ...]:
-        """Return the steps whose checkpoints are averaged at the end, or only the last step if there is no average."""
+        """Return the steps whose weights are averaged if training ends at ``last``. Only ``last`` if none are averaged.
+
+        For example, with ``average_last: 3`` and ``checkpoint_every: 100``, the result for 250 is (100, 200, 250).
+        """
         count = self._config.average_last
         planned = range(self._execution.checkpoint_every, last, self._execution.checkpoint_every)
         return (*planned[1 - count :], last) if count else (last,)

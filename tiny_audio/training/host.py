@@ -27,7 +27,7 @@ class Host:
     """Device of this process."""
     num_processes: int
     peak_flops: float
-    """FLOPs per second of all processes."""
+    """Peak FLOPs per second of the devices of all processes together."""
     peak_source: str
     """Origin of ``peak_flops``, for a report."""
     rated_watts: float
@@ -35,7 +35,7 @@ class Host:
     power_source: str
     """Origin of ``rated_watts``, for a report."""
     price_per_hour: float | None
-    """US dollars for all processes, from the table. None if unknown."""
+    """US dollars per hour for the devices of all processes, from the table of GPUs. None if unknown."""
     joules: Callable[[], float] | None
     """Reads the energy meter of this process's device. Only differences between values are meaningful. None if there is
     no meter."""
@@ -46,7 +46,7 @@ class Host:
     ) -> Host:
         """Return the figures of this machine. Each figure comes from the settings, or else from the table of GPUs.
 
-        If neither contains the peak, the peak is measured, which takes a fraction of a second.
+        If neither contains the peak FLOPs, they are measured, which takes a fraction of a second.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)

@@ -93,7 +93,8 @@ class StartingPoint:
         adapters.
 
         Raises:
-            UserError: the adapters differ, or a tensor is missing, unexpected, or has another shape.
+            UserError: the exported model has adapters that differ from the recipe's, or a tensor is missing,
+                unexpected, or has another shape.
         """
         problems = list(self._adapter_problems(model.config))
         if problems:

@@ -83,11 +83,11 @@ class Ledger:
         return self._joules - before
 
     def add_step(self, amounts: Amounts, wall_s: float) -> None:
-        """Add a finished step. The rest of the time since the previous step counts as overhead.
+        """Add a finished step. The time between the end of the previous step and the start of this step is overhead.
 
         Args:
             amounts: the amounts of all processes.
-            wall_s: time of the step. ``progress.wall_s`` already includes it.
+            wall_s: duration of this step. It has already been added to ``progress.wall_s``.
         """
         progress = self.progress
         progress.audio_s += amounts.audio_s
@@ -102,7 +102,7 @@ class Ledger:
         """Add the time since the last step as overhead.
 
         Args:
-            joules: energy of all processes, see :meth:`joules`.
+            joules: the sum of :meth:`joules` over all processes.
         """
         self._add_time(0.0, joules)
 
@@ -155,7 +155,7 @@ class Overhead:
     """Measures the resource usage of the main process after training, when it exports and scores the model.
 
     Args:
-        host: the machine, with only this process's device.
+        host: the machine. Its figures must be those of this process's device only.
         clock: returns monotonic seconds.
     """
 
@@ -163,13 +163,16 @@ class Overhead:
         self._ledger = Ledger(Progress(), host, None, clock)
 
     def usage(self) -> dict[str, float]:
-        """Return the usage since the last call, or since the start. The keys are those of :meth:`Ledger.totals`."""
+        """Return the usage since the last call or, in the first call, since the start.
+
+        The keys are ``beside_s``, ``measured_j`` and ``rated_j``, as in :meth:`Ledger.totals`.
+        """
         before = replace(self._ledger.progress)
         self._ledger.add_overhead(self._ledger.joules())
         return {name: getattr(self._ledger.progress, name) - getattr(before, name) for name in _OVERHEAD}
 
 
 def with_overhead(totals: Mapping[str, Any], overheads: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """Add overheads to the totals of a training run."""
+    """Add the results of :meth:`Overhead.usage` to the totals of a training run."""
     overheads = list(overheads)
     return {**totals, **{name: totals[name] + sum(one[name] for one in overheads) for name in _OVERHEAD}}

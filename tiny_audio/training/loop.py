@@ -36,7 +36,7 @@ class CountedBatch(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """The numbers of tokens and labels, by which the losses are divided."""
+        """The sizes of the batch. The losses are divided by its numbers of tokens and labels."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -59,7 +59,8 @@ class Budget:
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
         """Return the current step of the learning rate schedule.
 
-        With a budget in seconds, the result is proportional to the time spent in steps.
+        With a budget in seconds, the result is proportional to the time spent in steps. For example, halfway through
+        the budget it is half of ``num_steps``, the length of the schedule.
         """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)

@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Position and sums of a training run. The order of clips is planned, so reading them needs no other state."""
+    """Position and sums of a training run.
+
+    The order of clips is planned. Therefore the position is enough to continue reading them: a checkpoint contains no
+    state of a data loader.
+    """
 
     step: int = 0
     """Number of finished optimizer steps, including skipped steps."""

@@ -44,7 +44,7 @@ def check_recipe(recipe: Recipe) -> ContextLimits:
 
 
 def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
-    """Return the limits of a trained model, from the ``config.json`` of its export.
+    """Return the limits of a trained model's context, from the ``config.json`` of its export.
 
     Raises:
         UserError: the export is damaged.
@@ -102,7 +102,7 @@ def check_front_end(encoder: EncoderConfig) -> None:
     """Check the encoder's front end against the ``preprocessor_config.json`` of its checkpoint, if there is one.
 
     Raises:
-        UserError: a setting differs. The message names the first such setting.
+        UserError: a setting differs. The message names the first setting that differs.
     """
     found = read_json(encoder, "preprocessor_config.json")
     if found is None:

@@ -18,7 +18,7 @@ the signal."""
 
 
 class StopAsked(BaseException):
-    """Raised to end a wait. It is a BaseException, so ``except Exception`` does not catch it."""
+    """Raised to end a :meth:`StopSignal.waiting` block. A BaseException, so ``except Exception`` does not catch it."""
 
 
 class StopSignal:
@@ -72,10 +72,10 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a requested stop end the wait at once. Use this only if no work is lost by ending the wait.
+        """Interrupt the block inside this context if a stop is requested. Use this only if it loses no work.
 
         Raises:
-            StopAsked: a stop was requested, before or during the wait.
+            StopAsked: a stop was requested, before or during the block.
         """
         self._waits = True
         try:

@@ -82,7 +82,7 @@ def take_step(
 
     Args:
         model: the model. With several processes, it is wrapped or sharded.
-        forwards: for each batch, a function that scores this process's part.
+        forwards: for each batch, a function that scores this process's clips of the batch.
         num_tokens, num_labels: totals over the step's batches and all processes.
         ctc_weight: weight of the CTC loss, if there is one.
         alignment_weight: weight of the alignment loss, if there is one.

@@ -118,8 +118,8 @@ class WeightsAndBiases:
             )
             wandb.teardown()  # ends the failed attempt, so that its run id can be used again
             run = wandb.init(**options, mode="offline")
-        # After a kill, training repeats steps that already have points. The service's own step may not be repeated, but
-        # a custom step metric may.
+        # After the process was killed, training repeats steps that already have points. Weights & Biases ignores points
+        # for earlier values of its own step counter, but accepts earlier values of a custom step metric.
         run.define_metric("*", step_metric="step")
         return run
 
@@ -150,7 +150,7 @@ class WeightsAndBiases:
 
 
 def open_trackers(recipe: Recipe, run_dir: Path, step: int, note: Callable[[str], None]) -> list[Tracker]:
-    """Open the trackers of a run. The arguments are those of the trackers.
+    """Open the trackers of a run. See the trackers' classes for the arguments.
 
     Raises:
         UserError: the package of a tracker is missing.

@@ -120,8 +120,9 @@ class Trainer:
 
         Raises:
             Stopped: a process received a signal. A checkpoint has been written.
-            RunFailed: training diverged, or a GPU ran out of memory in the middle of an update.
-            UserError: too many clips are unusable, or clips cannot be loaded. A checkpoint has been written.
+            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
+            UserError: too many clips are unusable, clips cannot be loaded, or a GPU ran out of memory in a run of one
+                process. A checkpoint has been written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()
@@ -378,7 +379,7 @@ class Trainer:
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Return text about the work that an exit within a step or while saving loses, for the end of a message."""
+        """Return text about the work that is lost if the process exits during a step or while saving, for a message."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"

@@ -27,11 +27,12 @@ class TranscriptVocabulary:
     token_ids: list[int] | None = None
     """Labels of the alignment loss, ascending. None if the recipe has no alignment loss."""
     pieces: list[tuple[int, list[int]]] | None = None
-    """The other tokens of the transcripts, each with the labels that spell it (see ``AlignmentConfig.max_labels``)."""
+    """Tokens of the transcripts that are not labels, each with the labels that spell it (see
+    ``AlignmentConfig.max_labels``). None if there are no such tokens."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Learn a tokenizer, CTC characters and token ids from the transcripts, each only if the run needs it.
+        """Learn a tokenizer, CTC characters and alignment labels from the transcripts, each only if the run needs it.
 
         Raises:
             UserError: no clip is usable.
