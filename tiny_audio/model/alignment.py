@@ -22,7 +22,7 @@ class AlignmentLoss(nn.Module):
 
     Args:
         config: the recipe's section ``alignment``.
-        token_ids: the labels, ascending. Using only a part of the vocabulary saves time and memory.
+        token_ids: token ids of the labels, ascending. Using only a part of the vocabulary saves time and memory.
         pieces: tokens of the training transcripts that are not labels, each with the labels that spell it.
     """
 

@@ -98,7 +98,7 @@ class TextDraft:
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # the last pass ended in the middle of a multi-byte character
+        if not verified.startswith(self._verified):  # the last ids ended in the middle of a multi-byte character
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
@@ -161,7 +161,8 @@ def decode_assisted(
         proposed = [
             _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows
         ]
-        # The last verified token is not in the cache yet, so it is read again. The first pass reads the prompt instead.
+        # The decoder predicted the last verified token, but has not read it. So it is read now, before the draft. The
+        # first pass reads the prompt instead.
         last = [verified[row][-1:] for row in rows]
         ids = [torch.tensor([*known, *draft], dtype=torch.long) for known, draft in zip(last, proposed, strict=True)]
         read = pad_sequence(ids, batch_first=True).to(device)

@@ -103,7 +103,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
-        # Weights that will be quantized keep the data type of the checkpoint, because quantization started from it.
+        # Weights that will be quantized keep the checkpoint's data type, because training quantized them in this type.
         exact = {
             f"{kind}.{path}.weight"
             for path in quantizable(getattr(model, kind))
@@ -147,7 +147,8 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: data type of the dequantized weights, if the part is quantized. None does not quantize the weights.
+        quantized: if the part's config has ``quantization``, its weights are quantized, and restored in this data type,
+            as in training. None returns the checkpoint's weights unchanged.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):

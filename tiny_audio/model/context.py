@@ -78,7 +78,7 @@ class ContextEncoder:
     def encode(self) -> Callable[[Context | None], EncodedContext]:
         """Return the ids of a context. Hotwords and previous text that do not fit are left out with a warning.
 
-        Hotwords are left out from the end of the list, and previous text from its start.
+        The last hotwords of the list are left out first. Of the previous text, the first words are left out first.
 
         Raises:
             UserError: the model does not accept the language, a text contains a special token, or the tokenizer cannot
@@ -189,7 +189,7 @@ class ContextEncoder:
 
 
 def _most(number: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest number of words, at most ``number``, that fits. 0 if none fits.
+    """Return the largest number of words for which ``fits`` returns True, at most ``number``. 0 if none fits.
 
     Binary search works, because more words never need fewer tokens.
     """

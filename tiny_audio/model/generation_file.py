@@ -1,7 +1,8 @@
 """Write and read ``generation_config.json``, the file with the decoding settings of transformers' models.
 
-The file is written from the model's own settings. When a model is loaded, the file overrides them, so users can edit
-it. ``ctc_weight`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
+The file is written from the model's own settings, which are in ``config.json``. When a model is loaded, the file
+overrides them, so users can edit the file. ``ctc_weight`` and ``draft`` are only in ``config.json``, because
+transformers has no such fields.
 """
 
 from __future__ import annotations

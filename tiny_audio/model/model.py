@@ -177,7 +177,7 @@ class TinyAudioModel(SavedModel):
                 are computed first.
             frames: the encoder's frames of these clips. If given, the encoder is not run.
             contexts: see :meth:`splice`.
-            skip_decoder: leave out the decoder's loss. It is then 0.
+            skip_decoder: do not run the decoder. The decoder's loss is then 0.
         """
         assert self.ctc_head is None or ctc_targets is not None, "a model with a CTC head trains on CTC targets"
         frames = self._with_ctc_logits(frames) if frames else self.encode(waveforms, waveform_lengths, transform)

@@ -234,7 +234,7 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     both = [{"role": "system", "content": system}, *alone]
     # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches for the template, which need not print them.
+    # Words such as `/no_think` are switches for the template. It need not print them.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)

@@ -23,7 +23,11 @@ Contexts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Teacher-forced negative log-likelihoods. They are sums over tokens, so any group of rows has an exact average."""
+    """Teacher-forced negative log-likelihoods, summed over tokens.
+
+    They are not means, so that the exact mean over any group of rows can be computed: the sum of the rows' losses,
+    divided by the sum of their numbers of tokens.
+    """
 
     decoder_loss: Tensor
     """``[B]``, the sum in nats over each row's tokens, including the end token."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 OnText = Callable[[int, str], None]
-"""Receives the index of a clip and its text so far. With beams or joint decoding, the final text may differ from it."""
+"""Receives the index of a clip and its text so far. With beams or joint decoding, the final text may differ
+from this text."""
 
 OnIds = Callable[[int, list[int]], None]
 """Receives the index of a clip and its token ids so far."""
