@@ -55,7 +55,7 @@ class AutocastEmulation(TorchFunctionMode):
 
     def __enter__(self) -> AutocastEmulation:
         super().__enter__()  # type: ignore[no-untyped-call]
-        # Some layers use torch.autocast to disable autocast. It rejects the meta device, so replace it.
+        # Some layers use torch.autocast to disable autocast. torch.autocast rejects the meta device, so replace it.
         self._autocast = torch.autocast
         torch.autocast = lambda *_, enabled=True, **__: _Region(self, enabled)  # type: ignore[assignment, misc]
         return self
@@ -155,7 +155,7 @@ class _Region:
 def use_flash_attention(part: nn.Module) -> None:
     """Make a part's transformers models use an emulation of Flash Attention 2. The package need not be installed.
 
-    Attention skips padding, so no layer creates or keeps a mask. ``varlen`` is emulated in the same way.
+    Attention skips padding, so no layer creates or keeps a mask. ``attention: varlen`` is emulated in the same way.
     """
     name = "dry_run"  # if the name had "flash" in it, transformers would look for the package
     AttentionInterface.register(name, _flash_attention)
@@ -208,5 +208,5 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Run dropout as on a GPU, where the saved mask has one byte per element. On a CPU, it has one float."""
+    """Run dropout as on a GPU, where the saved mask has one byte per element, not one float as on a CPU."""
     return torch.native_dropout(input, p, training)[0] if p and training else input

@@ -105,7 +105,7 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
     """Return fields that save memory without changing the batch.
 
-    Gradient checkpointing comes last, first for the part with more bytes of activations.
+    Gradient checkpointing is at the end, with the part that has more bytes of activations before the other part.
     """
     savers: Fields = {}
     for part in _PRETRAINED:
@@ -136,7 +136,10 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
 
 
 def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Combine all changes that save memory. If they are not enough, add fewer clips, then shorter clips."""
+    """Combine all changes of :func:`_savers`. If these are not enough, also use fewer clips per batch.
+
+    If that is not enough, try again with a half, then with a quarter of the maximum clip duration.
+    """
     savers = _savers(recipe, worst, machine)
     data = recipe.data
     for duration in (data.max_duration_s, data.max_duration_s / 2, data.max_duration_s / 4):

@@ -32,7 +32,8 @@ CHARACTERS_PER_S = 15
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
 """Characters per token: for the tokenizer of a large language model, for trained BPE, and for single characters."""
 _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
-"""Characters per word, including separators. The number is larger for hotwords, because rare words have more tokens."""
+"""Assumed characters per hotword, and per word of the previous text, including separators. The number for hotwords is
+larger, because hotwords are rare words, which have more tokens."""
 _MAX_CLIPS = 10_000
 """Maximum number of clips in a batch. A limit is needed, because the dry run creates a length and a transcript for each
 clip."""
@@ -122,7 +123,7 @@ def dry_run(
         shape: the shape of the batch.
         device: the device whose kernels and allocator are emulated.
         context_tokens: number of tokens of each clip's context. None is the maximum of the recipe.
-        text_share: factor for the amount of text. 1 is the usual amount for the duration of the longest clip.
+        text_share: factor for the amount of text. 1 is the usual amount for a clip of the shape's duration.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.

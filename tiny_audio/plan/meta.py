@@ -69,7 +69,8 @@ def build_stand_in(
         recipe: a valid recipe.
         device: device of the model's tensors.
         prompt_tokens: number of tokens of the prompt.
-        random_weights: whether to build the architectures of checkpoints without reading their weights.
+        random_weights: if True, parts get the architectures of their checkpoints, but not the weights. If False, the
+            weights are also loaded.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.
