@@ -17,8 +17,8 @@ class ExportConfig(Config, ABC):
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns for the names of all files and folders of an export. A new export replaces only these, and ``push``
-    uploads only these."""
+    """Patterns for the names of all files and folders of an export. A new export replaces only these, and
+    ``tiny-audio push`` uploads only these."""
 
     @classmethod
     @abstractmethod

@@ -1,7 +1,7 @@
 """Build the flat bundle: all modules that a model needs in one folder, as Hugging Face's remote code.
 
-transformers copies the main file and the files that it imports. It finds them with a regular expression for
-``from .name import``, and does not support packages. So ``tiny_audio.encoders.whisper`` becomes
+transformers copies the main file and the files that the main file imports. It finds the imports with a regular
+expression for ``from .name import``, and does not support packages. So ``tiny_audio.encoders.whisper`` becomes
 ``encoders_whisper.py``, and imports are rewritten.
 """
 
@@ -174,8 +174,8 @@ def _module_import(module: str, name: str) -> list[str]:
 def _with_parts(text: str, parts: Iterable[str]) -> str:
     """Add imports of the model's parts to the model's module, because parts cannot be discovered in a flat folder.
 
-    Also add an import of the pipeline that never runs. Without it, transformers would not copy the pipeline's file when
-    a loaded model is saved again.
+    Also add an import of the pipeline, in a branch that never runs. Without this import, transformers would not copy
+    the pipeline's file when a loaded model is saved again.
     """
     own = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     last = own[-1].end_lineno

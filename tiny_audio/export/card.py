@@ -125,7 +125,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
             task_name="Automatic Speech Recognition",
             dataset_type=str(source.get("repo") or source["name"]),
             dataset_name=name,
-            dataset_split=name,  # without this, results of the same source and split would share one name
+            dataset_split=name,  # huggingface_hub merges results of the same type and split under one name
             metric_type=metric,
             metric_name=metric.upper(),
             metric_value=round(100 * scores[metric], 2),

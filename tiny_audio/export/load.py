@@ -100,7 +100,7 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the folder of the model, which is ``model`` in a run's folder, or the folder of an export itself.
+    """Return the folder with the model's files: an export itself, or the subfolder ``model`` of a run's folder.
 
     Raises:
         UserError: the folder does not exist or has no model.
@@ -121,7 +121,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a model's ``config.json``, which is empty if the file has no JSON object.
+    """Return the content of a model's ``config.json``, or an empty dict if the file has no JSON object.
 
     Raises:
         UserError: the file is not JSON.
