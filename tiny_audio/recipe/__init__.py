@@ -230,7 +230,7 @@ class Recipe(Config):
 
     @property
     def alone_steps(self) -> int:
-        """Number of first steps without the decoder, see :attr:`tiny_audio.ctc.AlignmentConfig.alone_steps`."""
+        """Number of steps at the start of training that do not run the decoder: ``alignment.alone_steps``, or 0."""
         return (self.alignment and self.alignment.alone_steps) or 0
 
     def run_id(self) -> str:
@@ -257,7 +257,7 @@ class Recipe(Config):
             identity[kind] = without_path(identity[kind])
         scoring = {section: identity.pop(section) for section in ("generation", "evaluation", "execution")}
         sets = identity["data"].pop("evaluation")
-        used: dict[str, list[str]] = {}  # settings of other sections that determine which weights are taken
+        used: dict[str, list[str]] = {}  # fields of the sections in ``scoring`` that determine the final weights
         if self.training.keep_best is not None:
             identity["generation"] = scoring["generation"]
             identity["data"]["evaluation"] = {self.training.keep_best.set: sets[self.training.keep_best.set]}
@@ -278,7 +278,8 @@ class Recipe(Config):
 
         Args:
             changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
-                Values are configs or plain YAML values. The name of a part replaces the section, as in an override.
+                Values are configs or plain YAML values. As in an override, the name of a part replaces the part's whole
+                section, for example ``{"projector": "conv"}``.
 
         Raises:
             UserError: the result is not valid. The message lists each error with its location and the allowed values.

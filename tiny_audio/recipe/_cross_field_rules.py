@@ -1,4 +1,4 @@
-"""Rules across the sections of a recipe. They find combinations of fields that fail later or silently have no effect.
+"""Rules across the sections of a recipe. They find combinations of fields that would fail later or have no effect.
 
 Each rule yields (location in the recipe, message). A message says what was given, what is allowed, and what to do.
 """
@@ -116,8 +116,8 @@ def _parts(recipe: Recipe) -> Errors:
                 "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
-            # With layer: weighted, the weights of the layers are trained even if the encoder is frozen. Weight decay
-            # does not apply to them, because they have one dimension.
+            # With `layer: weighted`, each layer's weight in the sum is trained, even if the encoder is frozen. Weight
+            # decay does not apply to these numbers, because their tensor has one dimension.
             weighted = field == "learning_rate" and kind == "encoder" and recipe.encoder.layer == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
                 yield f"{place}.{field}", "has no effect, because the part is frozen; remove it, or add lora"
@@ -137,7 +137,7 @@ def _parts(recipe: Recipe) -> Errors:
 def _has_gradients(recipe: Recipe, kind: str) -> bool:
     """Whether gradients pass through a part."""
     if kind == "decoder":
-        return True  # to the projector, which is always trained
+        return True  # gradients pass through the decoder to the projector, which is always trained
     return not recipe.encoder.freeze or recipe.encoder.lora is not None
 
 

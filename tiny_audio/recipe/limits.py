@@ -75,7 +75,7 @@ class ContextLimits:
 def limit_errors(recipe: Recipe) -> Errors:
     """Yield the location and a message for each limit that the shortest or the longest clip violates.
 
-    The limits are only as accurate as the information about the checkpoints.
+    Limits of a checkpoint are checked only if its config was read or is in the table of well-known checkpoints.
     """
     data = recipe.data
     if data.min_duration_s >= data.max_duration_s:
