@@ -68,15 +68,15 @@ class ColumnarUtterances(Sequence[Utterance]):
 
     @abstractmethod
     def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Yield the transcripts of the utterances with these indices ``[m]``, in the order of ``rows``."""
+        """Yield the transcripts of the utterances with the indices ``rows`` (``[m]``), in this order."""
 
     @abstractmethod
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
-        """Yield the origins of the utterances with these indices ``[m]``, in the order of ``rows``."""
+        """Yield the origins of the utterances with the indices ``rows`` (``[m]``), in this order."""
 
 
 def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
-    """Yield the transcripts of the utterances with these indices ``[m]``, in the order of ``rows``.
+    """Yield the transcripts of the utterances with the indices ``rows`` (``[m]``), in this order.
 
     If the utterances are stored as columns, only the column of transcripts is read.
     """
@@ -86,9 +86,9 @@ def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]
 
 
 def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:
-    """Yield the origins of the utterances with these indices ``[m]``, in the order of ``rows``.
+    """Yield the origins of the utterances with the indices ``rows`` (``[m]``), in this order.
 
-    If the utterances are stored as columns, the other columns are not read.
+    If the utterances are stored as columns, the columns of ids, durations and transcripts are not read.
     """
     if isinstance(utterances, ColumnarUtterances):
         return utterances.origins(rows)
@@ -99,7 +99,7 @@ def runs(members: np.ndarray) -> Iterator[slice]:
     """Yield the slice of each run of equal neighboring values: for ``[7, 7, 3]``, ``slice(0, 2)`` and ``slice(2, 3)``.
 
     Args:
-        members: ``[m]``.
+        members: the values, ``[m]``.
     """
     ends = [*(np.flatnonzero(np.diff(members)) + 1).tolist(), len(members)]
     return (slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start)
@@ -160,9 +160,10 @@ class SourceContext:
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of dataset splits on the hub, by name of the split. A source uses the commit given for its split. If none
-    is given, the source looks up the commit and adds it. A run stores all commits, so that its data stays the same even
-    if the cache folder is deleted and a branch has new commits."""
+    """Commits of dataset splits on the hub, by name of the split, such as ``owner/dataset/config/train@main``. If the
+    split of a source is listed here, the source uses this commit. Otherwise, the source looks up the commit and adds it
+    here. A run stores all commits, so that its data stays the same even if the cache folder is deleted and a branch has
+    new commits."""
     keep_empty: bool = False
     """What a source does with clips that the corpus marks as not speech. If true, the source keeps them with an empty
     transcript. If false, it drops them. True only for training data with ``data.keep_empty``, because clips with such

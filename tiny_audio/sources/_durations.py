@@ -22,8 +22,8 @@ _SAVED_EVERY = 50_000
 
 
 UNREADABLE = "unreadable"
-"""Code of :class:`AudioError` for files that could not be opened. Such a file may be intact, so the next call tries to
-read it again."""
+"""Code of :class:`AudioError` for files that could not be opened. Such a file may be intact, so :func:`read_headers`
+tries to open it again at every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,16 @@ class Header:
 
     duration_s: float | None
     reason: str | None = None
-    """A code of :class:`AudioError`."""
+    """A code of :class:`AudioError`. None if the duration is known."""
     detail: str | None = None
+    """The message of the error. None if the duration is known."""
 
 
 def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: Path) -> dict[str, Header]:
     """Return the duration of each file below a folder, by name.
 
-    A file is not opened again if its name, size and modification time are unchanged and it was readable before.
+    A file is opened only if it is new, if its size or modification time has changed, or if it could not be opened
+    before.
 
     Args:
         folder: the folder.

@@ -83,7 +83,10 @@ def write_index(
 
 
 def parts_of(folder: Path) -> Path:
-    """Return the folder for finished tables of an unfinished index. Only the process that writes the index uses it."""
+    """Return the folder that stores the tables of finished shards until the whole index is written.
+
+    Only the process that writes the index uses this folder.
+    """
     return folder.with_name(f"{folder.name}{_PARTS}")
 
 
@@ -153,7 +156,7 @@ class CellAddresses:
     """Returns the addresses of clips that are cells of parquet files."""
 
     file_of: Callable[[str], Path | HubFile]
-    """Returns the file of the shard with this name. Must be picklable."""
+    """A function from the name of a shard to the file of the shard. Must be picklable."""
     column: str
     """Column of the parquet file with the audio."""
 
@@ -288,8 +291,8 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
     """Write the tables with the schema of the first table. Return the hashes of all ids that occur more than once.
 
-    Only hashes are compared, because all ids together may not fit into memory. So two different ids with the same hash
-    also count as one id here.
+    Only hashes are compared, because all ids together may not fit into memory. So the result may also contain a hash
+    that two different ids share. :func:`_renamed` then compares the ids themselves.
     """
     import numpy as np
     import pyarrow as pa
@@ -326,7 +329,7 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _renamed(tables: Iterable[pa.Table], repeated: set[int], shards: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the tables with unique ids.
+    """Yield the tables, after changing repeated ids as :func:`write_index` describes.
 
     Args:
         repeated: the hashes that :func:`_write` returned.

@@ -41,15 +41,17 @@ class ClipRow:
     """An entry of the index. It stands for a row of a table, or for an audio file that no row names."""
 
     file: str
-    """Path relative to the folder of the audio, which is also the id of the clip. If a row names no existing file, the
-    name of the table and the line number."""
+    """The id of the clip: the path of its file, relative to the folder of the audio. If the row names no existing file,
+    the id is the name of the table and the line number, such as ``metadata.csv:7``."""
     table: int = 0
     """Index of the table in the list of tables."""
     line: int = 0
+    """Line number in the table. 0 if no row names the file."""
     text: str | None = None
     duration_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     bad: BadRow | None = None
+    """The reason why the clip cannot be used. None if it can be used."""
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -84,8 +86,8 @@ def file_index(
 ) -> Index:
     """Return the index of clips that are single files.
 
-    If ``folder`` does not exist, the index is written to it. If ``folder`` exists, but some files could not be read
-    when it was written, the index is written again.
+    If ``folder`` does not exist, the index is written to it. If the index in ``folder`` lists audio files that could
+    not be opened, the index is written again.
 
     Args:
         make: returns the rows and the names of their metadata columns.

@@ -68,10 +68,15 @@ class RowGroup:
 
 
 def row_group_reader(max_bytes: int, max_count: int) -> Callable[[RowGroup, DiskCache], CachedClips]:
-    """Return a thread-safe function that reads row groups, and keeps recently used row groups in memory."""
+    """Return a thread-safe function that reads row groups, and keeps recently used row groups in memory.
+
+    Args:
+        max_bytes, max_count: limits of the row groups in memory, see ``MAX_BYTES`` and ``MAX_COUNT``.
+    """
 
     def size(cached_clips: CachedClips) -> int:
-        # The upper bound lets any row group fit into the cache. The lower bound limits their number to max_count.
+        # A row group counts as at most max_bytes, so that even the largest row group fits into the cache. It counts as
+        # at least max_bytes // max_count, so that the cache holds at most about max_count row groups.
         return min(max(cached_clips.num_bytes, max_bytes // max_count), max_bytes)
 
     @cached(LRUCache(max_bytes, size), key=lambda group, cache: group, lock=threading.Lock())

@@ -88,10 +88,11 @@ class Mixed:
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
         """Return the sorted indices ``[k]`` of the clips that the caps keep.
 
-        The groups are put into a random order, and so are the clips within each group. The caps keep the first clips.
+        The groups are put into a random order, and so are the clips within each group. The caps keep the first clips in
+        this order.
 
         Raises:
-            UserError: ``max_hours`` is shorter than the first clip.
+            UserError: ``max_hours`` is shorter than the first clip in this order.
         """
         order, max_hours, max_clips = np.arange(len(durations_s)), self.config.max_hours, self.config.max_clips
         if max_hours is None and max_clips is None:
@@ -154,7 +155,7 @@ class MixSource(Source):
             dropped=tuple(dropped),
             fingerprint=digest.hexdigest(),
             durations_s=np.concatenate(durations),
-            groups=np.concatenate(groups) if grouped else None,  # None if all clips are single files
+            groups=np.concatenate(groups) if grouped else None,  # None if no source has groups
             weights=np.concatenate(weights),
             empty=np.concatenate(empty),
         )
@@ -206,7 +207,7 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # the index is negative: it counts from the part's end
+        return self._parts[part][row - int(self._ends[part])]  # a negative index, counted from the end of the part
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[row] for part in self._parts for row in range(len(part.rows)))
@@ -223,7 +224,10 @@ class _Utterances(ColumnarUtterances):
                 yield Origin(audio, {"source": part.name, **metadata})
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
-        """Divide ``rows`` into runs from the same part. Yield each run's part, and its indices in the part's source."""
+        """Divide ``rows`` into runs of clips of the same part.
+
+        For each run, yield the part, and the indices of the run's clips in ``part.utterances``.
+        """
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])

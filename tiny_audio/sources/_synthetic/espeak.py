@@ -1,8 +1,9 @@
 """Call the library espeak-ng through ctypes. Only the worker process imports this module, because espeak-ng is GPL-3.
 
 espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. The
-audio of a sentence therefore depends on the sentences before it. To make the audio reproducible, :class:`Espeak` loads
-the library again. It also sets the random seed, because ``espeak_Initialize`` takes the seed from the clock.
+audio of a sentence therefore depends on the sentences before it. To make the audio reproducible, each instance of
+:class:`Espeak` loads the library anew. Each instance also sets the random seed, because ``espeak_Initialize`` takes the
+seed from the clock.
 """
 
 from __future__ import annotations

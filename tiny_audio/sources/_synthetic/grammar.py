@@ -97,8 +97,8 @@ class _Sample:
     frequent: frozenset[str]
     """Sentences that each make up more than ``_MAX_SENTENCE_SHARE`` of the sample."""
     phrases: frozenset[str]
-    """Words and pairs of neighboring words that occur often: at least ``_MIN_PHRASE_SHARE * _SAMPLE_SIZE`` lines that
-    the hash does not select contain them."""
+    """Words and pairs of neighboring words that each occur in at least ``_MIN_PHRASE_SHARE * _SAMPLE_SIZE`` lines of
+    the sample. Only lines that the hash in :func:`is_held_out` does not select are counted."""
 
 
 _SAMPLES: dict[str, _Sample] = {}
