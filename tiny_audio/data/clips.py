@@ -26,7 +26,7 @@ _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """An utterance and the source that reads it."""
+    """An utterance, and the source that reads its audio."""
 
     source: Source
     utterance: Utterance
@@ -98,8 +98,8 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the utterance that precedes a clip in its set.
 
-        The text is empty if the clip is the first of its set, or if the two utterances have different values in the
-        metadata ``column``, or if this column is missing.
+        The text is empty if the clip is the first of its set. It is also empty if the two utterances do not have the
+        same value in the metadata ``column``, such as ``chapter``, or if either lacks this column.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:
@@ -207,7 +207,7 @@ class ClipSet:
 
     @property
     def num_inside(self) -> int:
-        """Number of clips within the duration bounds, including clips that were dropped for another reason."""
+        """Number of all clips, except clips that were dropped because they are too short or too long."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
     @property

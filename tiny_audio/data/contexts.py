@@ -80,9 +80,10 @@ class TrainingContexts:
         return frozenset(self.rare_words)
 
     def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
-        """Return the token ids of a clip's context. They are empty if the clip gets no context.
+        """Return the token ids of a random context for a clip.
 
-        A clip gets no context if the context would contain a special token of the decoder.
+        There are no ids if nothing was drawn for the clip, or if the context cannot be encoded, for example because it
+        contains a special token of the decoder.
 
         Args:
             clips: the training clips.
@@ -164,7 +165,8 @@ def _check_metadata(config: ContextConfig, clips: Clips) -> None:
     """Check that at least one of the first clips has the metadata that the config needs.
 
     Raises:
-        UserError: none of these clips has the column ``previous_text.same``, or none has one of the languages.
+        UserError: none of these clips has the column that ``previous_text.same`` names, or none has one of the
+            languages ``language.codes`` in the column ``language.column``.
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})

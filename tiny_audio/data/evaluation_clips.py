@@ -21,8 +21,8 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
     :mod:`tiny_audio.model.limits` allows. ``evaluate`` keeps all clips, because it compares recognizers with different
     limits on the same clips. A clip that is too long for a recognizer counts as a failure of this recognizer.
 
-    ``data.target_text`` does not rewrite these transcripts. An empty reference means that nobody speaks, so every word
-    of the hypothesis is an error.
+    ``data.target_text`` does not rewrite the transcripts of evaluation clips. An empty reference means that nobody
+    speaks, so every word of the hypothesis is an error.
 
     Args:
         name: name of the set. The ids of its clips start with it.
@@ -39,7 +39,11 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Check that at least one clip has the metadata column of ``evaluation.group_by``. None is always allowed.
+    """Check that at least one clip has the metadata column of ``evaluation.group_by``.
+
+    Args:
+        clips: the clips of an evaluation set.
+        column: the value of ``evaluation.group_by``. If None, nothing is checked.
 
     Raises:
         UserError: no clip has the column. The message names the columns that the clips have.

@@ -1,7 +1,8 @@
-"""Plan the batches of an epoch. The plan depends only on the clips' columns, the settings, the seed and the epoch.
+"""Plan the batches of an epoch.
 
-A plan is computed with array operations on whole columns, so ten million clips take less than a minute. To resume, a
-run needs only the hash of the plan, the epoch and the index of the batch.
+The plan depends only on the settings, the seed, the epoch, and the durations, groups and weights of the clips. It is
+computed with array operations on whole columns, so ten million clips take less than a minute. To resume, a run needs
+only the hash of the plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations

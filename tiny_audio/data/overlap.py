@@ -52,7 +52,10 @@ class Shared:
 
 @dataclass
 class _Found:
-    """Values that the training data has in common with evaluation sets."""
+    """Values that the training data has in common with evaluation sets.
+
+    A value is the name of a speaker, for example, or the address of a clip.
+    """
 
     wanted: dict[By, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Values that occur in the evaluation sets."""

@@ -18,7 +18,7 @@ from tiny_audio.data.order import EpochPlan
 _THREADS = 4
 """Number of threads. They mostly wait for the network or the disk."""
 _POLL_S = 0.5
-"""On exit, seconds between checks whether the process is about to end."""
+"""Seconds between checks whether the process is about to end, while :meth:`Prefetcher.__exit__` waits for threads."""
 
 
 class Prefetcher:
@@ -33,7 +33,7 @@ class Prefetcher:
     fetch from a stalled hub may take minutes. The threads are daemons, so they end with the process.
 
     Args:
-        clips: the clips of the plan. Without groups, nothing is fetched ahead.
+        clips: the clips of the plan. If ``clips.groups`` is None, nothing is fetched ahead.
         plan: the plan of the epoch.
         first: index of the first batch.
         ahead_clips: number of clips to fetch ahead.

@@ -43,16 +43,16 @@ class SoundIndex:
         self._clips = np.repeat(np.arange(len(fingerprints), dtype=np.int32), self._sizes)[order]
 
     def copies(self, found: Landmarks) -> list[int]:
-        """Return the indices of the clips that sound like another clip, as a whole or in part.
+        """Return the indices of the evaluation clips that sound like a given clip, as a whole or in part.
 
         Args:
-            found: the landmarks of the other clip.
+            found: the landmarks of the given clip.
         """
         starts = np.searchsorted(self._hashes, found.hashes, "left")
         counts = np.searchsorted(self._hashes, found.hashes, "right") - starts
         if not counts.any():
             return []
-        # The rows of the index with hash i of ``found`` are starts[i], starts[i] + 1, ...
+        # Rows of the index with the same hash as landmark i of ``found``: starts[i] to starts[i] + counts[i] - 1.
         ends = np.cumsum(counts)
         rows = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
         offsets = self._frames[rows].astype(np.int64) - np.repeat(found.frames, counts) + _OFFSETS // 2

@@ -16,7 +16,8 @@ MAX_CHARACTERS_PER_S = 200.0
 text above this limit is not the transcript of the clip. Such a text is rejected before tokenization, because tokenizing
 thousands of words could need gigabytes."""
 _ANY_CLIP_S = 5.0
-"""In :func:`too_many_characters`, a shorter clip counts as this long, because durations in metadata may be rounded."""
+"""Minimum duration in the check of :func:`too_many_characters`: a shorter clip may have as many characters as a clip of
+this duration, because durations in metadata may be rounded."""
 
 
 class TargetError(ValueError):
@@ -78,9 +79,8 @@ class TargetEncoder:
             num_samples: length of the clip. It limits the length of the text, because CTC needs a frame for each label.
 
         Raises:
-            TargetError: the text contains a special token, is too long for the clip or the decoder, or has a character
-                that the tokenizer, the decoder or the CTC head lacks. If ``keep_empty`` is false, also for an empty
-                text.
+            TargetError: the text contains a special token, is too long for the clip or the decoder, has a character
+                that the tokenizer, the decoder or the CTC head lacks, or is empty although ``keep_empty`` is false.
         """
         if not text and not self.keep_empty:
             raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")

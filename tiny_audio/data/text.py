@@ -1,7 +1,7 @@
 """Rewrite transcripts as target text, which is the text that the model learns to write (``data.target_text``).
 
-The normalizers are those of :mod:`tiny_audio.analysis.scoring`. Scoring applies ``evaluation.normalizer`` to references
-and hypotheses. This setting does not change target text.
+The normalizers are those of :mod:`tiny_audio.analysis.scoring`. Target text is not affected by
+``evaluation.normalizer``, which scoring applies to references and hypotheses.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _is_end(found: re.Match[str]) -> bool:
 
 
 def _without_filler(found: re.Match[str]) -> str:
-    """Return the text that replaces a filler with its punctuation."""
+    """Return the text to write instead of a filler and the punctuation around it."""
     before, after = found.groups()
     earlier = found.string[: found.start()].rstrip()
     if after and after in ".?!":

@@ -56,7 +56,7 @@ class AugmentationConfig(Config):
         return speed
 
     def longest_s(self, duration_s: float, max_duration_s: float) -> float:
-        """Return the maximum duration after augmentation of a clip that lasts ``duration_s``.
+        """Return the maximum duration that a clip of ``duration_s`` can have after augmentation.
 
         Only a change of speed can make a clip longer than ``max_duration_s``.
         """
