@@ -5,10 +5,10 @@
     python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \
         --most 10000 --exclude test.jsonl --output sentences.txt
 
-``debian:NAME`` means the texts of an installed Debian package. Sentences with digits or symbols, or with too many or
-too few words, are left out. Repeated sentences are written once. ``--exclude`` names manifests (JSON lines with the key
-``text``). Sentences that share five consecutive words with a transcript in such a manifest are left out, too. Exclude
-the sets that you evaluate on.
+``debian:NAME`` means the texts of an installed Debian package. A sentence with digits, symbols or too many words is
+divided into its clauses. Clauses that still have one of these, and texts with too few words, are left out. Repeated
+sentences are written once. ``--exclude`` names manifests (JSON lines with the key ``text``). Sentences that share five
+consecutive words with a transcript in such a manifest are left out, too. Exclude the sets that you evaluate on.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def _read(path: Path) -> str:
 
 
 def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
-    """Yield the sentences of a text. A sentence that cannot be used is divided into its clauses."""
+    """Yield the usable sentences of a text: ``fewest`` to ``most`` words, without digits and symbols.
+
+    If a sentence has too many words, digits or symbols, its usable clauses are yielded instead.
+    """
     for sentence in _SENTENCE_END.split(_REMARK.sub(" ", _REFERENCE.sub("\n\n", text))):
         whole = clean(sentence, most)
         for part in [whole] if whole else (clean(clause, most) for clause in _CLAUSE_END.split(sentence)):
@@ -66,7 +69,7 @@ def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
 
 
 def clean(text: str, most: int) -> str | None:
-    """Return the words of a sentence, separated by spaces. None if it has too many words, or digits or symbols."""
+    """Return the words of a sentence, separated by spaces. None if it has digits, symbols, or over ``most`` words."""
     text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
     words = [word.strip("'") for word in re.sub(r"[-\s.,!?;:\"()]+", " ", text).split()]
     # The words "a", "i" and "o" are single letters. Other single letters are abbreviations.
@@ -75,14 +78,14 @@ def clean(text: str, most: int) -> str | None:
 
 
 def runs(sentence: str) -> Iterator[tuple[str, ...]]:
-    """Yield all runs of five consecutive words. A sentence with fewer words is a run by itself."""
+    """Yield all sequences of five consecutive words. A sentence with fewer words is one sequence."""
     words = sentence.split()
     for start in range(max(1, len(words) - _SHARED_WORDS + 1)):
         yield tuple(words[start : start + _SHARED_WORDS])
 
 
 def excluded_runs(manifests: Iterable[Path]) -> set[tuple[str, ...]]:
-    """Return all runs of five words in the transcripts of manifests."""
+    """Return all sequences of :func:`runs` in the transcripts of manifests."""
     found: set[tuple[str, ...]] = set()
     for manifest in manifests:
         for line in manifest.read_text(encoding="utf-8").splitlines():

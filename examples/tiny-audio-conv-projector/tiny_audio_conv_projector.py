@@ -50,7 +50,7 @@ class StridedConvProjector(Projector):
         nn.init.constant_(self.norm.weight, gain)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return one embedding per stride, rounded up."""
+        """Return the number of embeddings: the number of frames divided by the stride, rounded up."""
         return (num_frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Transcribe clips with vLLM and with the export itself, and print both texts of each clip.
 
-Usage: ``python -m tiny_audio_vllm.compare EXPORT CLIP...``. Both decode greedily in
-float32. The clips must be mono, at 16 kHz, and not longer than the model accepts. The exit code is 1 if a text differs.
+Usage: ``python -m tiny_audio_vllm.compare EXPORT CLIP...``. vLLM and the export decode greedily in float32. The clips
+must be mono, at 16 kHz, and not longer than the model accepts. The exit code is 1 if a text differs.
 """
 
 from __future__ import annotations

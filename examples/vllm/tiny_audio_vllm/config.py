@@ -12,7 +12,8 @@ class TinyAudioConfig(PreTrainedConfig):
     """``config.json`` of an export of Tiny Audio. See ``configuration_tiny_audio.py`` in the export for its fields.
 
     Raises:
-        ValueError: the export has no complete, merged weights, or vLLM does not know its decoder's architecture.
+        ValueError: the export has unmerged adapters, or refers to base models for some weights. Or its decoder is not a
+            causal language model of transformers.
     """
 
     model_type = "tiny_audio"

@@ -23,7 +23,7 @@ class Parts(NamedTuple):
     encoder_config: Any
 
     def num_embeddings(self, num_samples: int) -> int:
-        """Return the maximum number of audio embeddings of a clip. It is exact for most projectors."""
+        """Return the maximum number of audio embeddings of a clip. Most projectors always return this number."""
         frames = torch.tensor([self.encoder_config.num_frames(num_samples)])
         return int(self.projector.max_embeddings(frames)[0])
 
