@@ -60,7 +60,7 @@ class LearnedActivity:
         probabilities = self._probabilities.end()
         last = float(np.concatenate([[0.0], self._known, probabilities])[-1])
         found = self._frames(self._powers.end(), probabilities)
-        # The middle of an incomplete last frame may be later than silero-vad's last frame.
+        # The middle of an incomplete last frame may be later than silero-vad's last frame. So use the last probability.
         return found + [(level, last) for level in _decibels(self._waiting).tolist()]
 
     def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
@@ -81,7 +81,7 @@ class LearnedActivity:
 
 
 class Loudness:
-    """Gives frames that are louder than the background the speech probability 1, and other frames 0.
+    """Gives a frame the speech probability 1 if it is louder than the background, else 0.
 
     This class is used if silero-vad is not installed. A frame's values are known at most a minute after its audio.
     """

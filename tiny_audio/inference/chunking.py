@@ -22,8 +22,8 @@ from tiny_audio.inference.voice_activity import MARGIN_S, silero
 PAUSE_S = 0.5
 """A pause of at least this duration ends a chunk. It separates sentences: pauses between words are shorter."""
 BRIEF_PAUSE_S = 0.1
-"""A chunk of at least the usual duration is cut at a pause of at least this duration. The value is silero-vad's default
-for the shortest silence."""
+"""Minimum duration of a brief pause. A chunk that reaches the maximum duration is cut at a brief pause, if there is one
+after the usual duration. The value is silero-vad's default for the shortest silence."""
 _MAYBE = 0.1
 """Audio is left out as a pause only if the probability of speech is below this value."""
 _SHORTEST_S = 0.03
@@ -48,9 +48,9 @@ class ChunkDurations:
     max_s: float
     """A recording of at most this duration is one chunk."""
     longest_s: float
-    """Maximum duration of the chunks of a longer recording."""
+    """Maximum duration of a chunk if the recording is longer than ``max_s``."""
     usual_s: float
-    """A chunk that reaches its maximum duration is cut at a brief pause after this duration, if there is one."""
+    """A chunk that reaches ``longest_s`` is cut at a brief pause after this duration, if there is one."""
 
     @classmethod
     def up_to(cls, max_s: float) -> ChunkDurations:
@@ -73,7 +73,7 @@ class Chunk:
 def chunk_recording(
     blocks: Iterable[Tensor], durations: ChunkDurations, *, keep_pauses: bool = False
 ) -> Iterator[Chunk]:
-    """Yield a recording of at most the maximum duration as one chunk, or the chunks of a longer recording.
+    """Yield the chunks of a recording. A recording of at most ``durations.max_s`` is one chunk.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
@@ -103,13 +103,13 @@ def split_at_pauses(
     A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
     after the usual duration. If there is no such pause, it is cut at a quiet point, and the next chunk begins at an
     earlier quiet point. The two chunks overlap, so that each word near the cut is complete in one of them.
-    The chunks do not depend on the blocks. Only a few minutes of audio are in memory.
+    The chunks do not depend on the sizes of the blocks. Only a few minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
         activity: finds the pauses. None uses silero-vad if it is installed, else loudness.
-        keep_pauses: leave nothing out. A pause, except its first 0.1 s, is in the chunk of the speech that follows.
+        keep_pauses: leave nothing out. A pause, except its first 0.1 s, becomes the start of the next chunk.
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)
@@ -130,7 +130,8 @@ def split_at_pauses(
 
 
 def _of_a_second(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield blocks of at least a second, because each block is copied together with all audio that is held."""
+    """Join short blocks to blocks of at least a second. This saves time, because :func:`split_at_pauses` copies all
+    audio that it holds each time it adds a block."""
     gathered: list[Tensor] = []
     for block in blocks:
         gathered.append(block)
@@ -185,7 +186,10 @@ class _Chunker:
         return self._start_at(judged) if self.start is None else self.start
 
     def _start_at(self, index: int) -> int:
-        """Return the first frame of a chunk whose first speech is in a frame. The chunk includes a margin before it."""
+        """Return the first frame of a chunk whose first speech is in frame ``index``.
+
+        The chunk begins before the speech, with a margin or with a kept pause.
+        """
         return self.free_from if self.keep_pauses else max(self.free_from, index - _MARGIN)
 
     def add_frame(self, index: int, level: float, probability: float) -> Iterator[_Span]:
@@ -243,7 +247,7 @@ class _Chunker:
             self.start = None
 
     def _emitted(self, span: _Span) -> Iterator[_Span]:
-        """Yield the waiting chunk, then this one, unless this one has to wait."""
+        """Yield the waiting chunk, if there is one, then ``span``. But if ``span`` has an overlap, it waits instead."""
         if self.waiting is not None:
             yield self.waiting
         self.waiting = span if span.overlap else None

@@ -72,8 +72,8 @@ _HALF = 12
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 """A frame is steady if the correlation between its fine structure and that of the frame 80 ms before is above the first
 value. A sound consists of tones if its share of steady frames is above the second value, and its mean correlation is
-above the third value. This share and this mean are at least 0.31 and 0.60 for tones, and at most 0.18 and 0.57 for
-speech."""
+above the third value. In tones, the share is at least 0.31 and the mean at least 0.60. In speech, the share is at most
+0.18 and the mean at most 0.57."""
 
 NO_VOICE = 0.03
 """A sound has no voice if the probability of speech is below this value in every frame. The highest probability of a
@@ -89,7 +89,7 @@ _MAX_DISAGREEMENT = 8.0
 """A text is rejected if its log-likelihood is more than this many nats per character below that of the CTC head's own
 text. The largest difference measured on speech is 5.9, on an accent that was not in the training data."""
 _MAX_OF_LONGER = 3.0
-"""The same bound for a text that is much longer than the CTC head's own text."""
+"""This value replaces ``_MAX_DISAGREEMENT`` for a text that is much longer than the CTC head's own text."""
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from tiny_audio.inference.word_times import Word, evenly_spread
 _TOLERANCE_S = 0.3
 """Two aligned words with the same text are the same spoken word if their middles are at most this far apart."""
 _LEAST_S = 0.001
-"""Minimum duration that the cut leaves of the word before it and of the word after it."""
+"""If a cut shortens the word before it or the word after it, at least this much of the word remains."""
 
 
 class Joiner:
@@ -44,7 +44,7 @@ class Joiner:
             yield self._finished(segment)
 
     def end(self) -> Iterator[Segment]:
-        """Yield the last segment if it still waits for the next chunk, which does not come."""
+        """Yield the last segment if it is unfinished, because its chunk has an overlap but no chunk followed."""
         if self._waiting is not None:
             yield self._finished(self._waiting)
             self._waiting = None
@@ -137,7 +137,7 @@ def _between(before: Sequence[Word], after: Sequence[Word], begin_s: float, end_
 
 
 def _joined_ctc(first: Segment, second: Segment) -> tuple[str | None, str | None]:
-    """Divide the CTC head's texts like the words of the segments, but with estimated times."""
+    """Divide the CTC head's texts in the same way as the decoder's words, but with estimated times of the words."""
     if not first.ctc_text or not second.ctc_text:
         return first.ctc_text, second.ctc_text
     words = [evenly_spread(str(one.ctc_text).split(), one.start_s, one.end_s) for one in (first, second)]

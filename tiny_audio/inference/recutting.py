@@ -1,9 +1,9 @@
 """Cut speech without pauses where the model's own scores are best.
 
 If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
-not spoken. So if at least half of the chunks of a section have bad scores, other cuts are tried. The cuts whose chunks
-have the best total score of the decoder and the CTC head are chosen. They are the likeliest cuts, together with their
-texts.
+not spoken. So if at least half of the chunks of a section have bad scores, other cuts are tried. The model transcribes
+the chunks between these cuts. The cuts are chosen for which the texts of all chunks together have the best score under
+the decoder and the CTC head.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _SECTION = 6
 """Speech without pauses is divided into sections of this many times the maximum duration of a chunk. The cuts of a
 section are chosen together."""
 _BAD = 1.0
-"""A chunk is bad if its text fits it worse than this many nats per character. In sentences of the quickstart that were
-joined without pauses, most correct texts had at most 0.7 nats, a few had more than 2, and wrong texts usually had 1.3
-or more."""
+"""A chunk is bad if its ``Score.excess`` is more than this many nats per character. In the quickstart's sentences,
+joined without pauses, most correct texts had at most 0.7 nats per character, a few had more than 2, and wrong texts
+usually had 1.3 or more. The shares of wrong words below are of the 183 words in 32 of these sentences."""
 _SPACING = 24
-"""Possible cuts are apart by at least the maximum duration of a chunk divided by this number. With more possible cuts,
-more words were wrong (6.0 % instead of 3.8 % of 183 words in 32 of these sentences)."""
+"""The minimum distance of two possible cuts is the maximum duration of a chunk, divided by this number. This gave 3.8 %
+wrong words. With more possible cuts, 6.0 % of the words were wrong."""
 _ENDS = 12
-"""Number of ends that are tried for each start. In the same sentences, 8 ends gave 4.9 % wrong words, and more than 12
-gave the same 3.8 %."""
+"""For each possible start of a chunk, at most this many possible ends are tried. This gave 3.8 % wrong words. With 8
+ends, 4.9 % of the words were wrong. With more than 12 ends, it was still 3.8 %."""
 _MARGIN = 20.0
-"""No chunk is tried that begins at a possible cut if the best chunks up to this cut cost more than this many nats more
-than the best chunks up to a later cut. In the same sentences, 10 gave 5.5 % wrong words, and values above 20 gave the
-same 3.8 %."""
+"""The search gives up a possible cut if the best chunks up to it cost more than the best chunks up to a later cut, and
+the difference is more than this many nats. This gave 3.8 % wrong words. With 10 nats, 5.5 % of the words were wrong.
+With values above 20, it was still 3.8 %."""
 _TRIED = 2
-"""When a search has covered this many maximum durations of a chunk, it stops if at least two thirds of the best
-chunks are bad. At that point, up to 57 % of the chunks were bad in searches that succeeded. In the frequency
-band of telephones, on which this model was not trained, 69 % were bad."""
+"""A search is checked once, when it has covered this many maximum durations of a chunk. If at least two thirds of the
+best chunks up to this point are bad, it stops. In searches that succeeded, at most 57 % of the chunks were bad at this
+point. In the frequency band of telephones, on which the quickstart's model was not trained, 69 % were bad."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -63,8 +63,10 @@ class Score:
     """Negative log-likelihood of the text under the decoder and the CTC head, in nats. The costs of all chunks of a
     recording can be added."""
     excess: float
-    """The decoder's cost of the text, plus what the text costs the CTC head more than the head's own text."""
+    """Negative log-likelihood of the text under the decoder, plus the difference between the log-likelihoods that the
+    CTC head gives to its own text and to this text (0 if negative), in nats."""
     num_characters: int
+    """Number of the text's characters that the CTC head can spell."""
 
     @property
     def is_bad(self) -> bool:
@@ -81,7 +83,7 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """The scores of greedy texts.
+    """Scores chunks by the texts that the model generates for them with greedy decoding.
 
     Args:
         model: a model with a CTC head.
@@ -139,13 +141,14 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
-        Other cuts are tried if at least half of the chunks of a section are bad. If half are bad even with the best
-        cuts, or two thirds at the beginning of the section, the model does not know this kind of speech. Then the
-        original chunks are kept, and fewer and fewer sections are tried.
+        Other cuts are tried if at least half of the chunks of a section are bad. This fails if at least half of the
+        chunks are bad even with the best cuts, or at least two thirds at the beginning of the section. Then the model
+        does not know this kind of speech. The original chunks are kept, and some later sections are not tried: one
+        section after the first failure, three after the second in a row, then seven, and so on.
 
         Args:
             chunks: the chunks in order.
-            is_stopped: whether the chunks are no longer needed. Then no more cuts are tried.
+            is_stopped: returns True if the chunks are no longer needed. Then no more cuts are tried.
         """
         section: list[Chunk] = []
         to_skip = failures = 0
@@ -188,12 +191,13 @@ class Recutter:
     ) -> list[tuple[int, int, Score]]:
         """Return the starts, ends and scores of the best chunks.
 
-        Empty if no chunks cover the waveform, if too many of the first ones are bad, or if the search is stopped.
+        Empty if no chunks cover the waveform, if too many of the first chunks are bad (see ``_TRIED``), or if the
+        search is stopped.
 
         Args:
             waveform: ``[S]``.
             places: samples at which chunks may start and end, beginning with 0 and ending with S.
-            levels: the level at each of them.
+            levels: the level at each of ``places``.
             is_stopped: see :meth:`__call__`.
         """
         costs = [0.0, *[math.inf] * (len(places) - 1)]
@@ -222,7 +226,11 @@ class Recutter:
         return _path_to(len(places) - 1, places, before)
 
     def _quiet_points(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
-        """Return samples and levels of the minima of the level, and of both ends, which have infinite levels."""
+        """Return the samples at which chunks may start and end, and the level at each.
+
+        These are the minima of the level that are not after ``last_start``, and both ends of the waveform. The level
+        -inf of the waveform's last end makes it the first choice as the end of a chunk.
+        """
         levels = levels_of(waveform)
         padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
         smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")
@@ -234,7 +242,10 @@ class Recutter:
 
 
 def _path_to(last: int, places: Sequence[int], before: Mapping[int, tuple[int, Score]]) -> list[tuple[int, int, Score]]:
-    """Return starts, ends and scores of the best chunks up to a place. ``before`` has the last chunk of each place."""
+    """Return starts, ends and scores of the best chunks up to ``places[last]``.
+
+    ``before`` maps the index of a chunk's end in ``places`` to the index of its start and to its score.
+    """
     path = []
     while last in before:
         first, score = before[last]

@@ -64,7 +64,7 @@ class Transcription:
 
     @property
     def suppressed(self) -> str | None:
-        """The durations of the segments whose text was suppressed, by reason, as a phrase.
+        """The durations of the segments whose text was suppressed, by reason, such as ``2.5 s: the audio is silent``.
 
         None if no text was suppressed, or if there is no text at all; see :attr:`why_empty`.
         """

@@ -43,7 +43,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         words = segment.words or _spread(segment)
         groups = ([word] for word in words) if each_word else _groups(words)
         found += (Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in groups)
-    # Each cue starts at least one millisecond after the previous cue. Later cues are shifted if necessary.
+    # Each cue starts at least one millisecond after the start of the previous cue. If it does not, shift it.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:

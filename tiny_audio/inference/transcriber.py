@@ -34,8 +34,8 @@ _LARGEST_POOL = 8
 """Maximum number of batches in a pool. A pool is a group of chunks that are sorted by length and divided into batches.
 The first pools are smaller, so that output starts early."""
 _LEAST_S = 2.0
-"""A shorter chunk counts as if it had this duration when the size of a batch is computed, because even a short chunk
-needs memory for its prompt, text and beams."""
+"""In the computation of a batch's size, a chunk has at least this duration, because even a short chunk needs memory for
+its prompt, text and beams."""
 
 Contexts = Context | Sequence[Context | None] | None
 """One context for all recordings, or a list with one for each recording."""
@@ -225,7 +225,7 @@ class Transcriber:
 
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
-            is_stopped: whether the chunks are no longer needed.
+            is_stopped: returns True if the chunks are no longer needed.
         """
         chunks = chunk_recording(blocks, self._durations, keep_pauses=not self._filter)
         return chunks if self._recutter is None else self._recutter(chunks, is_stopped)
@@ -268,7 +268,7 @@ class Transcriber:
 
         Args:
             chunks: see :meth:`chunks`.
-            contexts: the context of each chunk.
+            contexts: the context of each chunk. None if no chunk has a context.
             on_progress: see :meth:`transcribe`.
             on_text: called with the index of a chunk and its text so far, before filtering.
 

@@ -28,7 +28,10 @@ class VoiceActivity(Protocol):
     """
 
     def add(self, samples: Tensor) -> list[float]:
-        """Return the probability of each frame of :data:`FRAME` samples that ``samples [S]`` complete."""
+        """Add ``samples [S]``, and return the probability of each frame that is now complete.
+
+        A frame has :data:`FRAME` samples.
+        """
         ...
 
 
@@ -68,7 +71,10 @@ class Utterances:
 
     @property
     def open(self) -> Chunk | None:
-        """The received audio of the utterance that is being spoken, without the pause at its end."""
+        """The received audio of the utterance that is being spoken, without the pause at its end.
+
+        None if no utterance is being spoken.
+        """
         if self._start is None or not self._is_speech(self._active):
             return None
         return self._cut_out(self._start, min(self._speech_end + _MARGIN, self._judged))

@@ -23,9 +23,10 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""This much of a pause is kept with the speech before it and after it, because it may contain soft consonants."""
+"""Seconds at the start of a pause that are kept with the speech before it, and at its end with the speech after it.
+They may contain soft consonants."""
 _CONTEXT = 64
-"""Samples before a frame that the network also receives."""
+"""Number of samples before each frame that the network receives together with the frame."""
 _WEIGHTS = "silero_vad.jit"
 _PREFIX = "_model."
 """Prefix of the names of the weights for 16 kHz."""
@@ -133,8 +134,8 @@ class SpeechProbabilities:
 
     Args:
         network: from :func:`silero`.
-        frames_per_step: number of frames that are computed together. One frame gives the least delay, and more frames
-            take less time for each.
+        frames_per_step: number of frames that are computed together. With 1, the delay is shortest. With more, each
+            frame takes less time.
     """
 
     def __init__(self, network: SileroNetwork, frames_per_step: int = 32) -> None:
