@@ -130,7 +130,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # DNS rebinding changes only the address of a name. The host is an address only if the user or a page opened it.
+    # DNS rebinding makes a host name point to another address. A request whose host is an address uses no host name.
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -35,7 +35,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._lock = limits, threading.Lock()
         self.requests = 0
-        """Requests that are received, waiting or running."""
+        """Number of requests that the server is receiving, that are waiting, or that are running."""
         self._samples = 0
 
     @property

@@ -20,6 +20,7 @@ class RequestContext:
     """What the model reads about the recording of a request."""
 
     context: Context | None
+    """None if the model reads nothing but the recording."""
     left_out: tuple[str, ...] = ()
     """Hotwords of the request that do not fit into a context, or that the model's tokenizer cannot spell."""
 

@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 _POOL = 8
 """The chunks of this many batches, from the start of the queue, are sorted by length and divided into batches."""
 _RELEASE_EVERY = 4
-"""Freed memory is returned to the system after this number of batches. This takes less than a tenth of a second."""
+"""Freed memory is returned to the system once per this many batches. This takes less than a tenth of a second."""
 
 OnSegment = Callable[[Segment], object]
 
@@ -121,7 +121,7 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """Time at which the chunk would begin if its recording were played from its arrival on.
+        """Time at which a player would reach the chunk if it began to play the recording when the recording arrived.
 
         The queue is sorted by this time.
         """
@@ -135,13 +135,14 @@ class _Item:
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
-    The queue is sorted by the time at which each chunk would begin if its recording were played from its arrival on.
-    Therefore a long recording does not delay later requests and live streams. The next batch consists of the first
-    chunk in the queue, so that no chunk waits forever, and of the chunks with the most similar lengths. The text of a
-    recording is the same as from :meth:`Transcriber.transcribe`.
+    The queue is sorted by the time at which a player would reach each chunk if it began to play the chunk's recording
+    when the recording arrived. Therefore a long recording does not delay later requests and live streams. For example,
+    a recording that arrives now is transcribed before the chunk at 60 s of a recording that arrived 10 s ago. The next
+    batch consists of the first chunk in the queue, so that no chunk waits forever, and of the chunks with the most
+    similar lengths. The text of a recording is the same as from :meth:`Transcriber.transcribe`.
 
     Args:
-        transcriber: determines the size of batches.
+        transcriber: transcribes the chunks, and determines the size of batches.
         gather_s: maximum seconds that an idle engine waits for more chunks before it starts a batch.
     """
 

@@ -70,7 +70,7 @@ class LiveSession:
             encoding: ``pcm16``, or a container of Opus.
 
         Raises:
-            ClientError: the client sent invalid data, or no audio for too long.
+            ClientError: the client sent invalid data or sent no audio for too long, or the server is shutting down.
             WebSocketDisconnect: the client has closed the connection.
         """
         try:

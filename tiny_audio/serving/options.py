@@ -16,7 +16,8 @@ class Limits:
     max_duration_s: float = 7200.0
     """Maximum duration of a recording."""
     max_requests: int = 128
-    """Maximum number of requests that are received, waiting or running. Further requests get status 429."""
+    """Maximum number of requests at a time: those being received, waiting and running. Further requests get status
+    429."""
     max_audio_s: float = 4 * 3600.0
     """Maximum seconds of decoded audio in memory, over all requests. Further requests get status 429. One hour needs
     230 MB, or up to 310 MB if chunks overlap."""

@@ -101,7 +101,7 @@ def check_model(given: str, model_name: str) -> None:
     """Check the name of a model.
 
     Raises:
-        ApiError: it is neither the served model's name nor one of :data:`ALIASES`.
+        ApiError: the name is neither the served model's name nor one of :data:`ALIASES`.
     """
     if given != model_name and given not in ALIASES:
         message = f"the model {given!r} does not exist; this server has {model_name!r}"

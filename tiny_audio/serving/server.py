@@ -15,7 +15,8 @@ from tiny_audio.config import UserError
 from tiny_audio.serving.metrics import LOG
 
 HEAD_S = 20.0
-"""A connection is closed if no request is completed for this time."""
+"""Each connection is checked at this interval. It is closed if no request is running and no request has begun since the
+previous check."""
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
 _MAX_MESSAGE_BYTES = 2 << 20

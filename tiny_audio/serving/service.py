@@ -31,8 +31,8 @@ class Service:
     metrics: Metrics = field(init=False)
     decoders: ThreadPoolExecutor = field(init=False)
     hotwords: tuple[str, ...] = field(init=False)
-    """The server's hotwords that fit into a context. The others are removed once, because each request encodes the
-    whole list again."""
+    """The server's hotwords that fit into a context. Each request encodes all of them again, so those that do not fit
+    are removed once at the start."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.options.limits)

@@ -34,7 +34,7 @@ async def receive_form(request: Request, limits: Limits) -> FormData:
     """Receive a form with at most one file. The caller closes it.
 
     Raises:
-        ApiError: the body is not a form, too large, or too slow.
+        ApiError: the body is too large, arrives too slowly, or is not a form.
         ClientDisconnect: the client has closed the connection.
     """
     body = _Body(request, limits)
@@ -112,7 +112,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
 
     Args:
         file: the upload.
-        limits: limits of the duration.
+        limits: the server's limits, of which the maximum duration is used.
         ticket: counts the decoded audio.
         stopped: set if the rest is no longer needed.
 

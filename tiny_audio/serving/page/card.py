@@ -47,7 +47,7 @@ class Card:
     words: bool
     """Whether the model can give the times of words."""
     prompt: Literal["hotwords", "previous_text"] | None
-    """How the model uses the prompt of a request. None if the model was trained with neither."""
+    """How the model uses the prompt of a request. None if it was trained with neither hotwords nor previous text."""
     parts: tuple[Part, ...]
     scores: tuple[Score, ...]
     """From the model card. Empty if there is none, or if the model was not evaluated."""

@@ -74,7 +74,7 @@ export function openLive({ words, prompt }, onText, onLost) {
   url.protocol = url.protocol.replace("http", "ws");
   if (words) url.searchParams.set("words", "true");
   if (prompt) url.searchParams.set("prompt", prompt);
-  // Pages cannot set the headers of a WebSocket, so a subprotocol carries the key. The server accepts the other one.
+  // Pages cannot set the headers of a WebSocket, so a subprotocol carries the key. The server accepts `tiny-audio`.
   let socket;
   try {
     socket = new WebSocket(url, key ? ["tiny-audio", `openai-insecure-api-key.${key}`] : []);
