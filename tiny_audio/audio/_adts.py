@@ -50,7 +50,10 @@ def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
-    """Return the content of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes."""
+    """Return the content of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes.
+
+    Without damage, the number is 0, and no copy is needed.
+    """
     start = after_id3(data, 0)
     if data.read(start, 1) != b"\xff":
         return (), 0

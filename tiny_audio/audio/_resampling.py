@@ -14,8 +14,8 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The filter has one phase for each output sample of a period. With the exact ratio for 44,101 Hz, it would need
-    # gigabytes, so the ratio is rounded.
+    # The ratio is rounded, because the filter has one phase for each output sample of a period. With the exact ratio
+    # for 44,101 Hz, there would be 16,000 phases, which would need gigabytes.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 

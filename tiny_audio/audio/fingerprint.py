@@ -22,7 +22,7 @@ _LOWEST, _HIGHEST = 16, 240
 _NEAR_FRAMES, _NEAR_BINS = 4, 8
 """A peak is the largest value within this many frames and bins."""
 _FLOOR_DB = 45.0
-"""Peaks more than this far below the clip's highest peak are ignored, since noise and compression change them."""
+"""Peaks more than this many dB below the clip's highest peak are ignored, since noise and compression change them."""
 _FAN_OUT = 6
 """Each peak is paired with at most this many of the following peaks."""
 _MAX_FRAMES, _MAX_BINS = 63, 127
@@ -34,7 +34,7 @@ class Landmarks:
     """Landmarks of one clip, in order of time."""
 
     hashes: NDArray[np.uint32]
-    """``[L]``: frequencies of each pair and the time between its peaks."""
+    """``[L]``: the two frequencies of each pair and the time between its peaks, packed into one integer."""
     frames: NDArray[np.int32]
     """``[L]``: time of the first peak of each pair, in hops of 16 ms."""
 

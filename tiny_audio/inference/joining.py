@@ -62,7 +62,7 @@ def joined(chunks: Iterable[Chunk], segments: Iterable[Segment], *, keep_words: 
 
 @dataclass(frozen=True)
 class _Cut:
-    """The number of words that stay in the first segment, and the number that are removed from the second."""
+    """The number of words that stay in the first segment, and the number removed from the start of the second."""
 
     kept: int
     left_out: int

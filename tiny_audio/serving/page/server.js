@@ -9,7 +9,7 @@ export class ServerError extends Error {
   }
 }
 
-const PATIENCE_MS = 60_000; // maximum time until the next message after the end of a recording
+const PATIENCE_MS = 60_000; // After the end of a recording, the page waits at most this long for each message.
 let key = ""; // Only in memory: a reload forgets it.
 export const setKey = (value) => (key = value);
 
