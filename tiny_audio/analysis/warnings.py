@@ -40,6 +40,7 @@ class Overlap:
     ``recording``, ``speaker``. In addition, it counts for ``text`` if it shares its transcript with a training clip,
     but neither its address nor its sound."""
     num_shared: int
+    """Number of overlapping clips."""
     num_clips: int
     """Size of the evaluation set."""
     training_sets: tuple[str, ...]

@@ -21,7 +21,8 @@ TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
 Row = Mapping[str, Any]
 ReadAudio = Callable[[Row], bytes | str | None]
-"""A function that returns the encoded clip of a row, the reason why it is omitted, or None if it cannot be read."""
+"""A function that returns the encoded clip of a row, the reason why a page has no audio for it, or None if the clip
+cannot be read."""
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:

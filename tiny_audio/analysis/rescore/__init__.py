@@ -49,7 +49,7 @@ class Rescored:
 
     Args:
         targets: the targets. The baseline is the first one.
-        rows: the scored rows of each target, in the same order of clips.
+        rows: the scored rows of each target. The clips have the same order for all targets.
         comparison: the comparison of the targets.
     """
 

@@ -100,9 +100,9 @@ class Score(Config):
     ``kaldialign``."""
     scorer_version: str
     empty_hypotheses: int
-    """Utterances whose normalized hypothesis has no word, although the reference has one."""
+    """Number of utterances whose normalized hypothesis has no word, although the reference has one."""
     looping_hypotheses: int
-    """Utterances whose hypothesis loops (see :func:`loops`), although the reference does not."""
+    """Number of utterances whose hypothesis loops (see :func:`loops`), although the reference does not."""
 
 
 class PairedDifference(Config):

@@ -194,9 +194,10 @@ def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws:
 
 
 def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the standard error of a rate or difference over seeds, and its degrees of freedom (Welch, Satterthwaite).
+    """Return the standard error over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
-    The spread of a variant with one seed cannot be measured. The pooled spread of the other variants is used instead.
+    One variant gives the standard error of a rate, and two variants give that of a difference. The spread of a variant
+    with one seed cannot be measured. The pooled spread of the other variants is used instead.
 
     The spread between seeds includes random variation of utterances, which resampling also covers. This part is counted
     twice, which makes the test slightly too strict.
