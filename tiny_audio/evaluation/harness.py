@@ -84,7 +84,7 @@ def evaluate_targets(
 
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
-        compare: callback that compares a target's training data with the sets.
+        compare: callback that compares a target's training data with the sets. By default, they are not compared.
         note: callback for progress messages.
         failed: callback for a target that could not be evaluated, with its label and the error. The evaluation
             continues with the next target. If there is only one target, its error is raised instead.

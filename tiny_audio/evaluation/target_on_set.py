@@ -26,7 +26,7 @@ HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Compared = Mapping[str, Comparison | None]
 """Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
-cannot be read. The mapping is empty if the training data is not known."""
+cannot be read. The mapping is empty if the target is not a run, so that its training data is not known."""
 _Row = tuple[Hypothesis, bool]
 """A row, and True if the clip's audio cannot be loaded."""
 
@@ -39,7 +39,9 @@ class TargetOnSet:
         self.folder = output_dir / folder_name(target.label) / data.name
         self._errors_of_audio = 0
         self.failures: list[Hypothesis] = []
+        """Rows of the failed clips, in the order of the clips. :meth:`complete` sets them when it ends."""
         self._failed: dict[str, Hypothesis] = {}
+        """Rows of the clips that have failed so far, by id."""
         self.rows: dict[str, Hypothesis] = {}
         """Hypotheses of the clips that were transcribed, by id. Only the main process has them."""
         self.missing: list[Clip] = []

@@ -102,7 +102,7 @@ class ModelTarget(Target, ABC):
     max_duration_s: float = UNBOUNDED_DURATION_S
     """Maximum duration of a clip in seconds. The outcome of a longer clip is an error."""
     contexts: ClipContexts | None = None
-    """Contexts of the clips. None if the target uses no contexts."""
+    """Contexts of the clips, such as hotwords. None if the target uses no contexts."""
 
     @abstractmethod
     def transcribe_batch(
