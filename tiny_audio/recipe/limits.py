@@ -132,7 +132,7 @@ def _context(recipe: Recipe, longest_s: float) -> Errors:
     try:
         limits = ContextLimits(recipe)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        yield f"projector.{recipe.projector.name}", f"cannot be built: {first_line(error)}; shrink its sizes"
+        yield f"projector.{recipe.projector.name}", f"cannot be built: {first_line(error)}; use smaller values"
         return
     if limits.max_positions is not None and limits.needed > limits.max_positions:
         yield (

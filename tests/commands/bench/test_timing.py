@@ -105,7 +105,7 @@ def test_the_shape_comes_from_the_recipe(document: Document, write_recipe: Calla
 
 @pytest.mark.parametrize("field", ["hidden_dim=99999999999", "hidden_dim=9999999999999999"])
 def test_a_projector_that_does_not_fit_memory_is_rejected(field: str) -> None:
-    with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; shrink its sizes$"):
+    with pytest.raises(UserError, match=r"^--variants: swiglu hidden_dim=9+ .*; use smaller values$"):
         time_projectors(read_variants(f"swiglu:{field}").compared, ProjectorShape(), Effort(max_time_s=0.0))
 
 

@@ -1,7 +1,8 @@
 """Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
 
-Each pair of an encoder and a set of clips has a folder. Its name is a hash of everything that affects the frames. The
-files ``values.bin`` and ``ctc_logits.bin`` contain the concatenated frames of all clips. They are memory-mapped.
+Each combination of an encoder and a set of clips has its own folder. The folder's name is a hash of everything that
+affects the frames. The files ``values.bin`` and ``ctc_logits.bin`` in the folder contain the concatenated frames of all
+clips, and are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -109,7 +110,7 @@ class FeatureCache:
 
     Args:
         model: provides the encoder and the CTC head.
-        recipe: provides the precision.
+        recipe: provides the encoder's settings, the precision and the maximum size of a batch.
         folder: parent of the feature folders.
         note: receives progress messages.
     """
@@ -124,7 +125,7 @@ class FeatureCache:
         """Load the features of ``clips``. Compute them first if they are not on disk.
 
         Raises:
-            UserError: the features do not fit on the disk.
+            UserError: the features do not fit on the disk or are damaged, or no clip can be read.
         """
         folder = self.folder / self._key(clips)
         if not folder.exists():

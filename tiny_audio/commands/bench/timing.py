@@ -137,13 +137,13 @@ def _check_sizes(variants: Sequence[Variant], shape: ProjectorShape, device: tor
                 projector = PROJECTORS.build(variant.config(), context)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"--variants: {variant.label} cannot be built: {first_line(error)}; shrink its sizes"
+                f"--variants: {variant.label} cannot be built: {first_line(error)}; use smaller values"
             ) from error
         needed = 2 * 4 * sum(tensor.numel() for tensor in projector.parameters())
         if needed > memory:
             raise UserError(
                 f"--variants: {variant.label} needs {needed / 2**30:,.0f} GiB for its weights and their gradients, but "
-                f"{memory / 2**30:.0f} GiB are available; shrink its sizes"
+                f"{memory / 2**30:.0f} GiB are available; use smaller values"
             )
 
 

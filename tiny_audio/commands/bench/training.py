@@ -1,7 +1,10 @@
-"""Trained benchmark: train projector variants with several seeds. Recipe, budget and order of the data are the same.
+"""Trained benchmark: train projector variants with several seeds, and compare their error rates.
+
+All variants have the same recipe, except for the projector, and the same budget. With the same seed, all variants get
+the training clips in the same order.
 
 A unit is one variant with one seed. The name of a unit's result folder is a hash of everything that affects the result.
-The same command therefore continues where it stopped. If variants or seeds are added, finished units are kept.
+The same command therefore continues an interrupted benchmark. If variants or seeds are added, finished units are kept.
 """
 
 from __future__ import annotations
@@ -140,7 +143,7 @@ class TrainedBenchmark:
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         fixed |= {"training.keep_best": None, "training.average_last": None}
         if self.plan.without_decoder:
-            fixed |= {"alignment.alone_steps": None}  # no step runs the decoder, so it has no effect
+            fixed |= {"alignment.alone_steps": None}  # it would have no effect, because no step runs the decoder
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
