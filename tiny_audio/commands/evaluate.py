@@ -39,9 +39,11 @@ def evaluate(
 
     See :func:`tiny_audio.evaluation.harness.evaluate_targets`.
 
+    If some of several targets fail, the others are evaluated. Then one error with all messages is raised.
+
     Raises:
         UserError: a target or the data cannot be used.
-        RunFailed: a target failed for another reason. The error is raised after all other targets are evaluated.
+        RunFailed: a target failed for another reason; for example, it transcribed no clip.
     """
     with joined_for_inference() as world:
         rule = world.collective(lambda: normalizer_called(normalizer))

@@ -68,7 +68,7 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
 
 
 def _push_space(api: HfApi, repo: str, model: CommitInfo, requirements: Path, *, private: bool) -> CommitInfo:
-    """Upload a Space that runs the model of this commit. Return the Space's commit."""
+    """Upload a Space that runs the model at the commit ``model``. Return the Space's commit."""
     from tiny_audio.serving.space import write_space
 
     api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)

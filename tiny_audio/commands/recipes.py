@@ -45,7 +45,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _copy(name: str, to: Path) -> Path:
-    """Write the recipe to a new file, and return its path."""
+    """Write the recipe to the new file ``to``, or to a new file in the folder ``to``. Return the file's path."""
     text = text_to_edit(name)
     path = to / f"{Path(name).stem}.yaml" if to.is_dir() else to
     try:

@@ -44,10 +44,11 @@ _FIELDS_INTRODUCTION = (
 
 
 def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> None:
-    """Print the pages, or write them as ``<kind>.md`` and print their paths.
+    """Print the pages, or write them to ``<output_dir>/<kind>.md`` and print their paths.
 
     Args:
-        kind: a kind of parts, ``fields`` or ``commands``. None prints all kinds.
+        kind: a kind of parts, ``fields`` or ``commands``. None selects all pages.
+        output_dir: folder for the pages. None prints the pages.
         app: the command line.
 
     Raises:

@@ -112,7 +112,7 @@ def _check_origins(origins: Sequence[str]) -> None:
 def _is_origin(text: str) -> bool:
     try:
         parts = urlsplit(text)
-    except ValueError:  # such as half of an IPv6 address
+    except ValueError:  # such as `http://[::1`, where a bracket is not closed
         return False
     return bool(parts.scheme and parts.netloc and parts.path in ("", "/"))
 
@@ -124,7 +124,7 @@ def _end_at_once() -> NoReturn:
 
 
 def _name_of(folder: Path) -> str:
-    """Return the name of the model's folder, or of its run."""
+    """Return the name of the model's folder. For the folder ``model`` of a run, return the name of the run's folder."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
 

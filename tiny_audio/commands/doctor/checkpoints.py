@@ -21,7 +21,10 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
-    """Yield findings about the encoder, decoder and prompt. Return the limits that the readable checkpoints set."""
+    """Yield findings about the encoder, decoder and prompt.
+
+    Return the recipe's limits. They use the configs of the readable checkpoints, unless the recipe violates a limit.
+    """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
     if recipe.decoder.quantization:

@@ -35,9 +35,10 @@ _VARIABLES = re.compile(
 """Names of environment variables that change how this package behaves."""
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
-"""``doctor`` warns if less space is free: the default checkpoints and a corpus need more. Small recipes need less."""
+"""Free disk space below which ``doctor`` warns. The default checkpoints and a corpus need more; small recipes need
+less."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""``doctor`` reports a problem if less space is free, because nothing can be trained or downloaded then."""
+"""Free disk space below which ``doctor`` reports a problem. With less, nothing can be trained or downloaded."""
 
 
 def examine_machine() -> Iterator[Finding]:

@@ -57,7 +57,7 @@ class Probe:
 
     @property
     def budget_s(self) -> float:
-        """Seconds of audio, with padding, that fit into one process for every duration.
+        """Seconds of audio, with padding, that fit into one process, whichever of the durations the clips have.
 
         A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit.
         """
@@ -152,8 +152,7 @@ def probe_recipe(
         margin: share of the memory to leave free.
         durations_s: durations of the clips, one for each bucket. None uses the longest duration and 1/2, 1/4 and 1/8 of
             it.
-        random_weights: do not read the weights of checkpoints. Their architectures have random weights instead, which
-            need the same memory.
+        random_weights: use random weights instead of reading those of checkpoints. They need the same memory.
         num_processes: number of processes that will train together. Only one process is measured. The result for all
             processes together is computed from it.
 
@@ -195,9 +194,10 @@ def probe_recipe(
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """Return the largest number of clips that fits, with an error of at most 5 %, and its measurement.
+    """Search for the largest number of clips, up to ``most``, that fits. Return it and its measurement.
 
-    If not even one clip fits, return 0 and None.
+    The returned number fits, but up to 5 % (or one clip) more may also fit. If not even one clip fits, return 0 and
+    None.
     """
     fits, too_many = 0, most + 1
     best: Measured | None = None

@@ -45,8 +45,8 @@ class SavedStep:
             the checkpoint. None if ``source`` is not a checkpoint folder and no step is given.
 
         Raises:
-            UserError: ``source`` is not a run folder, or has no checkpoint of this step. The message lists the saved
-                steps.
+            UserError: a step is given, but ``source`` is not a run folder, has no checkpoint of this step, or is the
+                checkpoint of another step.
         """
         if source.parent.name == _FOLDER and (source / "progress.json").is_file():
             run, given = source.parent.parent, read_progress(source).step
@@ -92,7 +92,7 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Check that the run's pretrained weights have not changed. A checkpoint does not contain frozen weights.
+        """Check that the run's pretrained weights have not changed, because a checkpoint has no frozen weights.
 
         Raises:
             UserError: the encoder, the decoder or ``training.init_from`` has changed.

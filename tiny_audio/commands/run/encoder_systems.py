@@ -1,7 +1,7 @@
 """The stage that transcribes one evaluation set with recognizers that use the encoder but not the decoder.
 
-These are the model's CTC head and the encoder's published checkpoint. Compared with them, the report shows what the
-decoder adds.
+These recognizers are the model's CTC head and the encoder's published checkpoint. The report compares the model with
+them, to show what the decoder adds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class EncoderSystemsStage(SetStage):
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Return whether the set was transcribed with this identity and these clips, or there is nothing to do."""
+        """Return whether there is nothing to do.
+
+        That is so if the recipe turns the comparison off or has no such recognizer, or if the set was already
+        transcribed with the current identity and the clips that were scored.
+        """
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):
             return True

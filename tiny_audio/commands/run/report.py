@@ -51,11 +51,12 @@ class ReportStage:
         self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
-        """Return a hash of everything that the report shows."""
+        """Return the stage's identity as a hash."""
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        scored = [scored, systems] if systems else scored  # older versions had no systems; their hashes stay the same
+        # Older versions had no systems. To keep the hashes of their reports, leave out an empty dict.
+        scored = [scored, systems] if systems else scored
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 

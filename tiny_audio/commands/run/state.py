@@ -35,9 +35,10 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class LearnedVocabulary:
-    """The vocabulary learned from the transcripts, and ``data``, the fingerprint of the training clips."""
+    """The vocabulary learned from the transcripts of the training clips."""
 
     data: str
+    """Fingerprint of the training clips."""
     tokenizer: str | None
     characters: str | None
     token_ids: list[int] | None = None
@@ -100,7 +101,9 @@ class RecordedSystem:
     file: str | None
     """File of the hypotheses in ``evaluation/``. None if they are the ``ctc_text`` in the model's own file."""
     speed: Speed | None
+    """Speed of the recognizer. None if no clip could be read to measure it."""
     model_speed: Speed | None
+    """Speed of the whole model, including the decoder, on the same clips."""
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
     Raises:
         UserError: an input differs. The message names the first such input.
     """
-    own = replace(own, selection=inputs.selection)  # only the main process reads this evaluation set
+    own = replace(own, selection=inputs.selection)  # only the main process reads the set of keep_best
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:

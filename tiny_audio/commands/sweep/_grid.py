@@ -82,7 +82,10 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Separate the overrides with one value from the keys with several values. The former apply to all runs.
+    """Return the overrides with one value, which apply to all runs, and the values of all other keys.
+
+    For example, ``["training.steps=9", "projector=swiglu,conv"]`` gives ``["training.steps=9"]`` and
+    ``{"projector": ["swiglu", "conv"]}``.
 
     Raises:
         UserError: an override has no ``=``, a key or value is given twice, or no key has several values.

@@ -24,9 +24,9 @@ from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
 _ADDRESS = re.compile("(?:https?|ftp|s3|gs|hf):/")
-"""An address on the web. The pattern has one slash, because ``Path`` shortens `https://` to `https:/`."""
+"""Matches the start of a web address. It has only one slash, because ``Path`` shortens `https://` to `https:/`."""
 _NUM_SHOWN = 5
-"""Maximum number of files that are not audio and that a message names."""
+"""Maximum number of file names in a message about files that are not audio."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Recording:
     stem: str
     """Path of the transcript below ``--output-dir``, without the format's suffix."""
     is_stream: bool = False
-    """Whether the recording comes from standard input or a pipe. A stream may have other content next time."""
+    """Whether the recording comes from standard input or a pipe. A stream may have other content the next
+    time that the command runs, so it is always transcribed again."""
 
     @property
     def title(self) -> str:
@@ -90,7 +91,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
                 found.append(Recording(_spooled(pipe, index, stack), str(given), given.name, is_stream=True))
         else:
             found.append(Recording(given, str(given), given.name))
-    # The bytes of a file name may not be valid UTF-8. Then ``name`` is a printable form, and ``path`` keeps the bytes.
+    # If a file name is not valid UTF-8, ``name`` gets a printable form of it, and ``path`` keeps the original bytes.
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
     # recording, as in clip.mp4.srt.
@@ -105,7 +106,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
-    """Return the audio files below a folder, and a message about other files. Without other files, it is empty."""
+    """Return the audio files below a folder, and a message about its other files ("" if there are none)."""
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
     others = [on_one_line(name) for name in everything if not is_audio_name(name)]

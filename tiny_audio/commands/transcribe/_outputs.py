@@ -1,4 +1,4 @@
-"""The output folder of ``tiny-audio transcribe``: the transcripts, and a log of what they were made from."""
+"""The output folder of ``tiny-audio transcribe``: the transcripts, and a log of their recordings, model and options."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class OutputFolder:
         rank: rank of this process among the processes that write to the folder.
 
     Raises:
-        UserError: two recordings would have the same file, or an existing file was written by another model or with
-            other options.
+        UserError: two recordings would have the same transcript file, or an existing file was written by another model
+            or with other options.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class OutputFolder:
         self._identity = {"model": files, "options": options.identity()}
         logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
         self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
-        """For each log, the model and options that the transcripts of this format were made with."""
+        """For each log, the model and options with which the transcripts in ``options.format`` were made."""
         self._made: dict[str, list[int]] = {}
-        """For each transcript with the current model and options, the size and modification time of its recording."""
+        """For each transcript that was made with the current model and options, the size and modification time of its
+        recording."""
         for identity, made in logs.values():
             self._made |= made if identity == self._identity else {}
         self._facts = {one.stem: _facts(one) for one in recordings}
@@ -95,7 +96,8 @@ class OutputFolder:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
     def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """Return what a log records about this format: the model and options, and the recording of each transcript."""
+        """Return what a log records for ``options.format``: the model and options, and the recording of each
+        transcript."""
         identity, made = None, dict[str, list[int]]()
         for line in path.read_bytes().splitlines():
             try:
@@ -127,7 +129,10 @@ class OutputFolder:
 
 
 def _facts(recording: Recording) -> list[int] | None:
-    """Return the size and modification time of a recording. They change if the recording is replaced."""
+    """Return the size and modification time of a recording. They change if the recording is replaced.
+
+    Return None if they cannot be read.
+    """
     try:
         status = recording.path.stat()
     except OSError:
