@@ -208,7 +208,7 @@ def schema() -> None:
     print_schema()
 
 
-# Help lists the commands of these groups after those of this file.
+# `tiny-audio --help` lists the commands of this file first, then the commands that are added here.
 app.add_typer(model_app)
 app.add_typer(bench_app, name="bench")
 
@@ -221,7 +221,8 @@ def _command() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # On Apple GPUs, unsupported operations then run on the CPU. PyTorch reads this variable when it is imported.
+    # Operations that PyTorch cannot run on an Apple GPU run on the CPU instead. PyTorch reads this variable when it is
+    # imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
     # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.

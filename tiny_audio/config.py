@@ -49,7 +49,7 @@ def expand_path(text: str) -> str:
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
 """The type of a field for a local path, and of a field for either a local path or a hub id. Paths differ between
-machines, so they must not be part of an identity."""
+machines, so a field of this type in a recipe is marked with :data:`NO_IDENTITY`."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """A description of an error that one process sends to others."""
+    """The description of an error. The process with the error sends it to other processes, which then raise it too."""
 
     kind: type[TinyAudioError]
     """The class that the receivers raise: :class:`UserError`, :class:`RunFailed` or :class:`Stopped`."""
@@ -135,12 +135,14 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception, origin: str) -> Failure:
-        """Describe ``error``. If it is not a :class:`TinyAudioError`, a receiver raises :class:`RunFailed`.
+        """Describe ``error``.
 
-        An OSError of the operating system is an exception: a receiver raises :class:`UserError`.
+        A :class:`UserError`, :class:`RunFailed` or :class:`Stopped` keeps its class. For an OSError of the operating
+        system, such as a full disk, the receivers raise :class:`UserError`. For all other errors, they raise
+        :class:`RunFailed`.
         """
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
-        # An OSError of the operating system, such as a full disk, has a file name or an error number. If an OSError has
+        # An OSError of the operating system has a file name or an error number. If an OSError has
         # neither, a library raised it, for example because a shared library could not be loaded.
         is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)
         return cls(next(kinds, UserError if is_of_system else RunFailed), str(error), origin)

@@ -180,7 +180,7 @@ class Registry(Generic[ConfigT, PartT]):
 
     def _import_package(self) -> None:
         # In an exported model, all modules are in one folder, and the package is a single module without `__path__`.
-        # Nothing is imported here then, because the exported code imports its parts by name.
+        # In that case, nothing is imported here, because the exported code imports its parts by name.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -236,8 +236,9 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
-        # An extra member of the union handles values without a registered name. A validator before the union would not
-        # work: it turns JSON into Python objects, and strict validation of Python objects rejects a list for a tuple.
+        # An extra member of the union handles bare names, such as `projector: conv`, and values without a registered
+        # name. A validator before the union would not work: it turns JSON into Python objects, and strict validation
+        # of Python objects rejects a list where a tuple is expected.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
@@ -248,7 +249,8 @@ class Registry(Generic[ConfigT, PartT]):
         alone = {"type": "string", "enum": self.names(), "description": description}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
-            # The name has a default, so pydantic does not list it as required. But it is the required discriminator.
+            # Pydantic does not list `name` as required, because it has a default. But a mapping without `name` is
+            # rejected, because the union cannot choose a part.
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:
