@@ -24,8 +24,8 @@ _POLL_S = 0.5
 class Prefetcher:
     """Fetches row groups in the order of the plan, by reading one clip of each row group.
 
-    The training process calls :meth:`reached` for each batch. The row groups of the next ``ahead_clips`` clips are then
-    fetched, because a batch takes clips from many row groups.
+    The training process calls :meth:`reached` for each batch. The threads then fetch the row groups of the next
+    ``ahead_clips`` clips. Without prefetching, each batch would wait for the many row groups that its clips are in.
 
     Enter this context after the loader processes have started, and exit it before new loader processes start.
     Otherwise, a loader process could be forked while a thread holds a lock, and would wait for this lock forever. For

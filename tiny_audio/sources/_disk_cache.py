@@ -178,6 +178,7 @@ class DiskCache:
         return used
 
     def _delete_if_abandoned(self, temporary: Path, own_name: str) -> None:
+        """Delete a temporary file, unless another process holds its writer lock and so may still write to it."""
         name = temporary.name[1:].rsplit(".arrow.", 1)[0]
         own = _bucket(name) == _bucket(own_name)
         with contextlib.suppress(Timeout), contextlib.nullcontext() if own else self._writer_lock(name).acquire(0):

@@ -23,6 +23,7 @@ class Draw:
 
     rng: random.Random
     seed: int
+    """The seed of ``rng``, for other random generators."""
     loudness: Tensor
     """Root mean square of the clip before silence is added."""
     max_duration_s: float

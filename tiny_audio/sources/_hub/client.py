@@ -51,9 +51,9 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
-    """Return an error with a message that says what to do, for an error of huggingface_hub.
+    """Convert an error of huggingface_hub or of the network to an error whose message says what to do.
 
-    Errors of unknown kinds are raised again.
+    An error of an unknown kind is raised again.
     """
     import httpx2
     from huggingface_hub import constants, get_token
