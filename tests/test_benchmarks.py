@@ -19,7 +19,7 @@ from tests.support.models import assemble
 from tests.support.processes import finish, fork
 from tests.support.training import RecordingCallback
 from tiny_audio.commands.run import Run
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.model.context import ContextSettings
 from tiny_audio.recipe import Recipe
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.models import assemble
 from tests.support.tutorial import EACH_COMMAND, python
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.runtime.requirements import AUDIO_PAIR, audio_pair_problem
 
 CAUSES = {

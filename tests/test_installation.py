@@ -25,7 +25,7 @@ from tests.support.environments import PROJECT, Environment, build_wheel, lowest
 from tests.support.models import assemble
 from tests.support.paths import RECIPES, ROOT
 from tiny_audio.audio.load import load_audio
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.runtime.requirements import REQUIREMENTS

@@ -17,7 +17,7 @@ import torch
 
 from tests.support.models import assemble
 from tests.support.paths import ROOT
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PACKAGE = ROOT / "examples" / "vllm"

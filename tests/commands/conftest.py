@@ -14,7 +14,7 @@ import torch
 from tests.conftest import changed, tiny_recipe, write_clips, write_odd_clips
 from tests.support.models import assemble
 from tiny_audio.cli import main
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 
 NUM_BURSTS = 9

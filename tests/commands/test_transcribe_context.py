@@ -10,7 +10,7 @@ from tests.commands.transcribing import call
 from tests.support.models import assemble
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.inference.hotwords_file import read_hotwords
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings

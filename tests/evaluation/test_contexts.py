@@ -15,7 +15,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
 from tiny_audio.evaluation.resolve import resolve_target
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.prompt import Context

@@ -21,7 +21,7 @@ from transformers import (
 from tests.support.fast import fast_ones
 from tests.support.models import GREEDY, JOINT, assemble, change_config, outputs, two_clips
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel

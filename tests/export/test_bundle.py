@@ -19,7 +19,7 @@ from tiny_audio.config import UserError
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export._bundle import bundle
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.projectors import PROJECTORS
 
@@ -144,7 +144,7 @@ def test_a_line_that_looks_like_an_import_is_rejected(
     (plugin / "part.py").write_text('"""Sounds\nfrom .far import away\n"""\n')
     model, tokenizer = assemble()
     modules = part_modules()
-    monkeypatch.setattr("tiny_audio.export.huggingface.bundle", lambda _: bundle([*modules, "speechplug.part"]))
+    monkeypatch.setattr("tiny_audio.export.formats.huggingface.bundle", lambda _: bundle([*modules, "speechplug.part"]))
     with pytest.raises(UserError, match=r"speechplug_part\.py: .*'far'"):
         export_model(model, tokenizer, tmp_path / "model")
 

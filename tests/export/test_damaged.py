@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.models import assemble, change_config
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 
 

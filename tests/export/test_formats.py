@@ -13,7 +13,7 @@ from tests.support.models import assemble
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.export import EXPORTS, ExportConfig, Exporter
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 
 
 class ArraysConfig(ExportConfig):

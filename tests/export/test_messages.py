@@ -21,7 +21,7 @@ from tests.support.golden import check_golden, raised
 from tests.support.models import assemble, change_config
 from tiny_audio import __version__
 from tiny_audio.export._bundle import bundle
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.processor import TinyAudioProcessor
 

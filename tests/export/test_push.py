@@ -14,7 +14,7 @@ from tests.support.hub_uploads import TOKEN, UploadHub, upload_hub
 from tests.support.models import assemble
 from tests.support.tutorial import tiny_audio
 from tiny_audio.cli import main
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 
 # huggingface_hub sends large files in a way that its HTTP library deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")

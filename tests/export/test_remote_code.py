@@ -15,7 +15,7 @@ from tests.support.remote_code import fresh_python, offline, run, run_alone, run
 from tests.support.tutorial import python
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.projectors import PROJECTORS
 
 LOAD = """
@@ -110,7 +110,7 @@ from pathlib import Path
 import speechplug.parts.meaning  # must be imported before tiny_audio.recipe
 import tiny_audio.recipe
 from tests.support.models import assemble, outputs
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 model, tokenizer = assemble(projector="meaning")
 export_model(model, tokenizer, Path(sys.argv[1]))
 print(json.dumps(outputs(model, tokenizer)))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.models import assemble
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 
 

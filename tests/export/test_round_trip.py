@@ -16,7 +16,7 @@ from tests.support.fast import fast_ones
 from tests.support.models import JOINT, assemble, losses, outputs
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.projectors import PROJECTORS

@@ -23,7 +23,7 @@ from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt

@@ -26,7 +26,7 @@ from tests.support.models import assemble
 from tests.support.remote_code import fresh_python, offline, run, run_here
 from tiny_audio.audio.load import load_audio
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.transcriber import Transcriber

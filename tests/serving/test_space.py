@@ -17,7 +17,7 @@ import torch
 
 from tests.support.models import assemble
 from tests.support.processes import fork, kill, wait_until
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.serving.space import write_space

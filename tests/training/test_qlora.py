@@ -30,7 +30,7 @@ from tests.support.worlds import in_processes
 from tiny_audio.cli import main
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained.quantization import quantized_layers

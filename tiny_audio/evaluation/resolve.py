@@ -13,7 +13,8 @@ from tiny_audio.config import UserError, expand_path, first_line
 from tiny_audio.evaluation._transformers import TransformersOptions, TransformersTarget
 from tiny_audio.evaluation.contexts import ClipContexts, ContextOptions
 from tiny_audio.evaluation.targets import OwnTarget, ProviderTarget, Target
-from tiny_audio.export.load import NEEDED_FILES, model_folder, read_config
+from tiny_audio.export import NEEDED_FILES
+from tiny_audio.export.load import model_folder, read_config
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.providers import PROVIDERS
 from tiny_audio.runtime.spec import folder_name, invalid_fields, parse_part, split_spec

@@ -1,4 +1,4 @@
-"""Write models to folders, in registered formats. Each format is one file of this package, or comes from a plugin."""
+"""Write models to folders, in registered formats. Each format is one file in ``formats/``, or comes from a plugin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tiny_audio.config import Config, UserError
+from tiny_audio.export import formats
 from tiny_audio.registry import Registry
+
+NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Patterns of the files that this package needs to load a Hugging Face folder."""
 
 
 class ExportConfig(Config, ABC):
@@ -41,7 +45,7 @@ text of a model card or None. The caller has checked the folder with :func:`chec
 leave an earlier export in the folder unchanged."""
 
 EXPORTS: Registry[ExportConfig, Exporter] = Registry(
-    "export format", ExportConfig, package=__name__, entry_points="tiny_audio.exports"
+    "export format", ExportConfig, package=formats.__name__, entry_points="tiny_audio.exports"
 )
 """Registered formats. Builders have the argument ``(config)``."""
 

@@ -26,8 +26,6 @@ for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
     auto.register(TinyAudioConfig, TinyAudioModel, exist_ok=True)
 AutoProcessor.register(TinyAudioConfig, TinyAudioProcessor, exist_ok=True)
 
-NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-"""Patterns of the files that this package needs to load an export."""
 _TOKENIZER_FILE = "tokenizer_config.json"
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.state import ExportState
-from tiny_audio.export.huggingface import export_model
+from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.training.ledger import Overhead

@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,18 +16,19 @@ from tiny_audio import __version__
 from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
-from tiny_audio.export import EXPORTS, ExportConfig, Exporter, check_replaceable
+from tiny_audio.export import EXPORTS, NEEDED_FILES, ExportConfig, Exporter, check_replaceable
 from tiny_audio.export._bundle import CONFIG, MODEL, PIPELINE, PROCESSOR, bundle, flat_name
-from tiny_audio.export.load import NEEDED_FILES, check_exported
 from tiny_audio.model import base_weights
-from tiny_audio.model.config import TinyAudioConfig
-from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.pretrained import quantization
 from tiny_audio.pretrained.quantization import quantizable, whole_state
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.quiet import quiet_transformers
 from tiny_audio.runtime.requirements import REQUIREMENTS
+
+if TYPE_CHECKING:  # `list` imports this module, and must not import transformers
+    from tiny_audio.model.config import TinyAudioConfig
+    from tiny_audio.model.model import TinyAudioModel
 
 Weights = Literal["all", "trained"]
 
@@ -44,6 +45,8 @@ class HuggingFaceConfig(ExportConfig):
     @classmethod
     def is_export(cls, folder: Path) -> bool:
         """See :meth:`ExportConfig.is_export`."""
+        from tiny_audio.export.load import check_exported
+
         try:
             check_exported(folder)
         except (OSError, UserError):
@@ -53,6 +56,8 @@ class HuggingFaceConfig(ExportConfig):
     @classmethod
     def check_pushable(cls, folder: Path) -> None:
         """See :meth:`ExportConfig.check_pushable`."""
+        from tiny_audio.export.load import check_exported
+
         config = check_exported(folder)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
