@@ -15,8 +15,8 @@ from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]
-"""A function that changes the front end's output before the layers, such as SpecAugment. It must not change the
-lengths."""
+"""A function that changes the features between the front end and the layers, such as SpecAugment. It must not change
+their lengths."""
 
 
 class EncoderConfig(TransformersPartConfig, ABC):
@@ -26,7 +26,8 @@ class EncoderConfig(TransformersPartConfig, ABC):
     """
 
     ctc_head: ClassVar[str | None] = None
-    """Name of the linear layer that predicts characters in the family's CTC checkpoints. None if there is none."""
+    """Name of the linear layer that predicts characters in the family's CTC checkpoints. None if the family has no
+    such layer."""
 
     layer: Literal["last", "weighted"] | PositiveInt = "last"
     """The layer whose output is used. ``last``: the last layer, followed by the model's final norm. A number: the layer

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def scale_by_fan_in(model: nn.Module) -> None:
-    """Draw the weights of convolutions and linear layers again, scaled by their fan-in.
+    """Draw the weights of convolutions (He initialization) and linear layers (Xavier initialization) again.
 
     transformers initializes all weights with a standard deviation of 0.02, which suits the widths of published models.
     In a narrow encoder, the output of the convolutions would be much too small.

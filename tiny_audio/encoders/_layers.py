@@ -1,4 +1,4 @@
-"""Settings for the layers of transformers' encoders, and the output: one layer, or a learned sum of all layers."""
+"""Settings for the layers of transformers' encoders, and the choice of the output: one layer, or a sum of all."""
 
 from __future__ import annotations
 

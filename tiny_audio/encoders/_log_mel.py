@@ -18,17 +18,17 @@ WINDOW = 400
 HOP = 160
 """Samples between mel frames, 10 ms."""
 LEAST = -10.0
-"""log10 of the lowest power. Lower powers are raised to it."""
+"""log10 of the lowest allowed power. Lower powers are raised to this value."""
 RANGE = 8.0
-"""log10 of the largest ratio between two powers of a clip (80 dB). Powers below this range are raised to its lower
-end."""
+"""log10 of the largest allowed ratio between two powers of a clip (80 dB). Powers that are further below the clip's
+maximum are raised."""
 
 
 def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:
     """Extend both ends of each clip by ``margin`` reflected samples: ``[B, S]`` -> ``[B, S' + 2·margin]``.
 
     S' is the largest of ``lengths``. ``torch.stft`` with ``center=True`` does the same for a single clip, but in a
-    batch, it would reflect the padding of shorter clips. Values after a clip's second margin have no meaning.
+    batch, it would reflect the padding of shorter clips. Values after the margin at a clip's end have no meaning.
     """
     position = torch.arange(-margin, int(lengths.max()) + margin, device=waveforms.device)
     last = (lengths - 1).clamp(min=1)[:, None]
@@ -43,7 +43,7 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
     Args:
         audio: the first window starts at the first sample, and the last window ends within the last HOP samples.
         filters: ``[bins, mels]``. The Fourier transform has 2·(bins - 1) samples.
-        least: log10 of the lowest power. Lower powers are raised.
+        least: log10 of the lowest allowed power. Lower powers are raised to this value.
     """
     num_fft = 2 * (len(filters) - 1)
     window = torch.hann_window(WINDOW, dtype=audio.dtype, device=audio.device)
@@ -55,7 +55,7 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
 
 
 def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
-    """Limit the range of each clip's features ``[B, F, mels]`` to 80 dB below the clip's maximum. Raise lower features.
+    """Raise features ``[B, F, mels]`` that are more than 80 dB below the maximum of their clip to this limit.
 
     The maximum is taken over the frames for which ``mask [B, F]`` is True.
     """
@@ -70,7 +70,7 @@ def front_end(num_mels: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def mel_filters(num_mels: int, num_fft: int = WINDOW, *, slaney: bool = True) -> Tensor:
-    """Return mel filters ``[bins, mels]``. They are not a buffer, so that checkpoints do not contain them.
+    """Return mel filters ``[bins, mels]``. Modules do not store them as buffers, so checkpoints do not contain them.
 
     Args:
         num_mels: number of mel bins.

@@ -69,8 +69,8 @@ class WaveformConfig(EncoderConfig, ABC):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. With a group norm (the default), ``normalize`` has no effect and is
-        left out."""
+        """Return the settings of the front end. With a group norm (transformers' default), ``normalize`` has no effect
+        and is left out."""
         has_group_norm = self.known_fields().get("feat_extract_norm", "group") == "group"
         return {"sampling_rate": SAMPLE_RATE} | ({} if has_group_norm else {"do_normalize": self.normalize})
 
@@ -118,7 +118,10 @@ def build_waveform_encoder(
 
 
 class WaveformEncoder(Encoder):
-    """A HuBERT, wav2vec 2.0 or WavLM model of transformers. Padding is not included in a clip's mean and variance."""
+    """A HuBERT, wav2vec 2.0 or WavLM model of transformers.
+
+    If clips are normalized, a clip's mean and variance do not include its padding.
+    """
 
     def __init__(self, model: Any, config: WaveformConfig) -> None:
         super().__init__()

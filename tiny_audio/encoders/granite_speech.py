@@ -148,7 +148,7 @@ class GraniteSpeechEncoder(Encoder):
             for index, layer in enumerate(model.layers, 1):
                 state = layer(state, mask, model.attention_dists)
                 if index == self.middle < len(model.layers):
-                    # Tell the layers above which characters the middle layer predicts.
+                    # Add the middle layer's prediction of characters to the input of the next layer.
                     state = state + model.out_mid(model.out(state).softmax(-1))
             return state
 
@@ -161,7 +161,7 @@ class GraniteSpeechEncoder(Encoder):
 
 
 def _num_mel_frames(num_samples: Tensor) -> Tensor:
-    """Return the number of mel frames: one at the first sample, and one every 10 ms after it, at least two."""
+    """Return the number of mel frames, at least two. The first is at the first sample, and one follows every 10 ms."""
     return num_samples.clamp(min=HOP) // HOP + 1
 
 

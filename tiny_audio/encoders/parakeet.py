@@ -135,7 +135,7 @@ class ParakeetEncoder(Encoder):
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Pad with silence: half a window before the clip, and up to the end of the last window after it.
+        # Pad with silence: half a window before the clip, and the rest of the last window after the clip.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)

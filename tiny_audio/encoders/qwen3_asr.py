@@ -20,7 +20,7 @@ from tiny_audio.pretrained.packing import VARLEN, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 SHORTEST = 8_000
-"""Shorter clips are padded with silence to this number of samples, 0.5 s, as in Qwen's own code."""
+"""Minimum number of samples, 0.5 s. Shorter clips are padded with silence to this length, as in Qwen's own code."""
 STRIDE = 8
 """Mel frames per encoder frame within a chunk, from three convolutions of stride 2."""
 
@@ -57,7 +57,7 @@ class Qwen3AsrConfig(EncoderConfig):
     loaded."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Return the number of frames of all chunks. A chunk has an eighth of its mel frames, rounded up."""
+        """Return the number of frames of all chunks. A chunk has one frame for every eight mel frames, rounded up."""
         return int(_num_frames(_num_mel_frames(torch.tensor(num_samples)), 2 * self.known_fields().get("n_window", 50)))
 
     def max_duration_s(self) -> float | None:
@@ -110,10 +110,10 @@ class Qwen3AsrEncoder(Encoder):
         self.model = model
         self.dim: int = model.config.d_model
         self.chunk: int = 2 * model.config.n_window
-        """Mel frames of a chunk."""
+        """Number of mel frames in a chunk."""
         self.frames_per_chunk = -(-self.chunk // STRIDE)
         self.window = model.config.n_window_infer // self.chunk * self.frames_per_chunk
-        """Frames of an attention window."""
+        """Number of frames in an attention window."""
         self.frame_rate = SAMPLE_RATE / HOP / self.chunk * self.frames_per_chunk
         self.attention = config.attention
         self.dropout = config.dropout
@@ -194,8 +194,8 @@ class Qwen3AsrEncoder(Encoder):
         ]
         offsets, longest = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), max(sizes)
         if self.attention == VARLEN:
-            # Except for Flash Attention, transformers splits the frames at `cu_seqlens` and attends window by window.
-            # `varlen` splits them by itself, so `cu_seqlens` contains a single range of all frames.
+            # With every attention except Flash Attention, transformers splits the frames at `cu_seqlens`. But `varlen`
+            # splits the frames by itself, so `cu_seqlens` contains a single range of all frames.
             on_device = offsets.to(lengths.device)
             own = {"cu_seq_lens_q": on_device, "cu_seq_lens_k": on_device}
             return {"cu_seqlens": offsets[[0, -1]], "max_length_q": longest, "max_length_k": longest} | own

@@ -49,7 +49,7 @@ class W2vBertConfig(EncoderConfig):
     """Hub id or local folder of a W2v-BERT checkpoint, with or without a CTC head."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Return the number of pairs of full windows. If the number of windows is odd, the last window is dropped."""
+        """Return half the number of full analysis windows, rounded down."""
         return int(_num_frames(torch.tensor(num_samples)))
 
     def max_duration_s(self) -> float | None:
@@ -109,7 +109,7 @@ class W2vBertEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Return the number of pairs of full windows. A clip shorter than one pair counts as one pair."""
+        """Return half the number of full analysis windows, rounded down. Every clip counts as at least two windows."""
         return _num_frames(num_samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
@@ -161,7 +161,7 @@ class W2vBertEncoder(Encoder):
 
 
 def _num_windows(num_samples: Tensor) -> Tensor:
-    """Return the number of full windows in a clip. A clip that is too short for a pair is padded with silence."""
+    """Return the number of full windows in a clip. A clip that is too short for two windows is padded with silence."""
     return (num_samples.clamp(min=WINDOW + HOP) - WINDOW) // HOP + 1
 
 
@@ -173,11 +173,11 @@ def _num_frames(num_samples: Tensor) -> Tensor:
 def _mel_filters(num_mels: int) -> Tensor:
     """Return the filters ``[bins, mels]`` between 20 Hz and 8 kHz.
 
-    They are not a buffer, so that checkpoints do not contain them.
+    Modules do not store them as buffers, so checkpoints do not contain them.
     """
     from torchaudio.compliance import kaldi
 
     with torch.device("cpu"):  # even if the model is built on the meta device
         filters, _ = kaldi.get_mel_banks(num_mels, NUM_FFT, SAMPLE_RATE, 20.0, SAMPLE_RATE / 2, 100.0, -500.0, 1.0)
-    # Kaldi omits the Nyquist bin, so its weights are zero.
+    # Kaldi's filters have no weights for the Nyquist bin. Add zeros for this bin.
     return F.pad(filters, (0, 1)).T.contiguous()

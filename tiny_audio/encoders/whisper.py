@@ -19,8 +19,8 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest power with ``level_invariant``. It is so low that even the softest speech has a range of 80 dB
-above it."""
+"""log10 of the lowest allowed power with ``level_invariant``. Even in very soft speech, the maximum power is more than
+80 dB higher, so the range of 80 dB is complete."""
 
 
 class WhisperConfig(EncoderConfig):
