@@ -20,8 +20,8 @@ from tiny_audio.pretrained.quantization import Quantization
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""A function that is called with hidden states ``[K, H]`` and the head's weights ``[V, H]`` instead of computing
-logits. An example is a fused cross-entropy."""
+"""A function that replaces the computation of logits, such as a fused cross-entropy. It is called with hidden states
+``[K, H]`` and the head's weights ``[V, H]``."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -157,8 +157,8 @@ class Decoder(nn.Module, ABC):
             mask: ``[B, L]`` bool, True on real positions.
             keep: ``[B, L]`` bool, True on positions whose logits are needed. Logits of all positions would take
                 gigabytes of memory.
-            head: function that is called instead of computing logits. It is supported if ``plain_head`` of the config
-                is True.
+            head: a function that replaces the computation of logits. It is supported only if the config's
+                ``plain_head`` is True.
             num_shared: number of positions at the start that are the same in all rows and not in ``keep``, such as the
                 start of the prompt. A decoder may compute these positions only once.
 

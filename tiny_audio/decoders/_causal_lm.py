@@ -36,7 +36,8 @@ TINY_LLAMA: dict[str, Any] = {
 _LEAST_SHARED = 8
 """Minimum number of positions of a prefix that is computed only once. A shorter prefix is computed in each row, because
 packing would save little."""
-# An architecture contains undecodable ids under this key, because transformers' config has no field for them.
+# The result of `CausalLMDecoder.architecture` contains the undecodable ids under this key, because transformers' config
+# has no field for them.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -81,8 +82,8 @@ def build_causal_lm(
     attention = _attention(model_class, architecture, config, can_share=can_share)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
-        # Record in the config whether the loaded head shares its weights with the embeddings. A model that is rebuilt
-        # from the config is then the same.
+        # Record in the config whether the loaded head shares its weights with the embeddings, so that a model that is
+        # rebuilt from the config shares them, too.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
@@ -110,7 +111,7 @@ def configure_dropout(architecture: Any, probability: float) -> None:
 
 
 def _has_dropout(config: DecoderConfig) -> bool:
-    """Whether there is dropout. If so, a shared prefix is not computed once, because all rows would get the same
+    """Whether there is dropout. If so, a shared prefix is computed in each row, so that each row has its own
     dropout."""
     return bool(config.dropout or (config.lora and config.lora.dropout))
 

@@ -12,7 +12,7 @@ from tiny_audio.config import Config, UserError, first_line
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 
-# This template is similar to those of large models, so that the same prompt builder works for both.
+# This template is similar to those of large models, so that one prompt builder works for all tokenizers.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"

@@ -43,7 +43,7 @@ class Gemma3Config(FamilyConfig):
 
     # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
     model_class: ClassVar[str] = "Gemma3ForCausalLM"
-    # One of the two layers has a sliding window. It is shorter than a sentence, so that tests notice it.
+    # One of the two layers has a sliding window. The window is shorter than a sentence, so it has an effect in tests.
     tiny_overrides: ClassVar[dict[str, Any]] = {
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
