@@ -201,7 +201,7 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
     """Reject weights that are NaN or infinite, because every loss would be NaN or infinite, too.
 
     Raises:
-        UserError: a weight is NaN or infinite. The message names the first of these tensors.
+        UserError: a weight is NaN or infinite. The message names up to three tensors.
     """
     damaged = [
         name

@@ -51,7 +51,8 @@ class TransformersPartConfig(Config):
     """Base of encoder and decoder configs."""
 
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
-    """Attention implementations of the family. ``auto`` selects the first."""
+    """Attention implementations of the family. With ``auto``, an encoder uses the first. A decoder uses the first that
+    its architecture supports, or ``varlen`` instead of ``sdpa``."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()

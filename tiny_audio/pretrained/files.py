@@ -24,7 +24,8 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
     """Return the fields of the ``config.json`` of a part's checkpoint; None for ``init: random``.
 
     Raises:
-        UserError: there is no usable ``config.json``, or the checkpoint is quantized or contains a PEFT adapter.
+        UserError: there is no usable ``config.json``, the checkpoint is quantized, or it has a PEFT adapter for this
+            part.
     """
     fields = published_architecture(part)
     if fields is None:
@@ -51,7 +52,7 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def on_disk(part: _Part) -> _Part | None:
-    """Return the part with the folder that has its weights: its local folder, or a snapshot in the hub's cache.
+    """Return the part with the folder of its weights as ``pretrained``: a local folder, or one in the hub's cache.
 
     Returns:
         None if the hub's cache does not have all files of the weights.

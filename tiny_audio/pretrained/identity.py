@@ -45,8 +45,8 @@ _DIGESTS = "file_digests.json"
 _LARGE_BYTES = 1 << 20
 """Digests of files of at least this size are kept in the cache folder."""
 _FRESH_NS = 2_000_000_000
-"""The digest of a file is not kept if the file was changed more recently than this, because it could change again
-without a new time stamp."""
+"""Minimum time since the last change of a file, in nanoseconds, for its digest to be kept. A file that was changed more
+recently could change again without a new time stamp."""
 
 
 def is_local(pretrained: str) -> bool:

@@ -1,8 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then do not compute padding, and attention needs no mask, which the fast kernels do not support. A prefix that
-all rows share, such as the start of the prompt, is packed only once, with the first row. All other rows attend to this
-prefix, and its gradient is the sum over the rows.
+Layers then do not compute padding. Attention needs no mask, so it can use fast kernels, which do not support masks. A
+prefix that all rows share, such as the start of the prompt, can be packed only once, with the first row. All other rows
+then attend to this prefix, and its gradient is the sum over the rows.
 """
 
 from __future__ import annotations

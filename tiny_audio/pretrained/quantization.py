@@ -26,8 +26,8 @@ class QuantizedLinear(nn.Module):
     """A frozen linear layer whose weight is stored in few bits, and restored for every matrix product.
 
     ``nf4`` has 4 bits for each weight, and a scale for each block of 64 weights. The scales are quantized to 8 bits.
-    ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized, so the layer
-    computes a linear layer with :attr:`weight`, and padding and other rows of the batch do not affect a row.
+    ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized. The outputs
+    are those of a linear layer with :attr:`weight`, so padding and other rows of the batch do not affect a row.
 
     The state dict has only the bias, because the quantized weight can be computed again from the checkpoint.
     :func:`whole_state` adds the restored weights.
