@@ -14,7 +14,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""End of a dictionary entry for another pronunciation of a word, such as ``(2)``."""
+"""End of the dictionary entry of a word's second or later pronunciation, such as ``(2)``."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 """Dictionary entries for silence, breath and noise."""
 
