@@ -1,4 +1,4 @@
-"""Functions for the device that runs and commands use: CUDA, Apple's MPS or the CPU."""
+"""Choose the device of a run or a command (CUDA, Apple's MPS or the CPU), and use it."""
 
 from __future__ import annotations
 

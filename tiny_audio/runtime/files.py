@@ -167,7 +167,7 @@ class SeekableBytes(io.RawIOBase):
 def commit_folder(aside: Path, final: Path) -> None:
     """Flush the finished folder ``aside`` to the disk, then rename it to ``final``.
 
-    If ``final`` exists, it is replaced. Both must be on the same file system.
+    If ``final`` exists, it is replaced. Both folders must be on the same file system.
     """
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         _sync(path)

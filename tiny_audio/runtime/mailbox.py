@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _PART_BYTES = 4 * 2**20
-"""Larger values are sent in parts of this size, because PyTorch's store rejects values above 8 MiB."""
+"""Maximum size of a part. Larger values are sent in several parts, because PyTorch's store rejects more than 8 MiB."""
 
 
 class Mailbox:

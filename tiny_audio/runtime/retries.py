@@ -33,7 +33,8 @@ class TransientError(Exception):
     Args:
         reason: what failed, for logs and messages.
         asked_wait_s: how long the server asks to wait; None if it does not ask.
-        max_retries: a limit for failures of this kind, used if it is lower than the policy's limit.
+        max_retries: a limit for failures of this kind, used if it is lower than the policy's limit; None for no limit
+            besides the policy's.
     """
 
     def __init__(self, reason: str, asked_wait_s: float | None = None, max_retries: int | None = None) -> None:
@@ -56,7 +57,7 @@ class RetryPolicy:
     max_wait_s: float
     """Longest wait if the server does not ask for a wait."""
     max_asked_wait_s: float = math.inf
-    """The request fails if the server asks for a longer wait than this."""
+    """Longest wait that a server may ask for. If it asks for a longer wait, the request fails."""
     log_level: int = logging.INFO
     """Logging level of the message before each wait."""
 

@@ -22,6 +22,7 @@ class RecipeHeader:
     claim: str
     """The first line of the comment."""
     hardware: str
+    """The text after ``Hardware:`` in the comment. Empty if there is none."""
 
 
 def shipped_files() -> dict[str, Path]:
@@ -88,7 +89,7 @@ def read_header(name: str, path: Path) -> RecipeHeader:
 
 
 def text_to_edit(name: str) -> str:
-    """Return the text of a shipped recipe, in which the path after ``extends`` is replaced by a recipe's name.
+    """Return the text of a shipped recipe. The path after ``extends`` is replaced by the name of the recipe there.
 
     A copy of the text then works in every folder.
 

@@ -1,4 +1,4 @@
-"""Prevent errors of the standard streams because of limited encodings, closed streams, or readers that exit."""
+"""Prevent errors if a standard stream is closed, has a limited encoding, or is no longer read."""
 
 from __future__ import annotations
 

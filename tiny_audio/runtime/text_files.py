@@ -38,7 +38,7 @@ def decoded(content: bytes) -> str:
     """Decode the content of a whole file.
 
     Raises:
-        UnicodeDecodeError: the content is not text in one of these encodings.
+        UnicodeDecodeError: the content is not text in the encoding that :func:`encoding_of` returns.
     """
     return content.decode(encoding_of(content[:4]))
 

@@ -27,7 +27,7 @@ _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. It is short, because launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
 _PRESENT = "tiny_audio/present"
-"""Key in the shared store of the number of processes that have connected to it."""
+"""Key under which the shared store has the number of processes that have connected to the store."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
