@@ -45,7 +45,7 @@ def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
-    """Return clip lengths to test, in samples: a window and multiples of the stride, and one sample less or more."""
+    """Return clip lengths to test, in samples, such as multiples of the stride plus -1, 0 or 1 sample."""
     stride = round(SAMPLE_RATE / encoder.frame_rate)
     edges = [2, stride // 2, 400, *(multiple * stride for multiple in (1, 2, 3, 4, 5, 8, 25, 50))]
     limit_s = config.max_duration_s()

@@ -46,7 +46,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Return numbers of frames to test: small numbers, multiples of the window, and one frame less or more."""
+    """Return numbers of frames to test: small numbers, and multiples of the window plus -1, 0 or 1 frame."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}

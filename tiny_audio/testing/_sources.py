@@ -26,8 +26,11 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
         seconds = utterance.duration_s
         expect(bool(utterance.id), config, "an utterance has an empty id")
         expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
-        advice = "it must be listed as dropped, or Index.empty must say that nobody speaks"
-        expect(bool(utterance.text.strip()) != is_empty, config, f"{utterance.id} has no text; {advice}")
+        if utterance.text.strip():
+            expect(not is_empty, config, f"{utterance.id} has a text, but Index.empty says that nobody speaks")
+        else:
+            advice = "it must be listed as dropped, or Index.empty must say that nobody speaks"
+            expect(is_empty, config, f"{utterance.id} has no text; {advice}")
         expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)
         expect(plain, config, f"{utterance.id} has metadata that are not strings")

@@ -120,7 +120,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal_gradients(config, f"attention: varlen with {settings}", found, wanted)
 
     def check_checkpointing(self, config: ConfigT) -> None:
-        """Check that ``gradient_checkpointing`` recomputes layers in the backward pass and keeps the gradients."""
+        """Check that ``gradient_checkpointing`` recomputes layers in the backward pass. Gradients must not change."""
         for fields in self._trained_variants(config):
             plain, wanted = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=False))
             recomputed, found = self._calls_and_gradients(changed(config, **fields, gradient_checkpointing=True))
