@@ -197,7 +197,7 @@ def test_conv_without_overlap_equals_a_linear_layer_on_stacked_frames() -> None:
     projector = built("conv", strides=[5], channels=16, hidden_dim=32)
     (conv,) = projector.convs.convs
     frames = noise(5, 12, 40)
-    stacked = F.pad(frames.zeroed().values, (0, 0, 0, 0)).unflatten(1, (-1, 5)).flatten(2)
+    stacked = frames.zeroed().values.unflatten(1, (-1, 5)).flatten(2)
     with torch.no_grad():
         weight = conv.weight.permute(0, 2, 1).flatten(1)  # [C, D, k] -> [C, k·D]
         wanted = projector.feedforward(F.gelu(F.linear(stacked, weight, conv.bias)))

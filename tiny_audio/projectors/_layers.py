@@ -38,7 +38,10 @@ def num_windows(num_frames: Tensor, size: int) -> Tensor:
 
 
 def windows(values: Tensor, size: int) -> Tensor:
-    """Split ``[B, T, D]`` into windows ``[B, ⌈T/k⌉, k, D]`` without overlap. The last window is padded with zeros."""
+    """Split ``[B, T, D]`` into windows ``[B, ⌈T/k⌉, k, D]`` of k = ``size`` frames without overlap.
+
+    The last window is padded with zeros.
+    """
     values = F.pad(values, (0, 0, 0, -values.shape[1] % size))
     return torch.unflatten(values, 1, (-1, size))
 
