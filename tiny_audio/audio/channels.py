@@ -18,14 +18,18 @@ _CANCELED = 0.5
 """Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this value. The
 quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
 _WINDOW, _STEP = 4_096, 4
-"""Channels are compared in windows of 4,096 frames, by the changes of their samples over 4 frames."""
+"""Channels are compared in windows of 4,096 frames. Their samples are not compared directly. Every fourth sample is
+subtracted from the next of these samples, and the differences are compared."""
 _FLOOR = 1e-4
 """Channels are not compared in a window whose energy is below this share of the strongest window's energy."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
 def parse_channel(channel: str) -> int:
-    """Return the number of a channel, counted from 1, given as a number or as ``left`` or ``right``.
+    """Return the number of a channel, counted from 1.
+
+    Args:
+        channel: a number, ``left`` or ``right``.
 
     Raises:
         UserError: the channel is none of these.
@@ -77,7 +81,8 @@ class DownMix:
             f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
             + ("" if bool(canceled.all()) else " where they do")
         )
-        # Fade to the stronger channel in the window before, and back to the mean in the window after.
+        # Where channels cancel each other, and in the windows next to that, use the stronger channel. Fade between the
+        # stronger channel and the mean, so that there are no clicks.
         share = F.max_pool1d(canceled.float()[None, None], 3, stride=1, padding=1)
         share = F.interpolate(share, size=len(canceled) * _WINDOW, mode="linear")[0, 0, : len(block)]
         return torch.lerp(mean, block[:, stronger], share)

@@ -36,11 +36,13 @@ def context_of(
     """Return the context of a recording.
 
     Many clients always send a prompt and a language. A model that was not trained with them writes worse texts if it
-    reads them. Therefore only the kinds of context that the model was trained with are used.
+    reads them. Therefore the prompt, the keywords and the language of a request are used only if the model was trained
+    with this kind of context.
 
     Args:
         engine: the engine with the model.
-        hotwords: the server's own hotwords for all recordings. They are always used.
+        hotwords: the server's own hotwords for all recordings. They are used even if the model was not trained with
+            hotwords.
         prompt: used as hotwords if the model was trained with hotwords, else as previous text if it was trained with
             previous text.
         keywords: further hotwords.

@@ -97,8 +97,9 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Check this before the loader processes are forked: after a stop, the prefetcher's threads may hold locks,
-            # and a forked process could wait for such a lock forever.
+            # Check this before the loader processes are forked. If a stop was requested, the prefetcher of the previous
+            # epoch did not wait for its threads. They may still hold locks, and a forked process could wait for such a
+            # lock forever.
             if self.world.any(self._stop.requested):
                 yield None
                 return

@@ -57,9 +57,10 @@ class Probe:
 
     @property
     def budget_s(self) -> float:
-        """Seconds of audio, with padding, that fit into one process, whichever of the durations the clips have.
+        """Seconds of audio, with padding, that fit into one process for every duration of clips that was tried.
 
-        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit.
+        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit. If all buckets have so many
+        clips, the value of the largest bucket is used.
         """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
@@ -69,7 +70,8 @@ class Probe:
         """Seconds of audio, with padding, in a global batch. A global batch is divided among all processes.
 
         If c clips are divided among n processes, a process gets up to ⌈c/n⌉ clips, which can be (n - 1)/n clips more
-        than c/n. The budgets of all processes together are therefore reduced by n - 1 clips of the longest duration.
+        than c/n. In n processes, this makes up to n - 1 clips. So n - 1 clips of the longest duration are subtracted
+        from the sum of the budgets of all processes.
         """
         others = self.num_processes - 1
         # A global batch that fits into one process also fits if it is divided.
