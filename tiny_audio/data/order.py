@@ -18,8 +18,8 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Last number in the seed of the random phases (see :func:`_weighted`). It makes the phases independent of the random
-order of clips."""
+"""Third number in the seed ``[seed, 0, _PHASES]`` of the random numbers in :func:`_weighted`. The seed of the order of
+clips is ``[seed, epoch]``, so both are independent."""
 
 
 class BatchingConfig(Config):
@@ -34,10 +34,12 @@ class BatchingConfig(Config):
     shuffling. With 1, clips are assigned to batches at random."""
     short_first_epochs: PositiveInt | None = None
     """Number of epochs at the start of training in which batches of short clips come first. Short clips are easier to
-    align (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). Each window of ``shuffle_clips`` is sorted separately."""
+    align (SortaGrad, Amodei et al. 2015, arXiv 1512.02595). This order starts again in each window of clips
+    (see ``shuffle_clips``)."""
     shuffle_clips: PositiveInt = 20_000
-    """Parquet files are read by row group, in random order. Consecutive row groups form a window as soon as they have
-    this many clips. Clips are shuffled within their window. Larger windows shuffle better and need more disk space."""
+    """Clips are shuffled within windows of about this many clips. Parquet files are read by row group: the row groups
+    are put in random order, and each window takes the next row groups until it has enough clips. Larger windows shuffle
+    better and need more disk space."""
 
 
 @dataclass(frozen=True, eq=False)

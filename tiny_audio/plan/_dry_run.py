@@ -274,7 +274,10 @@ def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layou
 
 
 def _resolve_masks(args: Any) -> Any:
-    """Replace masks that have values with the positions that they select, so that the result has the right size."""
+    """Turn boolean masks that are not on the meta device into the positions that they select.
+
+    With the positions, the size of the indexed tensor is known.
+    """
 
     def positions(index: Tensor | None) -> list[Tensor | None]:
         if index is None or index.is_meta or index.dtype != torch.bool:

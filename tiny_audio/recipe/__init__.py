@@ -72,8 +72,8 @@ class KeepBest(Config):
 
     set: _SetName
     """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the error rates
-    on this set are too low, because the set was used to choose the weights. Clips that ``evaluation.exclude_shared``
-    leaves out of the score are used here."""
+    on this set are too low, because the set was used to choose the weights. All clips of the set
+    are used to choose the weights, also those that ``evaluation.exclude_shared`` leaves out of the final score."""
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
@@ -118,12 +118,12 @@ class TrainingConfig(Config):
     """Start from another run's weights. None starts from the weights of the parts."""
     keep_best: KeepBest | None = None
     """Take the weights of the best evaluation during training. Evaluations are made every ``execution.evaluate_every``
-    steps and after the last step. Of equal values, the earliest is the best. The run's identity then includes the set,
-    ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``. None
-    takes the weights of the last step."""
+    steps and after the last step. Of equal values, the earliest is the best. Then the run id also depends on the set,
+    ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``,
+    because they affect the weights. None takes the weights of the last step."""
     average_last: int | None = Field(default=None, ge=2)
     """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
-    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run's identity then includes
+    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run id then also depends on
     ``execution.checkpoint_every``. With ``keep_best``, the average is also scored, and is used if it is better than the
     best checkpoint."""
 
@@ -144,9 +144,9 @@ class EvaluationConfig(Config):
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
     cut."""
     encoder_system_clips: NonNegativeInt = 200
-    """Compare the model with recognizers that use the encoder but not the decoder: the CTC head, and the encoder's
-    published checkpoint, such as Whisper with its own decoder. The checkpoint transcribes at most this many clips of
-    each set, spread evenly over the set. 0 leaves the comparison out."""
+    """Maximum number of clips of each set, spread evenly over the set, on which the model is compared with the
+    published recognizer that its encoder comes from, such as Whisper with its own decoder. The model is also compared
+    with its CTC head, on all clips. 0 leaves both comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
     """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. The
     comparison decodes all training audio once. If there are more hours, the report states that sound was not
@@ -154,7 +154,7 @@ class EvaluationConfig(Config):
 
 
 class ExecutionConfig(Config):
-    """How a run is executed. These fields do not affect the weights, so they are not part of the run's identity.
+    """How a run is executed. These fields do not affect the weights, so the run id does not depend on them.
 
     The exceptions are fields that ``training.keep_best`` or ``training.average_last`` uses.
     """

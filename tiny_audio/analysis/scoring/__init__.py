@@ -73,7 +73,7 @@ class Score(Config):
     """Pooled error rates of one set: the errors of all utterances divided by the words of all references.
 
     Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute.
-    Fields that code reads by name are declared below.
+    Only fields that other code reads by name are declared below. The other metrics are extra fields.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -225,7 +225,8 @@ def score_set(
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
-    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins the digits of any reference
+    - ``unnormalized``: the score with the normalizer ``lower``, which keeps number words apart. It is present only if
+      ``normalizer`` joins the number words of a reference to one word, such as "one two" to "12".
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
     - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given and any
       reference has a word. The difference is negative if the decoder is better than the CTC head.
