@@ -35,7 +35,7 @@ class Batch:
     lengths: Tensor
     """``[B]`` int64, samples."""
     targets: list[Tensor]
-    """For each clip, the token ids to predict. The last one is the end token."""
+    """For each clip, the token ids to predict. The last id is the end token."""
     ctc_targets: list[list[int]] | None
     """For each clip, the CTC labels to predict. None if there is no CTC head."""
     seeds: list[int]
@@ -92,7 +92,7 @@ class PlannedBatches(Dataset[Batch]):
 
     If a run has several training processes, each of them takes a slice of every planned batch: the clips with the
     indices ``rank``, ``rank + world_size``, and so on. The clips of a batch are sorted by duration, so all slices take
-    about the same time. A slice is empty if the batch has too few clips.
+    about the same time. If a batch has fewer clips than there are training processes, some slices are empty.
     """
 
     def __init__(

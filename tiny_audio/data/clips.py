@@ -72,8 +72,8 @@ class Clips(Sequence[Clip]):
     durations_s: np.ndarray
     """``[n]`` float64: duration of each clip."""
     groups: np.ndarray | None
-    """``[n]`` int64: group of each clip. Clips of one group are fetched together. If None, each clip is fetched alone.
-    """
+    """``[n]`` int64: group of each clip. Clips of one group, such as a row group of a parquet file, are fetched
+    together. If None, each clip is fetched alone."""
     weights: np.ndarray | None
     """``[n]`` float64: average number of occurrences of each clip in an epoch. If None, each clip occurs once."""
     target_text: TargetText

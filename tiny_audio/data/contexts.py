@@ -82,8 +82,8 @@ class TrainingContexts:
     def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
         """Return the token ids of a random context for a clip.
 
-        There are no ids if nothing was drawn for the clip, or if the context cannot be encoded, for example because it
-        contains a special token of the decoder.
+        The result is empty if the drawn context is empty. It is also empty if the context cannot be encoded, for
+        example because it contains a special token of the decoder.
 
         Args:
             clips: the training clips.
@@ -162,7 +162,7 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
 
 
 def _check_metadata(config: ContextConfig, clips: Clips) -> None:
-    """Check that at least one of the first clips has the metadata that the config needs.
+    """Check that at least one of the first 1,000 clips has the metadata that the config needs.
 
     Raises:
         UserError: none of these clips has the column that ``previous_text.same`` names, or none has one of the

@@ -1,8 +1,9 @@
 """Send padded waveforms from loader processes to the training process through reusable shared memory.
 
-torch allocates new shared memory for every batch. The page faults in both processes take longer than the copy, and each
-batch needs a connection between the processes. With this module, every loader process reuses a few blocks of shared
-memory. The training process (the receiver) maps each block once, and marks it as free when no tensor uses it anymore.
+Without this module, torch allocates new shared memory for every batch. The page faults in both processes then take
+longer than the copy, and torch opens a connection between the processes for every batch. With this module, every loader
+process reuses a few blocks of shared memory. The training process (the receiver) maps each block once, and marks it as
+free when no tensor uses it anymore.
 
 A block begins with a header of one page. Its first byte is 1 while the receiver uses a batch in the block.
 

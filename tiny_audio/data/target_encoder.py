@@ -41,7 +41,7 @@ class Target:
     """The token ids and CTC labels that the model learns to predict for one clip."""
 
     ids: list[int]
-    """Token ids of the decoder. The last one is the end token."""
+    """Token ids of the decoder. The last id is the end token."""
     ctc_labels: list[int] | None
     """Labels of the CTC head. None if there is no CTC head."""
 

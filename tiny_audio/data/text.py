@@ -52,13 +52,14 @@ class TargetTextConfig(Config):
     false, these tags are treated like other markers."""
     remove_markers: bool = False
     """Remove text in ``<>`` and ``[]``, such as ``<unk>``, ``<noise>`` and ``[laughter]``, and remarks in round
-    brackets, such as ``(inaudible)``. If a marker replaces audible words, the model learns to omit words. Remove such
-    clips from the data."""
+    brackets, such as ``(inaudible)``. If a marker stands for words that are audible in the clip, the model would learn
+    to omit words. Remove such clips from the data."""
     remove_fillers: bool = False
     """Remove hesitations: uh, uhm, um, erm, hm, mm, mhm, and longer spellings such as ummm. The answer uh-huh is
     kept."""
     name: NormalizerName = "none"
-    """One of the normalizers of the evaluation. ``target_text: lower`` is short for ``target_text: {name: lower}``."""
+    """The normalizer to apply. The choices are those of ``evaluation.normalizer``. ``target_text: lower`` is short for
+    ``target_text: {name: lower}``."""
     true_case: bool = False
     """Add capitals to English text: at the start of each sentence, in the word I, and in the names of days and months.
     If a text is all upper case, its other letters become lower case, even in names."""
