@@ -4,8 +4,8 @@ The model is built on the meta device, without weights and without network acces
 one training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
 **Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
 cover memory that tensors do not use: the CUDA context and fragmentation. Time is FLOPs divided by the speed that
-training reaches (the machine's peak times the utilization), plus the time for padding in the planned order
-(``_order``). If the recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
+training reaches, which is the machine's peak times the utilization. Padding (``_order``) makes this time longer. If the
+recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Plan:
     padding_share: float
     """Share of padding in the audio that is computed."""
     utilization: float
+    """Share of the peak speed that training reaches."""
     rows: tuple[Row, ...]
 
     def flops_per_audio_s(self) -> dict[str, dict[str, float]]:
@@ -107,7 +108,9 @@ class Row:
     audio_hours_per_hour: float
     """Hours of audio per hour of training, without padding."""
     wall_hours: float
+    """Hours of training for all steps."""
     price_per_hour: float | None
+    """US dollars. None if the price is unknown."""
     changes: tuple[Change, ...] | None
     """Changes that make the recipe fit. None if it fits, or if several machines are compared."""
 
@@ -151,8 +154,8 @@ def plan_recipe(
 
     Args:
         recipe: the recipe.
-        gpu: a name in the table, or ``cpu`` for this machine. If None, all GPUs are compared.
-        price_per_hour: US dollars. If None, the price in the table is used.
+        gpu: a name in the table of GPUs, or ``cpu`` for this machine. If None, all GPUs are compared.
+        price_per_hour: US dollars. If None, the price in the table of GPUs is used.
         utilization: share of the peak speed that training reaches.
         mean_clip_s: mean duration of the clips. If None, it is half of the maximum duration.
 

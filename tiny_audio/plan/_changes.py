@@ -1,4 +1,4 @@
-"""Find changes that make a recipe fit into a machine's memory. Each is tried in a dry run before it is suggested."""
+"""Find changes that make a recipe fit into a machine's memory. No change is suggested before a dry run of it fits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny_audio.recipe import Recipe
 _MAX_CHANGES = 3
 """Maximum number of suggested changes."""
 _LOW_RANK = 8
-"""The LoRA rank that is suggested if the recipe has a higher one."""
+"""The LoRA rank that is suggested if the recipe has a higher rank."""
 _PRETRAINED = ("encoder", "decoder")
 
 
@@ -105,7 +105,7 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
     """Return fields that save memory without changing the batch.
 
-    Gradient checkpointing is at the end, with the part that has more bytes of activations before the other part.
+    The last fields switch on gradient checkpointing, first for the part with more bytes of activations.
     """
     savers: Fields = {}
     for part in _PRETRAINED:

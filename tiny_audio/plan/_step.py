@@ -64,7 +64,7 @@ class DryRunResult:
     """Bytes at the time of the peak, for ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``,
     ``backward`` and ``workspace``."""
     flops: dict[str, dict[str, int]]
-    """Part -> FLOPs, ``forward`` and ``backward``."""
+    """Part -> ``forward`` and ``backward`` -> FLOPs."""
     parts: list[dict[str, Any]]
     """Rows of :func:`tiny_audio.model.parts_table.describe_parts`."""
     approximate: bool
@@ -72,6 +72,7 @@ class DryRunResult:
     num_tokens: int
     """Number of tokens of the longest clip's transcript, including the end token."""
     prompt_tokens: int
+    """Number of tokens of the prompt, including the context."""
 
     @property
     def peak_bytes(self) -> int:
@@ -80,7 +81,7 @@ class DryRunResult:
 
     @property
     def parameters(self) -> dict[str, dict[str, int]]:
-        """Part -> number of parameters, ``total`` and ``trainable``."""
+        """Part -> ``total`` and ``trainable`` -> number of parameters."""
         return {row["part"]: {key: row[key] for key in ("total", "trainable")} for row in self.parts}
 
 

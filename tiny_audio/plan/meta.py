@@ -53,7 +53,8 @@ def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
         prompt_tokens: number of tokens of the prompt.
 
     Raises:
-        UserError: a part cannot be built, or its checkpoint cannot be read and is not in the shipped table.
+        UserError: a part cannot be built, or its checkpoint cannot be read and is not in the table of well-known
+            checkpoints.
     """
     approximate = recipe.ctc is not None or recipe.decoder.tokenizer is not None
     parts = {"encoder": _portable(recipe.encoder), "decoder": _portable(recipe.decoder)}

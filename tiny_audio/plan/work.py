@@ -19,13 +19,14 @@ class Work:
     """
 
     audio: tuple[float, float, float]
-    """Coefficients of the encoder, the projector and the CTC head: FLOPs per clip, per second, and per second²."""
+    """FLOPs of the encoder, the projector and the CTC head together: per clip, per second, and per second². For
+    example, a clip of 2 s needs ``audio[0] + 2 * audio[1] + 4 * audio[2]`` FLOPs."""
     decoder: tuple[float, float, float]
-    """Coefficients of the decoder: FLOPs per position, per position², and per target token. Only target tokens have
-    logits."""
+    """FLOPs of the decoder: per position, per position², and per target token. Only target tokens have logits."""
     prompt_tokens: int
     """Number of tokens of the prompt, without context."""
     embeddings_per_s: float
+    """Number of audio embeddings per second of audio."""
 
     def flops(
         self,
