@@ -30,9 +30,9 @@ class EncoderConfig(TransformersPartConfig, ABC):
     such layer."""
 
     layer: Literal["last", "weighted"] | PositiveInt = "last"
-    """The layer whose output is used. ``last``: the last layer, followed by the model's final norm. A number: the layer
-    with this number, without a final norm. The first layer has the number 1. Layers above the chosen layer are removed.
-    ``weighted``: a learned weighted sum of all layers (Peters et al. 2018)."""
+    """The layer whose output is used. ``last``: the last layer, followed by the model's final norm. A number, such as
+    ``12``: the 12th layer, without a final norm. Later layers are removed. ``weighted``: a learned weighted sum of the
+    first layer's input and the outputs of all layers (Peters et al. 2018)."""
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:

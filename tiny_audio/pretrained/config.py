@@ -38,7 +38,8 @@ class LoraConfig(Config):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of the dropout on the adapters' inputs."""
     targets: tuple[str, ...] = Field(min_length=1)
-    """Names of linear layers, such as ``q_proj``. Adapters are added to every layer whose path ends in one of them."""
+    """Names of linear layers, such as ``q_proj``. Every layer whose path ends in one of these names gets an
+    adapter."""
     dora: bool = Field(default=False, json_schema_extra=LATER)
     """Also train the norm of each row of the adapted weights (DoRA, Liu et al. 2024, arXiv 2402.09353). This adds one
     parameter per output. Training is slower, because each pass computes the norms of all rows."""
@@ -79,21 +80,22 @@ class TransformersPartConfig(Config):
     lora: LoraConfig | None = None
     """Adapters to train on the frozen weights. None trains no adapters."""
     attention: Attention = "auto"
-    """``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as one sequence without padding.
-    In half precision on a GPU, it uses PyTorch's kernel for such sequences. Otherwise, it computes attention clip by
-    clip. ``flash_attention_2`` also avoids padding. It needs a GPU, half precision and the flash-attn package. The
-    start of the prompt, before the audio, is the same in all clips. In training on a CPU, decoders with ``varlen``
-    compute this start only once per batch if it has at least 8 tokens and the decoder has no dropout. With ``auto``,
-    all decoders except ``causal_lm`` do the same."""
+    """Implementation of attention. ``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as
+    one sequence without padding. In half precision on a GPU, ``varlen`` uses PyTorch's kernel for such sequences.
+    Otherwise, it computes attention clip by clip. ``flash_attention_2`` also avoids padding, but needs a GPU, half
+    precision and the flash-attn package. In training on a CPU, decoders with ``varlen`` or ``auto`` compute the start
+    of the prompt, before the audio, only once per batch, because it is the same in all clips. There are three
+    exceptions: a start of fewer than 8 tokens, a decoder with dropout, and ``causal_lm`` with ``auto``."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate of this part. None uses ``training.learning_rate``. The schedule is the same."""
+    """Peak learning rate of this part. None uses ``training.learning_rate``. Warmup and schedule are the same for
+    all parts."""
     weight_decay: NonNegativeFloat | None = None
     """Weight decay of this part. None uses ``training.weight_decay``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of all dropout in the part. The checkpoint's own settings are not used."""
+    """Probability of each dropout in the part. It replaces the dropout settings of the checkpoint."""
 
     # Families redeclare `pretrained` with a default. This validator still applies.
     _path = field_validator("pretrained")(expand_path)
@@ -118,7 +120,7 @@ class TransformersPartConfig(Config):
         return self.own_fields(fields)
 
     def own_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return this part's fields of a ``config.json``: those of the innermost of :attr:`sections`, or all fields."""
+        """Return this part's fields of a ``config.json``: the innermost section in :attr:`sections`, or all fields."""
         for name in self.sections:
             inner = fields.get(name)
             fields = inner if isinstance(inner, dict) else fields

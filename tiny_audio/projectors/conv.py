@@ -15,9 +15,9 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class ConvConfig(ConvolutionsConfig):
     """Strided convolutions, then two linear layers: a learned reduction of the frame rate.
 
-    SLAM-LLM has one convolution whose kernel size equals its stride. WeST has two convolutions with stride 2. If
-    ``kernel_sizes`` are larger than ``strides``, windows overlap, so neighboring embeddings share frames. Even a total
-    stride of nearly one second can work (arXiv 2307.11795), so a sweep over strides is worthwhile.
+    SLAM-LLM has one convolution whose kernel size equals its stride. WeST has two convolutions with stride 2. If a
+    kernel size is larger than its stride, neighboring embeddings share frames. Even a total stride of nearly one second
+    can work (arXiv 2307.11795), so it is worthwhile to compare several strides.
     """
 
     name: Literal["conv"] = "conv"
@@ -25,8 +25,8 @@ class ConvConfig(ConvolutionsConfig):
     """Stride of each convolution, in order. The product of the strides is the number of frames per embedding. ``[5]``
     in SLAM-LLM, ``[2, 2]`` in WeST."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Kernel size of each convolution, in frames. None uses the strides, so that windows have no overlaps and no gaps.
-    In other models, kernel size 3 with stride 2 is common."""
+    """Kernel size of each convolution, in frames. None uses ``strides``, so that each frame contributes to exactly one
+    embedding. In other models, kernel size 3 with stride 2 is common."""
     channels: PositiveInt | None = None
     """Number of channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
     hidden_dim: PositiveInt = 2048

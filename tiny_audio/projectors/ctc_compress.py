@@ -18,9 +18,9 @@ class CtcCompressConfig(ProjectorConfig):
 
     In speech translation, Gaido et al. 2021 (arXiv 2102.01578) report gains of 1.3 to 1.5 BLEU. Between a speech
     encoder and a language model, CTC compression is often worse than a fixed rate (arXiv 2409.17044). The number of
-    embeddings depends on the content of a clip, not on its duration. The quality depends on the labels: an untrained
-    CTC head predicts only blanks, so a whole clip becomes one embedding. Start from a trained head
-    (``ctc.init: pretrained`` or ``training.init_from``).
+    embeddings depends on the content of a clip, not on its duration. An untrained CTC head predicts only blanks, so a
+    whole clip becomes one embedding. Therefore, start from a trained CTC head (``ctc.init: pretrained`` or
+    ``training.init_from``).
     """
 
     needs_ctc: ClassVar[bool] = True
@@ -28,8 +28,8 @@ class CtcCompressConfig(ProjectorConfig):
     name: Literal["ctc_compress"] = "ctc_compress"
     blanks: Literal["merge", "drop"] = "merge"
     """Treatment of frames with the blank label (compared in arXiv 2411.07607). ``merge`` treats the blank like other
-    labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with blanks. If
-    all frames of a clip have blanks, the average of these frames becomes one embedding."""
+    labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with the
+    blank label. If all frames of a clip have this label, the average of these frames becomes one embedding."""
     hidden_dim: PositiveInt | None = None
     """Number of channels between the two linear layers. None uses the decoder's width."""
 

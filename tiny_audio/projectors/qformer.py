@@ -18,11 +18,12 @@ _GRANITE_WINDOW, _GRANITE_QUERIES, _BLIP2_QUERIES = 15, 3, 32
 class QFormerConfig(ProjectorConfig):
     """Q-Former: learned queries attend to the frames of a window or of a whole clip.
 
-    Mode ``windowed`` is the projector of Granite Speech (Saon et al. 2025, arXiv 2505.08699; window 15, 3 queries).
-    Granite Speech models have an average WER of 5.5% to 6% on the Open ASR Leaderboard. SALMONN (Tang et al. 2023,
-    arXiv 2310.13289) has 1 query per 0.33 s: ``window: 17, num_queries: 1, cross_attention_every: 2`` at 50 Hz. Mode
-    ``global`` is the projector of BLIP-2 (Li et al. 2023, arXiv 2301.12597). In this mode, every clip has the same
-    number of embeddings, which saves time but reduces accuracy on long clips.
+    A window is a group of consecutive frames. Mode ``windowed`` is the projector of Granite Speech (Saon et al. 2025,
+    arXiv 2505.08699), which has 3 queries per window of 15 frames. Granite Speech models have an average WER of 5.5% to
+    6% on the Open ASR Leaderboard. SALMONN (Tang et al. 2023, arXiv 2310.13289) has 1 query per 0.33 s: ``window: 17,
+    num_queries: 1, cross_attention_every: 2`` at 50 Hz. Mode ``global`` is the projector of BLIP-2 (Li et al. 2023,
+    arXiv 2301.12597). In this mode, every clip has the same number of embeddings, which saves time but reduces accuracy
+    on long clips.
     """
 
     name: Literal["qformer"] = "qformer"
@@ -32,18 +33,19 @@ class QFormerConfig(ProjectorConfig):
     """Number of encoder frames per window. None means 15, as in Granite. Not used in mode ``global``."""
     num_queries: PositiveInt | None = None
     """Number of embeddings per window or, in mode ``global``, per clip. None means 3 per window, as in Granite, or 32
-    per clip, as in BLIP-2 (64 in SLAM-LLM). ``window`` must be a multiple of this number."""
+    per clip, as in BLIP-2 (64 in SLAM-LLM). In mode ``windowed``, ``window`` must be a multiple of this number."""
     dim: PositiveInt = 1024
     """Number of channels of the queries. 1024 in Granite, 768 in BLIP-2 and SALMONN."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Number of layers of self-attention, cross-attention and feed-forward. 2 in Granite and SALMONN, 12 in BLIP-2."""
+    """Number of layers. Each has self-attention, a feed-forward network and, depending on ``cross_attention_every``,
+    cross-attention. 2 in Granite and SALMONN, 12 in BLIP-2."""
     num_heads: PositiveInt = 16
     """Number of attention heads. ``dim`` must be a multiple of this number. 16 in Granite, 12 in BLIP-2."""
     feedforward_dim: PositiveInt = 4096
     """Number of channels inside the feed-forward layers, usually 4 × ``dim``."""
     cross_attention_every: PositiveInt = 1
-    """Distance between layers with cross-attention, counted from the first layer. 1 (every layer) in Granite, 2 in
-    BLIP-2."""
+    """Distance between layers with cross-attention. 1: every layer, as in Granite. 2: the first, third, fifth, … layer,
+    as in BLIP-2."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the attention weights and of every layer's output. 0.1 in Granite."""
 

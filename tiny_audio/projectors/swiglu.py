@@ -16,15 +16,16 @@ class SwigluConfig(ProjectorConfig):
     """SwiGLU on stacked frames: the projector of the Tiny Audio model card.
 
     SwiGLU is the gated feed-forward block of current language models (Shazeer 2020, arXiv 2002.05202). Here it is
-    between two RMSNorms and has no biases. The model on the card stacks 5 frames and has 8192 hidden channels. With
-    1280 input channels and 2048 output channels, this projector has 121.6 million parameters. Ultravox stacks 8 frames.
+    between two RMSNorms and has no biases. The model card lists 5 stacked frames and 8192 hidden channels. With 1280
+    encoder channels and a decoder width of 2048, this projector has 121.6 million parameters. Ultravox stacks 8 frames.
     """
 
     name: Literal["swiglu"] = "swiglu"
     stack: PositiveInt = 5
-    """Number of neighboring encoder frames that are joined into one embedding. 5 on the card, 8 in Ultravox."""
+    """Number of neighboring encoder frames that are joined into one embedding. 5 on the model card, 8 in
+    Ultravox."""
     hidden_dim: PositiveInt = 8192
-    """Number of channels between the two linear layers. 8192 on the card, 2048 in Ultravox."""
+    """Number of channels between the two linear layers. 8192 on the model card, 2048 in Ultravox."""
 
     def min_frames(self) -> int:
         """Return the number of frames in a stack."""

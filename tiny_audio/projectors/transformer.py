@@ -28,7 +28,7 @@ class TransformerConfig(ProjectorConfig):
     dim: PositiveInt = 1024
     """Number of channels of the layers. 1024 in SALM."""
     num_layers: int = Field(default=2, ge=1, le=100)
-    """Number of layers of self-attention and feed-forward. 2 in SALM."""
+    """Number of layers, each with self-attention and a feed-forward network. 2 in SALM."""
     num_heads: PositiveInt = 8
     """Number of attention heads. ``dim`` must be a multiple of twice this number. 8 in SALM."""
     feedforward_dim: PositiveInt = 4096

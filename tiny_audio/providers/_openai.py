@@ -16,7 +16,8 @@ class TranscriptionsConfig(HttpConfig):
     temperature: float | None = None
     """Sampling temperature. None uses the server's default."""
     word_timestamps: bool = False
-    """Request `verbose_json` with words and their times. Of OpenAI's own models, only `whisper-1` returns them."""
+    """Request the start and end of each word, with the response format `verbose_json`. Of OpenAI's own models, only
+    `whisper-1` returns word times."""
 
 
 class _Word(BaseModel):

@@ -19,8 +19,8 @@ _UNDER_WAY = ("queued", "processing")
 class AssemblyAIConfig(HttpConfig):
     """AssemblyAI's API for recorded audio. The key is read from `ASSEMBLYAI_API_KEY`.
 
-    Documented at assemblyai.com/docs/pre-recorded-audio. AssemblyAI transcribes in the background. The provider polls
-    until the transcript is ready.
+    Documented at assemblyai.com/docs/pre-recorded-audio. AssemblyAI transcribes in the background, so this provider
+    requests the transcript again and again until it is ready.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {"universal-2": 0.15, "universal-3-5-pro": 0.21}
@@ -32,7 +32,7 @@ class AssemblyAIConfig(HttpConfig):
     model: str = "universal-2"
     """Name of the model, such as `universal-2` or `universal-3-5-pro`. It is sent as the API's `speech_models`."""
     poll_every_s: PositiveFloat = Field(default=1.0, json_schema_extra=NO_IDENTITY)
-    """Pause between two requests for the transcript."""
+    """Seconds between two requests for a transcript that is not ready yet."""
 
     @classmethod
     def tiny(cls) -> Self:

@@ -22,8 +22,8 @@ _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 class PocketSphinxConfig(ProviderConfig):
     """CMU PocketSphinx: an offline and free recognizer without neural networks.
 
-    It uses the package's own US English model with about 130,000 words. Every clip is decoded with a fresh state, so
-    its text does not depend on earlier clips.
+    It uses the US English model that comes with the package `pocketsphinx` and knows about 130,000 words. Every clip is
+    decoded with a fresh state, so its text does not depend on earlier clips.
     """
 
     name: Literal["pocketsphinx"] = "pocketsphinx"
