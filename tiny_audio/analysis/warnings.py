@@ -37,8 +37,8 @@ class Overlap:
 
     by: By
     """The shared property. A clip counts only for the first property that it shares, in the order ``clip``, ``sound``,
-    ``recording``, ``speaker``. In addition, it counts for ``text`` if it shares its transcript with a training clip,
-    but neither its address nor its sound."""
+    ``recording``, ``speaker``. ``text`` is counted separately: a clip counts for it if its transcript is also in
+    training, unless the clip already counts for ``clip`` or ``sound``."""
     num_shared: int
     """Number of overlapping clips."""
     num_clips: int

@@ -44,7 +44,7 @@ class LeaderboardSet:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Names of columns that differ from the source's defaults."""
     task: str | None = None
-    """The set's task id in files of results. None if no id in the hub's registry of tasks is known."""
+    """The set's task id in files of results. None if the set is not in the hub's registry of tasks."""
     parent: str | None = None
     """The repository with the references, if the recordings of the set are split into chunks. Otherwise None."""
 
@@ -108,7 +108,8 @@ SETS: dict[str, LeaderboardSet] = {
 def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     """Write a manifest of a set whose recordings are split into chunks, and return its path.
 
-    Each chunk has the reference of its whole recording.
+    The text of each chunk is the reference of its whole recording, because the hypotheses of a recording's chunks are
+    joined before they are scored.
 
     Args:
         repo: the data set of chunks, with the columns ``file_name``, ``parent_id`` and ``chunk_index`` and a folder
@@ -173,7 +174,7 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
-    """Write a target's results in the format of ``.eval_results`` on the hub, and return the path of the file.
+    """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
     If no set has a task id, write nothing and return None. The mean WER is included if all current sets of the English
     track are scored. RTFx is not included, because the leaderboard measures it on its own machine.

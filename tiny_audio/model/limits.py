@@ -23,7 +23,7 @@ def longest_clip_s(
     """Return the duration of the longest clip that the model accepts, in seconds.
 
     Args:
-        encoder: encoder config that includes the architecture of its checkpoint.
+        encoder: the encoder's config. If the encoder comes from a checkpoint, ``architecture`` must be set.
         projector: the projector, on any device.
         max_positions: maximum number of positions of the decoder. None if there is no limit.
         num_text_ids: number of positions that prompt and transcript need.

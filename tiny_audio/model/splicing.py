@@ -34,8 +34,8 @@ class TargetScores:
     ctc_loss: Tensor | None
     """``[B]``, the sum in nats over each row's labels. None if there are no CTC targets or no CTC head."""
     alignment_loss: Tensor | None = None
-    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows with too few audio embeddings.
-    None without an alignment loss."""
+    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows
+    whose tokens need more audio embeddings than the row has. None without an alignment loss."""
     aligned: Tensor | None = None
     """``[B]`` bool: whether the row has enough audio embeddings for its tokens. None without an alignment loss."""
 

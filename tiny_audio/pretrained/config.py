@@ -78,14 +78,14 @@ class TransformersPartConfig(Config):
     freeze: bool = True
     """Do not train the weights. With ``lora``, only the adapters train."""
     lora: LoraConfig | None = None
-    """Adapters to train on the frozen weights. None trains no adapters."""
+    """Adapters to train on the frozen weights. If this is None, there are no adapters."""
     attention: Attention = "auto"
     """Implementation of attention. ``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as
     one sequence without padding. In half precision on a GPU, ``varlen`` uses PyTorch's kernel for such sequences.
     Otherwise, it computes attention clip by clip. ``flash_attention_2`` also avoids padding, but needs a GPU, half
-    precision and the flash-attn package. In training on a CPU, decoders with ``varlen`` or ``auto`` compute the start
-    of the prompt, before the audio, only once per batch, because it is the same in all clips. There are three
-    exceptions: a start of fewer than 8 tokens, a decoder with dropout, and ``causal_lm`` with ``auto``."""
+    precision and the flash-attn package. When a decoder with ``varlen`` or ``auto`` is trained on a CPU, it computes
+    the part of the prompt that precedes the audio only once per batch, because all clips share this part. There are
+    three exceptions: a part of fewer than 8 tokens, a decoder with dropout, and ``causal_lm`` with ``auto``."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""

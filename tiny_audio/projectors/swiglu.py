@@ -25,7 +25,7 @@ class SwigluConfig(ProjectorConfig):
     """Number of neighboring encoder frames that are joined into one embedding. 5 on the model card, 8 in
     Ultravox."""
     hidden_dim: PositiveInt = 8192
-    """Number of channels between the two linear layers. 8192 on the model card, 2048 in Ultravox."""
+    """Number of channels of the hidden layer. 8192 on the model card, 2048 in Ultravox."""
 
     def min_frames(self) -> int:
         """Return the number of frames in a stack."""

@@ -89,8 +89,9 @@ def read_yaml(path: Path) -> Document:
     Both files can be paths or names of recipes that ship with the package. A path in ``extends`` is relative to the
     folder of the file that contains it.
 
-    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. A mapping with the
-    ``name`` of another part replaces the base's mapping, because parts do not share fields.
+    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. If the
+    ``name`` in a mapping differs from the ``name`` in the base, it selects another part. Then the mapping replaces the
+    base's mapping completely, because parts do not share fields.
 
     Raises:
         UserError: the file cannot be read, is not a YAML mapping, or extends itself.
@@ -156,7 +157,7 @@ def _parse(text: str, name: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         message = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{name}{line}: {message}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two are raised for escapes beyond Unicode
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two for escapes such as "\U00110000"
         raise UserError(f"{name} is not valid YAML: {first_line(error)}") from None
 
 

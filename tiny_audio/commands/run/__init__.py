@@ -2,7 +2,8 @@
 
 Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
 ``state.json`` in the run folder records the finished stages and their identities. The same command continues unfinished
-work, and repeats finished stages whose identity has changed. Otherwise, it does nothing.
+work. It repeats finished stages whose identity has changed, for example because the clips of an evaluation set have
+changed. Otherwise, it does nothing.
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ class Sweep:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: the sweep was started in several processes, the folder belongs to a run, or all failed runs
-                raised a UserError.
-            RunFailed: at least one run failed. The other runs were completed.
+            UserError: the sweep was started in several processes, the folder belongs to a run, or runs failed and each
+                of them raised a UserError. All other runs were completed.
+            RunFailed: a run failed with another error. All other runs were completed.
             Stopped: a signal arrived. Finished work is saved.
         """
         check_alone("sweep")
