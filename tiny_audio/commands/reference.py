@@ -31,7 +31,7 @@ _INTRODUCTION = {
     "output is the transcript.",
     "sources": "A source is a dataset of clips with transcripts. It is indexed without decoding audio.",
     "providers": "A provider is a recognizer behind an API or in another program. `tiny-audio evaluate` accepts "
-    "`provider:NAME:field=value,...`.",
+    "`provider:NAME:field=value,...`, such as `provider:deepgram:model=nova-2`.",
     "exports": "An export format is a way to write a model to a folder. `tiny-audio export` accepts "
     "`--format NAME:field=value,...`. [Exporting](exporting.md) describes how exports are used.",
 }

@@ -74,7 +74,8 @@ class TransformersPartConfig(Config):
     """``random`` builds the architecture described by ``overrides`` with random weights. The weights of ``pretrained``
     are not used."""
     overrides: dict[str, JsonValue] = Field(default={})
-    """Fields of the transformers config that differ from its defaults. Only for ``init: random``."""
+    """Fields of the transformers config that differ from the defaults of transformers, such as ``num_hidden_layers:
+    4``. Only for ``init: random``."""
     freeze: bool = True
     """Do not train the weights. With ``lora``, only the adapters train."""
     lora: LoraConfig | None = None

@@ -16,7 +16,8 @@ class LinearConfig(ProjectorConfig):
 
     With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports a WER of 1.84%
     on LibriSpeech test-clean and 3.39% on test-other. Its learning rate is 1e-4 after 1,000 warmup steps. If only the
-    projector is trained, models are not robust to other domains (arXiv 2411.03866). LoRA on the decoder helps.
+    projector is trained, models are not robust to other domains (arXiv 2411.03866). With LoRA on the decoder, they are
+    more robust.
     """
 
     name: Literal["linear"] = "linear"
