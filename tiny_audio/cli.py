@@ -86,7 +86,7 @@ def compare(
     ] = None,
     common: Annotated[bool, Option("--common", help="Use only the clips that all runs have.")] = False,
     normalizer: Annotated[
-        str | None, Option(help=f"Text normalizer. Default: that of the runs. Or {arg.NORMALIZERS}.")
+        str | None, Option(help=f"Text normalizer: {arg.NORMALIZERS}. Default: that of the runs.")
     ] = None,
     group_by: arg.GroupBy = None,
     html: arg.HtmlPage = None,
@@ -134,7 +134,9 @@ def plan(
     ] = None,
     price_per_hour: Annotated[float | None, Option(help="US dollars per hour. Default: a list price.")] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
-    mean_clip_s: Annotated[float | None, Option(help="Mean clip duration. Default: half the maximum duration.")] = None,
+    mean_clip_s: Annotated[
+        float | None, Option(help="Mean clip duration. Default: half of data.max_duration_s.")
+    ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
     """Estimate memory, time and money for a run. Needs no weights and no GPU.
@@ -152,16 +154,22 @@ def probe(
     overrides: arg.Overrides = None,
     memory_gb: Annotated[float | None, Option(help="Memory limit in GiB. Default: the GPU's memory.")] = None,
     margin: Annotated[float, Option(help="Share of the memory to leave free.")] = 0.1,
-    durations: Annotated[str | None, Option(help="Clip durations in seconds, such as 5,10,20.")] = None,
+    durations: Annotated[
+        str | None,
+        Option(
+            help="Clip durations to try, in seconds, such as 5,10,20. Default: data.max_duration_s and 1/2, 1/4 and "
+            "1/8 of it."
+        ),
+    ] = None,
     random_weights: Annotated[
         bool, Option("--random-weights", help="Use random weights instead of reading those of checkpoints.")
     ] = False,
     num_processes: Annotated[int, Option(help="Training processes, usually one per GPU.")] = 1,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Find the largest batches that fit into memory. Trains on synthetic batches and prints the `batching` section.
+    """Find the largest batches that fit into memory. Trains on synthetic batches.
 
-    The default durations are data.max_duration_s and 1/2, 1/4 and 1/8 of it. On a CPU, --memory-gb is required.
+    Prints a `batching` section for the recipe. On a CPU, --memory-gb is required.
 
     Example: tiny-audio probe tiny_audio_buckets --random-weights
     """

@@ -23,8 +23,8 @@ BLANK = 0
 class CtcConfig(Config):
     """A linear CTC head that predicts characters from the encoder's frames, and its auxiliary training loss.
 
-    Small models and models trained from scratch learn many times faster with this loss. Decoding can use the head's
-    scores.
+    Small models and models trained from scratch learn many times faster with this loss. With ``generation.ctc_weight``
+    or ``generation.draft``, the head also takes part in decoding.
     """
 
     weight: PositiveFloat = 0.5
@@ -64,8 +64,8 @@ class AlignmentConfig(Config):
     other words with the same labels. A token that cannot be spelled becomes an additional label. None makes every token
     of the transcripts a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
-    """The blank has no embedding. Its cosine similarity to every audio embedding is this constant. The blank is the
-    most likely label of an audio embedding that is less similar to every token."""
+    """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
+    an audio embedding is less similar than this to every token, its most likely label is the blank."""
 
     def weight_at(self, step: int) -> float:
         """Return the weight of the loss in a step. Steps are counted from 0."""

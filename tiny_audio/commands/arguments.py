@@ -133,7 +133,10 @@ TranscriptFormat = Annotated[
 ]
 TranscriptFolder = Annotated[
     Path | None,
-    Option(help="Write one file per recording to this folder. Skip recordings that have one.", file_okay=False),
+    Option(
+        help="Write one file per recording to this folder. Recordings that were already transcribed to it are skipped.",
+        file_okay=False,
+    ),
 ]
 Words = Annotated[
     bool, Option("--words", help="Add word timestamps. Needs a model with a CTC head. Not with --format text.")
@@ -179,7 +182,7 @@ ApiKeys = Annotated[
     Option(
         metavar="KEY",
         help="A key that clients must send. Can be repeated. Other users of this machine can see keys in arguments, so "
-        "prefer the variable or --api-key-file. Default: no key is needed.",
+        "prefer the environment variable or --api-key-file. Default: no key is needed.",
         envvar="TINY_AUDIO_API_KEY",
         show_default=False,
     ),
@@ -226,8 +229,9 @@ Cost = Annotated[
     str | None,
     Option(
         help="Costs of edits: unit (1 each, as in jiwer), sclite (substitutions 4, deletions and insertions 3, as in "
-        "NIST's sclite), compounds or joined (1 each, but words that differ only in spaces match, as on the Open ASR "
-        "Leaderboard). Default: the costs of the normalizer."
+        "NIST's sclite), compounds (as unit, but 'white paper' matches 'whitepaper', as on the Open ASR Leaderboard "
+        "for English) or joined (as compounds, but a matched 'white paper' in the reference counts as one word, as "
+        "there for other languages). Default: the costs of the normalizer."
     ),
 ]
 

@@ -46,8 +46,8 @@ class HotwordsConfig(Config):
     num_words: tuple[PositiveInt, PositiveInt] = (5, 100)
     """Minimum and maximum length of a list. A list is shorter if it would exceed ``prompt.context.max_tokens``."""
     num_spoken: tuple[PositiveInt, PositiveInt] = (1, 3)
-    """Minimum and maximum number of words from the transcript, in lists that have such words. There are fewer if the
-    transcript has fewer words that can be hotwords."""
+    """Minimum and maximum number of words of the transcript in a list, except in the lists of ``none_spoken``. If the
+    transcript has fewer words that can be hotwords, the list contains all of them."""
     none_spoken: float = Field(default=0.3, ge=0, lt=1)
     """Share of the lists that have no word of the transcript. These lists teach the model to ignore a list. A clip
     whose transcript has no rare word always gets such a list."""
@@ -74,8 +74,9 @@ class PreviousTextConfig(Config):
     probability: _Probability = 0.5
     """Share of the clips that get their previous text, among those that have one."""
     same: _NonEmpty
-    """Metadata column, such as ``chapter``. The previous text of a clip is the transcript of the row before it in its
-    set, if both rows have the same value in this column. The rows must be in the order of the recording."""
+    """Metadata column, such as ``chapter``. If a clip and the preceding clip of its source have the same value in this
+    column, the transcript of the preceding clip is the previous text. Otherwise the clip has no previous text. The
+    clips of a source must be in the order in which they were spoken."""
     max_words: PositiveInt = 50
     """Maximum number of words. If the text is longer, its last words are used."""
 
@@ -84,7 +85,7 @@ class LanguageConfig(Config):
     """The language of training clips, stated in the prompt."""
 
     probability: _Probability = 0.5
-    """Share of the clips whose language is stated, among the clips in one of ``codes``."""
+    """Share of the clips whose language is stated, among the clips whose language is one of ``codes``."""
     codes: tuple[_NonEmpty, ...] = Field(min_length=1, strict=False)
     """The languages that the model accepts, such as ``[en, de]``."""
     column: _NonEmpty = "language"
@@ -117,7 +118,8 @@ class PromptConfig(Config):
     """User message. ``{audio}`` marks the position of the audio embeddings. The context of a clip, if any, is inserted
     directly before the audio."""
     context: ContextConfig | None = None
-    """How clips get a context in training. None trains without context."""
+    """Which context clips get in training. A context is information about a clip that is known in advance: words that
+    may be spoken (hotwords), the text before the clip, and the language. None trains without context."""
 
     @field_validator("user")
     @classmethod

@@ -43,8 +43,8 @@ class DataConfig(Config):
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. In evaluation
-    sets, a clip may be as long as the encoder and the decoder's positions allow."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of
+    evaluation sets may be longer. Only the encoder and the decoder's number of positions limit their duration."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
@@ -113,7 +113,8 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of initial weights, order of clips, augmentation and dropout."""
     max_skipped_steps: NonNegativeInt = Field(default=10, json_schema_extra=NO_IDENTITY)
-    """Steps with a non-finite loss or gradient are skipped. The run stops after more than this number in a row."""
+    """Maximum number of steps in a row that are skipped because their loss or gradient is not finite. If more steps in
+    a row would be skipped, the run stops."""
     init_from: InitFrom | None = None
     """Start from another run's weights. None starts from the weights of the parts."""
     keep_best: KeepBest | None = None
@@ -134,11 +135,11 @@ class EvaluationConfig(Config):
     normalizer: NormalizerName = "whisper_english"
     """The normalizer of references and hypotheses."""
     num_bootstrap: int = Field(default=1000, ge=100)
-    """Number of bootstrap resamples for each interval."""
+    """Number of bootstrap resamples for each confidence interval."""
     group_by: str | None = None
-    """Metadata column, such as ``speaker``. Clips with the same value are resampled together. None resamples single
-    utterances. Comparisons of systems use the same column. If this field is None, comparisons use ``speaker``, provided
-    that every clip has a speaker."""
+    """Metadata column, such as ``speaker``. For confidence intervals, the bootstrap resamples all clips with the same
+    value together. None resamples single clips. Comparisons of systems use the same column. If this field is None,
+    comparisons use ``speaker``, provided that every clip has a speaker."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
@@ -148,9 +149,9 @@ class EvaluationConfig(Config):
     published recognizer that its encoder comes from, such as Whisper with its own decoder. The model is also compared
     with its CTC head, on all clips. 0 leaves both comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
-    """Compare the sound of evaluation and training clips if there are at most this many hours of training audio. The
-    comparison decodes all training audio once. If there are more hours, the report states that sound was not
-    compared."""
+    """Maximum hours of training audio for which the sound of evaluation clips is compared with that of training clips,
+    to find copies. The comparison decodes all training audio once. If there are more hours, the report states that
+    sound was not compared."""
 
 
 class ExecutionConfig(Config):
@@ -177,8 +178,8 @@ class ExecutionConfig(Config):
     Needs the extra ``wandb``. If the service cannot be reached or ``WANDB_MODE=offline`` is set, the metrics are
     written to the run folder, and ``wandb sync`` can send them later."""
     log_clips: bool = False
-    """Write ``clips.jsonl``, with the ids of the planned clips of every step. It includes unusable clips, which are
-    also listed in ``dropped.jsonl``."""
+    """Write ``clips.jsonl``, with the ids of the planned clips of every step. The file also contains clips that turn
+    out to be unusable. These are listed in ``dropped.jsonl``, too."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints. A checkpoint is always written at the end."""
     keep_checkpoints: PositiveInt = 2
@@ -194,12 +195,14 @@ class ExecutionConfig(Config):
     """Maximum seconds of audio, including padding, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
     """Peak TFLOP/s of each process's device at the run's precision. The reported utilization is relative to it. None
-    uses the table of ``tiny-audio plan``, or measures a matrix product."""
+    uses the value for the GPU in the table of ``tiny-audio plan``. If the table does not contain the device, the speed
+    of a matrix product is measured instead."""
     rated_watts: PositiveFloat | None = None
-    """Maximum power of each process's device. It is used if the power cannot be measured. None uses the table of
-    ``tiny-audio plan``."""
+    """Maximum power of each process's device. It is used if the power cannot be measured. None uses the value
+    for the GPU in the table of ``tiny-audio plan``, or an assumed value for a CPU."""
     price_per_hour: NonNegativeFloat | None = None
-    """US dollars per hour for all devices of the run. None uses the approximate price in the table, if there is one."""
+    """US dollars per hour for all devices of the run. None uses the approximate price of the GPU in the
+    table of ``tiny-audio plan``, if there is one."""
     grid_gco2_per_kwh: NonNegativeFloat = 445.0
     """Grams of CO2 per kilowatt-hour of electricity. The default is the global average of 2024 (IEA, Electricity
     2025)."""

@@ -54,9 +54,10 @@ class MixConfig(SourceConfig):
     A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
     machine. A larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, a
     cap keeps whole row groups (and a part of the last one), so that other row groups need not be fetched. A cap also
-    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. If a cap keeps a tenth of the
-    clips, for example, only a tenth of the dropped clips is listed. The ids of a source's clips begin with the name of
-    the source. The name is also stored in the metadata column `source`, unless the clips already have this column.
+    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. Unusable clips are listed as
+    dropped in the same proportion: if a cap keeps a tenth of the usable clips, about a tenth of the unusable clips is
+    listed. The ids of a source's clips begin with the name of the source. The name is also stored in the metadata
+    column `source`, unless the clips already have this column.
     """
 
     model_config = ConfigDict(defer_build=True)

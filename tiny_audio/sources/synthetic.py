@@ -57,7 +57,7 @@ class SyntheticConfig(SourceConfig):
     num_utterances: PositiveInt = 10_000
     """Number of utterances. A larger number adds utterances and does not change the others."""
     seed: NonNegativeInt = 0
-    """Seed for sentences, voices and deliveries."""
+    """Seed for the random choice of sentences, of voices, and of how they speak (such as rate, pitch and level)."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely."""
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
@@ -70,8 +70,8 @@ class SyntheticConfig(SourceConfig):
     `held_out` use one side, and `all` uses both, for example if you evaluate on another file. About a tenth of all
     sentences is held out."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """Voices are split in the same way. `train` and `held_out` use one side. A list of names uses these voice variants
-    of espeak-ng."""
+    """espeak-ng's natural voice variants are also split into a training side and a held-out side. `train` and
+    `held_out` use one side. A list can name any voice variants, such as `[f1, Mike]`."""
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)

@@ -50,11 +50,15 @@ def bench_projectors(
         bool,
         Option(
             "--controls",
-            help="With --train: also train the baseline with other seeds, and degraded variants that must be worse.",
+            help="With --train: also check the benchmark itself. Train the baseline with other seeds, which must not "
+            "differ significantly, and degraded variants, which must be worse.",
         ),
     ] = False,
     no_feature_cache: Annotated[
-        bool, Option("--no-feature-cache", help="With --train: run the encoder at every step.")
+        bool,
+        Option(
+            "--no-feature-cache", help="With --train: run the encoder at every step, instead of storing its frames."
+        ),
     ] = False,
     without_decoder: Annotated[
         bool,

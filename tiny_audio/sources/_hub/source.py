@@ -42,9 +42,10 @@ class HubSourceConfig(SourceConfig):
     max_shards: PositiveInt | None = None
     """Maximum number of files of the split to use, spread evenly over the split. None uses all files."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. Clips are
-    shuffled in windows of `batching.shuffle_clips` clips (20,000 clips of 10 s take about 6 GB). If two windows fit
-    into the limit, audio is fetched once per epoch. If the whole split fits, audio is fetched only once."""
+    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. An epoch
+    is divided into windows of `batching.shuffle_clips` clips, which are shuffled together (20,000 clips of 10 s take
+    about 6 GB). If two windows fit into the limit, audio is fetched once per epoch. If the whole split fits, audio is
+    fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
