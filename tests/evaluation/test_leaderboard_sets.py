@@ -55,6 +55,7 @@ def scores(*names: str, **changes: Any) -> dict[str, Any]:
     entry = {
         "normalizer": "open_asr_leaderboard",
         "normalizer_version": "rule 1",
+        "num_failed": 0,
         "scorer": "kaldialign",
         "scorer_version": "0.12.0",
     }
@@ -82,6 +83,7 @@ def test_results_have_the_format_of_the_hub(tmp_path: Path) -> None:
     [
         {"dev": {"normalizer": "open_asr_leaderboard", "wer": 0.1}},
         scores("leaderboard/spgispeech", normalizer="whisper_english"),
+        scores("leaderboard/spgispeech", num_failed=1),  # its error rate would lack a clip
         scores("leaderboard/ami_cleaned"),  # a set without a task id; the mean needs all seven sets
     ],
 )

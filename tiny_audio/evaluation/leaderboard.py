@@ -176,8 +176,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    If no set has a task id, write nothing and return None. The mean WER is included if all current sets of the English
-    track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
+    Sets with another normalizer, or with clips that were not transcribed, are left out. If no other set has a task id,
+    write nothing and return None. The mean WER is included if all current sets of the English track are scored. RTFx is
+    not included, because the leaderboard measures it on its own machine.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.
@@ -187,11 +188,8 @@ def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: s
     from huggingface_hub import EvalResultEntry
     from huggingface_hub import eval_result_entries_to_yaml as to_entries
 
-    done = {
-        name: scores[folder_name(name)]
-        for name in SETS
-        if folder_name(name) in scores and scores[folder_name(name)]["normalizer"] == NORMALIZER
-    }
+    found = {name: scores[folder_name(name)] for name in SETS if folder_name(name) in scores}
+    done = {name: each for name, each in found.items() if each["normalizer"] == NORMALIZER and not each["num_failed"]}
     rates = {name: round(100 * each["wer"], 2) for name, each in done.items()}
     values = {SETS[name].task: rate for name, rate in rates.items()}
     present = [f"leaderboard/{name}" for name in _ENGLISH]
