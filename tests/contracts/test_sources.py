@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from tests.support.parquet_shards import (
 )
 from tests.support.registered_parts import check_config, names, parts
 from tiny_audio.registry import Entry
-from tiny_audio.sources import SOURCES, Source, SourceConfig, SourceContext
-from tiny_audio.testing import SOURCE_CHECKS
+from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
+from tiny_audio.testing import SOURCE_CHECKS, check_source
 
 PARTS = parts(SOURCES)
 
@@ -102,3 +103,16 @@ def test_contract(
     use_hub(monkeypatch, hub.endpoint)
     monkeypatch.chdir(folder)
     check(entry.config.tiny(), SourceContext(folder / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_empty", "message"),
+    [("yes", True, "has a text, but Index.empty"), ("", False, "has no text")],
+)
+def test_an_index_that_contradicts_its_texts_is_found(
+    text: str, is_empty: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = Index([Utterance("clip", 1.0, text, None)], [], "fingerprint", empty=np.array([is_empty]))
+    monkeypatch.setattr(SOURCES, "build", lambda config, context: SimpleNamespace(index=lambda: index))
+    with pytest.raises(AssertionError, match=message):
+        check_source(SOURCES.parse({"name": "manifest", "path": "clips.jsonl"}), SourceContext(tmp_path))
