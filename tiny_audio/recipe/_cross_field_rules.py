@@ -153,6 +153,8 @@ def _frame_cache(recipe: Recipe) -> Errors:
     for section, value in recipe.augmentation:
         if value is not None:
             yield place, f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one"
+    if recipe.batching.join is not None:
+        yield place, "needs the same frames in every epoch, but batching.join joins other clips each time; remove one"
     if recipe.execution.parallel == "fsdp":
         yield place, "works only with execution.parallel: ddp; set it, or remove cache_frames_gb"
 

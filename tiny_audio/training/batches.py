@@ -166,6 +166,7 @@ class Batches:
             world.rank,
             world.size,
             self._contexts,
+            recipe.batching.join,
         )
         return DataLoader(
             _FailuresAsValues(planned),
