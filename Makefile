@@ -7,21 +7,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared,
-# because tests start hundreds of processes, which start faster with compiled modules.
+# because tests start hundreds of processes, which start faster with compiled modules. uv does not compile them.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: quickstart setup test slow check docs benchmarks clean
 
 quickstart: setup
-	$(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiny-audio needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; give another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) setuptools uv
+# uv installs several times faster than pip. But it ignores pip's settings, such as mirrors. If it fails, pip is used.
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@
 
 test: setup
