@@ -100,7 +100,7 @@ def recording(
     recognizer._model.config.clip_durations = None if known is None else vars(known)
     seconds = len(whole) / SAMPLE_RATE
     record.say(f"## {title}: {len(clips)} clips, {seconds:.0f} s\n")
-    record.table(["", "WER", "substituted", "deleted", "inserted", "chunks", "suppressed", "processor seconds"], rows)
+    record.table(["", "WER", "substituted", "deleted", "inserted", "chunks", "suppressed", "CPU seconds"], rows)
     rates = [float(str(cells[1]).rstrip("%")) for cells in (rows[0], rows[-1])]
     record.bar("WER at most twice that of the clips one by one", rates[1] <= MAX_WER_RATIO * rates[0])
 

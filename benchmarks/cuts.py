@@ -149,7 +149,7 @@ def main() -> int:
         f"{max(len(chunk.waveform) for chunk in chunks) / SAMPLE_RATE:.1f} s at most, {len(cuts)} cuts within speech, "
         f"of them {sum(chunk.overlap > 0 for chunk in chunks)} with an overlap; "
         f"{sum(segment.suppressed is not None for segment in segments)} texts suppressed. "
-        f"Chunking took {chunking_s:.0f} s of processor time, all {time.process_time() - started:.0f} s."
+        f"Chunking took {chunking_s:.0f} s of CPU time, all {time.process_time() - started:.0f} s."
     )
     record.table(["", "words", "WER", "substituted", "deleted", "inserted"], rows)
     one_piece, in_chunks = (errors.counts(near) for errors in found.values())

@@ -206,7 +206,7 @@ class OfTransformers(Way):
 
 
 def kinds_of(step: Callable[[], Any]) -> Counter[str]:
-    """Return the processor seconds of the operations in a step, by kind."""
+    """Return the CPU seconds of the operations in a step, by kind."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
     seconds: Counter[str] = Counter()

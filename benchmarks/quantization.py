@@ -4,9 +4,10 @@
         --decoder HuggingFaceTB/SmolLM2-135M-Instruct \
         --manifest ../shared/speech/an4/train.jsonl --held-out ../shared/speech/an4/dev.jsonl
 
-All cases start from the same weights and train on the same batches. The planned bytes are those that `tiny-audio plan`
-computes without bitsandbytes. For nf4 and int8, held-out clips are transcribed with quantized weights, with restored
-weights, and with merged adapters, and the texts are compared.
+All cases start from the same weights and train on the same batches. For the linear layers of the decoder, the size in
+bytes is compared with the size that `tiny-audio plan` computes without bitsandbytes. For nf4 and int8, held-out clips
+are transcribed three times: with quantized weights, with dequantized weights, and with dequantized weights into which
+the adapters are merged. The texts of the second and the third case are compared with those of the first.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def bytes_of_linear_layers(decoder: Any) -> int:
 
 
 def texts_of(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[list[str], float]:
-    """Return the texts of held-out clips, and the processor seconds that decoding took."""
+    """Return the texts of held-out clips, and the CPU time of decoding in seconds."""
     rows = [json.loads(line) for line in options.held_out.read_text().splitlines()[: options.clips]]
     waveforms = [load_audio(options.held_out.parent / row["audio_filepath"], max_duration_s=15.0) for row in rows]
     inputs = TinyAudioProcessor(tokenizer)([waveform.numpy() for waveform in waveforms])
@@ -94,7 +95,7 @@ def measure(options: argparse.Namespace, kind: str | None, folder: Path) -> None
     planned = build_on_meta(recipe).model.float()
     print(
         f"{kind or 'fp32'}: linear layers of the decoder: {bytes_of_linear_layers(model.decoder):,} bytes, "
-        f"planned {bytes_of_linear_layers(planned.decoder):,}",
+        f"predicted by plan: {bytes_of_linear_layers(planned.decoder):,}",
         flush=True,
     )
     started = time.process_time()
@@ -102,7 +103,7 @@ def measure(options: argparse.Namespace, kind: str | None, folder: Path) -> None
     losses = [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
     print(
         f"  loss of step 1: {losses[0]:.4f}; mean of the last 5 of {len(losses)} steps: {sum(losses[-5:]) / 5:.4f}; "
-        f"{time.process_time() - started:.0f} s of processor time",
+        f"CPU time: {time.process_time() - started:.0f} s",
         flush=True,
     )
     if kind is None:
@@ -110,13 +111,15 @@ def measure(options: argparse.Namespace, kind: str | None, folder: Path) -> None
     model.eval()
     quantized, quantized_s = texts_of(model, tokenizer, options)
     dequantize(model.decoder)
-    restored, restored_s = texts_of(model, tokenizer, options)
+    dequantized, dequantized_s = texts_of(model, tokenizer, options)
     merge_adapters(model)
     merged, _ = texts_of(model, tokenizer, options)
     print(
-        f"  other texts with restored weights: {sum(map(str.__ne__, quantized, restored))} of {len(quantized)}, with "
-        f"merged ones: {sum(map(str.__ne__, quantized, merged))}; decoding took {quantized_s:.1f} s of processor time "
-        f"with quantized weights and {restored_s:.1f} s with restored ones",
+        f"  of {len(quantized)} texts, these differ from the texts with quantized weights: "
+        f"{sum(map(str.__ne__, quantized, dequantized))} with dequantized weights, "
+        f"{sum(map(str.__ne__, quantized, merged))} with merged adapters\n"
+        f"  CPU time of decoding: {quantized_s:.1f} s with quantized weights, {dequantized_s:.1f} s with dequantized "
+        "weights",
         flush=True,
     )
 

@@ -8,7 +8,7 @@ file of synthesized speech, and sends the next file as soon as it has the answer
 as the server says. The benchmark measures
 
 - errors other than 429, and texts that differ from those of `transcribe`
-- seconds of audio per second of elapsed time, and per second of processor time, which other processes affect less
+- seconds of audio per second of elapsed time, and per second of CPU time, which other processes affect less
 - the time from the request to the answer
 - whether the server's memory grows during the requests
 
@@ -75,7 +75,7 @@ class Load:
 
 
 def transcribe(model: Path, files: list[Path]) -> tuple[float, float, list[str]]:
-    """Transcribe all files in one process. Return the elapsed seconds, the processor seconds and the texts."""
+    """Transcribe all files in one process. Return the elapsed seconds, the CPU seconds and the texts."""
     command = [sys.executable, "-c", TRANSCRIBE, str(model), *map(str, files)]
     wall, cpu, texts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return wall, cpu, texts
@@ -163,7 +163,7 @@ def main() -> int:
         f"{options.clips} clips of {total_s / options.clips:.1f} s on average."
     )
     record.table(
-        ["seconds of audio per", "second", "second of processor time"],
+        ["seconds of audio per", "second", "second of CPU time"],
         [
             ["`transcribe`, mean of before and after", f"{by_wall:.1f}", f"{by_cpu:.1f}"],
             ["`serve`", f"{seen.audio_s / wall:.1f}", f"{seen.audio_s / cpu:.1f}"],
