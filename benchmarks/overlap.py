@@ -91,10 +91,10 @@ def main(manifests: list[str]) -> None:
     count = len(waveforms)
     print(f"{count} clips, {seconds / 60:.0f} minutes; {sum(map(len, prints)) / seconds:.0f} landmarks per second")
     print(f"fingerprint: {1000 * took / count:.1f} ms per clip, {seconds / took:.0f} times real time; one thread")
-    print(f"comparison with all of them: {1000 * matched / count:.2f} ms per clip")
+    print(f"comparison with all {count} clips: {1000 * matched / count:.2f} ms per clip")
     wrong = sum(len(copies) - (row in copies) for row, copies in enumerate(found))
-    print(f"found themselves: {sum(row in copies for row, copies in enumerate(found))} of {count}")
-    print(f"pairs of different clips taken for copies: {wrong} of {count * (count - 1):,}")
+    print(f"clips found in the index: {sum(row in copies for row, copies in enumerate(found))} of {count}")
+    print(f"false matches: {wrong} of {count * (count - 1):,} pairs of different clips")
     rng = np.random.default_rng(0)
     chosen = rng.permutation(count)[:NUM_COPIES].tolist()
     for name, change in CHANGES.items():
@@ -108,8 +108,9 @@ def main(manifests: list[str]) -> None:
         chance = sum(len(large.copies(query)) for query in queries)
         each = (time.process_time() - began) / len(queries)
         print(
-            f"synthetic, {size:,} evaluation clips: {1000 * each:.2f} ms per training clip, {1e6 * each / 60:.0f} "
-            f"minutes per million; {chance} of {size * len(queries):,} pairs taken for copies"
+            f"synthetic fingerprints, index of {size:,} evaluation clips: {1000 * each:.2f} ms per training clip "
+            f"({1e6 * each / 60:.0f} minutes per million training clips); "
+            f"false matches: {chance} of {size * len(queries):,} pairs"
         )
 
 

@@ -1,4 +1,4 @@
-"""Select the clips of an evaluation set that the commands ``run``, ``bench`` and ``evaluate`` score."""
+"""Select which clips of an evaluation set are scored by the commands ``run``, ``bench`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ UNBOUNDED_DURATION_S = 120.0
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
     """Return the clips of one evaluation set that are scored.
 
-    **Every clip is scored, except clips that are too long for the model.** ``data.min_duration_s`` and
-    ``data.max_duration_s`` limit training clips only. ``run`` and ``bench`` leave out clips that are longer than
-    :mod:`tiny_audio.model.limits` allows. ``evaluate`` keeps all clips, because it compares recognizers with different
+    **No clip is left out, with one exception:** ``run`` and ``bench`` leave out clips that are too long for the model
+    (see :mod:`tiny_audio.model.limits`). ``evaluate`` keeps these clips, because it compares recognizers with different
     limits on the same clips. A clip that is too long for a recognizer counts as a failure of this recognizer.
+    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only.
 
     ``data.target_text`` does not rewrite the transcripts of evaluation clips. An empty reference means that nobody
     speaks, so every word of the hypothesis is an error.
@@ -39,18 +39,19 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
 
 
 def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Check that at least one clip has the metadata column of ``evaluation.group_by``.
+    """Check that at least one clip has a value for the metadata column of ``evaluation.group_by``.
 
     Args:
         clips: the clips of an evaluation set.
         column: the value of ``evaluation.group_by``. If None, nothing is checked.
 
     Raises:
-        UserError: no clip has the column. The message names the columns that the clips have.
+        UserError: no clip has a value for the column. The message names the columns for which clips have values.
     """
     if column is None or any(clip.utterance.metadata.get(column) for clip in clips):
         return
-    columns = ", ".join(sorted({name for clip in clips for name in clip.utterance.metadata})) or "none"
+    columns = sorted({name for clip in clips for name, value in clip.utterance.metadata.items() if value})
+    known = f"use one of these columns: {', '.join(columns)}; or " if columns else ""
     raise UserError(
-        f"evaluation.group_by: no clip has a column {column!r} (columns: {columns}); name one of them, or leave it out"
+        f"evaluation.group_by: no clip has a value for the column {column!r}; {known}remove evaluation.group_by"
     )

@@ -19,8 +19,9 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest allowed power with ``level_invariant``. Even in very soft speech, the maximum power is more than
-80 dB higher, so the range of 80 dB is complete."""
+"""log10 of the lowest allowed power with ``level_invariant``. Features are also raised to a limit that is 80 dB below
+the clip's maximum. Even in very soft speech, that limit is above this lowest power, so only that limit has an effect.
+The features then do not depend on the loudness."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -81,7 +82,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     )
     cut = keep_layers(architecture, config, r"model\.encoder\.layers")
     rebuilt = context.architecture is not None
-    # WhisperEncoder.from_pretrained would match no key of a complete checkpoint and load nothing.
+    # transformers' WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
     complete = not rebuilt and config.init == "pretrained"
     model_class, ignored = WhisperModel if complete else Layers, (r"proj_out\.weight", *cut)
     model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored)

@@ -1,8 +1,8 @@
 """Compute the identity of a checkpoint: a commit on the hub, or a hash of the files of a folder that affect the model.
 
 The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
-either, because decoding settings come from the recipe. JSON files are compared by their values, without fields that
-only name the program that wrote them.
+either, because decoding settings come from the recipe. JSON files smaller than 1 MiB are hashed by their parsed
+content, without fields that only record which program or path they came from. Other files are hashed byte by byte.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ recently could change again without a new time stamp."""
 
 
 def is_local(pretrained: str) -> bool:
-    """Whether ``pretrained`` is a folder on this or another machine, not a repository on the hub."""
+    """Whether ``pretrained`` looks like the path of a folder instead of a hub id.
+
+    The folder may be on another machine.
+    """
     return (
         pretrained.startswith(("/", ".", "~", "$"))
         or "\\" in pretrained
@@ -60,7 +63,7 @@ def is_local(pretrained: str) -> bool:
 
 
 def without_path(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a part's section of an identity with :data:`LOCAL_FOLDER` instead of a path."""
+    """Return the encoder's or decoder's section of a recipe's identity, with :data:`LOCAL_FOLDER` instead of a path."""
     pretrained = section.get("pretrained")
     if isinstance(pretrained, str) and is_local(pretrained):
         return {**section, "pretrained": LOCAL_FOLDER}

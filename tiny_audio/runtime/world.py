@@ -53,7 +53,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process. Only the main process writes files and prints."""
+        """Whether this is the main process. Only the main process writes results and progress."""
         return self.rank == 0
 
     @property
@@ -110,8 +110,9 @@ class World:
         """Call ``work`` in every process. If it fails in any process, all processes raise an error.
 
         Args:
-            meanwhile: function that is called repeatedly after ``work`` until all processes have finished their work,
-                and once more at the end. A signal interrupts this wait.
+            meanwhile: function that is called repeatedly while this process waits for the others after its own
+                ``work``, and once more at the end. Signals are handled during this wait. A single process does not
+                call the function.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
@@ -170,7 +171,10 @@ class World:
         return self.collective(lambda: done[0] if done else work())
 
     def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the main process's tensors one by one, on the CPU. In other processes, the argument is ignored."""
+        """Yield the main process's tensors, which must be on the CPU, one by one.
+
+        In other processes, the argument is ignored.
+        """
         if self.size == 1:
             yield from tensors.items()
             return
@@ -219,8 +223,9 @@ def joined(
         timeout: the longest time that a process waits for the others in a collective.
 
     Raises:
-        UserError: a variable of the launcher is missing, there are more processes than GPUs, or not all processes
-            join.
+        UserError: a variable of the launcher is missing or has an unusable value, the launcher is configured to use an
+            engine for sharded training, several processes would use an Apple GPU, there are more processes than GPUs,
+            or not all processes join.
     """
     launch = Launch.read()
     if launch.note is not None:
@@ -231,7 +236,8 @@ def joined(
     for name, engine in _ENGINES.items():
         if os.environ.get(name, "false").lower() == "true":
             raise UserError(
-                f"accelerate launch switches on {engine}; remove that, and set execution.parallel to ddp or fsdp"
+                f"accelerate launch was configured to use {engine}; turn {engine} off in its options or config file. "
+                "For sharded training, set execution.parallel: fsdp in the recipe"
             )
     if device.type == "mps":
         raise UserError(
@@ -279,10 +285,11 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
                 was_noted = True
             time.sleep(next(pauses))
     except dist.DistError as error:
-        found = f"only {present} of them connected" if present else "the main process could not be reached"
+        connected = f"only {present} of {launch.size} processes connected to"
+        found = connected if present else "the main process could not be reached at"
         raise UserError(
-            f"WORLD_SIZE is {launch.size}, but {found} at {address}:{launch.port} within "
-            f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({first_line(error)}); start all of them with torchrun or "
+            f"WORLD_SIZE is {launch.size}, but {found} {address}:{launch.port} within "
+            f"{_JOIN_TIMEOUT.total_seconds():.0f} s ({first_line(error)}); start all processes with torchrun or "
             "accelerate launch, or unset WORLD_SIZE to run in one process"
         ) from error
     return store

@@ -19,13 +19,14 @@ def choose_labels(
     """Choose the labels, and spell all other tokens with them.
 
     Byte-pair encoding finds frequent substrings of the transcripts' tokens. Substrings that are also tokens of the
-    decoder become labels.
+    decoder are candidates. Each token is split into as few candidates as possible. The candidates that occur in these
+    splits become labels, and so do tokens that cannot be split.
 
     Args:
         tokenizer: the decoder's tokenizer.
         counts: token id -> the number of times that the token occurs in the transcripts.
-        most: approximate number of labels, see ``AlignmentConfig.max_labels``. If None, or if the
-            transcripts have no more tokens than this, all their tokens become labels.
+        most: approximate number of labels, see ``AlignmentConfig.max_labels``. If None, or if the transcripts contain
+            at most this many different tokens, every token of the transcripts becomes a label.
         rows: number of tokens that have an embedding. None if all tokens have one.
 
     Returns:

@@ -129,7 +129,10 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
 
 
 def _numbers(option: str, text: str, *, whole: bool = False, least: float | None = None) -> list[float]:
-    """Parse comma-separated numbers. Each must be at least ``least``, or above 0 if ``least`` is None."""
+    """Parse comma-separated numbers.
+
+    Each must be at least ``least``. If ``least`` is None, each must be above 0 and below 1,000,000.
+    """
     found = []
     for item in text.split(","):
         try:
@@ -138,7 +141,7 @@ def _numbers(option: str, text: str, *, whole: bool = False, least: float | None
             number = -1
         if number < least if least is not None else not 0 < number < 1e6:
             kind = "whole numbers" if whole else "numbers"
-            bound = "above 0" if least is None else f"of at least {least:g}"
+            bound = "above 0 and below 1,000,000" if least is None else f"of at least {least:g}"
             raise UserError(f"{option}: {text!r} must be a comma-separated list of {kind} {bound}")
         found.append(number)
     return found

@@ -39,7 +39,10 @@ class Screen:
         self._live.update(Text(line(self._recordings[index], start_s, text)), refresh=True)
 
     def batch_done(self, seconds: float) -> None:
-        """Clear the screen. The final texts of the batch are printed next."""
+        """Remove the partial text from the terminal. The caller then prints the final texts of the batch.
+
+        ``seconds`` is ignored.
+        """
         if self._live is not None:
             self._live.stop()
         self._live = self._earliest = None
