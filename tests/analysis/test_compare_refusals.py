@@ -71,8 +71,11 @@ def test_different_clips_or_references_are_rejected(variant: MakeVariant) -> Non
     comparison = compare_folders([one, other], common=True)
     entry = only(comparison)
     assert (entry["num_utterances"], entry["left_out"]) == (COUNT - 7, 7)
-    assert "7 utterances left out because they are not in all runs" in comparison_table(comparison)
-    assert "7 utterances are not in all runs and are left out" in Page(render_comparison(comparison, no_audio)).words
+    assert "7 utterances left out because they are not the same in all runs" in comparison_table(comparison)
+    assert (
+        "7 utterances are left out, because they are missing from some runs or differ"
+        in Page(render_comparison(comparison, no_audio)).words
+    )
 
     def others(row: Row) -> None:
         row["text"] = "something else"

@@ -258,7 +258,7 @@ def test_a_sweep_gives_runs_and_a_comparison(recipe: Path, swept: Path, tmp_path
     words = Page((swept / "comparison.html").read_text()).words
     assert "stack=4 (2 seeds)" in words
     assert "WER of each seed, %" in words
-    assert "and allow for other seeds" in words
+    assert "and include the variation between seeds" in words
 
     # A run of a sweep equals a single run with the same recipe.
     alone = ["run", str(recipe), "projector.stack=2", "training.seed=1", "--output-dir", str(tmp_path / "alone")]

@@ -132,7 +132,7 @@ def gain_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield from wrapped(text)
     units = units_text(entry["group_by"] for entry in entries)
     rules = ", ".join(dict.fromkeys(entry["normalizer"] for entry in entries))
-    yield from wrapped(f"intervals resample {units}; normalizer {rules}")
+    yield from wrapped(f"intervals come from a bootstrap over {units}; normalizer {rules}")
 
 
 def _costs(entry: Mapping[str, Any]) -> str:

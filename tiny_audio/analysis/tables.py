@@ -19,6 +19,8 @@ _NUM_WORST_OF_SEVERAL = 2
 _MAX_WORDS = 60
 _MAX_WIDTH = 60
 _LEGEND = "[-reference-] and {+hypothesis+}"
+SEEDS_INCLUDED = "include the variation between seeds"
+"""What intervals and p also do if a system has several seeds."""
 
 
 def scores_table(
@@ -92,7 +94,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     return (
         f"{in_columns(kept, num_texts=2 if 1 in empty else 3)}\n"
         "Differences in WER are in percentage points. A system whose difference is below 0 is better than the "
-        f"baseline. Intervals and p resample {units}. Adjusted: p after Holm's correction for {size} "
+        f"baseline. Intervals and p are computed by resampling {units}. Adjusted: p after Holm's correction for {size} "
         f"comparison{'s' if size > 1 else ''}. The verdict is better or worse only if this value is below 0.05."
     )
 
@@ -138,7 +140,7 @@ def _comparison_blocks(comparison: Comparison) -> Iterator[str]:
         if paired.aligned.column is not None:
             facts.append(f"{paired.aligned.num_groups} groups by {paired.aligned.column} are resampled")
         if paired.left_out:
-            facts.append(f"{paired.left_out:,} utterances left out because they are not in all runs")
+            facts.append(f"{paired.left_out:,} utterances left out because they are not the same in all runs")
         rates = [((with_seeds(rate.name, rate.num_seeds),), rate.row()) for rate in compared.rates]
         lines = [f"{name}: {', '.join(facts)}; normalizer {paired.normalizer.name}"]
         yield "\n".join([*lines, *(f"  warning: {text}" for text in paired.warnings), scores_table([""], rates)])

@@ -177,7 +177,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
         (title, [count(values.get(key)) for _, values in rows])
         for title, key in (("Utterances", "num_utterances"), ("Words", "num_reference_words"))
     ]
-    stamp_head = ["Normalizer", "Version", "Scorer", "Version", "Interval resamples", "Used for"]
+    stamp_head = ["Normalizer", "Version", "Scorer", "Version", "Resampled for the interval", "Used for"]
     return [
         scores_table(["Set"], rows, after=sizes),
         *warning_notes(evaluation),

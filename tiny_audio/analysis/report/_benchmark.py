@@ -23,7 +23,7 @@ from tiny_audio.analysis.report._html import (
 from tiny_audio.analysis.report._scatter import Point, scatter_plot
 from tiny_audio.analysis.report._svg import IntervalRow, Series, line_chart
 from tiny_audio.analysis.report._systems import rate_plots, scores_table, verdicts, warning_notes
-from tiny_audio.analysis.tables import units_text
+from tiny_audio.analysis.tables import SEEDS_INCLUDED, units_text
 from tiny_audio.runtime.yaml_file import dump_yaml
 
 _CONTROLS = {
@@ -66,7 +66,7 @@ def _verdicts(results: Mapping[str, Any], *, controls: bool) -> list[Markup]:
     rows = [row for row in results["comparisons"] if (row["control"] is not None) is controls]
     units = units_text(row["group_by"] for row in rows)
     differences = [(row["set"], Difference.of_benchmark(row)) for row in rows]
-    return verdicts(differences, f"{units}, and allow for other seeds by the t distribution of Welch's test")
+    return verdicts(differences, f"{units}, and {SEEDS_INCLUDED} (t distribution of Welch's test)")
 
 
 def _plots(name: str, results: Mapping[str, Any]) -> list[Markup]:

@@ -32,7 +32,7 @@ from tiny_audio.analysis.report._systems import (
 )
 from tiny_audio.analysis.report._utterances import audio_player
 from tiny_audio.analysis.report.audio import ReadAudio
-from tiny_audio.analysis.tables import units_text, with_seeds
+from tiny_audio.analysis.tables import SEEDS_INCLUDED, units_text, with_seeds
 
 
 def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
@@ -80,7 +80,11 @@ def _set(entry: ComparedSet, baseline: str, read_audio: ReadAudio) -> Iterator[M
         yield from slices_table(compared.slices, [rate.name for rate in compared.rates])
     if entry.changed:
         yield tag("h3", "Sentences that changed")
-        yield side_by_side_legend("First seed of each; reference above" if has_seeds else "Reference above")
+        yield side_by_side_legend(
+            "Hypotheses of each variant's first seed, below the reference"
+            if has_seeds
+            else "Hypotheses below the reference"
+        )
         for changed in entry.changed:
             yield from _changed(changed, baseline, read_audio, folded=len(entry.changed) > 1)
 
@@ -90,11 +94,14 @@ def _about(entry: ComparedSet, has_seeds: bool) -> str:
     scorer = entry.comparison.aligned.systems[0].seeds[0]
     facts = [
         f"{count(len(aligned.rows))} utterances, {count(int(aligned.words.sum()))} reference words",
-        f"{count(paired.left_out)} utterances are not in all runs and are left out" if paired.left_out else None,
+        f"{count(paired.left_out)} utterances are left out, because they are missing from some runs or differ between "
+        "runs (reference or duration)"
+        if paired.left_out
+        else None,
         f"normalizer {paired.normalizer.name} ({paired.normalizer.version})",
         f"scorer {' '.join(scorer.scorer)}",
-        f"intervals resample {units_text([entry.comparison.aligned.column])}"
-        + (", and allow for other seeds" if has_seeds else ""),
+        f"intervals come from a bootstrap over {units_text([entry.comparison.aligned.column])}"
+        + (f", and {SEEDS_INCLUDED}" if has_seeds else ""),
     ]
     return "; ".join(fact for fact in facts if fact) + "."
 
@@ -107,8 +114,10 @@ def _scores(entry: ComparedSet, has_seeds: bool) -> Markup:
         after.append(("WER of each seed, %", by_seed))
     if any(difference.ctc_difference is not None for difference in compared.differences):
         changes = [(each.ctc_difference, each.ctc_interval) for each in compared.differences]
-        after.append(("Difference of CTC heads", [DASH, *(percent(value, sign="+") for value, _ in changes)]))
-        after.append(("95 % interval", [DASH, *(interval(ends, sign="+") for _, ends in changes)]))
+        after.append(
+            ("CTC head: WER difference from baseline", [DASH, *(percent(value, sign="+") for value, _ in changes)])
+        )
+        after.append(("95 % interval (CTC head)", [DASH, *(interval(ends, sign="+") for _, ends in changes)]))
     rows = [((label(rate.name),), rate.row()) for rate in compared.rates]
     return scores_table(["Variant"], rows, after=after)
 
@@ -120,7 +129,7 @@ def _changed(changed: Changed, baseline: str, read_audio: ReadAudio, *, folded: 
         f"{count(changed.num_other)} have the same number of errors."
     )
     yield tag("p", counts)
-    for title, sentences in (("Largest improvements", changed.improved), ("Largest losses", changed.worsened)):
+    for title, sentences in (("Largest improvements", changed.improved), ("Largest regressions", changed.worsened)):
         if sentences:
             parts = (_sentence(sentence, [baseline, changed.name], read_audio) for sentence in sentences)
             yield tag("details", tag("summary", f"{title} ({len(sentences)})"), *parts, open=None if folded else "")

@@ -103,10 +103,10 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
     note = (
         "The difference is the system's word error rate minus that of the baseline on the same utterances, in "
         "percentage points. If it is below zero, the system is better than the baseline. The 95 % interval (paired "
-        f"bootstrap) and p (approximate randomization) resample {units}. p is the probability of a difference this "
-        f"large between equally good systems. The verdict is “better” or “worse” if p is below {SIGNIFICANCE:g} after "
-        f"Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No difference shown” does not mean "
-        "that the systems are equally good."
+        f"bootstrap) and p (approximate randomization) are computed by resampling {units}. p is the probability of a "
+        "difference this large between equally good systems. The verdict is “better” or “worse” if p is below "
+        f"{SIGNIFICANCE:g} after Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No "
+        "difference shown” does not mean that the systems are equally good."
     )
     if with_share:
         note += " “Better in” is the share of the bootstrap's resamples in which the system is better."

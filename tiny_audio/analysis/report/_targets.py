@@ -62,7 +62,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
         tag("p", "The baseline is ", tag("b", names[0]), ".", class_="muted") if several else None,
         tag("p", _about(rescored), class_="muted"),
         *verdicts([("", entry) for entry in compared.differences], units, too_few_units({"the set": compared})),
-        rate_plots(f"Word error rate (intervals resample {units})", rates, names[0], compared.differences),
+        rate_plots(f"Word error rate (intervals from a bootstrap over {units})", rates, names[0], compared.differences),
         *sections(parts),
     )
 

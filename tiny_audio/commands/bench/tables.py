@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiny_audio.analysis.comparison import Difference
-from tiny_audio.analysis.tables import differences_table, scores_table, units_text, warning_lines
+from tiny_audio.analysis.tables import SEEDS_INCLUDED, differences_table, scores_table, units_text, warning_lines
 from tiny_audio.commands.bench.timing import PASSES
 from tiny_audio.runtime.columns import in_columns
 
@@ -57,7 +57,7 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
         if found:
             units = units_text(row["group_by"] for row in found)
             pairs = [(row["set"], Difference.of_benchmark(row)) for row in found]
-            yield differences_table(results["baseline"], pairs, f"{units}, and allow for other seeds")
+            yield differences_table(results["baseline"], pairs, f"{units}, and {SEEDS_INCLUDED}")
     budget = results["budget"]
     spent = f"{budget['steps']} steps" if budget["seconds"] is None else f"{budget['seconds']:g} s"
     yield f"{spent} each, seeds {', '.join(map(str, results['seeds']))}; rates are means over seeds, counts are totals"
