@@ -7,6 +7,7 @@ the identity of the current config.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -34,6 +35,11 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def with_null(description: str) -> str:
+    """Replace the word None in a field's description by ``null``, because recipes are YAML."""
+    return re.sub(r"\bNone\b(?! of\b)", "``null``", description)
 
 
 def expand_path(text: str) -> str:

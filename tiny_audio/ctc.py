@@ -46,13 +46,13 @@ class AlignmentConfig(Config):
     """Weight of the loss, which is added to the decoder's loss. Both losses are divided by the number of target
     tokens."""
     steps: PositiveInt | None = None
-    """Number of steps, counted after ``alone_steps``, in which the weight falls linearly to 0. None keeps the weight
+    """Number of steps, counted after ``alone_steps``, in which the weight falls linearly to 0. If None, the weight is
     constant."""
     alone_steps: PositiveInt | None = None
     """Number of steps at the start of training that do not run the decoder. They are much faster, because the decoder
     takes most of the time of a step. In these steps, this loss (and the CTC head's loss, if there is a head) trains the
     projector and the encoder's trainable weights and adapters. The decoder's weights and adapters are trained
-    afterwards. None runs the decoder in all steps."""
+    afterwards. If None, all steps run the decoder."""
     temperature: PositiveFloat = 0.04
     """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value. If
     the value is too high, the loss cannot become small, because the embeddings of all tokens are similar to each other.
@@ -61,8 +61,8 @@ class AlignmentConfig(Config):
     max_labels: PositiveInt | None = None
     """Approximate number of labels. The labels are tokens of the decoder that are frequent as parts of words in the
     transcripts. Every other token is replaced by a sequence of labels that spells it. A rare word is thus learned from
-    other words with the same labels. A token that cannot be spelled becomes an additional label. None makes every token
-    of the transcripts a label."""
+    other words with the same labels. A token that cannot be spelled becomes an additional label. If None, every token
+    of the transcripts becomes a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
     an audio embedding is less similar than this to every token, its most likely label is the blank."""

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from tiny_audio.commands.command_reference import commands_page
 from tiny_audio.commands.show import REGISTRIES, check_kind
+from tiny_audio.config import with_null
 from tiny_audio.pretrained.config import TransformersPartConfig
 from tiny_audio.recipe import Recipe
 from tiny_audio.registry import Entry, Registry
@@ -30,8 +31,8 @@ _INTRODUCTION = {
     "decoders": "A decoder is a causal language model. Its input is the prompt with the audio embeddings, and its "
     "output is the transcript.",
     "sources": "A source is a dataset of clips with transcripts. It is indexed without decoding audio.",
-    "providers": "A provider is a recognizer behind an API or in another program. `tiny-audio evaluate` accepts "
-    "`provider:NAME:field=value,...`, such as `provider:deepgram:model=nova-2`.",
+    "providers": "A provider is an external recognizer: an API, or a package such as PocketSphinx. "
+    "`tiny-audio evaluate` accepts `provider:NAME:field=value,...`, such as `provider:deepgram:model=nova-2`.",
     "exports": "An export format is a way to write a model to a folder. `tiny-audio export` accepts "
     "`--format NAME:field=value,...`. [Exporting](exporting.md) describes how exports are used.",
 }
@@ -186,8 +187,8 @@ def _bounds(metadata: Any) -> Iterator[str]:
 
 
 def _prose(docstring: str | None) -> str:
-    """Convert a docstring to Markdown: code in single backquotes, each paragraph on one line."""
-    paragraphs = (docstring or "").replace("``", "`").split("\n\n")
+    """Convert a docstring to Markdown: ``null`` for None, code in single backquotes, each paragraph on one line."""
+    paragraphs = with_null(docstring or "").replace("``", "`").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 

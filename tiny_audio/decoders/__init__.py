@@ -36,7 +36,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
     this product."""
 
     tokenizer: TrainedTokenizerConfig | None = None
-    """A small tokenizer that is trained on the transcripts. None uses the tokenizer of ``pretrained``."""
+    """A small tokenizer that is trained on the transcripts. If None, the tokenizer of ``pretrained`` is used."""
     quantization: Quantization | None = None
     """Store the frozen weights of linear layers in 4 bits (``nf4``) or 8 bits (``int8``), to save memory (QLoRA).
     Embeddings, the head and adapters are not quantized. Needs bitsandbytes: ``pip install

@@ -31,11 +31,11 @@ class TransformersOptions(Config):
     revision: str | None = None
     """A branch, a tag or a commit on the hub."""
     language: str | None = None
-    """Language for multilingual models such as Whisper. None lets the model detect it."""
+    """Language for multilingual models such as Whisper. If None, the model detects the language."""
     num_beams: PositiveInt = 1
     """Number of beams, for models with a decoder. 1 means greedy decoding."""
     max_new_tokens: PositiveInt | None = None
-    """Maximum number of tokens, for models with a decoder. None uses the model's own limit."""
+    """Maximum number of tokens, for models with a decoder. If None, the model's own limit applies."""
 
 
 class TransformersTarget(ModelTarget):

@@ -112,14 +112,16 @@ class PromptConfig(Config):
     """The text around the audio in the decoder's input."""
 
     system: str | None = None
-    """System message, or None. If the chat template does not support system messages, this text is put at the start of
-    the user message. ``/no_think /system_override`` removes SmolLM3's long header."""
+    """System message. If None, no system message is given, and the chat template may add its own. A text is put at the
+    start of the user message if the chat template does not support system messages. ``/no_think /system_override``
+    removes SmolLM3's long header."""
     user: str = AUDIO
     """User message. ``{audio}`` marks the position of the audio embeddings. The context of a clip, if any, is inserted
     directly before the audio."""
     context: ContextConfig | None = None
     """Which context clips get in training. A context is information about a clip that is known in advance: words that
-    may be spoken (hotwords), the text before the clip, and the language. None trains without context."""
+    may be spoken (hotwords), the text before the clip, and the language. If None, the model is trained without context.
+    """
 
     @field_validator("user")
     @classmethod

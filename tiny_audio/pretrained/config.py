@@ -69,7 +69,7 @@ class TransformersPartConfig(Config):
     pretrained: str
     """Hub id or local folder of the checkpoint."""
     revision: str | None = None
-    """Commit, tag or branch on the hub. None uses the newest commit of the main branch."""
+    """Commit, tag or branch on the hub. If None, the newest commit of the main branch is used."""
     init: Literal["pretrained", "random"] = "pretrained"
     """``random`` builds the architecture described by ``overrides`` with random weights. The weights of ``pretrained``
     are not used."""
@@ -91,10 +91,10 @@ class TransformersPartConfig(Config):
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""
     learning_rate: PositiveFloat | None = None
-    """Peak learning rate of this part. None uses ``training.learning_rate``. Warmup and schedule are the same for
+    """Peak learning rate of this part. If None, it is ``training.learning_rate``. Warmup and schedule are the same for
     all parts."""
     weight_decay: NonNegativeFloat | None = None
-    """Weight decay of this part. None uses ``training.weight_decay``."""
+    """Weight decay of this part. If None, it is ``training.weight_decay``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of each dropout in the part. It replaces the dropout settings of the checkpoint."""
 

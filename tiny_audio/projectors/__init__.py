@@ -24,8 +24,8 @@ class ProjectorConfig(Config, ABC):
 
     name: str
     output_rms: PositiveFloat | None = None
-    """Root mean square of the output at the start of training. None uses the root mean square of the decoder's token
-    embeddings. If the output is 30 times too large or too small, training takes thousands of steps longer."""
+    """Root mean square of the output at the start of training. If None, it is the root mean square of the decoder's
+    token embeddings. If the output is 30 times too large or too small, training takes thousands of steps longer."""
 
     @abstractmethod
     def min_frames(self) -> int:

@@ -21,8 +21,8 @@ class ConvolutionsConfig(ProjectorConfig):
     strides: tuple[PositiveInt, ...] = Field(min_length=1, max_length=8)
     """Stride of each convolution, in order. The product of the strides is the number of frames per embedding."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Kernel size of each convolution, in frames. None uses ``strides``, so that each frame contributes to exactly one
-    embedding."""
+    """Kernel size of each convolution, in frames. If None, it equals the stride, so that each frame contributes to
+    exactly one embedding."""
 
     @model_validator(mode="after")
     def _kernels_fit(self) -> Self:

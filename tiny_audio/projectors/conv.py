@@ -25,10 +25,10 @@ class ConvConfig(ConvolutionsConfig):
     """Stride of each convolution, in order. The product of the strides is the number of frames per embedding. ``[5]``
     in SLAM-LLM, ``[2, 2]`` in WeST."""
     kernel_sizes: tuple[PositiveInt, ...] | None = None
-    """Kernel size of each convolution, in frames. None uses ``strides``, so that each frame contributes to exactly one
-    embedding. In other models, kernel size 3 with stride 2 is common."""
+    """Kernel size of each convolution, in frames. If None, it equals the stride, so that each frame contributes to
+    exactly one embedding. In other models, kernel size 3 with stride 2 is common."""
     channels: PositiveInt | None = None
-    """Number of channels of the convolutions. None uses the encoder's width, as in SLAM-LLM."""
+    """Number of channels of the convolutions. If None, it is the encoder's width, as in SLAM-LLM."""
     hidden_dim: PositiveInt = 2048
     """Number of channels between the two linear layers. 2048 in SLAM-LLM."""
 

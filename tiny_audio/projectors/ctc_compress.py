@@ -31,7 +31,7 @@ class CtcCompressConfig(ProjectorConfig):
     labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with the
     blank label. If all frames of a clip have this label, the average of these frames becomes one embedding."""
     hidden_dim: PositiveInt | None = None
-    """Number of channels between the two linear layers. None uses the decoder's width."""
+    """Number of channels between the two linear layers. If None, it is the decoder's width."""
 
     def min_frames(self) -> int:
         """Return 1, because every frame has a label."""

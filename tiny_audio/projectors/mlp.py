@@ -33,7 +33,7 @@ class MlpConfig(ProjectorConfig):
     """How frames are joined. With ``average``, the first layer has fewer parameters, but the order of the frames within
     a stack is lost."""
     hidden_dim: PositiveInt | None = None
-    """Number of channels between the two layers. None uses the decoder's width, as in Voxtral."""
+    """Number of channels between the two layers. If None, it is the decoder's width, as in Voxtral."""
     hidden_norm: bool = Field(default=False, json_schema_extra=LATER)
     """Whether there is an RMSNorm between the first layer and the activation."""
     activation: Literal["gelu", "silu"] = Field(default="gelu", json_schema_extra=LATER)

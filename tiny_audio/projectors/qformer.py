@@ -30,10 +30,10 @@ class QFormerConfig(ProjectorConfig):
     mode: Literal["windowed", "global"] = "windowed"
     """``windowed``: the queries attend to each window separately. ``global``: the queries attend to the whole clip."""
     window: PositiveInt | None = None
-    """Number of encoder frames per window. None means 15, as in Granite. Not used in mode ``global``."""
+    """Number of encoder frames per window. If None, it is 15, as in Granite. Not used in mode ``global``."""
     num_queries: PositiveInt | None = None
-    """Number of embeddings per window or, in mode ``global``, per clip. None means 3 per window, as in Granite, or 32
-    per clip, as in BLIP-2 (64 in SLAM-LLM). In mode ``windowed``, ``window`` must be a multiple of this number."""
+    """Number of embeddings per window or, in mode ``global``, per clip. If None, it is 3 per window, as in Granite, or
+    32 per clip, as in BLIP-2 (64 in SLAM-LLM). In mode ``windowed``, ``window`` must be a multiple of this number."""
     dim: PositiveInt = 1024
     """Number of channels of the queries. 1024 in Granite, 768 in BLIP-2 and SALMONN."""
     num_layers: int = Field(default=2, ge=1, le=100)

@@ -60,8 +60,8 @@ class ProviderConfig(Config, ABC):
     concurrency: PositiveInt = Field(default=4, json_schema_extra=NO_IDENTITY)
     """Number of requests at a time. Your plan with the provider may limit this number."""
     usd_per_hour: float | None = Field(default=None, ge=0, json_schema_extra=NO_IDENTITY)
-    """US dollars for an hour of audio under your plan. None uses the list price, or reports no cost if the
-    list price is unknown."""
+    """US dollars for an hour of audio under your plan. If None, the list price is used. If the list price is unknown,
+    no cost is reported."""
 
     def price(self) -> Price | None:
         """Return the price to use in reports, or None if it is unknown."""

@@ -46,7 +46,7 @@ class HttpConfig(ProviderConfig):
     model: str
     """Name of the provider's model."""
     language: str | None = "en"
-    """Spoken language, as a code such as `en`. None lets the provider detect the language."""
+    """Spoken language, as a code such as `en`. If None, the provider detects the language."""
     timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
     """Maximum seconds to wait for a response, or for a transcript that the provider creates in the background."""
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)

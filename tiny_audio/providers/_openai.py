@@ -14,7 +14,7 @@ class TranscriptionsConfig(HttpConfig):
     prompt: str | None = None
     """Text that shows the model the style of the transcript, or names that may occur in it."""
     temperature: float | None = None
-    """Sampling temperature. None uses the server's default."""
+    """Sampling temperature. If None, the server's default is used."""
     word_timestamps: bool = False
     """Request the start and end of each word, with the response format `verbose_json`. Of OpenAI's own models, only
     `whisper-1` returns word times."""

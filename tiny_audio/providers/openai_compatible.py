@@ -20,7 +20,7 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
     base_url: str
     """Address of the API with its version, such as `http://localhost:8000/v1`."""
     key_variable: str | None = None
-    """The environment variable that contains the server's key. None sends no key."""
+    """The environment variable that contains the server's key. If None, no key is sent."""
 
     @model_validator(mode="after")
     def _check_key(self) -> Self:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from tiny_audio.analysis.scoring import NormalizerName
-from tiny_audio.config import LATER, NO_IDENTITY, Config, LocalPath, identity_of
+from tiny_audio.config import LATER, NO_IDENTITY, Config, LocalPath, identity_of, with_null
 from tiny_audio.ctc import AlignmentConfig, CtcConfig
 from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.data.order import BatchingConfig
@@ -64,7 +64,7 @@ class InitFrom(Config):
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """A run folder or an exported model. It also provides the decoder's tokenizer and the CTC head's characters."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
-    """The parts to take. None takes all parts."""
+    """The parts to take. If None, all parts are taken."""
 
 
 class KeepBest(Config):
@@ -78,7 +78,7 @@ class KeepBest(Config):
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
     """Stop after this number of evaluations in a row without a better value. The learning rate follows the schedule
-    over ``training.steps`` in any case. None trains all steps."""
+    over ``training.steps`` in any case. If None, all steps are trained."""
 
 
 class TrainingConfig(Config):
@@ -116,12 +116,12 @@ class TrainingConfig(Config):
     """Maximum number of steps in a row that are skipped because their loss or gradient is not finite. If more steps in
     a row would be skipped, the run stops."""
     init_from: InitFrom | None = None
-    """Start from another run's weights. None starts from the weights of the parts."""
+    """Start from another run's weights. If None, training starts from the weights of the parts."""
     keep_best: KeepBest | None = None
     """Take the weights of the best evaluation during training. Evaluations are made every ``execution.evaluate_every``
     steps and after the last step. Of equal values, the earliest is the best. Then the run id also depends on the set,
     ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``,
-    because they affect the weights. None takes the weights of the last step."""
+    because they affect the weights. If None, the weights of the last step are taken."""
     average_last: int | None = Field(default=None, ge=2)
     """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
     multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run id then also depends on
@@ -138,8 +138,8 @@ class EvaluationConfig(Config):
     """Number of bootstrap resamples for each confidence interval."""
     group_by: str | None = None
     """Metadata column, such as ``speaker``. For confidence intervals, the bootstrap resamples all clips with the same
-    value together. None resamples single clips. Comparisons of systems use the same column. If this field is None,
-    comparisons use ``speaker``, provided that every clip has a speaker."""
+    value together. If None, it resamples single clips. Comparisons of systems use the same column. If this field is
+    None, comparisons use ``speaker``, provided that every clip has a speaker."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
@@ -170,7 +170,7 @@ class ExecutionConfig(Config):
     cache_frames_gb: PositiveFloat | None = None
     """Keep the frames of a frozen encoder in a temporary file of at most this many GB, so that later epochs do not
     compute them again. Each process has its own file. An hour of audio takes 0.28 GB for whisper-tiny, and 0.92 GB for
-    whisper-large (50 frames per second × channels × 4 bytes). None keeps no frames."""
+    whisper-large (50 frames per second × channels × 4 bytes). If None, no frames are kept."""
     log_every: PositiveInt = 10
     """Steps between lines of ``metrics.jsonl``."""
     wandb_project: str | None = Field(default=None, min_length=1)
@@ -186,7 +186,7 @@ class ExecutionConfig(Config):
     """Number of newest checkpoints to keep, in addition to those that ``training.keep_best`` or
     ``training.average_last`` needs."""
     evaluate_every: PositiveInt | None = None
-    """Steps between evaluations during training. None evaluates only at the end."""
+    """Steps between evaluations during training. If None, the model is evaluated only at the end."""
     evaluate_set: str | None = None
     """The set of ``data.evaluation`` that is scored during training."""
     evaluate_utterances: PositiveInt = 100
@@ -194,15 +194,15 @@ class ExecutionConfig(Config):
     evaluate_max_padded_s: PositiveFloat = 120.0
     """Maximum seconds of audio, including padding, in a batch of the evaluation."""
     peak_tflops: PositiveFloat | None = None
-    """Peak TFLOP/s of each process's device at the run's precision. The reported utilization is relative to it. None
-    uses the value for the GPU in the table of ``tiny-audio plan``. If the table does not contain the device, the speed
-    of a matrix product is measured instead."""
+    """Peak TFLOP/s of each process's device at the run's precision. The reported utilization is relative to it. If
+    None, the value for the GPU in the table of ``tiny-audio plan`` is used. If the table does not contain the device,
+    the speed of a matrix product is measured instead."""
     rated_watts: PositiveFloat | None = None
-    """Maximum power of each process's device. It is used if the power cannot be measured. None uses the value
-    for the GPU in the table of ``tiny-audio plan``, or an assumed value for a CPU."""
+    """Maximum power of each process's device. It is used if the power cannot be measured. If None, the value for the
+    GPU in the table of ``tiny-audio plan`` is used, or an assumed value for a CPU."""
     price_per_hour: NonNegativeFloat | None = None
-    """US dollars per hour for all devices of the run. None uses the approximate price of the GPU in the
-    table of ``tiny-audio plan``, if there is one."""
+    """US dollars per hour for all devices of the run. If None, the approximate price of the GPU in the table of
+    ``tiny-audio plan`` is used, if there is one."""
     grid_gco2_per_kwh: NonNegativeFloat = 445.0
     """Grams of CO2 per kilowatt-hour of electricity. The default is the global average of 2024 (IEA, Electricity
     2025)."""
@@ -330,9 +330,21 @@ def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str,
 
 def recipe_schema() -> dict[str, Any]:
     """Return a JSON schema with the fields of every registered part, for editors."""
-    schema = Recipe.model_json_schema()
+    schema: dict[str, Any] = _with_null(Recipe.model_json_schema())
     schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _with_null(schema: Any) -> Any:
+    """Apply :func:`tiny_audio.config.with_null` to all descriptions in a JSON schema."""
+    if isinstance(schema, list):
+        return [_with_null(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: with_null(value) if key == "description" and isinstance(value, str) else _with_null(value)
+        for key, value in schema.items()
+    }
 
 
 def content_hash(content: object) -> str:

@@ -27,15 +27,15 @@ class ColumnsConfig(SourceConfig):
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """The duration in seconds. None uses the column `duration`. If the table has no such column, all audio is read
-    once, because durations are then taken from the headers of the clips."""
+    """The duration in seconds. If None, the column `duration` is used. If the table has no such column, all audio is
+    read once, because durations are then taken from the headers of the clips."""
     id_column: NonEmpty | None = None
-    """A name for each clip, preferably unique. None names clips by file and row."""
+    """A name for each clip, preferably unique. If None, clips are named by file and row."""
     speaker_column: NonEmpty | None = None
     """The speaker. Stored as the metadata column `speaker`."""
     metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
-    """Further columns to keep as metadata. None keeps all columns of texts, numbers, booleans or dates, and no columns
-    of lists or structs."""
+    """Further columns to keep as metadata. If None, all columns with text, numbers, booleans or dates are kept. Columns
+    with lists or structs are not."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:

@@ -44,7 +44,7 @@ class FolderConfig(SourceConfig):
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The folder. `~` is your home folder."""
     text_column: NonEmpty | None = None
-    """The transcript. None uses `transcription` or `text`, whichever exists."""
+    """The transcript. If None, the column `transcription` or `text` is used, whichever exists."""
 
     @classmethod
     def tiny(cls) -> Self:

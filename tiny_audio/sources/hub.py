@@ -17,7 +17,7 @@ class HubConfig(HubSourceConfig, ColumnsConfig):
     repo: NonEmpty
     """The dataset, such as `speechbrain/LoquaciousSet`."""
     config: NonEmpty | None = None
-    """One of the dataset's configs (the hub calls them subsets). None uses the default."""
+    """One of the dataset's configs (the hub calls them subsets). If None, the default config is used."""
     split: NonEmpty = "train"
     """One of the config's splits."""
 

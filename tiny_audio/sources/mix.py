@@ -56,15 +56,15 @@ class MixConfig(SourceConfig):
     cap keeps whole row groups (and a part of the last one), so that other row groups need not be fetched. A cap also
     counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. Unusable clips are listed as
     dropped in the same proportion: if a cap keeps a tenth of the usable clips, about a tenth of the unusable clips is
-    listed. The ids of a source's clips begin with the name of the source. The name is also stored in the metadata
-    column `source`, unless the clips already have this column.
+    listed. The ids of a source's clips begin with the key of the source in `sources`. The key is also stored in the
+    metadata column `source`, unless the clips already have this column.
     """
 
     model_config = ConfigDict(defer_build=True)
 
     name: Literal["mix"] = "mix"
     sources: dict[_Name, MixedConfig] = Field(min_length=1)
-    """Sources by a name of your choice, such as
+    """Sources by keys of your choice, such as
     `{read: {source: {name: librispeech}, weight: 2}, wild: {source: {name: gigaspeech}, max_hours: 500}}`."""
     seed: NonNegativeInt = 0
     """Seed for the random part of a source that a cap keeps."""

@@ -59,19 +59,23 @@ class SyntheticConfig(SourceConfig):
     seed: NonNegativeInt = 0
     """Seed for the random choice of sentences, of voices, and of how they speak (such as rate, pitch and level)."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
-    """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely."""
+    """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely. `digits`: one to eight
+    digits. `numbers`: cardinal numbers below 100,000. `home`: smart home commands. `phone`: commands to call or to send
+    a message. `spelling`: names and random letters, letter by letter. `dates`: dates. `census`: answers to a census
+    form, as in CMU AN4, such as control words, codes, names, dates and phone numbers."""
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
-    """Text file with one sentence per line. These sentences are used instead of those of the grammars. Each sentence is
+    """Text file with one sentence per line. These sentences replace the sentences of the grammars. Each sentence is
     spoken once before any sentence is repeated. The transcript is the line as written. espeak-ng reads digits as
     cardinal numbers, so write years and telephone numbers in words. Repeated lines count once. The data depends on the
     content of the file, and not on its path."""
     sentences: Literal["train", "held_out", "all"] = "train"
-    """Sentences are split into a training side and a held-out side. The split is always the same. `train` and
-    `held_out` use one side, and `all` uses both, for example if you evaluate on another file. About a tenth of all
-    sentences is held out."""
+    """Sentences are split into a training side and a held-out side. The split is always the same. About a tenth of all
+    sentences is held out. `train` uses the training side, and `held_out` uses the held-out side. `all` uses both sides.
+    Choose `all` if you evaluate on other sentences, such as those of another file."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """espeak-ng's natural voice variants are also split into a training side and a held-out side. `train` and
-    `held_out` use one side. A list can name any voice variants, such as `[f1, Mike]`."""
+    """Voice variants of espeak-ng. The natural ones are split into a training side and a held-out side. `train` uses
+    the training side, and `held_out` uses the held-out side. A list can name any voice variants, such as `[f1, Mike]`.
+    """
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)
@@ -85,7 +89,7 @@ class SyntheticConfig(SourceConfig):
     peak_dbfs: FloatRange = (-20.0, -1.0)
     """Minimum and maximum peak level, in decibels relative to full scale."""
     noise_snr_db: FloatRange | None = None
-    """Minimum and maximum signal-to-noise ratio of added noise (white to pink). None adds no noise."""
+    """Minimum and maximum signal-to-noise ratio of added noise (white to pink). If None, no noise is added."""
 
     @model_validator(mode="after")
     def _check_origin(self) -> SyntheticConfig:

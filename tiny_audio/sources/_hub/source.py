@@ -40,12 +40,12 @@ class HubSourceConfig(SourceConfig):
     """A branch, a tag or a commit. The commit of a branch is looked up once and kept in the cache folder, so that all
     runs on a machine see the same data. To use the same data on another machine, set the commit here."""
     max_shards: PositiveInt | None = None
-    """Maximum number of files of the split to use, spread evenly over the split. None uses all files."""
+    """Maximum number of files of the split to use, spread evenly over the split. If None, all files are used."""
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
-    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. An epoch
-    is divided into windows of `batching.shuffle_clips` clips, which are shuffled together (20,000 clips of 10 s take
-    about 6 GB). If two windows fit into the limit, audio is fetched once per epoch. If the whole split fits, audio is
-    fetched only once."""
+    """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. Clips are
+    shuffled within windows of `batching.shuffle_clips` clips. By default, a window has 20,000 clips, which take about 6
+    GB if each lasts 10 s. If two windows fit into the limit, each clip's audio is fetched once per epoch. If not, audio
+    may be fetched more often. If the whole split fits, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
