@@ -157,7 +157,7 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
     if not found:
         raise UserError(
             f"prompt.context.hotwords.num_common: {config.num_common:,} leaves no hotword, because the training "
-            f"transcripts have {len(frequency):,} different words; lower it"
+            f"transcripts have {len(frequency):,} different words; lower num_common"
         )
     return found
 

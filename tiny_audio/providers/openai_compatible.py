@@ -26,8 +26,8 @@ class OpenAICompatibleConfig(TranscriptionsConfig):
     def _check_key(self) -> Self:
         if self.key_variable is not None and not is_private_enough(self.base_url):
             raise ValueError(
-                f"base_url {self.base_url!r} would send the key of key_variable unencrypted; write it as "
-                "https://host/path, or leave key_variable out"
+                f"base_url {self.base_url!r} would send the key of key_variable unencrypted; write "
+                "base_url as https://host/path, or leave key_variable out"
             )
         return self
 

@@ -27,7 +27,7 @@ def _evaluation(recipe: Recipe) -> Errors:
     for name in sorted(data.train.keys() & data.evaluation.keys()):
         yield (
             f"data.evaluation.{name}",
-            "is also the name of a training set; rename one of them, because the names identify clips",
+            "is also the name of a training set; rename one of the two sets, because the names identify clips",
         )
     if execution.evaluate_every is not None and execution.evaluate_every > recipe.training.steps:
         yield (
@@ -156,7 +156,7 @@ def _frame_cache(recipe: Recipe) -> Errors:
     if recipe.batching.join is not None:
         yield place, "needs the same frames in every epoch, but batching.join joins other clips each time; remove one"
     if recipe.execution.parallel == "fsdp":
-        yield place, "works only with execution.parallel: ddp; set it, or remove cache_frames_gb"
+        yield place, "does not work with execution.parallel: fsdp; set parallel to ddp, or remove cache_frames_gb"
 
 
 def _ctc(recipe: Recipe) -> Errors:
@@ -200,7 +200,7 @@ def _optimization(recipe: Recipe) -> Errors:
         yield (
             "alignment.alone_steps",
             f"{alignment.alone_steps} must be less than training.steps, {training.steps}, because the decoder is not "
-            "trained in these steps; lower it",
+            "trained in these steps; lower alone_steps",
         )
     if training.schedule == "constant" and training.final_learning_rate_ratio:
         yield "training.final_learning_rate_ratio", "has no effect with schedule: constant; set it to 0"

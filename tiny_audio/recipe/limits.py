@@ -81,7 +81,7 @@ def limit_errors(recipe: Recipe) -> Errors:
     if data.min_duration_s >= data.max_duration_s:
         yield (
             "data.min_duration_s",
-            f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower it",
+            f"{data.min_duration_s} leaves no clip below max_duration_s {data.max_duration_s}; lower min_duration_s",
         )
     if recipe.batching.max_padded_s is not None and recipe.batching.max_padded_s < data.max_duration_s:
         yield (
@@ -108,7 +108,7 @@ def limit_errors(recipe: Recipe) -> Errors:
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",
-            f"the frames of a clip cannot be counted with these: {first_line(error)}; correct or remove them",
+            f"the frames of a clip cannot be counted with these values: {first_line(error)}; correct or remove them",
         )
         return
     if limit is not None and longest > limit:

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise _problem("aliases are not supported; repeat the value, or use `extends`", event.start_mark)
         if event.tag is not None:
-            raise _problem(f"tags such as {_shown(event.tag)} are not supported; remove it", event.start_mark)
+            raise _problem(f"tags such as {_shown(event.tag)} are not supported; remove the tag", event.start_mark)
         if self.depth >= MAX_DEPTH:
             raise _problem(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         self.depth += 1
@@ -176,7 +176,7 @@ def _value(node: yaml.Node) -> Any:
         if not isinstance(key, str):
             raise _problem(f"keys must be names, not {_shown(key)}", key_node.start_mark)
         if key in mapping:
-            raise _problem(f"duplicate key {_shown(key)}; remove one of them", key_node.start_mark)
+            raise _problem(f"duplicate key {_shown(key)}; keep only one of the two", key_node.start_mark)
         mapping[key] = _value(value_node)
     return mapping
 

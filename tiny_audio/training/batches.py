@@ -147,7 +147,7 @@ class Batches:
         total = len(self.clips.clips) if weights is None else float(weights.sum())
         return (
             f"{_MOST_EMPTY_EPOCHS:,} epochs in a row, up to epoch {epoch}, have no clip, because the weights in "
-            f"data.train add up to {total:g} clips per epoch; raise them"
+            f"data.train add up to {total:g} clips per epoch; raise the weights"
         )
 
     def _is_stopping(self) -> bool:

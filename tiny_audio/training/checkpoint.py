@@ -281,11 +281,14 @@ def _read(checkpoint: Path) -> Saved:
 def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str, Tensor]) -> None:
     if saved.keys() != shapes.keys():
         differing = ", ".join(sorted(saved.keys() ^ shapes.keys())[:5])
-        raise RunFailed(f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete it")
+        raise RunFailed(
+            f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete this checkpoint"
+        )
     for name, shape in shapes.items():
         if shape != list(saved[name].shape):
             raise RunFailed(
-                f"{checkpoint} holds {name} as {list(saved[name].shape)}, but this recipe trains {shape}; delete it"
+                f"{checkpoint} holds {name} as {list(saved[name].shape)}, but this recipe trains {shape}; delete this "
+                "checkpoint"
             )
 
 

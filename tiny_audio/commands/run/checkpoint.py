@@ -105,7 +105,7 @@ class SavedStep:
             ("init_from", recorded.init_from, start.fingerprint() if start else None),
         ):
             if found != before:
-                raise UserError(f"{self.run} was trained with a different {name} ({before}); restore it")
+                raise UserError(f"{self.run} was trained with another {name} ({before}); restore the earlier {name}")
 
     def _report(self, recipe: Recipe, model: TinyAudioModel, training: TrainingState) -> dict[str, Any]:
         written = self.run / "report.json"

@@ -171,7 +171,8 @@ class TrainStage:
                 if key in ("encoder", "decoder"):
                     which = f" ({before}): its weights, config, tokenizer or template have changed"
                 raise UserError(
-                    f"{run.folder} was started with another {name}{which}; restore it, or give another --output-dir"
+                    f"{run.folder} was started with another {name}{which}; restore the earlier {name}, or give another "
+                    "--output-dir"
                 )
         recorded.clip_durations = _durations(recipe, clips.clips)
         if recorded.work is None:  # a new run, or a run of an older version

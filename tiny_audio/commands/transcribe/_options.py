@@ -48,4 +48,4 @@ class Options:
         if self.words and self.format == "text":
             raise UserError("--words has no effect in plain text; add --format json, srt, vtt or tsv")
         if self.overwrite and self.output_dir is None:
-            raise UserError("--overwrite has no effect without --output-dir; remove it")
+            raise UserError("--overwrite has no effect without --output-dir; add --output-dir, or remove --overwrite")
