@@ -20,7 +20,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
     Args:
         totals: the result of :meth:`tiny_audio.training.ledger.Ledger.totals`.
-        price_per_hour: US dollars per hour for all devices of the run. None uses the estimate in ``totals``.
+        price_per_hour: US dollars per hour for all devices of the run. If None, the estimate in ``totals`` is used.
         grid_gco2_per_kwh: grams of CO2 per kWh of electricity.
     """
     occupied_h = (totals["wall_s"] + totals["beside_s"]) / 3600

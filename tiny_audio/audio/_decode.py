@@ -50,7 +50,7 @@ class Decoder:
         data: the bytes of the recording.
         name: the name of the recording in messages.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
-        max_duration_s: longer recordings are rejected. None sets no limit.
+        max_duration_s: longer recordings are rejected. If None, there is no limit.
         keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, damaged
             recordings are rejected.
 

@@ -48,7 +48,7 @@ class DownMix:
 
     Args:
         name: the name of the recording in messages.
-        channel: the channel to use, counted from 1. None uses the mean.
+        channel: the channel to use, counted from 1. If None, the mean is used.
     """
 
     def __init__(self, name: str, channel: int | None = None) -> None:

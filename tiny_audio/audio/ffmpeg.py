@@ -92,7 +92,7 @@ def ffmpeg_blocks(
     Args:
         path: the file.
         name: the file's name in messages.
-        track: the audio track, counted from 1. None uses the default track, or else the first.
+        track: the audio track, counted from 1. If None, the default track is used, or else the first.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
 
     Raises:

@@ -37,7 +37,8 @@ def load_audio(
     Args:
         source: a file, or the bytes of a file, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
         max_duration_s: a longer clip is rejected, never cut.
-        name: the clip's name in messages. None uses the file's path, or the number of bytes if ``source`` is bytes.
+        name: the clip's name in messages. If None, the file's path is used, or the number of bytes if ``source``
+            is bytes.
         channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
             cancel each other.
         keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, clips that

@@ -25,7 +25,7 @@ def recording_blocks(
     Args:
         path: the file.
         name: the file's name in messages.
-        track: the audio track, counted from 1. None uses the default track, or else the first.
+        track: the audio track, counted from 1. If None, the default track is used, or else the first.
         channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
             cancel each other.
 

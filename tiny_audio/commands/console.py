@@ -25,7 +25,7 @@ def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
     """Run a recipe with progress on the console.
 
     Args:
-        folder: the run folder. None uses ``runs/<recipe>-<run id>``.
+        folder: the run folder. If None, it is ``runs/<recipe>-<run id>``.
     """
     recipe = load_recipe(path, overrides)
     from tiny_audio.commands.run import Run  # a slow import, so the recipe is checked first

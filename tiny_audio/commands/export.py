@@ -25,7 +25,7 @@ def export(
         folder: the output folder. An earlier export in it is replaced.
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge LoRA adapters into the base weights.
-        weights: the format's option ``weights``. None uses the format's default.
+        weights: the format's option ``weights``. If None, the format's default is used.
         step: export the checkpoint of this step of the run. None exports the trained model.
 
     Raises:

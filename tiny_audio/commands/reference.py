@@ -48,8 +48,8 @@ def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> No
     """Print the pages, or write them to ``<output_dir>/<kind>.md`` and print their paths.
 
     Args:
-        kind: a kind of parts, ``fields`` or ``commands``. None selects all pages.
-        output_dir: folder for the pages. None prints the pages.
+        kind: a kind of parts, ``fields`` or ``commands``. If None, all pages are selected.
+        output_dir: folder for the pages. If None, the pages are printed.
         app: the command line.
 
     Raises:

@@ -80,7 +80,7 @@ def find_overlaps(
         evaluation: the evaluation sets by name.
         sounds: for each evaluation set, the clips that sound like a training clip, as index of the clip -> name of the
             training set. None if sound was not compared.
-        why_no_sounds: the reason why sound was not compared. None leaves the reason out of reports.
+        why_no_sounds: the reason why sound was not compared. If None, reports do not state a reason.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}

@@ -55,7 +55,7 @@ def build_causal_lm(
         model_class: a model class of ``transformers``.
         config: the decoder's config.
         context: see :class:`DecoderContext`.
-        config_class: a config class of ``transformers``. None uses the model's own config class.
+        config_class: a config class of ``transformers``. If None, the model's own config class is used.
         can_share: whether ``varlen`` attention is known to work for this family. If so, ``attention: auto`` may pack
             rows that share a prefix.
 

@@ -91,7 +91,7 @@ def build_waveform_encoder(
         context: see :class:`EncoderContext`.
         not_used: regular expressions for keys that the family's checkpoints may contain but the encoder does not use.
             The CTC head's keys are always ignored.
-        attention: name of transformers' attention implementation. None uses the implementation in the config.
+        attention: name of transformers' attention implementation. If None, the implementation in the config is used.
 
     Raises:
         UserError: the checkpoint has an adapter, or cannot be used for a reason that

@@ -44,7 +44,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
             such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
             pseudorandom and always the same. With a larger number, all clips of a smaller number are chosen, too.
-        cache: folder for the sources' downloads. None uses the user's cache folder.
+        cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.

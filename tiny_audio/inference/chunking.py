@@ -108,7 +108,7 @@ def split_at_pauses(
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
-        activity: finds the pauses. None uses silero-vad if it is installed, else loudness.
+        activity: finds the pauses. If None, silero-vad is used if it is installed, else loudness.
         keep_pauses: leave nothing out. A pause, except its first 0.1 s, becomes the start of the next chunk.
     """
     activity = activity or _default_activity()

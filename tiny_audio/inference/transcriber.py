@@ -52,7 +52,7 @@ class Transcriber:
         model: the model, in evaluation mode, on its device.
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding. A longer chunk gets its own batch.
-        generation: decoding settings. None uses the model's own settings.
+        generation: decoding settings. If None, the model's own settings are used.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
             soft audio, and leave the pauses of long recordings out. If False, all audio is transcribed, and the model's
             text of every chunk is returned unchanged.

@@ -313,7 +313,7 @@ class TinyAudioModel(SavedModel):
             frames: frames of B clips, with CTC logits if the model has a CTC head.
             tokenizer: the decoder's tokenizer.
             on_text: called with the index of a clip and its text so far.
-            settings: decoding settings. None uses the model's own settings.
+            settings: decoding settings. If None, the model's own settings are used.
             contexts: see :meth:`splice`.
         """
         audio, audio_lengths = self.projector(frames)
@@ -372,7 +372,7 @@ class TinyAudioModel(SavedModel):
             texts: B drafts. A wrong draft makes decoding slower, but does not change the result.
             tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
-            max_new_tokens: None uses the model's own setting.
+            max_new_tokens: If None, the model's own setting is used.
             contexts: see :meth:`splice`.
         """
         cache = self.decoder.cache()

@@ -123,7 +123,7 @@ def dry_run(
         recipe: the recipe.
         shape: the shape of the batch.
         device: the device whose kernels and allocator are emulated.
-        context_tokens: number of tokens of each clip's context. None is the maximum of the recipe.
+        context_tokens: number of tokens of each clip's context. If None, it is the maximum of the recipe.
         text_share: factor for the amount of text. 1 is the usual amount for a clip of the shape's duration.
 
     Raises:
@@ -246,7 +246,7 @@ def prompt_tokens_of(recipe: Recipe, context_tokens: int | None = None) -> int:
 
     Args:
         recipe: the recipe.
-        context_tokens: number of tokens of the context. None is the maximum of the recipe.
+        context_tokens: number of tokens of the context. If None, it is the maximum of the recipe.
     """
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS

@@ -140,7 +140,7 @@ def build_or_load(
         part: the part's section of the recipe.
         rebuilt: whether an earlier build is repeated. If so, the caller loads the saved weights afterwards.
         ignored: see :func:`load_pretrained`.
-        attention: transformers' name of an attention implementation. None uses the implementation of the part.
+        attention: transformers' name of an attention implementation. If None, the implementation of the part is used.
 
     Raises:
         UserError: see :func:`attention_implementation`, :func:`build_model` and :func:`load_pretrained`.

@@ -50,8 +50,8 @@ class Attention(nn.Module):
         Args:
             queries: ``[B, Q, D]``, or ``[1, Q, D]`` if all clips have the same queries.
             keys: ``[B, K, C]``.
-            mask: bool ``[B, K]``, True for keys that queries may attend to. Each row has at least one True. None allows
-                all keys.
+            mask: bool ``[B, K]``, True for keys that queries may attend to. Each row has at least one True. If None,
+                queries may attend to all keys.
         """
         query, key, value = (
             # [B, T, D] -> [B, heads, T, D/heads]

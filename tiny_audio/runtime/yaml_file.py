@@ -264,7 +264,7 @@ def set_field(document: Document, path: str, value: Any, name: str | None = None
 
     Args:
         path: the dotted path of the field, such as ``training.steps``.
-        name: the name of the change in error messages. None uses the path.
+        name: the name of the change in error messages. If None, the path is used.
 
     Raises:
         UserError: the path leads through a value that is not a mapping.

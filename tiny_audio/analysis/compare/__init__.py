@@ -98,9 +98,9 @@ def compare_variants(
 
     Args:
         variants: at least one variant. If there is only one, its rates are computed without a comparison.
-        set_name: the evaluation set. None uses all sets that every run was scored on.
+        set_name: the evaluation set. If None, all sets that every run was scored on are compared.
         common: if the utterances of a set differ between runs, use only the utterances that all runs have.
-        normalizer_name: the normalizer. None uses the normalizer that the runs were scored with.
+        normalizer_name: the normalizer. If None, the normalizer that the runs were scored with is used.
         group_by: the metadata column whose groups are resampled as a whole. For the default, see
             :func:`tiny_audio.analysis.comparison.units_column`.
 

@@ -152,7 +152,8 @@ def rescore(
     Args:
         paths: the files. If there are several, each is compared with the first one.
         normalizer_name: the normalizer of references and hypotheses.
-        cost: the costs of edits, see :data:`tiny_audio.analysis.scoring.Cost`. None uses the normalizer's costs.
+        cost: the costs of edits, see :data:`tiny_audio.analysis.scoring.Cost`. If None, the normalizer's costs are
+            used.
         group_by: the metadata column whose groups are resampled as a whole. For the default, see
             :func:`tiny_audio.analysis.comparison.units_column`.
 

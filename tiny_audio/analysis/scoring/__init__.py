@@ -143,7 +143,7 @@ def score(
         groups: one label per utterance, such as the speaker. Utterances with the same label are resampled together,
             because their errors are correlated and the interval would otherwise be too narrow. An utterance with the
             label ``None`` is a separate group. If ``groups`` is None, utterances are resampled.
-        cost: the costs of edits. None uses the normalizer's costs.
+        cost: the costs of edits. If None, the normalizer's costs are used.
         durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need the durations.
 
     Raises:

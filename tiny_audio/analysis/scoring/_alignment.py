@@ -82,7 +82,7 @@ def align(
         references: raw texts.
         hypotheses: raw texts, in the order of ``references``.
         normalizer: the normalizer of references and hypotheses.
-        cost: the costs of edits. None uses the normalizer's costs.
+        cost: the costs of edits. If None, the normalizer's costs are used.
 
     Raises:
         UserError: the numbers of references and hypotheses differ, the cost is unknown, or its package is missing.

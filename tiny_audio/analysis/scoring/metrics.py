@@ -26,7 +26,7 @@ class Transcripts:
     hypotheses: Sequence[str]
     normalizer: Normalizer
     cost: Cost | None = None
-    """The costs of edits. None uses the normalizer's costs."""
+    """The costs of edits. If None, the normalizer's costs are used."""
     durations_s: Sequence[float | None] | None = None
     """Duration of each utterance in seconds, None for each unknown duration. If ``durations_s`` itself is None, all
     durations are unknown."""

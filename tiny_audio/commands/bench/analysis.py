@@ -56,7 +56,7 @@ class Analysis:
     """Differences by label and set, without the baseline."""
     columns: Mapping[str, str | None]
     """For each set, the metadata column, such as ``speaker``, that groups utterances. Intervals and tests resample
-    whole groups, such as all utterances of a speaker. None resamples single utterances."""
+    whole groups, such as all utterances of a speaker. If None, they resample single utterances."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the part of ``results.json`` with ``group_by``, ``variants``, ``comparisons`` and ``controls``."""

@@ -65,10 +65,10 @@ class Plan:
     variants: Variants
     seeds: tuple[int, ...]
     budget: Budget | None = None
-    """Budget of each unit. None uses the recipe's number of steps."""
+    """Budget of each unit. If None, the recipe's number of steps is used."""
     baseline: str | None = None
-    """Label of the variant that the others are compared with. None uses the recipe's projector if it is a variant, else
-    the first variant."""
+    """Label of the variant that the others are compared with. If None, it is the recipe's projector if this is a
+    variant, else the first variant."""
     controls: bool = False
     """Also train the baseline with other seeds, and the degraded controls."""
     cached: bool = True

@@ -150,10 +150,10 @@ def probe_recipe(
 
     Args:
         recipe: the recipe to train.
-        memory_gb: memory limit in GiB. None uses all memory of the GPU.
+        memory_gb: memory limit in GiB. If None, all memory of the GPU may be used.
         margin: share of the memory to leave free.
-        durations_s: durations of the clips, one for each bucket. None uses the longest duration and 1/2, 1/4 and 1/8 of
-            it.
+        durations_s: durations of the clips, one for each bucket. If None, the longest duration and 1/2, 1/4 and 1/8 of
+            it are used.
         random_weights: use random weights instead of reading those of checkpoints. They need the same memory.
         num_processes: number of processes that will train together. Only one process is measured. The result for all
             processes together is computed from it.

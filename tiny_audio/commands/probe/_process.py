@@ -49,7 +49,7 @@ class Process:
 
     Args:
         recipe: the recipe to train.
-        memory_gb: memory limit in GiB. None uses all memory of the GPU.
+        memory_gb: memory limit in GiB. If None, all memory of the GPU may be used.
         margin: share of the memory to leave free.
         random_weights: use random weights instead of reading those of checkpoints.
     """

@@ -39,7 +39,7 @@ class Sweep:
         path: the recipe.
         overrides: an override with one value, such as ``training.steps=100``, applies to all runs. An override with
             several values, such as ``projector=swiglu,conv``, gives a run for each value.
-        folder: the sweep's folder. None uses ``sweeps/<recipe>-<hash of the runs>``.
+        folder: the sweep's folder. If None, it is ``sweeps/<recipe>-<hash of the runs>``.
 
     Raises:
         UserError: combinations are not valid, or the runs cannot be compared. The message lists the invalid

@@ -51,7 +51,7 @@ class Job:
         recordings: all recordings.
         waiting: indices of the recordings to transcribe. They are divided among all processes.
         options: how to transcribe and write.
-        output: the output folder. None writes to standard output.
+        output: the output folder. If None, the texts are written to standard output.
         write: receives the text for standard output, in the main process.
         world: the processes that share the recordings.
     """

@@ -20,7 +20,7 @@ class Options:
 
     format: str = "text"
     output_dir: Path | None = None
-    """Folder for the files, one for each recording. None writes to standard output."""
+    """Folder for the files, one for each recording. If None, the texts are written to standard output."""
     words: bool = False
     """Include the time of each word. JSON lists the words of each segment. Tables and subtitles have one row or cue per
     word."""
@@ -29,9 +29,10 @@ class Options:
     overwrite: bool = False
     """Transcribe a recording even if its file already exists in ``output_dir``."""
     track: int | None = None
-    """The audio track, from 1. None uses each file's default track, else its first."""
+    """The audio track, from 1. If None, each file's default track is used, else its first."""
     channel: int | None = None
-    """The channel, from 1. None averages the channels, or uses the strongest channel if they cancel each other."""
+    """The channel, from 1. If None, the channels are averaged. If they cancel each
+    other, the strongest channel is used."""
 
     context: Context | None = None
     """The context of all recordings, such as hotwords."""

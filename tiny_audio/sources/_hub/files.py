@@ -30,7 +30,7 @@ class Split:
 
     repo: str
     config: str | None
-    """One of the dataset's configs (subsets). None means the default config."""
+    """One of the dataset's configs (subsets). If None, the default config is used."""
     split: str
     revision: str
     """A branch, a tag or a commit."""
