@@ -54,7 +54,7 @@ def test_a_folder_with_other_files_is_rejected(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.group_by=accent", "evaluation.group_by: no clip has a column 'accent' (columns: speaker); name"),
+        ("evaluation.group_by=accent", "evaluation.group_by: no clip has a value for the column 'accent'; use one"),
         ("data.evaluation.held_out.path=none.jsonl", "none.jsonl does not exist"),
     ],
 )
