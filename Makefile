@@ -1,13 +1,14 @@
 # make quickstart   set up .venv and train a recognizer from random weights (minutes)
 # make test         set up .venv and run the tests
-# make slow         run the tests that take minutes
+# make slow         run the tests that `make test` leaves out: they take minutes, or repeat fast tests with more cases
 # make check        what CI runs: format, lint, types, tests
 # make docs         regenerate the reference pages in docs/ and the golden files in tests/
-# make benchmarks   measure start-up, memory, loading and training, each against a baseline (takes an hour)
+# make benchmarks   measure start-up, memory, data loading and training, and compare with baselines (takes an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-# The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared,
-# because tests start hundreds of processes, which start faster with compiled modules. uv does not compile them.
+# The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared, so
+# that Python stores compiled modules, which uv does not do. Tests start hundreds of processes, and processes start
+# faster with compiled modules.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -20,10 +21,10 @@ quickstart: setup
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiny-audio needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; give another: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiny-audio needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; choose a newer Python: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools uv
-# uv installs several times faster than pip. But it ignores pip's settings, such as mirrors. If it fails, pip is used.
+# uv installs several times faster than pip. But uv ignores pip's settings, such as mirrors. If uv fails, pip is used.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@
 

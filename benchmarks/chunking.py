@@ -5,9 +5,10 @@
     python benchmarks/chunking.py runs/mine --only calls              simulated telephone calls, with pauses
 
 The clips are joined, once unchanged, and once without the pauses within and between them. Without pauses, every chunk
-of the maximum duration ends within speech. The recording is transcribed in chunks, in several ways: with pauses found
-by loudness or by silero-vad, with and without the durations of the training clips, and with cuts that the model
-chooses. Words that are lost or repeated at a cut appear as more deletions and insertions than with single clips.
+of the maximum duration ends within speech. The joined clips without pauses are also transcribed in the frequency
+band of telephones. Each recording is transcribed in chunks, in several ways: with pauses found by loudness or by
+silero-vad, with and without the durations of the training clips, and with cuts that the model chooses. Words that are
+lost or repeated at a cut appear as more deletions and insertions than with single clips.
 
 Telephone calls are the clips with pauses of 0.5 to 3 s between them, in 8-bit mu-law at 8 kHz, with noise at 10 dB.
 
@@ -68,7 +69,7 @@ def without_pauses(wave: np.ndarray) -> np.ndarray:
 
 
 def row(name: str, references: list[str], hypotheses: list[str], chunks: object = "", suppressed: object = "") -> list:
-    # Score all clips as one text, like the text of the recording, so that both error rates are comparable.
+    # Score the transcripts of all clips as one text, like that of the recording. Then the error rates are comparable.
     (one,) = align([" ".join(references)], [" ".join(hypotheses)], normalizer("lower"))
     errors = (one.substitutions, one.deletions, one.insertions)
     return [name, f"{one.errors / one.num_reference_words:.1%}", *errors, chunks, suppressed]
@@ -149,7 +150,7 @@ def voices(record: Record, clips: Clips) -> None:
 
 
 def calls(clips: Clips) -> Clips:
-    """Return the clips with a pause before each, with noise, as they sound over a telephone."""
+    """Return simulated telephone calls: each clip with a pause before it and with noise, in 8-bit mu-law at 8 kHz."""
     rng = np.random.default_rng(1)
     found = []
     for wave, text in clips:
@@ -170,9 +171,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure only these; default: all")
     parser.add_argument("--no-search", action="store_true", help="do not let the model choose cuts")
     parser.add_argument("--greedy", action="store_true", help="decode greedily")
-    parser.add_argument("--output", type=Path, help="write the page there")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
-    record = Record("Chunks of a recording without pauses", arguments.output)
+    record = Record("Long recordings in chunks", arguments.output)
     model, tokenizer = load_model(model_folder(arguments.model))
     known = durations_of(arguments.clips_of) if arguments.clips_of else model.clip_durations
     model.config.clip_durations = None if known is None else vars(known)

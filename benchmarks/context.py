@@ -53,7 +53,10 @@ class Case:
     lists: dict[str, tuple[str, ...]]
 
     def counts(self, hypothesis: str, way: str) -> tuple[int, ...]:
-        """Count errors on rare words, rare words, errors on other words, other words, inserted words of the list."""
+        """Return five counts for a hypothesis.
+
+        They are: errors on rare words, rare words, errors on other words, other words, and inserted words of the list.
+        """
         (alignment,) = align([self.reference], [hypothesis], normalizer("none"))
         listed = {*self.lists["list"]}
         rare = other = inserted = 0
@@ -146,7 +149,7 @@ def measure_speech(record: Record, transcriber: Transcriber, name: str, cases: S
 def measure_sounds(
     record: Record, transcribers: dict[str, Transcriber], cases: Sequence[Case], num_sounds: int
 ) -> None:
-    """Count the words that are written for sounds without speech."""
+    """Count the words that are written for sounds without speech, without a list and with a list of other words."""
     rng = torch.Generator().manual_seed(0)
     rows = []
     for name, level in _LEVELS.items():
@@ -159,8 +162,10 @@ def measure_sounds(
                 found.append(f"{sum(map(bool, texts))} ({sum(len(text.split()) for text in texts)})")
             rows.append([f"{name}, {filters}", *found])
     record.say("## Without speech")
-    record.say(f"Sounds with text, of {num_sounds} sounds of {_SOUND_S:g} s, and in brackets the number of words.")
-    record.table(["sound", "no list", "list"], rows)
+    record.say(
+        f"Number of sounds with text, of {num_sounds} sounds of {_SOUND_S:g} s. The number of words is in brackets."
+    )
+    record.table(["sound", "no list", "other words"], rows)
 
 
 def main() -> int:
@@ -168,8 +173,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model")
     parser.add_argument("--data", nargs="+", required=True, help="sets, as in tiny-audio evaluate")
-    parser.add_argument("--text", nargs="+", required=True, help="sets whose transcripts give the rare words")
-    parser.add_argument("--num-common", type=int, default=300, help="most frequent words of --text that are not rare")
+    parser.add_argument(
+        "--text", nargs="+", required=True, help="sets whose transcripts determine which words are rare"
+    )
+    parser.add_argument(
+        "--num-common",
+        type=int,
+        default=300,
+        help="number of most frequent words of --text, which do not count as rare",
+    )
     parser.add_argument("--words", type=int, default=100, help="number of words in a list")
     parser.add_argument("--max-samples", type=int, help="clips per set")
     parser.add_argument("--sounds", type=int, default=20, help="number of sounds without speech, of each kind")
@@ -183,8 +195,9 @@ def main() -> int:
     model, tokenizer = load_model(options.model)
     plain = Transcriber(model, tokenizer, filter_hallucinations=False, max_padded_s=60.0)
     record.say(
-        f"Lists of {options.words} words. The distractors come from {len(pool):,} words, which are not among the "
-        f"{options.num_common:,} most frequent ones of {len(texts):,} texts. The filters are off for speech."
+        f"Lists of {options.words} words. The words of a list that are not in the reference come from {len(pool):,} "
+        f"words: all words of {len(texts):,} transcripts, except the {options.num_common:,} most frequent words. The "
+        "filters are off for speech."
     )
     for data in options.data:
         cases = cases_of(data, pool, common, options.words, options.max_samples)

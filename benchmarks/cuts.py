@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--greedy", action="store_true", help="decode greedily")
     parser.add_argument("--no-search", action="store_true", help="do not let the model choose cuts")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random orders")
-    parser.add_argument("--output", type=Path, help="write the page there")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     record = Record("Words at the cuts of a recording without pauses", arguments.output)
     model, tokenizer = load_model(model_folder(arguments.model))
@@ -147,9 +147,9 @@ def main() -> int:
     record.say(
         f"{len(order)} clips, {len(whole) / SAMPLE_RATE:.0f} s, {len(chunks)} chunks of "
         f"{max(len(chunk.waveform) for chunk in chunks) / SAMPLE_RATE:.1f} s at most, {len(cuts)} cuts within speech, "
-        f"of them {sum(chunk.overlap > 0 for chunk in chunks)} with an overlap; "
+        f"{sum(chunk.overlap > 0 for chunk in chunks)} of these cuts with an overlap; "
         f"{sum(segment.suppressed is not None for segment in segments)} texts suppressed. "
-        f"Chunking took {chunking_s:.0f} s of CPU time, all {time.process_time() - started:.0f} s."
+        f"Of {time.process_time() - started:.0f} s of CPU time in all, chunking took {chunking_s:.0f} s."
     )
     record.table(["", "words", "WER", "substituted", "deleted", "inserted"], rows)
     one_piece, in_chunks = (errors.counts(near) for errors in found.values())

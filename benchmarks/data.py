@@ -16,10 +16,10 @@ Loading: the clips are FLAC in Parquet files with LoquaciousSet's schema. Three 
 The time of an epoch of the first two loaders includes the start of the workers. Our loader must reach 70 % of the rate
 of decoding alone.
 
-Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). It is
-compared with the same loader when batches are passed as the DataLoader passes tensors by default. The two alternate,
-and the order changes each time. Each pair of epochs gives one ratio of CPU times, because other work on the machine
-affects CPU time less than elapsed time.
+Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). For
+comparison, the same loader also passes batches in the way in which a DataLoader passes tensors by default. The two ways
+alternate, and the order changes each time. Each pair of epochs gives one ratio of CPU times, because other work on the
+machine affects CPU time less than elapsed time.
 
 Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
 index from the metadata columns. Another process opens the index and plans an epoch, like a run that is resumed. The
@@ -359,7 +359,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--plan-clips", type=int, default=10_000_000)
     parser.add_argument("--only", choices=("load", "decode", "memory", "plan"))
-    parser.add_argument("--output", type=Path, help="write the page there too")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     parser.add_argument("--stage", nargs=3, metavar=("NAME", "SHARDS", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

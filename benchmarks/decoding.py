@@ -1,6 +1,6 @@
-"""Part of ``benchmarks/data.py``: the time to decode undamaged clips, compared with libsndfile without checks.
+"""Part of ``benchmarks/data.py``: the time to decode undamaged clips, compared with libsndfile, which trusts headers.
 
-The baseline trusts each header. It opens the file, decodes it in blocks, checks that the samples are finite, averages
+The baseline uses libsndfile. It opens the file, decodes it in blocks, checks that the samples are finite, averages
 the channels and resamples. Our decoder also compares the header with the file. Both decode the same bytes in turn, and
 the order changes each time.
 """
@@ -33,7 +33,7 @@ FORMATS = (
 
 
 class ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
-    """A sound file that claims that it cannot seek, because soundfile otherwise seeks after each read."""
+    """A sound file that reports that it cannot seek. Otherwise, soundfile seeks after each read."""
 
     def seekable(self) -> bool:
         """Return False."""

@@ -1,4 +1,4 @@
-"""Compare our fine-tuning of pretrained parts with a plain variant of it, and with a loop over transformers' modules.
+"""Compare our fine-tuning of pretrained parts with a plain variant, and with a loop that trains transformers' modules.
 
     python benchmarks/finetune.py                       small random checkpoints and noise; takes a minute
     python benchmarks/finetune.py --encoder whisper-tiny.en --decoder SmolLM2-135M-Instruct --manifest train.jsonl
@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of a batch")
     parser.add_argument("--batches", type=int, default=6, help="batches of an epoch")
     parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after a first that fills the cache")
-    parser.add_argument("--output", type=Path, help="write the page there")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     arguments.real = arguments.decoder is not None
     record = Record("Fine-tuning: shared prompts and kept frames against the plain way", arguments.output)

@@ -8,16 +8,17 @@
 All variants decode greedily, because only greedy decoding uses drafts. The recipe's beams and CTC weight are ignored.
 Plain decoding is transformers' generate. Assisted decoding verifies a draft. It must give the same tokens as plain
 decoding for every clip, alone and in batches. (In half precision, only the share of clips with equal tokens is
-reported.) Assisted decoding must also need at least ``FEWER_PASSES`` times fewer passes of the decoder. A hook counts
-the passes, including the first pass over a clip's prompt.
+reported.) Also, plain decoding must need at least ``FEWER_PASSES`` times as many passes of the decoder as assisted
+decoding. A hook counts the passes, including the first pass over a clip's prompt.
 
 The measured time is that of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the
-seconds of audio divided by this time. Batches contain clips of similar length, longest first, within a budget of padded
-seconds. The variants alternate in each round. Medians and ranges are over rounds. Compare the ratios, not the seconds.
+seconds of audio divided by this time. Clips are sorted by length, longest first, and divided into batches of at most
+``--padded-s`` padded seconds. All variants run once in each round, in random order. Medians and ranges are over rounds.
+Compare the ratios, not the seconds.
 
 A model with random weights gives random text, and its CTC head gives another random text, which is useless as a draft.
-So with random weights, the draft is the text of plain decoding in which a share of the tokens was made wrong. Adapters
-are measured merged and not merged.
+So with random weights, the draft is the result of plain decoding, with a share of its tokens replaced by wrong tokens.
+These models are measured with merged adapters and with adapters that are not merged.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list
     """Return batches of clip indices, longest clips first.
 
     Args:
-        max_padded_s: budget of a batch. None makes every clip its own batch.
+        max_padded_s: maximum number of padded seconds in a batch. If None, each clip is a batch of its own.
     """
     order = sorted(range(len(clips)), key=lambda number: -len(clips[number]))
     found = []
@@ -175,7 +176,7 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
                     frames = model.encode(*batch)
                     decoded = model.verify(*model.projector(frames), model.ctc_texts(frames), tokenizer)
                     found, each = [clip.ids for clip in decoded], [clip.num_passes for clip in decoded]
-                    assert max(each) == passes.calls, "the hook and the search count alike"
+                    assert max(each) == passes.calls, "the hook and the search counted different numbers of passes"
             for index, row, calls in zip(indices, found, each, strict=True):
                 ids[index], taken[index] = row, calls
         return ids, taken
@@ -283,8 +284,8 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
         for wrong in WRONG:
             contenders[f"assisted, {wrong:.0%} of the tokens wrong, {name}"] = partial(assisted, budget, wrong)
     results: dict[str, tuple[float, list[float]]] = {}
-    for state in ("adapters apart", "merged"):
-        if state == "merged":
+    for state in ("adapters not merged", "adapters merged"):
+        if state == "adapters merged":
             from peft.tuners.tuners_utils import BaseTunerLayer
 
             for module in model.modules():
@@ -297,9 +298,9 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
             calls[name] = passes.rows / len(clips)
         for name, values in timed(contenders, arguments.rounds, device).items():
             results[f"{name}, {state}"] = (calls[name], values)
-    first = np.array(results["plain, one by one, adapters apart"][1])
+    first = np.array(results["plain, one by one, adapters not merged"][1])
     record.table(
-        ("", "RTFx", "times the first", "decoder passes per clip"),
+        ("", "RTFx", "speed relative to the first row", "decoder passes per clip"),
         [
             (
                 name,
@@ -315,17 +316,22 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="an exported model with a CTC head")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "quickstart.yaml", help="has the data")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=ROOT / "recipes" / "quickstart.yaml",
+        help="recipe whose evaluation sets are transcribed",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--full-size", action="store_true", help="the model card's recipe with random weights")
-    parser.add_argument("--tiny", action="store_true", help="very small random weights, only to test the script")
+    parser.add_argument("--tiny", action="store_true", help="a very small model, only to test the script")
     parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
     parser.add_argument("--compile", action="store_true", help="also measure assisted decoding with compiled layers")
     parser.add_argument("--clips", type=int, help="number of clips; default: all")
     parser.add_argument("--timed-clips", type=int, default=200, help="approximate number of timed clips")
     parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of audio in a batch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the page there too")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     record = Record("Transcription: one by one, batched, assisted", arguments.output)
     if arguments.model is None:

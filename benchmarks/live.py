@@ -63,6 +63,7 @@ class Measured:
     partial_words: list[bool] = field(default_factory=list)
     """Whether each word of each partial text is in the final text at the same position."""
     stable_words: list[bool] = field(default_factory=list)
+    """As ``partial_words``, for the words that a partial text marks as stable."""
     num_partials: int = 0
 
 
@@ -81,7 +82,7 @@ def first_sound(clip: np.ndarray) -> float:
 
 
 def joined(clips: Clips, seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Join clips to a stream. Return it, and for each clip the start of its first sound and its end in seconds."""
+    """Join clips to a stream. Return the stream, and each clip's first sound and end in seconds."""
     rng, parts, spans, samples = np.random.default_rng(seed), [], [], 0
     for clip, _ in [*clips, (np.zeros(0, np.float32), "")]:
         pause = np.zeros(int(rng.uniform(*PAUSES_S) * SAMPLE_RATE), np.float32)
@@ -98,7 +99,7 @@ def joined(clips: Clips, seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
 def events(transcriber: Transcriber, waveform: Tensor, measured: Measured) -> Iterator[tuple[float, Partial | Final]]:
     """Yield the events of a stream, and their times in seconds."""
     network = silero()
-    assert network is not None, "pip install silero-vad"
+    assert network is not None, "this benchmark needs silero-vad"
     stream = LiveStream(
         Utterances(
             SpeechProbabilities(network, frames_per_step=1),
@@ -168,7 +169,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a run, or its model folder")
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--manifest", type=Path, help="recorded clips instead of synthesized ones")
-    parser.add_argument("--output", type=Path, help="write the page there")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     record = Record("Live text: final texts, delays, partial texts", arguments.output)
     transcriber = Transcriber(*load_model(model_folder(arguments.model)))
@@ -197,14 +198,15 @@ def main() -> int:
             ["partial texts", f"{measured.num_partials:,}"],
             ["correct words of partial texts", share(measured.partial_words)],
             ["correct words of their stable parts", share(measured.stable_words)],
-            ["clips with a text while they are spoken or after", f"{len(measured.first_word_s)} of {len(clips)}"],
+            ["clips for which a partial or final text was sent", f"{len(measured.first_word_s)} of {len(clips)}"],
             ["WER, live", f"{wer(references, measured.texts):.2%}"],
             ["WER, clip by clip without the pauses", f"{wer(references, alone):.2%}"],
         ],
     )
     record.say()
     record.bar(
-        f"{sum(measured.equal)} of {len(measured.equal)} final texts are those of the transcriber", all(measured.equal)
+        f"{sum(measured.equal)} of {len(measured.equal)} final texts equal those of the transcriber",
+        all(measured.equal),
     )
     return record.write()
 

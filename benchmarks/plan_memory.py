@@ -129,7 +129,7 @@ CUDA_CASES: dict[str, Document] = {
 
 @dataclass
 class StandInTokenizer:
-    """A tokenizer that needs no network: it has the vocabulary size of a real one, and gives texts as many tokens."""
+    """A tokenizer that needs no network. Vocabulary size and average number of tokens are those of a real tokenizer."""
 
     size: int
     characters_per_token: float
@@ -143,7 +143,7 @@ class StandInTokenizer:
         return self.size
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Return as many ids as a real tokenizer would. Their values have no meaning."""
+        """Return about as many ids as a real tokenizer would. Their values have no meaning."""
         return [3] * round(len(text) / self.characters_per_token)
 
 

@@ -20,7 +20,7 @@ class Record:
 
     Args:
         title: title of the page.
-        path: path of the page. None only prints.
+        path: path of the page. If None, no page is written.
     """
 
     def __init__(self, title: str, path: Path | None) -> None:
@@ -64,7 +64,7 @@ class Record:
 
 
 def machine() -> str:
-    """Describe the processor, threads, load and GPU."""
+    """Describe the CPU, the GPU, the number of threads and the load."""
     cpus = Path("/proc/cpuinfo")
     model = platform.processor() or platform.machine()
     if cpus.exists():

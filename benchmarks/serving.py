@@ -63,7 +63,7 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, texts])
 
 @dataclass
 class Load:
-    """Measurements over the responses to all clients."""
+    """Measurements of the responses to all clients. ``refused`` counts responses with the status 429."""
 
     latencies: list[float] = field(default_factory=list)
     audio_s: float = 0.0
@@ -94,7 +94,7 @@ def memory_mb(pid: int) -> float:
 async def load(
     url: str, pid: int, files: list[Path], texts: list[str], clients: int, seconds: float, requests: int
 ) -> Load:
-    """Send files from many clients for ``seconds``, and longer until there are ``requests`` answers."""
+    """Send files from many clients, for at least ``seconds`` and until there are at least ``requests`` answers."""
     seen, deadline = Load(), time.perf_counter() + seconds
     durations = [audio_duration(path) for path in files]
     numbers = itertools.count()
@@ -159,7 +159,7 @@ def main() -> int:
         after = transcribe(model, files)
     by_wall, by_cpu = (2 * total_s / (before[index] + after[index]) for index in (0, 1))
     record.say(
-        f"{options.clients} clients, {len(seen.latencies)} answers in {wall:.1f} s, {seen.refused} times 429; "
+        f"{options.clients} clients, {len(seen.latencies)} answers in {wall:.1f} s, {seen.refused} responses 429; "
         f"{options.clips} clips of {total_s / options.clips:.1f} s on average."
     )
     record.table(
@@ -171,7 +171,7 @@ def main() -> int:
         ],
     )
     p50, p95, p99 = np.percentile(seen.latencies, [50, 95, 99])
-    record.say(f"Time to the answer: median {p50:.2f} s, 95 % {p95:.2f} s, 99 % {p99:.2f} s.")
+    record.say(f"Time to the answer: median {p50:.2f} s, 95th percentile {p95:.2f} s, 99th percentile {p99:.2f} s.")
     settled = [mb for count, mb in seen.memory if count >= len(seen.latencies) // 4] or [0.0]
     quarter = len(settled) // 3 or 1
     growth = max(settled[-quarter:]) / max(max(settled[:quarter]), 1.0)
@@ -181,8 +181,10 @@ def main() -> int:
     )
     record.say()
     record.bar(f"no errors but 429 ({len(seen.errors)}: {seen.errors[:2]})", not seen.errors)
-    record.bar(f"the texts of `transcribe` ({len(seen.different)} differ: {seen.different[:2]})", not seen.different)
-    record.bar(f"at least {LEAST_SPEED:.0%} of its speed", seen.audio_s / wall >= LEAST_SPEED * by_wall)
+    record.bar(
+        f"the same texts as `transcribe` ({len(seen.different)} differ: {seen.different[:2]})", not seen.different
+    )
+    record.bar(f"at least {LEAST_SPEED:.0%} of the speed of `transcribe`", seen.audio_s / wall >= LEAST_SPEED * by_wall)
     record.bar(f"memory grows by at most {MAX_GROWTH - 1:.0%}", growth <= MAX_GROWTH)
     return record.write()
 

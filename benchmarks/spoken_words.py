@@ -1,9 +1,9 @@
-"""Synthesize sentences with the start time of each word, in a process of its own, because espeak-ng is GPL-3.
+"""Synthesize sentences, and record the start time of each word.
 
     python benchmarks/spoken_words.py FOLDER NUMBER SEED
 
-The script writes NUMBER clips at espeak-ng's own sample rate, and ``words.jsonl`` with the fields ``audio_filepath``,
-``text`` and ``starts_s``.
+``transcription.py`` runs this script in a separate process, because espeak-ng is GPL-3. The script writes NUMBER clips
+at espeak-ng's own sample rate, and ``words.jsonl`` with the fields ``audio_filepath``, ``text`` and ``starts_s``.
 """
 
 from __future__ import annotations

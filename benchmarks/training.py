@@ -1,4 +1,4 @@
-"""Compare a plain training loop with ours: batches of similar clips, and logits only at label positions.
+"""Compare a plain training loop with ours, which batches clips of similar length and computes fewer logits.
 
     python benchmarks/training.py                               on a CPU, a model with 20 M parameters; takes minutes
     python benchmarks/training.py --manifest all.jsonl          with the durations of real clips
@@ -13,8 +13,8 @@ Compare the ratios, not the seconds.
 Same number of clips: in the first comparison, both loops take the same number of clips in each step. The possible gain
 is computed as follows. Each loop is timed on batches of equally long clips, for some durations. (One clip of each batch
 is slightly shorter, so that there is a mask.) A quadratic curve of time against duration is fitted for each loop. The
-curves predict the time of the plain loop's batches and of our batches. The ratio of the two is the bound: the gain from
-avoiding padding and logits, at this machine's speed. Our loop must reach 95 % of the bound.
+curves predict the time of each loop's batches. The ratio of the predicted speeds (audio per second) is the bound: the
+gain from avoiding padding and logits, at this machine's speed. Our loop must reach 95 % of the bound.
 
 Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit.
 PyTorch's allocator counts the memory, without the weights. Any random batch may contain the longest clips, so the plain
@@ -313,14 +313,14 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=6, help="batches of each loop in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-gib", type=float, default=1.0, help="memory of a step, without the weights")
-    parser.add_argument("--output", type=Path, help="write the page there too")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         keep_freed_memory()
     durations_s = drawn_durations(arguments.manifest)
     bench = Bench(document_of(arguments, float(durations_s.max())), arguments.device, durations_s)
     bench.check_equal()
-    record = Record("Training: planned batches and labeled logits against a plain loop", arguments.output)
+    record = Record("Training: planned batches and logits only at labels, compared with a plain loop", arguments.output)
     sizes = {part: sum(tensor.numel() for tensor in getattr(bench.model, part).parameters()) for part in PARTS}
     record.say(
         "Random weights: "

@@ -1,4 +1,4 @@
-"""Part of ``benchmarks/training.py``: a model and its training steps, with logits at label positions or everywhere."""
+"""Part of ``benchmarks/training.py``: a model and its training steps, with logits at labels or at all positions."""
 
 from __future__ import annotations
 

@@ -5,9 +5,10 @@
 
 The benchmark needs a run of `recipes/quickstart.yaml` (or its `model` folder). It measures
 
-- a long recording: sentences in held-out voices with pauses of 0.5 to 3 s, transcribed by one command. Its word error
-  rate is compared with that of the single sentences, and its peak memory with that of a sixth of the recording. Its
-  subtitles are read by independent parsers
+- the word error rate of a long recording, compared with that of its sentences one by one. The recording has sentences
+  in held-out voices, with pauses of 0.5 to 3 s
+- the peak memory of the command, compared with that for a recording of a sixth of the duration
+- whether independent parsers can read the subtitles of the long recording
 - the start times of words, compared with espeak-ng's own word events
 - the texts of 50 clips without speech, with and without the hallucination filters
 - whether the filters change the text of speech, and the texts of speech that is 40 dB softer
@@ -189,7 +190,7 @@ def word_starts(record: Record, recognizer: Transcriber, folder: Path) -> None:
     sizes = np.abs(errors)
     record.say("## Word starts\n")
     record.table(
-        ["sentences", "with the right text", "their words", "median error", "90th percentile", "median, signed"],
+        ["sentences", "with the right text", "words in these", "median error", "90th percentile", "median, signed"],
         [
             [
                 *(len(rows), right, len(errors), f"{1000 * np.median(sizes):.0f} ms"),
@@ -344,7 +345,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="a run of recipes/quickstart.yaml, or its model folder")
     parser.add_argument("--hours", type=float, default=1.0, help="duration of the long recording; default: 1")
-    parser.add_argument("--output", type=Path, help="write the page there")
+    parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     record = Record("Transcription: long recordings, word times, filters", arguments.output)
     folder = model_folder(arguments.model)

@@ -6,10 +6,11 @@ For each set, the benchmark prints the word error rate of greedy decoding, and t
 their interval (see :mod:`tiny_audio.analysis.audio_bits`). The bits are also measured for the same model with random
 weights in its projector.
 
-Then the decoded texts of all sets are taken. A text counts as right if its word error rate is at most 0.2, and as
-invented if it is at least 0.8. Scores that need no reference are compared in two ways. One is the area under the ROC
-curve, which is 1 if every right text has a higher score than every invented text, and 0.5 for a random score. The other
-is the share of invented texts that are rejected by a threshold which 99 % of the right texts reach. The scores are
+Then the decoded texts of all sets are classified. A text counts as right if its word error rate is at most 0.2, and as
+invented if its word error rate is at least 0.8. Other texts and empty texts are ignored. Scores that need no reference
+are compared in two ways. One is the area under the ROC curve, which is 1 if every right text has a higher score than
+every invented text, and 0.5 for a random score. The other is the share of invented texts below the threshold that 99 %
+of the right texts reach. The scores are
 
 - the text's log-probability per token
 - the log-probability with the audio minus the log-probability without the audio. "Without the audio" means one of four

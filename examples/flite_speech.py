@@ -4,9 +4,9 @@
     python examples/flite_speech.py sentences.txt --first 0 --number 2500 --output-dir flite
     tiny-audio run open_vocabulary data.train.flite='{name: manifest, path: flite/manifest.jsonl}' …
 
-Flite adds variety to the voices of espeak-ng: three of its voices (awb, rms, slt) are statistical models of real
-speakers of the CMU Arctic corpus. Speaking rate, pitch, formants, level and noise are random. Flite and its voices may
-be used and redistributed freely (licenses in /usr/share/doc/flite).
+Flite adds variety to the voices of espeak-ng: three of Flite's voices (awb, rms, slt) are statistical models of
+real speakers of the CMU Arctic corpus. Speaking rate, pitch, formants, level and noise are random. Flite and its voices
+may be used and redistributed freely (licenses in /usr/share/doc/flite).
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@
     python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \
         --most 10000 --exclude test.jsonl --output sentences.txt
 
-``debian:NAME`` means the texts of an installed Debian package. A sentence with digits, symbols or too many words is
-divided into its clauses. Clauses that still have one of these, and texts with too few words, are left out. Repeated
-sentences are written once. ``--exclude`` names manifests (JSON lines with the key ``text``). Sentences that share five
-consecutive words with a transcript in such a manifest are left out, too. Exclude the sets that you evaluate on.
+``debian:NAME`` means the texts of an installed Debian package. Digits, symbols, letters other than a to z, and single
+letters such as initials make a sentence unusable. So do too many words. An unusable sentence is divided into its
+clauses, and its usable clauses are kept. Sentences and clauses with too few words are left out. Repeated sentences are
+written once. ``--exclude`` names manifests (JSON lines with the key ``text``). Sentences that share five consecutive
+words with a transcript in such a manifest are left out, too. Exclude the sets that you evaluate on.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def _read(path: Path) -> str:
 
 
 def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
-    """Yield the usable sentences of a text: ``fewest`` to ``most`` words, without digits and symbols.
+    """Yield the usable sentences of a text: those with ``fewest`` to ``most`` words that :func:`clean` accepts.
 
-    If a sentence has too many words, digits or symbols, its usable clauses are yielded instead.
+    If :func:`clean` rejects a sentence, its usable clauses are yielded instead.
     """
     for sentence in _SENTENCE_END.split(_REMARK.sub(" ", _REFERENCE.sub("\n\n", text))):
         whole = clean(sentence, most)
@@ -69,7 +70,11 @@ def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
 
 
 def clean(text: str, most: int) -> str | None:
-    """Return the words of a sentence, separated by spaces. None if it has digits, symbols, or over ``most`` words."""
+    """Return the words of a sentence in lower case, separated by spaces.
+
+    Return None if the sentence has digits, symbols, letters other than a to z, single letters other than a, i and o, or
+    more than ``most`` words.
+    """
     text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
     words = [word.strip("'") for word in re.sub(r"[-\s.,!?;:\"()]+", " ", text).split()]
     # The words "a", "i" and "o" are single letters. Other single letters are abbreviations.

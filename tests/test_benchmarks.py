@@ -69,7 +69,9 @@ def test_training(tmp_path: Path) -> None:
     assert "times the audio, at least 2.5" in printed
     assert "from manifest.jsonl" in printed
     text = page.read_text()
-    assert text.startswith("# Training: planned batches and labeled logits against a plain loop\n\nMeasured on 20")
+    assert text.startswith(
+        "# Training: planned batches and logits only at labels, compared with a plain loop\n\nMeasured on 20"
+    )
     assert printed.strip() in text
 
 
@@ -177,7 +179,7 @@ def test_live(tmp_path: Path) -> None:
     printed = run("benchmarks/live.py", str(tmp_path / "model"), "--clips", "3", "--output", str(page))
     assert "3 clips in streams of" in printed
     assert "| a decoding | 0." in printed
-    assert "final texts are those of the transcriber: holds" in printed
+    assert "final texts equal those of the transcriber: holds" in printed
     assert printed.strip() in page.read_text()
 
 
@@ -189,7 +191,7 @@ def test_inference_of_random_weights() -> None:
             assert line.endswith("| 1.00 |"), "one pass verifies a draft that is right"
         if line.startswith("| plain, one by one"):
             assert line.endswith("| 40.00 |")
-    assert "| assisted, 30% of the tokens wrong, batched, merged | " in printed
+    assert "| assisted, 30% of the tokens wrong, batched, adapters merged | " in printed
 
 
 @pytest.mark.slow
@@ -200,7 +202,7 @@ def test_serving(tmp_path: Path) -> None:
     printed = run("benchmarks/serving.py", str(tmp_path / "model"), *small)
     assert "4 clients, 10" in printed
     assert "- no errors but 429 (0: []): holds" in printed
-    assert "- the texts of `transcribe` (0 differ: []): holds" in printed
+    assert "- the same texts as `transcribe` (0 differ: []): holds" in printed
     assert printed.strip() in page.read_text()
 
 

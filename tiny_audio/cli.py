@@ -65,7 +65,7 @@ def sweep(
     output_dir: arg.SweepFolder = None,
     dry_run: Annotated[bool, Option("--dry-run", help="List the runs without starting them.")] = False,
 ) -> None:
-    """Run a grid of overrides, then compare. The same command continues an interrupted sweep.
+    """Run a grid of overrides, then compare the runs. The same command continues an interrupted sweep.
 
     Example: tiny-audio sweep quickstart projector=swiglu,conv,qformer training.seed=0,1,2
     """
@@ -132,10 +132,12 @@ def plan(
     gpu: Annotated[
         str | None, Option(help="A GPU (a40, h100, ...), or cpu for the CPU of this machine. Default: all GPUs.")
     ] = None,
-    price_per_hour: Annotated[float | None, Option(help="US dollars per hour. Default: a list price.")] = None,
+    price_per_hour: Annotated[
+        float | None, Option(help="US dollars per hour. Default: an approximate price of the GPU.")
+    ] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[
-        float | None, Option(help="Mean clip duration. Default: half of data.max_duration_s.")
+        float | None, Option(help="Mean clip duration in seconds. Default: half of data.max_duration_s.")
     ] = None,
     as_json: arg.AsJson = False,
 ) -> None:

@@ -61,8 +61,8 @@ class AlignmentConfig(Config):
     max_labels: PositiveInt | None = None
     """Approximate number of labels. The labels are tokens of the decoder that are frequent as parts of words in the
     transcripts. Every other token is replaced by a sequence of labels that spells it. A rare word is thus learned from
-    other words with the same labels. A token that cannot be spelled becomes an additional label. If None, every token
-    of the transcripts becomes a label."""
+    other words with the same labels. A token that cannot be spelled becomes an additional label. If None, or if
+    the transcripts contain at most this many different tokens, every token of the transcripts becomes a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
     an audio embedding is less similar than this to every token, its most likely label is the blank."""

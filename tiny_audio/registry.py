@@ -163,7 +163,7 @@ class Registry(Generic[ConfigT, PartT]):
         return self.entry(fields.get("name")).config.model_validate(fields, strict=False)
 
     def discover(self) -> None:
-        """Import the package's modules, then the installed plugins. Only the first call has an effect.
+        """Import the package's modules, then the installed plugins. After a successful call, further calls do nothing.
 
         Raises:
             RegistryError: a plugin cannot be imported. The message names its distribution and module.

@@ -1,4 +1,4 @@
-"""A strided convolution over the encoder's frames and two linear layers, as in SLAM-LLM and WeST."""
+"""A projector with a strided convolution over the encoder's frames and a linear layer, similar to SLAM-LLM's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig
 
 
 class StridedConvConfig(ProjectorConfig):
-    """Strided convolution over neighboring frames, then two linear layers."""
+    """Strided convolution over neighboring frames, then a GELU, a linear layer and a norm."""
 
     name: Literal["strided_conv"] = "strided_conv"
     stride: PositiveInt = 5
     """Encoder frames per embedding. Each embedding is computed from a window of twice as many frames, so neighboring
     windows overlap by half."""
     hidden_dim: PositiveInt = 1024
-    """Channels of the convolution."""
+    """Output channels of the convolution."""
 
     def min_frames(self) -> int:
         """Return the number of frames in one window."""
@@ -59,5 +59,5 @@ class StridedConvProjector(Projector):
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))
         embeddings = self.down(F.gelu(hidden).transpose(1, 2))
-        # Under autocast, the embeddings are in half precision. The norm needs them in the type of its weights.
+        # Under autocast, the embeddings are in half precision. The norm's input must have the type of its weights.
         return self.norm(embeddings.to(self.norm.weight.dtype)), self.max_embeddings(frames.lengths)

@@ -62,7 +62,7 @@ def test_the_terminal_names_rates_and_costs(entries: list[dict[str, Any]]) -> No
     lines = list(gain_lines(entries))
     text = " ".join(" ".join(lines).split())
     rates = [entries[0]["rates"][name]["wer"] for name in ("CTC head", MODEL)]
-    assert f"{SET}: WER {rates[0]:.2%} of CTC head, {rates[1]:.2%} of the model: " in text
+    assert f"{SET}: WER {rates[0]:.2%} with CTC head, {rates[1]:.2%} with the model: " in text
     assert "better with the decoder; 2.5 times the FLOPs, 4 times the latency" in text
     assert text.count("no difference shown") == 1
     assert text.endswith("intervals come from a bootstrap over whole groups by speaker; normalizer lower")

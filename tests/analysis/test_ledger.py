@@ -22,10 +22,10 @@ def in_words(**changes: Any) -> dict[str, tuple[str, str]]:
 
 def test_every_value_says_how_it_was_obtained() -> None:
     assert in_words() == {
-        "throughput": ("1,100.0 hours of audio/h", "of training steps"),
+        "throughput": ("1,100.0 hours of audio/h", "during training steps"),
         "text": ("3,300.5 tokens/s", "18,000,000 target tokens"),
         "padding": ("3.0%", "of the audio in batches"),
-        "waiting for data": ("0.4%", "of the time of steps"),
+        "waiting for data": ("0.4%", "of the time for training steps"),
         "work": ("2.25 EFLOPs", "counted as tiny-audio plan does, without padding"),
         "utilization": ("41.2%", "of the peak, 150 TFLOPS (table, a40)"),
         "peak memory": ("26.00 GiB", "of the GPU, by PyTorch's allocator"),

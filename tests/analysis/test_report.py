@@ -125,8 +125,8 @@ def test_worst_and_other_utterances_are_shown(html):
         (b"ID3.....", "data:audio/mpeg;base64,"),
         (b"\xff\xfb....", "data:audio/mpeg;base64,"),
         (b"\xff\xf3....", "data:audio/mpeg;base64,"),
-        (b"<script>", "browsers cannot play the format of this audio"),
-        (b"", "browsers cannot play the format of this audio"),
+        (b"<script>", "no audio: the format is not FLAC, WAV, Ogg or MP3"),
+        (b"", "no audio: the format is not FLAC, WAV, Ogg or MP3"),
         (None, "no audio available"),
     ],
 )

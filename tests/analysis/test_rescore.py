@@ -242,7 +242,7 @@ ROW = leaderboard(0, "a", "b")
         ([{**ROW, "truncated": "no"}], 'line 1: truncated true false "no"'),
         ([{**ROW, "metadata": []}], "line 1: metadata []"),
         ([ROW, leaderboard(1, "c", "c"), ROW], "line 3: 'sample_0' line 1 twice id"),
-        ([{**ROW, "error": "down"}], "mine (mine: 0 hypothesis of 1)"),
+        ([{**ROW, "error": "down"}], "mine (mine: 0 of 1 clips have a hypothesis)"),
         ([{**ROW, "text": "<noise>"}], "mine.jsonl: 'whisper_english'"),
     ],
 )

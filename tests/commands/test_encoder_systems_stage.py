@@ -54,7 +54,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     ]
     assert own["normalizer"] == "whisper_english"
     assert all(speed["flops_per_s"] > 0 for entry in (head, own) for speed in entry["speed"].values())
-    assert out.count(" of the model: ") == 2
+    assert out.count(" with the model: ") == 2
     assert "What the decoder adds" in (folder / "report.html").read_text()
     evaluation = folder / "evaluation"
     files = evaluation / "held_out.encoder.jsonl", evaluation / "held_out.jsonl"
@@ -70,7 +70,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
     assert code == 0
     assert "scoring" not in out
-    assert "held_out: not compared with recognizers without the decoder: " in out
+    assert "held_out: a recognizer without the decoder is left out of the comparison: " in out
     assert [entry["system"] for entry in read(folder)] == ["CTC head"]
     _, out, _ = call("run", path, "evaluation.encoder_system_clips=0", "--output-dir", folder)
     assert "What the decoder adds" not in out

@@ -152,7 +152,7 @@ def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)
     (message,) = caplog.messages
-    start = "a sound for augmentation cannot be decoded, so clips that need it are not changed"
+    start = "a sound for augmentation cannot be decoded; clips are used without it"
     assert message.startswith(f"{start}: {path}: ")
 
 

@@ -132,11 +132,13 @@ def test_a_target_text_can_be_pickled_for_loader_processes() -> None:
     [
         (
             {"write_punctuation": True, "name": "whisper_english"},
-            "write_punctuation has no effect with the normalizer whisper_english, which removes punctuation; remove it",
+            "write_punctuation has no effect with the normalizer whisper_english, which removes punctuation; remove "
+            "write_punctuation",
         ),
         (
             {"remove_markers": True, "name": "basic"},
-            "remove_markers has no effect with the normalizer basic, which removes brackets itself; remove it",
+            "remove_markers has no effect with the normalizer basic, which removes brackets itself; remove "
+            "remove_markers",
         ),
     ],
 )

@@ -262,7 +262,7 @@ def test_shorter_clips_equal_whispers_layers_called_one_by_one(whisper: tuple[An
 
 def test_whisper_rejects_clips_longer_than_its_positions(whisper: tuple[Any, Encoder]) -> None:
     audio = torch.zeros(1, 31 * SAMPLE_RATE)
-    with pytest.raises(ValueError, match=r"a clip of 31\.0 s is longer than this encoder's 30 s; split it"):
+    with pytest.raises(ValueError, match=r"a clip of 31\.0 s is longer than the 30 s that"):
         whisper[1](audio, torch.tensor([audio.shape[1]]))
 
 

@@ -97,7 +97,9 @@ def test_unknown_data_is_rejected(text: str, message: str, tmp_path: Path, monke
 
 def test_unusable_data_is_rejected(trained: Path, tmp_path: Path) -> None:
     manifest = str(trained / "manifest.jsonl")
-    with pytest.raises(UserError, match="there are two sets called 'manifest'; rename one, or give it once"):
+    with pytest.raises(
+        UserError, match="there are two sets called 'manifest'; rename one of them, or give the set only once"
+    ):
         read_data([manifest, manifest], None)
     path = tmp_path / "sets.yaml"
     path.write_text("clean: librispeech\n")

@@ -99,14 +99,16 @@ def test_other_folders_are_rejected(corpus: Path, tmp_path: Path) -> None:
     assert_rejected(
         f"there is no {corpus.parent}/train.tsv; path must be the folder of one language: {corpus}", corpus.parent
     )
-    assert_rejected("train.tsv, dev.tsv, test.tsv, validated.tsv; download it from Mozilla and unpack it", split="test")
+    assert_rejected(
+        "train.tsv, dev.tsv, test.tsv, validated.tsv; download the archive from Mozilla and unpack it", split="test"
+    )
     write(corpus / "train.tsv", "path\tsentence", "a.mp3\tyes")
     assert_rejected(f"{corpus}/train.tsv has no column client_id; its columns: path, sentence")
     write(corpus / "train.tsv", HEADER)
     assert_rejected(f"no row of {corpus}/train.tsv can be used")
     write(corpus / "clip_durations.tsv", "clip\tlength", "a.mp3\t1")
     write(corpus / "train.tsv", HEADER, row(0))
-    assert_rejected("clip_durations.tsv has no columns clip and duration[ms]; its columns: clip, length; ")
+    assert_rejected("clip_durations.tsv must have the columns clip and duration[ms]; its columns: clip, length; ")
     (corpus / "clips").rename(corpus / "mp3")
     assert_rejected(
         f"the folder {corpus}/clips cannot be read: No such file or directory; path must be the folder of one"

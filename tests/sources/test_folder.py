@@ -164,7 +164,7 @@ def test_the_text_column_is_found_or_configured(place: Path) -> None:
     write_clip(place / "a.wav")
     table = place / "metadata.csv"
     write(table, "file_name,text,transcription", "a.wav,one,two")
-    with pytest.raises(UserError, match=r"has two columns, transcription and text; .* text_column: its"):
+    with pytest.raises(UserError, match=r"has two columns, transcription and text; set text_column .*; its"):
         folder(place).index()
     index = folder(place, text_column="text").index()
     assert (index.utterances[0].text, index.utterances[0].metadata["transcription"]) == ("one", "two")
@@ -173,7 +173,7 @@ def test_the_text_column_is_found_or_configured(place: Path) -> None:
         folder(place).index()
     assert folder(place, text_column="sentence").index().utterances[0].text == "three"
     with pytest.raises(
-        UserError, match=r"metadata.csv has no column 'said' \(text_column\): its columns: file_name, s"
+        UserError, match=r"metadata.csv has no column 'said' \(text_column\); its columns: file_name, s"
     ):
         folder(place, text_column="said").index()
 
@@ -191,16 +191,16 @@ def test_other_folders_are_rejected(place: Path) -> None:
     write_clip(place / "a.wav")
     assert_rejected(f"there is no table in {place}; ")
     write(place / "metadata.csv", "file,text", "a.wav,yes")
-    assert_rejected(f"{place}/metadata.csv has no column 'file_name': its columns: file, text; ")
+    assert_rejected(f"{place}/metadata.csv has no column 'file_name'; its columns: file, text; ")
     write(place / "metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}')
     assert_rejected(f"{place} holds metadata.csv and metadata.jsonl; keep one of them", "")
     (place / "metadata.jsonl").unlink()
     (place / "metadata.csv").write_bytes(b"")
     assert_rejected(f"{place}/metadata.csv is empty; its first line must name its columns", "")
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
-    assert_rejected("metadata.csv has two columns with the same name: file_name, text, text; ", "")
+    assert_rejected("metadata.csv has several columns with the same name; its columns: file_name, text, text; ", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
-    assert_rejected("metadata.csv, line 3: unexpected end of data; put a cell with commas or quotes in quotes", "")
+    assert_rejected("metadata.csv, line 3: unexpected end of data; quote cells that contain commas or quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")
     assert_rejected(
         f"no row of {place} can be used; the first problem of 2: metadata.csv, line 2: there is no audio file b.wav", ""

@@ -199,7 +199,7 @@ def test_refusals_with_a_token(
 def test_a_proxy_without_byte_ranges_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.knows_ranges = False
     with pytest.raises(
-        UserError, match=r"the hub sent [\d,]+ bytes of small/.* instead of the requested 65,536; a proxy"
+        UserError, match=r"the hub sent [\d,]+ bytes of small/.* instead of the requested 65,536; perhaps a proxy"
     ):
         build(tmp_path).index()
 

@@ -97,7 +97,9 @@ def test_max_hours_is_respected(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_cap_below_the_first_clip_is_an_error(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^max_hours 0.0001 of 'read' is shorter than its first clip \(\d\.\d s\); "):
+    with pytest.raises(
+        UserError, match=r"^max_hours 0.0001 of 'read' is less than the duration of the first clip drawn \(\d\.\d s\); "
+    ):
         build(folder, tmp_path, read={"max_hours": 0.0001}).index()
 
 

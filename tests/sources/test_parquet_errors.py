@@ -126,7 +126,7 @@ COLUMNS_THERE = (
         ),
         (
             {"text_column": "age"},
-            f"the column 'age' of clips.parquet holds int64; text_column must hold texts; {COLUMNS_THERE}",
+            f"the column 'age' of clips.parquet holds int64; text_column must hold strings; {COLUMNS_THERE}",
         ),
         (
             {"duration_column": "words"},
@@ -191,7 +191,7 @@ def test_files_that_change_after_indexing_are_an_error(tmp_path: Path) -> None:
     last = source.index().utterances[-1]
     write_parquet(path, [simple()])
     with pytest.raises(
-        UserError, match=r"/x.parquet, row group 0, row 2 does not exist, because the file was changed after"
+        UserError, match=r"/x.parquet, row group 0, row 2 does not exist; if the file was changed after it was indexed"
     ):
         source.encoded(last)
     other = write_parquet(tmp_path / "y.parquet", [simple(number) for number in range(3)])

@@ -64,7 +64,7 @@ def test_a_text_that_does_not_fit_its_clip_is_dropped(tmp_path: Path) -> None:
         "clips/clip000.wav:4": "duration_differs",
     }
     details = " ".join(drop.detail for drop in batch.dropped)
-    assert "119 characters do not fit 31 frames" in details
+    assert "119 characters need at least 119 frames, but the clip has 31" in details
     assert "lasts 1.10 s, but the index lists 3.00 s; correct the index" in details
     assert len(batch.targets) == 2
     assert batch.waveforms.shape[0] == len(batch.seeds) == len(batch.ctc_targets) == 2

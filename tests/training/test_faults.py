@@ -205,11 +205,12 @@ def test_a_run_cannot_continue_if_all_checkpoints_are_damaged(
     for step in (6, 8):
         cut(folder / "checkpoints" / f"step-{step:09d}" / "rng.pt")
     (folder / "model").rename(folder / "gone")
-    with pytest.raises(UserError) as refusal:
-        run(document, folder)
-    message = str(refusal.value)
-    for value in (str(folder / "checkpoints"), "step-000000008: rng.pt ", "step-000000006: rng.pt "):
-        assert value in message
+    # The first start renames the checkpoints. The second one must not train from the start either.
+    for names in (("step-000000008: rng.pt ", "step-000000006: rng.pt "), ("step-000000008", "step-000000006")):
+        with pytest.raises(UserError) as refusal:
+            run(document, folder)
+        for value in (str(folder / "checkpoints"), "every checkpoint", *names):
+            assert value in str(refusal.value)
 
 
 # --- hubs

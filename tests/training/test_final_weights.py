@@ -337,7 +337,7 @@ def test_a_report_states_which_set_chose_the_weights(data: Path, tmp_path: Path)
     assert chose["held_out"] == chose["other"] + 1
     texts = [(folder / name).read_text() for name in ("report.html", "model/README.md")]
     assert all("these clips were used to choose the weights" in text for text in texts)
-    assert f"those of step {best}, the best of 2 by cer on held\\_out." in texts[1]
+    assert f"those of step {best}, the best of 2 evaluations by cer on held\\_out." in texts[1]
 
     for step in (2, 4):
         assert main(["export", str(folder), str(tmp_path / f"step{step}"), "--step", str(step)]) == 0

@@ -89,7 +89,10 @@ def test_a_damaged_model_is_an_error(document: Document, earlier: Path, tmp_path
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"projector__hidden_dim": 48}, r"projector\.down\.weight is \[32, 64\] there and \[32, 48\] here"),
+        (
+            {"projector__hidden_dim": 48},
+            r"projector\.down\.weight is \[32, 64\] in that model and \[32, 48\] in this recipe's model",
+        ),
         ({"ctc": None}, r"ctc_head\.bias is not in this recipe's model"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_head_without_a_bias_is_rejected(tmp_path: Path) -> None:
 def test_a_head_with_word_pieces_is_rejected(tmp_path: Path) -> None:
     checkpoint(tmp_path, "hubert", VOCABULARY | {"ING": len(VOCABULARY)})
     assert refusal(encoder(tmp_path, "hubert")) == (
-        f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its labels are not all characters, such as 'ING'; "
+        f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its label 'ING' is not a single character; "
         "set ctc.init: random"
     )
 

@@ -137,7 +137,7 @@ def test_a_run_without_usable_clips_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refusal:
         assemble(recipe, gather(recipe), None)
     assert str(refusal.value) == (
-        "data.train has no usable clip; 2 dropped, the first: lasts 1.10 s; data allows 5 to 10 s; check the data, "
+        "data.train has no usable clip; 2 dropped, the first: lasts 1.10 s; 5 to 10 s are allowed; check the data, "
         "and data.min_duration_s and data.max_duration_s"
     )
 

@@ -1,4 +1,4 @@
-"""Decide which system is better. ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train`` use this rule:
+"""Decide by the following rule whether a system is better or worse than the baseline:
 
 1. **Pairing.** All systems are scored on the same utterances, against the same references, under one normalizer. The
    first system is the baseline. The others are compared with it, not with each other.
@@ -15,9 +15,9 @@
 
 If both systems have one seed, MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported. It does not affect
 the verdict, because it assumes many independent segments and ignores speakers and seeds. Slices, such as the longest
-quarter of a set, have intervals but no verdict.
+quarter of a set, have intervals but no verdict. ``docs/comparing.md`` explains the rule.
 
-``docs/comparing.md`` explains the rule to users.
+``run``, ``sweep``, ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train`` use this rule.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Slice:
-    """The scores of the utterances of a set whose ``column`` has this ``value``."""
+    """Scores on the utterances whose ``column`` has this ``value``."""
 
     column: str
     value: str
@@ -317,7 +317,7 @@ def num_tosses(num_comparisons: int) -> int:
 
 
 def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
-    """Yield a warning for each set that has too few units to show any difference."""
+    """Yield a warning for each set that has too few units to show any difference, if each system has one seed."""
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)

@@ -126,7 +126,7 @@ def gain_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         low, high = (100 * end for end in found["interval"])
         verdict = found["verdict"] if found["verdict"] == TIE else f"{found['verdict']} with the decoder"
         text = (
-            f"{entry['set']}: WER {own:.2%} of {entry['system']}, {model:.2%} of the model: "
+            f"{entry['set']}: WER {own:.2%} with {entry['system']}, {model:.2%} with the model: "
             f"{100 * found['difference']:+.2f} points [{low:+.2f}, {high:+.2f}], {verdict}{_costs(entry)}"
         )
         yield from wrapped(text)

@@ -67,10 +67,10 @@ def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
         ledger: the result of :func:`account`.
     """
     return [
-        ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "of training steps"),
+        ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "during training steps"),
         ("text", f"{ledger['tokens_per_s']:,.1f} tokens/s", f"{ledger['tokens']:,} target tokens"),
         ("padding", f"{ledger['padding_share']:.1%}", "of the audio in batches"),
-        ("waiting for data", f"{ledger['data_wait_share']:.1%}", "of the time of steps"),
+        ("waiting for data", f"{ledger['data_wait_share']:.1%}", "of the time for training steps"),
         _work(ledger),
         _utilization(ledger),
         ("peak memory", f"{ledger['peak_memory_bytes'] / 2**30:.2f} GiB", _memory_source(ledger)),

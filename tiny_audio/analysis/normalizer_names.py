@@ -17,5 +17,5 @@ NormalizerName = Literal[
     "open_asr_leaderboard_it",
     "open_asr_leaderboard_pt",
 ]
-"""The name of a normalizer. :func:`tiny_audio.analysis.scoring.normalizer` describes them."""
+"""The name of a normalizer. :func:`tiny_audio.analysis.scoring.normalizer` describes all normalizers."""
 NORMALIZER_NAMES: tuple[NormalizerName, ...] = get_args(NormalizerName)

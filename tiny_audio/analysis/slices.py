@@ -17,7 +17,7 @@ def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[i
     """Yield (column, value, indices into ``rows``) for every slice. The slices of a column cover all rows.
 
     Rows have a ``duration`` in seconds, and columns in ``metadata``. If any duration is unknown, there are no slices by
-    duration. A column with only one slice is omitted.
+    duration. A column is omitted if it has only one slice or more than ``_MAX_VALUES`` values.
     """
     if len(rows) >= _MIN_UTTERANCES and all(row["duration"] is not None for row in rows):
         yield from _by_duration([row["duration"] for row in rows])

@@ -20,7 +20,7 @@ _MAX_WORDS = 60
 _MAX_WIDTH = 60
 _LEGEND = "[-reference-] and {+hypothesis+}"
 SEEDS_INCLUDED = "include the variation between seeds"
-"""What intervals and p also do if a system has several seeds."""
+"""The end of a sentence about intervals and p-values. It applies if a system has several seeds."""
 
 
 def scores_table(
@@ -35,8 +35,8 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
-            were resampled. None if the scores have no such interval.
+        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
+            None if the scores have no such interval.
         after: columns of counts on the right of the metrics, as a mapping from the key in the scores to the column
             head, such as ``{"num_utterances": "clips"}``.
     """

@@ -70,7 +70,7 @@ class Comparison:
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
-    """Add the overlap of a set with the training data to its scores. ``found`` is None if that data is unreadable."""
+    """Add a set's overlap with the training data to the set's scores. ``found`` is None if that data is unreadable."""
     scores[_KEY] = None if found is None else [asdict(overlap) for overlap in found.overlaps]
     scores[_COMPARED] = None if found is None else list(found.compared)
     scores[_NOT_COMPARED] = "the training data cannot be read" if found is None else found.not_compared
@@ -100,7 +100,8 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         low, high = scores["bits_from_audio_interval"]
         yield (
             f"the audio adds only {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to "
-            f"{high:.2f}), so the model hardly uses it and may invent texts; train longer, or on more speech like this"
+            f"{high:.2f}), so the model may hardly use the audio and may write words that nobody spoke; train longer, "
+            "or on more speech that is similar to this set"
         )
     if selection := scores.get(_SELECTION):
         yield (

@@ -1,8 +1,9 @@
 """Find the actual end of the samples in WAV, AIFF, W64, CAF and AU files.
 
 A recording program first writes a placeholder for the size of the samples, and replaces it when the recording ends. If
-the program is stopped, writes to a pipe or exceeds 4 GiB, the size in the header is wrong. The samples then end where
-another chunk (a named block of bytes) begins, or at the end of the file. "Declared" means: as the header states.
+the program is stopped or writes to a pipe, or if the file exceeds 4 GiB, the size in the header is wrong. The samples
+then end where another chunk (a named block of bytes) begins, or at the end of the file. "Declared" means: as the header
+states.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _more_samples(first: _Container, data: Data, position: int) -> _Container | 
 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
-    """Return where the known chunks that reach up to ``end`` begin, not before ``start``; ``end`` if there are none."""
+    """Return the start of the known chunks at the end of the range ``start`` to ``end``; ``end`` if there are none."""
     visited = set[int]()  # positions from which no chain of chunks leads to the end
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()

@@ -39,7 +39,8 @@ def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     Raises:
         AudioError: the source is empty or not a file.
         FileError: the file cannot be read. libsndfile treats a disk error as the end of the file. So if the body of the
-            ``with`` statement raises an :class:`AudioError`, the whole file is read to check for a disk error.
+            ``with`` statement raises an :class:`AudioError` that a disk error may have caused, the whole file is read
+            to check for a disk error.
     """
     if isinstance(source, bytes):
         if not source:

@@ -79,10 +79,10 @@ class DownMix:
         stronger = int(energies[canceled].sum(dim=0).argmax())
         warn_once(
             f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
-            + ("" if bool(canceled.all()) else " where they do")
+            + ("" if bool(canceled.all()) else " where they cancel")
         )
-        # Where channels cancel each other, and in the windows next to that, use the stronger channel. Fade between the
-        # stronger channel and the mean, so that there are no clicks.
+        # In windows where channels cancel each other, and in the adjacent windows, use the strongest channel. Fade
+        # between this channel and the mean, so that there are no clicks.
         share = F.max_pool1d(canceled.float()[None, None], 3, stride=1, padding=1)
         share = F.interpolate(share, size=len(canceled) * _WINDOW, mode="linear")[0, 0, : len(block)]
         return torch.lerp(mean, block[:, stronger], share)

@@ -46,7 +46,7 @@ def warn_of_gaps(name: str, gaps: Sequence[tuple[float, float]], problem: str, c
         name: the recording's name in messages.
         gaps: start and end of each gap in seconds.
         problem: a description of the gaps, such as ``no sound``.
-        cause: the decoder's message, which is appended to the warning. None appends nothing.
+        cause: the decoder's message, which is appended to the warning. If None, nothing is appended.
     """
     listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
     more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""

@@ -26,7 +26,7 @@ from tiny_audio.audio.load import MIN_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 
 _BLOCK_BYTES = 1 << 22
-"""Bytes read from FFmpeg at a time: a little more than a minute of float samples at 16 kHz."""
+"""Bytes read from FFmpeg at a time: a little more than a minute of mono float samples at 16 kHz."""
 _SILENCE_SAMPLES = 1 << 20
 _FIRST_FRAME = ("-frames:a", "1", "-af", "ashowinfo", "-f", "null", "-")
 """FFmpeg options for an output that decodes one frame and writes its time to the log."""
@@ -165,7 +165,9 @@ def _blocks(
                 samples += len(block)
                 silent = 0 if bool(block.any()) else silent + len(block)
                 if silent > MAX_SILENCE_S * SAMPLE_RATE:
-                    raise AudioError("undecodable", f"{name}: the times in the file are more than 6 hours apart")
+                    raise AudioError(
+                        "undecodable", f"{name}: more than 6 hours of silence, probably because of wrong timestamps"
+                    )
                 yield block
             code = process.wait()
         finally:

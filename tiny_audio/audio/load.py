@@ -31,16 +31,16 @@ def load_audio(
     """Load a clip as a mono float32 waveform ``[samples]`` at 16 kHz.
 
     The channels are averaged, then the result is resampled. For sampling rates without a simple ratio to 16 kHz, such
-    as 44,101 Hz, the ratio is rounded by less than 0.1 %. If the header states a wrong length, the file's actual length
-    is used and a warning is logged.
+    as 44,101 Hz, the ratio is rounded by less than 0.1 %. If the file contains more audio than its header states, all
+    audio is used and a warning is logged.
 
     Args:
         source: a file, or the bytes of a file, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
         max_duration_s: a longer clip is rejected, never cut.
         name: the clip's name in messages. If None, the file's path is used, or the number of bytes if ``source``
             is bytes.
-        channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
-            cancel each other.
+        channel: the channel to use, counted from 1. If None, the channels are averaged. Where channels cancel each
+            other, the strongest channel is used instead.
         keep_damaged: replace damaged sections by silence and log a warning with their positions. If False, clips that
             are damaged or cut off are rejected.
 
@@ -62,7 +62,7 @@ def audio_blocks(
 ) -> Iterator[torch.Tensor]:
     """Decode a clip of any length in blocks ``[samples]``. The joined blocks equal the result of :func:`load_audio`.
 
-    A block lasts from a few seconds to a minute. Only a few blocks are held in memory.
+    A block usually lasts from a few seconds to a minute. Only a few blocks are held in memory.
 
     Args:
         source, name, channel, keep_damaged: see :func:`load_audio`.
@@ -82,7 +82,7 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
     """Return the duration in seconds, according to the headers.
 
     Raises:
-        AudioError: the file cannot be decoded, or its header does not contain the length.
+        AudioError: the clip cannot be used, or its header does not contain the length.
         FileError: the file cannot be read.
     """
     name = _name(source, name)
@@ -93,7 +93,8 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
     """Down-mix and resample decoded samples, as :func:`load_audio` does.
 
-    The result equals that of :func:`load_audio` for a file whose samples fit in one block: 2^20 over all channels.
+    For at most 2^20 samples over all channels (one block), the result equals the result of :func:`load_audio` for a
+    file with these samples.
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.

@@ -26,11 +26,11 @@ def recording_blocks(
         path: the file.
         name: the file's name in messages.
         track: the audio track, counted from 1. If None, the default track is used, or else the first.
-        channel: the channel to use, counted from 1. None averages the channels, or uses the strongest channel if they
-            cancel each other.
+        channel: the channel to use, counted from 1. If None, the channels are averaged. Where channels cancel each
+            other, the strongest channel is used instead.
 
     Raises:
-        AudioError: nothing can be decoded, or there is no such track or channel.
+        AudioError: the recording cannot be used, for example because there is no such track or channel.
         FileError: the file cannot be read.
     """
     decoded = False

@@ -11,8 +11,8 @@ from pathlib import Path
 def git_commit() -> str | None:
     """Return the commit if the package is imported from a checkout of its repository, otherwise None.
 
-    The suffix ``-dirty`` means that files have changed since the commit. If the package is installed inside a
-    checkout of another project, the result is None.
+    The suffix ``-dirty`` means that tracked files have changed since the commit. The result is also None if git fails,
+    or if the package is installed inside a checkout of another project.
     """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():

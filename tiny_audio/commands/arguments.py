@@ -52,14 +52,15 @@ GroupBy = Annotated[
     str | None,
     Option(
         help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: "
-        "the recipe's evaluation.group_by, else speaker if every clip has one, else no groups."
+        "the recipe's evaluation.group_by, else speaker if every clip has one and there are several speakers, else no "
+        "groups."
     ),
 ]
 GroupByOfHypotheses = Annotated[
     str | None,
     Option(
         help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default "
-        "for comparisons: speaker if every clip has one, else no groups."
+        "for comparisons: speaker if every clip has one and there are several speakers, else no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
@@ -80,7 +81,7 @@ SweepFolder = Annotated[
 ]
 Runs = Annotated[list[Path], Argument(metavar="RUN", help="Run folders. The first is the baseline.")]
 
-# doctor, list and reference
+# doctor, recipes, list and reference
 OptionalRecipe = Annotated[
     Path | None, Argument(metavar="RECIPE", callback=warn_of_local_recipe, help="Also check what this recipe needs.")
 ]
@@ -134,7 +135,8 @@ TranscriptFormat = Annotated[
 TranscriptFolder = Annotated[
     Path | None,
     Option(
-        help="Write one file per recording to this folder. Recordings that were already transcribed to it are skipped.",
+        help="Write one file per recording to this folder. Skip recordings that already have a transcript in it and "
+        "have not changed since.",
         file_okay=False,
     ),
 ]
@@ -202,9 +204,9 @@ Targets = Annotated[
     list[str],
     Argument(
         metavar="TARGET",
-        help="The folder of a run or of a model (runs/mine:hotwords=names.txt), a model on the hub "
-        "(openai/whisper-small:language=en), or provider:NAME:key=value,... such as provider:deepgram:model=nova-3. "
-        "API keys are read from environment variables.",
+        help="The folder of a run or of a model, a model on the hub such as openai/whisper-small, or provider:NAME. "
+        "Options follow after a colon: runs/mine:hotwords=names.txt, openai/whisper-small:language=en or "
+        "provider:deepgram:model=nova-3. API keys are read from environment variables.",
     ),
 ]
 EvaluationData = Annotated[
@@ -231,7 +233,7 @@ Cost = Annotated[
         help="Costs of edits: unit (1 each, as in jiwer), sclite (substitutions 4, deletions and insertions 3, as in "
         "NIST's sclite), compounds (as unit, but 'white paper' matches 'whitepaper', as on the Open ASR Leaderboard "
         "for English) or joined (as compounds, but a matched 'white paper' in the reference counts as one word, as "
-        "there for other languages). Default: the costs of the normalizer."
+        "on this leaderboard for other languages). Default: the costs of the normalizer."
     ),
 ]
 

@@ -19,7 +19,7 @@ Every command that takes a recipe also accepts changes to it, as `KEY=VALUE`; se
 | 0 | done |
 | 1 | failed, although the request was valid; for example, the loss diverged |
 | 2 | the request is not valid, or cannot be carried out; a message says what to correct |
-| 3 | stopped by a signal; the state is saved, and the same command continues |
+| 3 | stopped by a signal or a closed standard output; a command that saves its state continues if you start it again |
 """
 
 

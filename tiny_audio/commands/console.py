@@ -22,7 +22,7 @@ _WIDTH = 80
 
 
 def run(path: Path, overrides: Sequence[str], folder: Path | None) -> None:
-    """Run a recipe with progress on the console.
+    """Run a recipe, and show the progress on the console.
 
     Args:
         folder: the run folder. If None, it is ``runs/<recipe>-<run id>``.

@@ -1,4 +1,4 @@
-"""Turn errors into messages and exit codes: 0 success, 1 failure, 2 user error, 3 stopped with the state saved."""
+"""Turn errors into messages and exit codes: 0 success, 1 failure, 2 user error, 3 stopped."""
 
 from __future__ import annotations
 

@@ -26,11 +26,12 @@ def export(
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge LoRA adapters into the base weights.
         weights: the format's option ``weights``. If None, the format's default is used.
-        step: export the checkpoint of this step of the run. None exports the trained model.
+        step: export the checkpoint of this step of the run. If None, the trained model is exported, or the checkpoint
+            if ``run`` is the folder of one.
 
     Raises:
-        UserError: the format or an option is unknown, the model is missing or damaged, or the folder must not be
-            replaced.
+        UserError: the format or an option is unknown, the model is missing or damaged, or the output folder
+            must not be replaced.
     """
     name, options = split_spec(output_format)
     given = f"--format {output_format}"

@@ -106,13 +106,13 @@ def serve(
     allow_origin: arg.AllowedOrigins = None,
     model_name: Annotated[str | None, Option(help="Name for clients. Default: the folder's name.")] = None,
     max_padded_s: Annotated[float, Option(help="Maximum seconds of audio in a batch, with padding.", min=1)] = 120.0,
-    max_upload_mb: Annotated[float, Option(help="Maximum size of an upload.", min=0.001)] = 100.0,
-    max_duration_s: Annotated[float, Option(help="Maximum duration of a recording.", min=1)] = 7200.0,
+    max_upload_mb: Annotated[float, Option(help="Maximum size of an upload in MB.", min=0.001)] = 100.0,
+    max_duration_s: Annotated[float, Option(help="Maximum seconds of audio in a recording.", min=1)] = 7200.0,
     max_requests: Annotated[
         int, Option(help="Maximum requests at a time. Further requests get status 429.", min=1)
     ] = 128,
     max_streams: Annotated[int, Option(help="Maximum live streams at a time.", min=1)] = 32,
-    request_timeout_s: Annotated[float, Option(help="Maximum time for a transcription.", min=1)] = 600.0,
+    request_timeout_s: Annotated[float, Option(help="Maximum seconds for a transcription.", min=1)] = 600.0,
     hotwords: arg.Hotwords = None,
     no_filters: arg.NoFilters = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,

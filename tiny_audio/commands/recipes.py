@@ -23,7 +23,7 @@ def recipes(name: str | None, copy: Path | None, *, as_json: bool) -> None:
             raise UserError(f"--copy {copy} needs the name of a recipe: tiny-audio recipes NAME --copy {copy}")
         _list(as_json=as_json)
     elif as_json:
-        raise UserError(f"--json can only list all recipes; remove it to print {name}")
+        raise UserError(f"--json lists all recipes; to print or copy {name}, remove --json")
     elif copy is None:
         print(text_to_edit(name), end="")
     else:

@@ -76,7 +76,10 @@ def serve(
         live=LiveLimits(max_streams=max_streams),
     )
     if not all(options.api_keys):
-        raise UserError("an API key is empty; give a key, or remove the option to allow requests without a key")
+        raise UserError(
+            "an API key is empty; give a key. To allow requests without a key, remove --api-key and unset "
+            "TINY_AUDIO_API_KEY"
+        )
     _check_origins(options.allowed_origins)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     with listen(host, port) as listening:

@@ -1,4 +1,4 @@
-"""``tiny-audio validate`` and ``tiny-audio schema``: check recipes without network, data or weights."""
+"""``tiny-audio validate`` checks a recipe. ``tiny-audio schema`` prints the JSON schema of recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clips of sources. They are filtered by duration, stored as columns, and loaded one by one."""
+"""The clips of sources. They are filtered by duration and transcript, stored as columns, and loaded one by one."""
 
 from __future__ import annotations
 
@@ -146,12 +146,15 @@ class ClipSet:
         *,
         keep_empty: bool = False,
     ) -> ClipSet:
-        """Return the clips of all sources that are within the duration bounds. No audio is decoded.
+        """Select the usable clips of all sources. No audio is decoded.
+
+        Clips outside the duration bounds are dropped. Clips with an empty transcript are also dropped, unless
+        ``keep_empty`` is set.
 
         Args:
             sources: the sources, by the name of the set.
             min_duration_s, max_duration_s: the duration bounds, both inclusive.
-            text: how transcripts are rewritten. If rewriting makes a text empty, the clip is kept here, but
+            text: how transcripts are rewritten. If rewriting makes a transcript empty, the clip is kept here, but
                 :class:`TargetEncoder` may reject it later.
             keep_empty: whether to keep clips with an empty transcript, in which nobody speaks.
         """
@@ -227,7 +230,7 @@ class ClipSet:
 def _out_of_bounds(name: str, utterance: Utterance, min_duration_s: float, max_duration_s: float) -> Dropped:
     reason = "too_short" if utterance.duration_s < min_duration_s else "too_long"
     bounds = f"{min_duration_s:g} to {max_duration_s:g} s"
-    detail = f"lasts {utterance.duration_s:.2f} s; data allows {bounds}"
+    detail = f"lasts {utterance.duration_s:.2f} s; {bounds} are allowed"
     return Dropped(f"{name}/{utterance.id}", reason, detail)
 
 

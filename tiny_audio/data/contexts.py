@@ -1,8 +1,8 @@
 """Draw random contexts for training clips.
 
 A context is a part of the prompt. It can contain hotwords (words that may be spoken in the clip), the previous text,
-and the language. Random seeds depend only on the clip and the epoch, so contexts do not depend on the number of loader
-processes or on restarts.
+and the language. Random seeds depend only on the run's seed, the clip and the epoch, so contexts do not depend on the
+number of loader processes or on restarts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrainingContexts:
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
-        """Return an instance whose hotwords are the rare words of all training transcripts.
+        """Return an instance. If the config has hotwords, they are the rare words of all training transcripts.
 
         Args:
             config: the recipe's section ``prompt.context``.
@@ -171,14 +171,15 @@ def _check_metadata(config: ContextConfig, clips: Clips) -> None:
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})
-    has = f"the training clips have {', '.join(names)}" if names else "the training clips have no metadata"
+    none = f"none of the first {len(rows):,} training clips has"
+    has = f"these clips have the columns {', '.join(names)}" if names else "these clips have no metadata"
     if config.previous_text is not None and not any(config.previous_text.same in row for row in rows):
         raise UserError(
-            f"prompt.context.previous_text.same: no training clip has metadata {config.previous_text.same!r}; {has}"
+            f"prompt.context.previous_text.same: {none} the metadata column {config.previous_text.same!r}; {has}"
         )
     language = config.language
     if language is not None and not any(row.get(language.column) in language.codes for row in rows):
         raise UserError(
-            f"prompt.context.language: no training clip has one of {', '.join(language.codes)} in its metadata "
+            f"prompt.context.language: {none} one of the languages {', '.join(language.codes)} in the metadata column "
             f"{language.column!r}; {has}"
         )

@@ -105,7 +105,8 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
         max_share: maximum share of unusable clips.
 
     Raises:
-        UserError: too many clips are unusable. The message has the count and an example for each reason.
+        UserError: too many clips are unusable, or there are no clips. The message has the count and an example for each
+            reason.
     """
     dropped = [drop for drop in dropped if drop.reason not in BOUNDS]
     if num_clips and len(dropped) <= max_share * num_clips:

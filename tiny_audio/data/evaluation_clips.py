@@ -14,12 +14,12 @@ UNBOUNDED_DURATION_S = 120.0
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
-    """Return the clips of one evaluation set that are scored.
+    """Return those clips of an evaluation set that are scored.
 
-    **No clip is left out, with one exception:** ``run`` and ``bench`` leave out clips that are too long for the model
-    (see :mod:`tiny_audio.model.limits`). ``evaluate`` keeps these clips, because it compares recognizers with different
-    limits on the same clips. A clip that is too long for a recognizer counts as a failure of this recognizer.
-    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only.
+    **All clips that the source lists are scored, with one exception:** ``run`` and ``bench`` leave out clips that are
+    too long for the model (see :mod:`tiny_audio.model.limits`). ``evaluate`` keeps these clips, because it
+    compares recognizers with different limits on the same clips. A clip that is too long for a recognizer counts as a
+    failure of this recognizer. ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only.
 
     ``data.target_text`` does not rewrite the transcripts of evaluation clips. An empty reference means that nobody
     speaks, so every word of the hypothesis is an error.

@@ -1,8 +1,9 @@
 """Find overlaps of evaluation sets and training data: the same clip, recording, speaker, text or sound.
 
 This module reads only the indexes of the sources. :mod:`tiny_audio.data.sound_overlap` compares the audio. Clips are
-compared by the address of their audio, and speakers and recordings by name. If a speaker has two different names, the
-overlap is not found. Two speakers with the same name count as one.
+compared by the address of their audio, and speakers and recordings by name. Transcripts are compared without regard to
+case and spacing. If a speaker has two different names, the overlap is not found. Two speakers with the same name count
+as one.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. A clip counts only for the first of these kinds that applies. The kind
-``text`` is counted separately."""
+"""Kinds of overlap in order of priority. A clip counts only for the first of these kinds that applies. A clip
+with the text of a training clip also counts for the kind ``text``, unless it counts for ``clip`` or ``sound``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def find_overlaps(
 ) -> dict[str, Shared]:
     """Return the overlaps of each evaluation set with the training clips.
 
-    Each index is read once. The values of the evaluation sets are kept in memory, but not those of the training clips.
+    Each index is read once. Of all values to compare, only the values of the evaluation sets are kept in memory.
 
     Args:
         training: the training clips.

@@ -77,7 +77,7 @@ class Sounds:
             sound: Tensor | None = load_audio(path, max_duration_s=MAX_SOUND_S)
         except AudioError as error:
             # Only warn. An error would drop the training clip, and many dropped clips would stop the run.
-            _LOG.warning("a sound for augmentation cannot be decoded, so clips that need it are not changed: %s", error)
+            _LOG.warning("a sound for augmentation cannot be decoded; clips are used without it: %s", error)
             sound = None
         _KEPT[path] = sound
         while len(_KEPT) > 1 and sum(kept.nbytes for kept in _KEPT.values() if kept is not None) > _MAX_KEPT_BYTES:

@@ -55,8 +55,8 @@ class TargetEncoder:
     ctc: CtcVocabulary | None
     encoder: EncoderConfig
     max_ids: int | None = None
-    """Maximum number of tokens of a target, end token included. Longer targets do not fit the decoder's context. None
-    sets no limit."""
+    """Maximum number of tokens of a target, end token included. Longer targets do not fit the decoder's context. If
+    None, there is no limit."""
     num_embeddings: int | None = None
     """Number of token ids for which the decoder has embeddings. If None, every token has an embedding."""
     keep_empty: bool = False
@@ -112,6 +112,8 @@ class TargetEncoder:
             strange = "".join(sorted(set(text) - set(vocabulary.characters)))
             raise TargetError("unknown_character", f"the CTC head has no label for {strange!r}")
         frames = self.encoder.num_frames(num_samples)
-        if min_frames(labels) > frames:
-            raise TargetError("text_too_long", f"{len(labels)} characters do not fit {frames} frames")
+        if (needed := min_frames(labels)) > frames:
+            raise TargetError(
+                "text_too_long", f"{len(labels)} characters need at least {needed} frames, but the clip has {frames}"
+            )
         return labels

@@ -72,7 +72,9 @@ class TargetTextConfig(Config):
                 ("remove_markers", "removes brackets itself"),
             ):
                 if getattr(self, step):
-                    raise ValueError(f"{step} has no effect with the normalizer {self.name}, which {why}; remove it")
+                    raise ValueError(
+                        f"{step} has no effect with the normalizer {self.name}, which {why}; remove {step}"
+                    )
         return self
 
 

@@ -55,7 +55,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
             )
         for name in _TOKENIZER_FIELDS:
             if name in self.overrides:
-                raise ValueError(f"overrides.{name} is determined by the tokenizer; remove it")
+                raise ValueError(f"the tokenizer determines {name}; remove overrides.{name}")
         return self
 
     @final
@@ -76,7 +76,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """Return a config with about 10,000 random parameters and a character tokenizer, for tests."""
+        """Return the config of a very small decoder with random weights and a character tokenizer, for tests."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class DecoderContext:
     """Information for a builder, in addition to the config."""
 
     tokenizer: Any
-    """The decoder's tokenizer, which also determines the vocabulary size of a decoder with random weights. None if
-    ``architecture`` is given."""
+    """The decoder's tokenizer, which also determines the vocabulary size of a decoder with random weights. May be None
+    if ``architecture`` is given, or if only the weights of a checkpoint are needed."""
     architecture: dict[str, Any] | None = None
     """Result of :meth:`Decoder.architecture` in an earlier build. If given, the decoder is rebuilt with this
     architecture, and no weights are read."""

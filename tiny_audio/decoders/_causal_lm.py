@@ -119,7 +119,8 @@ def _has_dropout(config: DecoderConfig) -> bool:
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, can_share: bool) -> str:
     """Return transformers' name of the attention implementation. ``auto`` is SDPA if the architecture supports it.
 
-    With ``can_share``, ``auto`` is ``varlen``, which equals SDPA unless :class:`CausalLMDecoder` packs rows.
+    With ``can_share`` and without dropout, ``auto`` is ``varlen`` instead of SDPA if the architecture supports both.
+    ``varlen`` equals SDPA unless :class:`CausalLMDecoder` packs rows.
 
     Raises:
         UserError: the architecture does not support the requested implementation.
@@ -162,7 +163,8 @@ def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
     for target in config.lora.targets if config.lora else ():
         if f".{head}".endswith(f".{target}"):
             raise UserError(
-                f"lora.targets: {target} is the head of the language model, which cannot have an adapter; remove it"
+                f"lora.targets: {target} is the head of the language model, and the head cannot have an adapter; "
+                f"remove {target} from lora.targets"
             )
 
 
@@ -227,7 +229,8 @@ class CausalLMDecoder(Decoder):
             own = self.model.get_output_embeddings()
             if own.bias is not None or getattr(self.model.config, "final_logit_softcapping", None):
                 raise UserError(
-                    "execution.fused_cross_entropy: the head of this decoder has a bias or caps logits; set it to false"
+                    "execution.fused_cross_entropy: the head of this decoder has a bias or caps logits; set "
+                    "fused_cross_entropy: false"
                 )
             hidden = self.model.base_model(inputs_embeds=embeddings, use_cache=False, **settings).last_hidden_state
             return head(hidden[keep], own.weight)

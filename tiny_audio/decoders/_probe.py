@@ -20,8 +20,8 @@ _PADDING = 10.0
 def probe(decoder: CausalLMDecoder, name: str) -> None:
     """Reject a model that is not causal, or whose output depends on padding. Do nothing on the meta device.
 
-    Every causal LM of transformers accepts an attention mask. But some models ignore it in some of their layers, or
-    have a recurrent state that padding changes. The check needs five forward passes over two rows of six positions.
+    Some causal LMs of transformers accept an attention mask but ignore it in some of their layers. Others have a
+    recurrent state that padding changes. The check needs five forward passes over two rows of six positions.
 
     Raises:
         UserError: the model does not meet a requirement.

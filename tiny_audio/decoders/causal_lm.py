@@ -63,8 +63,8 @@ def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Deco
     differently.
 
     Raises:
-        UserError: transformers has no causal LM of that architecture, or the model does not support embeddings in
-            padded batches.
+        UserError: transformers has no causal LM of that architecture, or the model fails a check of :func:`probe`, such
+            as the check of embeddings in padded batches.
     """
     architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
     model_class, config_class = _classes(config, architecture)

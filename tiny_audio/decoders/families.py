@@ -1,7 +1,7 @@
 """Decoder families that have their own names, default checkpoints and known linear layers.
 
-To add a family, add its config below, and add the name of the config to :func:`build_family`. If the model must be
-built differently, add a file for it, like ``causal_lm``.
+To add a family, add its config below, and add the config to the type annotation of :func:`build_family`. If the
+model must be built differently, add a file for it, like ``causal_lm``.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
     @classmethod
     @abstractmethod
     def tiny(cls) -> Self:
-        """Return a config with about 10,000 random parameters, for tests."""
+        """Return the config of a very small encoder with random weights, for tests."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Settings for the layers of transformers' encoders, and the choice of the output: one layer, or a sum of all."""
+"""Settings for the layers of transformers' encoders, and the choice of the output: a layer or a weighted sum."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
     if config.layer > depth:
         raise UserError(
             f"encoder.layer is {config.layer}, but this {config.name} has {depth} layers; "
-            f"give a number from 1 to {depth}, last or weighted"
+            f"set layer to a number from 1 to {depth}, to last, or to weighted"
         )
     architecture.num_hidden_layers = config.layer
     return tuple(rf"{path}\.{index}\..*" for index in range(config.layer, depth))
@@ -60,14 +60,16 @@ def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
         UserError: the checkpoint has an adapter.
     """
     if getattr(architecture, "add_adapter", False):
+        is_random = config.init == "random"
         raise UserError(
-            f"{config.name if config.init == 'random' else config.pretrained}: add_adapter puts convolutions on top of "
-            f"the layers, and {config.name} does not support them; choose a checkpoint without an adapter"
+            f"{config.name if is_random else config.pretrained}: add_adapter puts convolutions on top of the layers, "
+            f"and {config.name} does not support such convolutions; "
+            f"{'remove overrides.add_adapter' if is_random else 'choose a checkpoint without an adapter'}"
         )
 
 
 def weighted_layers(config: EncoderConfig, depth: int) -> WeightedLayers | None:
-    """Return a module that sums all layers if ``config.layer`` is ``weighted``, else None."""
+    """Return a module that computes a weighted sum of layers if ``config.layer`` is ``weighted``, else None."""
     return WeightedLayers(depth) if config.layer == "weighted" else None
 
 
@@ -86,7 +88,8 @@ class WeightedLayers(nn.Module):
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
         The sum is computed by hooks on the layers, because hooks work for every architecture and run outside of
-        gradient checkpointing. Each hook adds its layer's output at once, so that not all outputs are kept in memory.
+        gradient checkpointing. Each hook adds its layer's output to the sum at once. Without gradients, earlier outputs
+        are then not kept in memory.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

@@ -41,7 +41,8 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
     """Compute log10 of the power in each mel bin: ``[B, S]`` -> ``[B, F, mels]``.
 
     Args:
-        audio: the first window starts at the first sample, and the last window ends within the last HOP samples.
+        audio: the first Fourier transform starts at the first sample, and the last one ends within the last HOP
+            samples.
         filters: ``[bins, mels]``. The Fourier transform has 2·(bins - 1) samples.
         least: log10 of the lowest allowed power. Lower powers are raised to this value.
     """
@@ -55,7 +56,7 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
 
 
 def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
-    """Raise features ``[B, F, mels]`` that are more than 80 dB below the maximum of their clip to this limit.
+    """Raise features ``[B, F, mels]`` to at least 80 dB below the maximum of their clip.
 
     The maximum is taken over the frames for which ``mask [B, F]`` is True.
     """

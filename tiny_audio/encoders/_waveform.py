@@ -47,15 +47,18 @@ class WaveformConfig(EncoderConfig, ABC):
     ctc_head: ClassVar[str | None] = "lm_head"
 
     normalize: bool = True
-    """Scale each clip to mean 0 and variance 1. The released large checkpoints expect this. The base checkpoints have a
-    group norm in their front end, so this setting does not change their output."""
+    """Scale each clip to mean 0 and variance 1. Checkpoints with layer norms in their front end, such as the large
+    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead, so this setting does
+    not change their output."""
     train_front_end: bool = False
     """Train the convolutions too. If false, no gradient is computed for them."""
 
     @model_validator(mode="after")
     def _check_front_end(self) -> Self:
         if self.train_front_end and self.freeze:
-            raise ValueError("train_front_end has no effect under freeze: true; remove it, or set freeze: false")
+            raise ValueError(
+                "train_front_end has no effect with freeze: true; remove train_front_end, or set freeze: false"
+            )
         return self
 
     def num_frames(self, num_samples: int) -> int:
@@ -94,8 +97,8 @@ def build_waveform_encoder(
         attention: name of transformers' attention implementation. If None, the implementation in the config is used.
 
     Raises:
-        UserError: the checkpoint has an adapter, or cannot be used for a reason that
-            :mod:`tiny_audio.pretrained.building` describes.
+        UserError: the checkpoint has an adapter, has no layer with the number ``config.layer``, or cannot be used for
+            a reason that :mod:`tiny_audio.pretrained.building` describes.
     """
     architecture = transformers_config(
         model_class.config_class,

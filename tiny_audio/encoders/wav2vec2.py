@@ -29,7 +29,7 @@ class Wav2Vec2Config(WaveformConfig):
 
 @ENCODERS.register
 def build_wav2vec2(config: Wav2Vec2Config, context: EncoderContext) -> Encoder:
-    """Build wav2vec 2.0 from a checkpoint with or without any head, or with random weights."""
+    """Build wav2vec 2.0 from a bare, pre-training or CTC checkpoint, or with random weights."""
     from transformers import Wav2Vec2Model
 
     return build_waveform_encoder(Wav2Vec2Model, config, context, not_used=_PRETRAINING)

@@ -19,9 +19,9 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest allowed power with ``level_invariant``. Features are also raised to a limit that is 80 dB below
-the clip's maximum. Even in very soft speech, that limit is above this lowest power, so only that limit has an effect.
-The features then do not depend on the loudness."""
+"""log10 of the lowest allowed power with ``level_invariant``. Features are also raised to 80 dB below the clip's
+maximum. Even in very soft speech, this second limit is higher than the lowest allowed power, so only the second limit
+has an effect. The features then do not depend on the loudness."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -148,8 +148,8 @@ class WhisperEncoder(Encoder):
         lengths = (features.lengths + 1) // 2
         if int(lengths.max()) > self.max_frames:
             raise ValueError(
-                f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than this encoder's "
-                f"{self.max_frames / self.frame_rate:.0f} s; split it"
+                f"a clip of {int(lengths.max()) / self.frame_rate:.1f} s is longer than the "
+                f"{self.max_frames / self.frame_rate:.0f} s that this encoder accepts; split the clip"
             )
         # The convolutions read beyond the end of a clip, so the padding must be zero, as for a single clip.
         hidden = features.zeroed().values.to(model.conv1.weight.dtype).transpose(1, 2)

@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     hypotheses: list[Hypothesis]
     """Hypotheses in the order of the clips."""
     dropped: list[Dropped]
-    """Clips whose audio could not be read."""
+    """Clips whose audio could not be read, or that were too long."""
 
 
 def transcribe_clips(
@@ -36,11 +36,11 @@ def transcribe_clips(
 ) -> tuple[list[Hypothesis], list[Dropped]]:
     """Transcribe clips in batches of similar length, longest first.
 
-    The hallucination filters are off. A clip that is longer than the model accepts is split at pauses.
+    The hallucination filters are off. A clip that is longer than the transcriber's ``max_chunk_s`` is split at pauses.
 
     Returns:
-        The hypotheses, in the order of the clips, and the clips that cannot be read. Clips that cannot be read have no
-        hypothesis.
+        The hypotheses, in the order of the clips, and the dropped clips, which have no hypothesis. A clip is dropped if
+        it cannot be read, or if it is longer than ``max_duration_s``.
     """
     transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, filter_hallucinations=False)
     by_id, dropped = {}, []

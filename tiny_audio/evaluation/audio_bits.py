@@ -21,7 +21,7 @@ from tiny_audio.runtime.device import in_parts_that_fit
 NUM_CLIPS = 100
 """Maximum number of clips of a set that are measured. These clips are spread evenly over the set."""
 _NUM_NEAREST = 8
-"""The other audio comes from one of this many clips. They have another text, and the most similar durations."""
+"""Number of clips from which the other audio is chosen: those with another text whose durations are most similar."""
 _SEED = 0
 
 
@@ -55,8 +55,8 @@ def measure_losses(
     """Return the losses of at most :data:`NUM_CLIPS` clips by id.
 
     Each clip is encoded once. Then the decoder makes two teacher-forced passes over the reference, one for each loss.
-    They take much less time than decoding. A clip is left out if it cannot be read, or if its reference cannot be
-    turned into a target. If all references are equal, no clip has another text, so the result is empty.
+    These passes take much less time than decoding. A clip is left out if it cannot be read, or if its reference cannot
+    be turned into a target. If all references are equal, no clip has another text, so the result is empty.
 
     Args:
         model: the model, in evaluation mode.
@@ -99,7 +99,7 @@ def choose_partners(texts: Sequence[str], seed: int = _SEED) -> list[int | None]
         seed: seed of the choice.
 
     Returns:
-        for each clip, the index of the other clip. None if all texts are equal.
+        For each clip, the index of the other clip. None if all texts are equal.
     """
     rng = random.Random(seed)
     chosen: list[int | None] = []

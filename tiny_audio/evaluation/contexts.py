@@ -28,7 +28,7 @@ class ContextOptions(Config):
     previous_text_column: _NonEmpty | None = None
     """Metadata column with the text before each clip."""
     language: _NonEmpty | None = None
-    """Language of all clips. The model must be trained with this language."""
+    """Language of all clips. It must be one of the languages that the model was trained with."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,7 +95,7 @@ class ClipContexts:
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):
                 known = ", ".join(sorted({key for clip in clips for key in clip.utterance.metadata})) or "none"
-                raise UserError(f"no clip has the metadata column {name!r}; the clips have {known}")
+                raise UserError(f"no clip has the metadata column {name!r}; the columns of the clips are: {known}")
 
 
 def _is_words(value: object) -> bool:

@@ -40,10 +40,10 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     """Return the clips of all sets that ``--data`` names.
 
     Args:
-        texts: each text is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the name of a preset,
-            such as ``leaderboard``.
+        texts: values of ``--data``. Each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the
+            name of a preset, such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            pseudorandom and always the same. With a larger number, all clips of a smaller number are chosen, too.
+            pseudorandom and always the same. A larger number adds clips to the choice of a smaller number.
         cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:
@@ -53,7 +53,9 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
     for text in texts:
         for name, fields in _sources(text, cache or cache_dir()).items():
             if name in sets:
-                raise UserError(f"--data {text}: there are two sets called {name!r}; rename one, or give it once")
+                raise UserError(
+                    f"--data {text}: there are two sets called {name!r}; rename one of them, or give the set only once"
+                )
             sets[name] = _index(name, fields, text, max_samples, cache or cache_dir())
     return list(sets.values())
 
@@ -92,8 +94,9 @@ def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
         return {folder_name(path.stem): document}
     wrong = [key for key, value in document.items() if not (isinstance(value, dict) and "name" in value)]
     if wrong or not document:
+        problem = f"{wrong[0]!r} is not a source" if wrong else "the file is empty"
         raise UserError(
-            f"--data {path}: {wrong[0] if wrong else 'it'!r} is not a source; write one source, such as "
+            f"--data {path}: {problem}; write one source, such as "
             "`name: librispeech`, or several named ones, such as `clean: {name: librispeech, split: test.clean}`"
         )
     return {folder_name(key): value for key, value in document.items()}

@@ -39,8 +39,9 @@ class Evaluated:
 
     Args:
         scores: scores by label of the target and name of the set.
-        comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`). A set is
-            missing if no clip was transcribed by all targets. The first target is the baseline.
+        comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`). The
+            first target is the baseline. A set is missing if no clip was transcribed by all targets, or if there is
+            only one target.
     """
 
     scores: dict[str, Scores]
@@ -197,7 +198,9 @@ def evaluation_table(evaluated: Evaluated) -> str:
         shown = entry["failures"][:_SHOWN_FAILURES]
         lines += [on_one_line(f"not transcribed by {entry['target']}: {one['id']}: {one['error']}") for one in shown]
         if entry["num_failed"] > len(shown):
-            lines.append(f"... and {entry['num_failed'] - len(shown)} more of {entry['set']}")
+            more = entry["num_failed"] - len(shown)
+            clips = "clip" if more == 1 else "clips"
+            lines.append(f"not transcribed by {entry['target']}: {more} more {clips} of {entry['set']}")
     for name in sets:
         if len({entry["num_utterances"] for entry in entries if entry["set"] == name}) > 1:
             lines.append(

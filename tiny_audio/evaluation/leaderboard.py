@@ -136,7 +136,7 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
         advice = (
             "the environment variable HF_HUB_OFFLINE forbids downloads; unset it"
             if constants.HF_HUB_OFFLINE
-            else "check the network, and that you may read them (hf auth login)"
+            else "check the network, and that you may read these data sets (hf auth login)"
         )
         raise UserError(f"{repo} and {parent} cannot be downloaded: {first_line(error)}; {advice}") from error
     except KeyError as error:
@@ -150,7 +150,8 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     for row in chunks:
         if str(row["parent_id"]) not in references:
             raise UserError(
-                f"{repo}: the recording {row['parent_id']!r} has no reference in {parent}; they do not match"
+                f"{repo}: the recording {row['parent_id']!r} has no reference in {parent}, so the two data sets do not "
+                "match"
             )
         line = {
             "audio_filepath": str((folder / "audio" / row["file_name"]).absolute()),
@@ -176,9 +177,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    Sets with another normalizer, or with clips that were not transcribed, are left out. If no other set has a task id,
-    write nothing and return None. The mean WER is included if all current sets of the English track are scored. RTFx is
-    not included, because the leaderboard measures it on its own machine.
+    Sets with another normalizer, or with clips that were not transcribed, are left out. If none of the remaining sets
+    has a task id, write nothing and return None. The mean WER is included if all current sets of the English track are
+    scored. RTFx is not included, because the leaderboard measures it on its own machine.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.

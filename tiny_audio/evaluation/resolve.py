@@ -27,7 +27,8 @@ def resolve_targets(texts: Sequence[str]) -> list[Target]:
     """Find all targets without loading them.
 
     Args:
-        texts: each text is the folder of a run or of a model, a model on the hub, or ``provider:NAME:key=value,...``.
+        texts: each is the folder of a run or of a model, a model on the hub, or ``provider:NAME``. Options may follow,
+            as in ``MODEL:key=value,...``.
 
     Raises:
         UserError: a target does not exist, or two targets have the same name.
@@ -37,8 +38,8 @@ def resolve_targets(texts: Sequence[str]) -> list[Target]:
         target = resolve_target(text)
         if target.label in targets:
             raise UserError(
-                f"{text}: there are two targets called {target.label!r}; rename a folder, or evaluate them one by one "
-                "into folders of their own (--output-dir)"
+                f"{text}: there are two targets called {target.label!r}; rename a folder, or evaluate the targets one "
+                "by one, each with its own --output-dir"
             )
         targets[target.label] = target
     return list(targets.values())
@@ -123,5 +124,5 @@ def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, An
 def _model_type(path: Path) -> str:
     kind = read_config(path).get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"{path}: has no model_type; give the folder of a run or of a model of transformers")
+        raise UserError(f"{path}: has no model_type; give the folder of a run or of a transformers model")
     return kind

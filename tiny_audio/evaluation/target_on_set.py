@@ -26,9 +26,9 @@ HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Compared = Mapping[str, Comparison | None]
 """Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
-cannot be read. The mapping is empty if the target is not a run, so that its training data is not known."""
+cannot be read. The mapping is empty if the target is not a run, because its training data is then unknown."""
 _Row = tuple[Hypothesis, bool]
-"""A row, and True if the clip's audio cannot be loaded."""
+"""A row, and True if the clip failed because of its audio (see ``Outcome.is_audio``)."""
 
 
 class TargetOnSet:
@@ -122,7 +122,8 @@ class TargetOnSet:
         """Write the rows in the order of the clips.
 
         Raises:
-            UserError, RunFailed: no clip was transcribed.
+            UserError: no clip was transcribed, because the audio of all clips is unusable.
+            RunFailed: no clip was transcribed, and at least one clip failed for another reason.
         """
         everything = self.rows | self._failed
         rows = [everything[clip.id] for clip in self.data.clips]
@@ -204,7 +205,7 @@ class TargetOnSet:
         if changed:
             raise UserError(
                 f"{self.folder} has results of another {' and other '.join(changed)}; give another --output-dir, or "
-                "remove that folder"
+                f"remove {self.folder}"
             )
 
 

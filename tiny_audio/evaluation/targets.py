@@ -42,11 +42,11 @@ class Outcome:
     For a provider, this is the time from the first request to the text, including retries and waiting times."""
     error: str | None
     is_audio: bool = False
-    """True if the error is that the clip's audio cannot be loaded. Such a clip fails for every target."""
+    """True if the clip failed because of its audio, which cannot be loaded or is longer than the target accepts."""
 
     @classmethod
     def unreadable(cls, clip: Clip, error: AudioError) -> Outcome:
-        """Return the outcome of a clip whose audio cannot be loaded."""
+        """Return the outcome of a clip whose audio cannot be loaded or is too long."""
         return cls(clip, None, None, f"{error.reason}: {error}", is_audio=True)
 
 
@@ -65,7 +65,9 @@ class Target(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise an error if :meth:`load` would fail. All targets are checked before the first target is evaluated.
+        """Raise an error if it is already clear that :meth:`load` would fail.
+
+        Each target that still has clips to transcribe is checked before the first target is evaluated.
 
         Raises:
             UserError: a key or a package is missing, or the kind of model is not supported.
@@ -195,7 +197,7 @@ class ProviderTarget(Target):
         """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the responses.
 
         After an error or Ctrl-C, responses to pending requests are still yielded, because the provider may charge for
-        them. A second Ctrl-C stops immediately.
+        them. After a second Ctrl-C, no more responses are yielded, but running requests are not interrupted.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None

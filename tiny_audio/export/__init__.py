@@ -21,8 +21,8 @@ class ExportConfig(Config, ABC):
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns for the names of all files and folders of an export. A new export replaces only these, and
-    ``tiny-audio push`` uploads only these."""
+    """Patterns for the names of all files and folders of an export. A folder that contains anything else, except
+    ``__pycache__``, is not replaced by a new export. ``tiny-audio push`` uploads only files that match the patterns."""
 
     @classmethod
     @abstractmethod
@@ -60,7 +60,8 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
         return
     if not (folder.is_dir() and export.is_export(folder)):
         raise UserError(
-            f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove it"
+            f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove "
+            f"{folder}"
         )
     known = (*export.files, "__pycache__")  # Python writes __pycache__ when the export is used
     foreign = sorted(
@@ -68,6 +69,6 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
     )
     if foreign:
         raise UserError(
-            f"{folder} contains an exported model, but also {foreign[0]!r}, which an export would delete; move it, or "
-            "give another folder"
+            f"{folder} contains an exported model, but also {foreign[0]!r}, which an export would delete; move "
+            f"{foreign[0]!r} out of this folder, or give another folder"
         )

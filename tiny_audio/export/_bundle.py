@@ -41,7 +41,7 @@ class _Import:
 
 
 def bundle(parts: Collection[str]) -> dict[str, str]:
-    """Return the source texts of a bundle by file name.
+    """Return the source code of each file of a bundle, by file name.
 
     Args:
         parts: modules of the model's parts. Modules that they import from their own top-level packages are also
@@ -53,8 +53,8 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
     for part in parts:
         if part == "__main__":
             raise UserError(
-                "a part that is defined in a notebook or in the main script cannot be exported; move it to its own "
-                "module and import that"
+                "a part that is defined in a notebook or in the main script cannot be exported; move the part to its "
+                "own module, and import that module"
             )
     owned = {PACKAGE, *(part.partition(".")[0] for part in parts)}
     files: dict[str, str] = {}
@@ -90,7 +90,10 @@ def _flattened(module: str, owned: Collection[str]) -> tuple[str, tuple[str, ...
     loader = spec.loader if spec else None
     source = loader.get_source(module) if isinstance(loader, importlib.abc.InspectLoader) else None
     if spec is None or source is None:
-        raise UserError(f"the source of {module} cannot be read, so it cannot be exported; install it as plain Python")
+        raise UserError(
+            f"the source of the module {module} cannot be read, so the module cannot be exported; install the module "
+            "as Python source code"
+        )
     return _with_flat_imports(source, module, spec.submodule_search_locations is not None, frozenset(owned))
 
 

@@ -83,7 +83,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     yield from _scores(report["evaluation"])
     for row in report.get("monitored", ()):
         measured = f"{row['wer']:.1%} on {row['utterances']:,} clips of {_text(row['set'])}"
-        yield from ("", f"While training, at this step: word error rate {measured}.")
+        yield from ("", f"During training, the word error rate at this step was {measured}.")
     yield from ("", "## Parts", "")
     yield from _parts(report)
     yield from ("", "## Data", "")
@@ -110,7 +110,8 @@ def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
     took = "stopped early, after" if final["stopped_early"] else "took"
     text = f"Training {took} {last:,} steps. The weights are {weights}"
     if final["selected_on"] is not None:
-        text += f", the best of {final['num_evaluations']:,} by {final['metric']} on {_text(final['selected_on'])}"
+        text += f", the best of {final['num_evaluations']:,} evaluations by {final['metric']} on "
+        text += _text(final["selected_on"])
     yield from ("", f"{text}.")
 
 
@@ -193,7 +194,7 @@ def _parts(report: Mapping[str, Any]) -> Iterator[str]:
     sums = (f"{sum(part[key] for part in report['parts']):,}" for key in ("total", "trainable"))
     yield from _table(("part", "kind", "initialized from", "parameters", "trained"), [*rows, ["all", "", "", *sums]])
     if recipe["training"]["init_from"]:
-        yield from ("", "Before training, these weights were replaced by weights of an earlier run.")
+        yield from ("", "Before training, the weights of some or all parts were replaced by those of another model.")
 
 
 def _data(report: Mapping[str, Any]) -> Iterator[str]:
@@ -232,8 +233,8 @@ def _limits(report: Mapping[str, Any]) -> Iterator[str]:
     if durations:
         bounds = f"{durations['min_s']:g} to {durations['max_s']:g} s (median {durations['median_s']:g} s)"
     yield (
-        f"The model was trained on clips of {bounds}. A recording is split at pauses if it is longer than these clips, "
-        f"longer than {LONGEST_CHUNK_S:g} s, or longer than the encoder accepts."
+        f"The model was trained on clips of {bounds}. A recording is split at pauses if it is longer than the longest "
+        f"of these clips, longer than {LONGEST_CHUNK_S:g} s, or longer than the encoder accepts."
     )
     for name, scores in sets.items():
         looping, empty = scores["looping_hypotheses"], scores["empty_hypotheses"]

@@ -56,10 +56,10 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
                 str(folder), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except UnknownPartError as error:
-            raise UserError(f"{folder}: {error}; install the package that provides it") from error
+            raise UserError(f"{folder}: {error}; install the package that provides this part") from error
         except ValidationError as error:
             remedy = (
-                "it was changed after the export: copy or export the model again"
+                "config.json was changed after the export: copy or export the model again"
                 if version == __version__
                 else f"the model was exported by tiny-audio {version}: install that version"
             )
@@ -119,7 +119,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the content of a model's ``config.json``, or an empty dict if the file has no JSON object.
+    """Return the content of a model's ``config.json``, or an empty dict if the content is not a JSON object.
 
     Raises:
         UserError: the file is not JSON.

@@ -23,8 +23,8 @@ _QUIETEST_DB = -110.0
 """Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
 """A frame is speech if it is at least ``_ABOVE_FLOOR_DB`` above the noise floor and at most ``_BELOW_SPEECH_DB`` below
-the loudest frames. If the difference between the noise floor and the loudest frames is small, any frame that is at most
-``_RANGE_DB`` below the loudest frames is speech."""
+the loudest frames. If the noise floor is less than 18 dB (the sum of the first and the last value) below the loudest
+frames, any frame that is at most ``_RANGE_DB`` below the loudest frames is speech."""
 
 Levels = NDArray[np.float64]
 Frames = list[tuple[float, float]]

@@ -255,9 +255,10 @@ class _Chunker:
             yield span
 
     def _longest_brief_pause(self) -> tuple[int, int] | None:
-        """Return the first frame and the end of the longest pause between the usual and the maximum duration.
+        """Return the first frame and the end of the longest brief pause that ends after the usual duration.
 
-        A brief pause is found by its level, because silero-vad reacts too slowly to the shortest of these pauses.
+        Return None if there is no such pause. A brief pause is found by its level, because silero-vad reacts too slowly
+        to the shortest of these pauses.
         """
         levels = self._smooth_levels(_SMOOTHED // 2)
         threshold = speech_level(levels[np.isfinite(levels)])

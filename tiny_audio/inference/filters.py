@@ -1,9 +1,9 @@
 """Hallucination filters: find sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-Each threshold lies between the values measured on speech and the values measured on noises and tones. The speech was
-synthetic, read aloud or spelled. It was measured clean, with white noise of the same loudness, limited to the bands of
-telephones and other narrow channels, and encoded at low bit rates. ``benchmarks/transcription.py`` repeats these
-measurements. A sound that may be speech is not filtered.
+The thresholds for noise and tones lie between the values measured on speech and the values measured on noises and
+tones. The speech was synthetic, read aloud or spelled. It was measured clean, with white noise of the same loudness,
+limited to the bands of telephones and other narrow channels, and encoded at low bit rates.
+``benchmarks/transcription.py`` repeats these measurements. A sound that may be speech is not filtered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
 """A sound is measured in a band whose lower limit is in the first range and whose upper limit is in the second."""
 _EMPTY_DB = 60.0
-"""A part of the spectrum counts as empty if it is this far below the rest."""
+"""A part of the spectrum counts as empty if its power is this far below the power of the strongest part."""
 # The fine structure of the spectrum (the spectrum minus its moving average over frequency) is measured up to here.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
@@ -71,9 +71,9 @@ _HALF = 12
 """Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 """A frame is steady if the correlation between its fine structure and that of the frame 80 ms before is above the first
-value. A sound consists of tones if its share of steady frames is above the second value, and its mean correlation is
-above the third value. In tones, the share is at least 0.31 and the mean at least 0.60. In speech, the share is at most
-0.18 and the mean at most 0.57."""
+value. A sound also consists of tones if its share of steady frames is above the second value, and its mean correlation
+is above the third value. In tones, the share is at least 0.31 and the mean at least 0.60. In speech, the share is at
+most 0.18 and the mean at most 0.57."""
 
 NO_VOICE = 0.03
 """A sound has no voice if the probability of speech is below this value in every frame. The highest probability of a
@@ -95,7 +95,9 @@ Array = NDArray[np.float64]
 
 
 def boost_quiet(waveform: Tensor) -> Tensor:
-    """Amplify very soft audio (peak below 2% of full scale) by a power of two. Return other audio unchanged.
+    """Amplify audio that is very soft, but not silent, by a power of two. Return other audio unchanged.
+
+    Very soft audio has a peak below 2 % of full scale.
 
     Training data does not contain such soft audio, and some encoders' feature extractors would treat it as silence.
     """

@@ -79,7 +79,8 @@ class LiveStream:
 
     There is at most one job at a time, so a slow machine produces fewer partial texts. Utterances that have ended are
     decoded before the one that is being spoken. After a partial text, the stream waits at least as long as the decoding
-    of this text took, before it decodes the next partial text. Events are in the order of their utterances.
+    of this text took, before it decodes the next partial text. A pause of :data:`EARLY_PAUSE_S` ends this wait. Events
+    are in the order of their utterances.
 
     Args:
         utterances: finds the utterances. It must not be shared with other streams.

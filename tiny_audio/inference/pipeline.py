@@ -27,7 +27,7 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.prompt import Context
 
 MAX_DURATION_S = 24 * 3600.0
-"""Maximum duration of a recording. A longer recording would not fit into memory."""
+"""Maximum duration of a recording. A longer recording might not fit into memory."""
 _FETCH_TIMEOUT_S = 30.0
 
 _RECORDINGS = (str, bytes, bytearray, io.IOBase, Mapping, np.ndarray, torch.Tensor)
@@ -48,7 +48,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     - an array of samples at 16 kHz
     - a decoder of torchcodec, as in rows of ``datasets`` 4 and later
     - a mapping with ``raw`` or ``array``, and ``sampling_rate``
-    - a mapping with ``bytes`` or ``path``, as in data sets without decoding
+    - a mapping with ``bytes`` or ``path``, as in data sets with ``Audio(decode=False)``
     - a mapping with one of these in ``audio``, as in rows of data sets
 
     Lists, columns and data sets of recordings are also accepted.
@@ -169,7 +169,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         """Return the text and the requested timestamps."""
         transcription = outputs["transcription"]
         if transcription.truncated:
-            logger.warning("a transcript was truncated at max_new_tokens; raise it if words are missing")
+            logger.warning("a transcript was truncated at max_new_tokens; raise max_new_tokens if words are missing")
         if transcription.warning is not None:
             logger.warning(transcription.warning)
         if transcription.why_empty is not None:

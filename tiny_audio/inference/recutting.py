@@ -2,8 +2,8 @@
 
 If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
 not spoken. So if at least half of the chunks of a section have bad scores, other cuts are tried. The model transcribes
-the chunks between these cuts. The cuts are chosen for which the texts of all chunks together have the best score under
-the decoder and the CTC head.
+the chunks between these cuts, and the decoder and the CTC head score the texts. The cuts with the best total score are
+chosen.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ section are chosen together."""
 _BAD = 1.0
 """A chunk is bad if its ``Score.excess`` is more than this many nats per character. In the quickstart's sentences,
 joined without pauses, most correct texts had at most 0.7 nats per character, a few had more than 2, and wrong texts
-usually had 1.3 or more. The shares of wrong words below are of the 183 words in 32 of these sentences."""
+usually had 1.3 or more. The shares of wrong words in the comments below refer to the 183 words of 32 of these
+sentences."""
 _SPACING = 24
-"""The minimum distance of two possible cuts is the maximum duration of a chunk, divided by this number. This gave 3.8 %
-wrong words. With more possible cuts, 6.0 % of the words were wrong."""
+"""The minimum distance of two possible cuts is the maximum duration of a chunk, divided by this number. With this
+value, 3.8 % of the words were wrong. With more possible cuts, 6.0 % were wrong."""
 _ENDS = 12
-"""For each possible start of a chunk, at most this many possible ends are tried. This gave 3.8 % wrong words. With 8
-ends, 4.9 % of the words were wrong. With more than 12 ends, it was still 3.8 %."""
+"""For each possible start of a chunk, at most this many possible ends are tried. With this value, 3.8 % of the
+words were wrong. With 8 ends, 4.9 % were wrong. With more than 12 ends, the share was still 3.8 %."""
 _MARGIN = 20.0
 """The search gives up a possible cut if the best chunks up to it cost more than the best chunks up to a later cut, and
-the difference is more than this many nats. This gave 3.8 % wrong words. With 10 nats, 5.5 % of the words were wrong.
-With values above 20, it was still 3.8 %."""
+the difference is more than this many nats. With this value, 3.8 % of the words were wrong. With 10 nats, 5.5 % were
+wrong. With values above 20, the share was still 3.8 %."""
 _TRIED = 2
-"""A search is checked once, when it has covered this many maximum durations of a chunk. If at least two thirds of the
-best chunks up to this point are bad, it stops. In searches that succeeded, at most 57 % of the chunks were bad at this
-point. In the frequency band of telephones, on which the quickstart's model was not trained, 69 % were bad."""
+"""A search is checked once, when it has covered this many times the maximum duration of a chunk. If at least two thirds
+of the best chunks up to this point are bad, the search stops. In searches that succeeded, at most 57 % of the chunks
+were bad at this point. In the frequency band of telephones, on which the quickstart's model was not trained, 69 % were
+bad."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -141,10 +143,11 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
 
-        Other cuts are tried if at least half of the chunks of a section are bad. This fails if at least half of the
-        chunks are bad even with the best cuts, or at least two thirds at the beginning of the section. Then the model
-        does not know this kind of speech. The original chunks are kept, and some later sections are not tried: one
-        section after the first failure, three after the second in a row, then seven, and so on.
+        Other cuts are tried if the section has a cut within speech, and if at least half of its chunks are bad. This
+        fails if at least half of the chunks are bad even with the best cuts, or at least two thirds at the beginning of
+        the section. Then the model probably does not know this kind of speech. The original chunks are kept, and some
+        later sections are not tried: one section after the first failure, three after the second in a row, then seven,
+        and so on.
 
         Args:
             chunks: the chunks in order.
@@ -175,7 +178,10 @@ class Recutter:
         return _are_bad(self.scorer([chunk.waveform for chunk in section]))
 
     def _best(self, section: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
-        """Return the best chunks of a section. None if at least half of them are bad, or the search was stopped."""
+        """Return the best chunks of a section.
+
+        Return None if the search found none (see :meth:`_best_path`), or if at least half of the best chunks are bad.
+        """
         waveform, overlap = _joined(section), section[-1].overlap
         places, levels = self._quiet_points(waveform, len(waveform) - overlap)
         path = self._best_path(waveform, places, levels, is_stopped)
@@ -228,8 +234,8 @@ class Recutter:
     def _quiet_points(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
         """Return the samples at which chunks may start and end, and the level at each.
 
-        These are the minima of the level that are not after ``last_start``, and both ends of the waveform. The level
-        -inf of the waveform's last end makes it the first choice as the end of a chunk.
+        These are the minima of the level that are not after ``last_start``, and the start and the end of the waveform.
+        The end of the waveform has the level -inf, so it is the first choice as the end of a chunk.
         """
         levels = levels_of(waveform)
         padded = np.pad(levels, _SMOOTHED // 2, mode="edge")

@@ -27,7 +27,8 @@ class Segment:
     words: tuple[Word, ...] | None
     """Words with times in seconds from the beginning of the recording. None unless word timestamps were requested."""
     suppressed: Reason | None
-    """The reason why the text differs from the decoder's text. None if the texts are equal."""
+    """The reason why the text differs from the decoder's text, or why the chunk was not decoded. None if the text is
+    the decoder's text."""
 
     @property
     def duration_s(self) -> float:
@@ -81,6 +82,6 @@ class Transcription:
 
     @property
     def ctc_text(self) -> str | None:
-        """The CTC head's own texts, separated by spaces. None if there are none."""
+        """The CTC head's own texts, separated by spaces. None if no segment has one."""
         texts = [segment.ctc_text for segment in self.segments if segment.ctc_text is not None]
         return " ".join(filter(None, texts)) if texts else None

@@ -43,7 +43,7 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         words = segment.words or _spread(segment)
         groups = ([word] for word in words) if each_word else _groups(words)
         found += (Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in groups)
-    # Each cue starts at least one millisecond after the start of the previous cue. If it does not, shift it.
+    # Each cue must start at least one millisecond after the start of the previous cue. Shift the cues that do not.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:
@@ -111,7 +111,7 @@ def _lines(words: Sequence[Word]) -> str:
 
 
 def _shown(cue: Cue, following_s: float | None) -> Cue:
-    """Extend a short cue, but not into the next cue."""
+    """Extend a short cue to the minimum duration. End each cue no later than the next one starts."""
     end = max(cue.end_s, cue.start_s + SHORTEST_S)
     if following_s is not None:
         end = min(end, following_s)

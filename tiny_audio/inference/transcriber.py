@@ -28,7 +28,7 @@ from tiny_audio.model.streamer import OnText
 from tiny_audio.runtime.device import in_parts_that_fit
 
 LONGEST_CHUNK_S = 30.0
-"""Maximum duration of a chunk. Training data has few longer clips, and the texts of longer chunks would be truncated at
+"""Maximum duration of a chunk. Training data has few longer clips, and the texts of longer chunks could be truncated at
 ``max_new_tokens``."""
 _LARGEST_POOL = 8
 """Maximum number of batches in a pool. A pool is a group of chunks that are sorted by length and divided into batches.
@@ -44,9 +44,9 @@ Contexts = Context | Sequence[Context | None] | None
 class Transcriber:
     """Transcribes recordings of any length in batches.
 
-    A recording of at most ``max_chunk_s`` is one chunk. Before filtering, its text is the same as from
-    ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
-    contain chunks of similar length from all recordings. The text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk. If ``filter_hallucinations`` is False, its text is the same as
+    from ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
+    contain chunks of similar length from all recordings. In fp32, the text of a chunk does not depend on its batch.
 
     Args:
         model: the model, in evaluation mode, on its device.
@@ -55,7 +55,7 @@ class Transcriber:
         generation: decoding settings. If None, the model's own settings are used.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
             soft audio, and leave the pauses of long recordings out. If False, all audio is transcribed, and the model's
-            text of every chunk is returned unchanged.
+            text of every chunk is returned unfiltered.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""Seconds at the start of a pause that are kept with the speech before it, and at its end with the speech after it.
-They may contain soft consonants."""
+"""Seconds at each end of a pause that are kept, because they may contain soft consonants. The start of a pause is kept
+with the speech before it, and the end of a pause with the speech after it."""
 _CONTEXT = 64
 """Number of samples before each frame that the network receives together with the frame."""
 _WEIGHTS = "silero_vad.jit"

@@ -47,7 +47,7 @@ class AlignmentLoss(nn.Module):
         """Return the targets' negative log-likelihoods ``[B]``, and a bool tensor ``[B]``: whether each target fits.
 
         A target does not fit if its labels need more audio embeddings than the clip has. Its loss is 0. Tokens without
-        labels are left out. Only joined clips can have such tokens, because of the space between their texts.
+        labels are left out. Only joined clips can have such tokens, because of the space between their transcripts.
 
         Args:
             decoder: the model's decoder. Its embeddings get no gradient from this loss.

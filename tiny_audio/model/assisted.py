@@ -53,7 +53,7 @@ class Draft(Protocol):
     def after(self, ids: Sequence[int]) -> list[int]:
         """Return any number of tokens that are likely to follow ``ids``.
 
-        A wrong draft makes decoding slower, but does not change the result.
+        A wrong draft makes decoding slower, but does not change the result, apart from rounding errors.
         """
 
 
@@ -61,8 +61,8 @@ class TextDraft:
     """A draft from a text that is nearly correct, such as the text of a CTC head.
 
     The verified tokens are matched to the prefix of the text that has the lowest Levenshtein distance to them. The
-    draft is the text after this prefix. Therefore an inserted, missing or wrong word does not affect the draft of the
-    following words.
+    draft is the text after this prefix. Therefore an inserted, missing or wrong word usually does not affect the draft
+    of the following words.
 
     Args:
         text: the whole text.

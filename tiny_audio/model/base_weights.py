@@ -1,8 +1,8 @@
-"""Exports without base weights: find the tensors that an export can leave out, and restore them when it is loaded.
+"""Exports without base weights: find the tensors that an export can leave out, and fill them in when it is loaded.
 
-If the encoder and the decoder are frozen, only about 1% of the weights are trained. An export without base weights
-contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A tensor
-counts as trained if it differs from the checkpoint in any bit.
+If the encoder and the decoder are frozen, often only about 1% of the weights are trained. An export without base
+weights contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A
+tensor counts as trained if it differs from the checkpoint in any value.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
             }
         elif part.freeze:
             raise UserError(
-                f"{kind}: no tensor in {part.pretrained!r} equals the model's, so the checkpoint has changed since "
-                "training; restore it, or export all weights"
+                f"{kind}: no tensor of the model equals a tensor in {part.pretrained!r}, so the checkpoint has changed "
+                "since training; restore the checkpoint, or export all weights"
             )
     return found
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Restore the weights that an export left out, from the checkpoints. Return the names of these tensors.
+    """Fill in the tensors that an export left out with those of the checkpoints. Return the names of these tensors.
 
     Args:
         model: the model, directly after loading.
@@ -92,7 +92,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
         names = {name for name in missing if name.startswith(f"{kind}.")}
         if len(names) != reference["tensors"]:
             raise UserError(
-                f"the export is incomplete: it lacks {len(names):,} tensors of the {kind}, but only "
+                f"the export is damaged: it lacks {len(names):,} tensors of the {kind}, but according to config.json, "
                 f"{reference['tensors']:,} come from {part.pretrained!r}; copy or export the model again"
             )
         folder, recorded = Path(part.pretrained), reference["fingerprint"]
@@ -118,8 +118,8 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 )
             if own[name].is_meta:
                 raise UserError(
-                    "an export without base weights cannot be loaded to disk or in parts; export it with all weights, "
-                    "or give another device_map"
+                    "an export without base weights cannot be offloaded to disk or loaded in parts; export the "
+                    "model with all weights, or give another device_map"
                 )
             dtype = dtype_of(reference) if there.is_floating_point() and name not in exact else there.dtype
             own[name].copy_(there.to(dtype))
@@ -147,8 +147,8 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: if the part's config has ``quantization``, its weights are quantized, and restored in this data type,
-            as in training. None returns the checkpoint's weights unchanged.
+        quantized: if the part's config has ``quantization``, the weights are quantized, and then dequantized to this
+            data type, as in training. If None, the checkpoint's weights are returned unchanged.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):

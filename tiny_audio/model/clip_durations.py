@@ -30,4 +30,4 @@ class ClipDurations:
         if duration_s >= self.min_s / 2:
             return None
         trained = f"{self.min_s:g} to {self.max_s:g} s"
-        return f"the text is unreliable: the recording lasts {duration_s:.2f} s, and the training clips {trained}"
+        return f"the text is unreliable: the recording lasts {duration_s:.2f} s, but the training clips last {trained}"

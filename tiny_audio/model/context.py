@@ -38,7 +38,7 @@ class ContextSettings(Config):
     languages: tuple[str, ...] = ()
     """Languages that the model accepts. Empty if it was not trained with a stated language."""
     lower_case: bool = False
-    """Whether the model writes lower case. Then its context is written in lower case, too."""
+    """Whether the model writes lower case. If so, hotwords and previous text are converted to lower case, too."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EncodedContext:
     left_out: tuple[str, ...] = ()
     """The hotwords that were left out."""
     warnings: tuple[str, ...] = ()
-    """Messages about parts that were left out, or that the model was not trained with."""
+    """Messages about hotwords or previous text that were left out, or with which the model was not trained."""
 
 
 def context_text(hotwords: Sequence[str] = (), previous_text: str = "", language: str | None = None) -> str:
@@ -62,12 +62,13 @@ def context_text(hotwords: Sequence[str] = (), previous_text: str = "", language
 
 
 CONTEXT_CHARACTERS = context_text(("a", "b"), "a", "a")
-"""A text with all characters that a context adds. Tokenizers that are trained on transcripts need tokens for them."""
+"""A text with all characters of the fixed parts of a context, such as ``Words: ``. A tokenizer that is trained on
+transcripts also needs tokens for these characters."""
 
 
 @dataclass(frozen=True)
 class ContextEncoder:
-    """Encodes contexts for one model. The same context is encoded only once. Instances can be pickled."""
+    """Encodes contexts for one model. The last 256 results are cached. Instances can be pickled."""
 
     tokenizer: Any
     settings: ContextSettings
@@ -76,13 +77,14 @@ class ContextEncoder:
 
     @cached_property
     def encode(self) -> Callable[[Context | None], EncodedContext]:
-        """Return the ids of a context. Hotwords and previous text that do not fit are left out with a warning.
+        """Return the ids of a context.
 
+        Hotwords and previous text that do not fit, or that the tokenizer cannot encode, are left out with a warning.
         The last hotwords of the list are left out first. Of the previous text, the first words are left out first.
 
         Raises:
-            UserError: the model does not accept the language, a text contains a special token, or the tokenizer cannot
-                encode the context.
+            UserError: the model does not accept the language, the language alone does not fit, a text contains a
+                special token, or the tokenizer cannot encode the fixed parts of a context.
         """
         return lru_cache(maxsize=256)(self._encode)
 
@@ -137,7 +139,7 @@ class ContextEncoder:
         ids = self._ids(text)
         if len(ids) > self.max_tokens:  # not even the language fits
             raise UserError(
-                f"the language {language!r} has {len(ids)} tokens, but a context of this model has at most "
+                f"a context with only the language {language!r} has {len(ids)} tokens, but this model accepts at most "
                 f"{self.max_tokens}; leave the language out"
             )
         return EncodedContext(ids, kept, tuple(given[word] for word in (*unspelled, *rest)), tuple(warnings))
@@ -156,9 +158,9 @@ class ContextEncoder:
         given = {"hotwords": context.hotwords, "previous text": context.previous_text}
         trained = {"hotwords": self.settings.hotwords, "previous text": self.settings.previous_text}
         return [
-            f"{name}: this model was not trained with prompt.context, so it may write "
-            f"{'them' if name == 'hotwords' else 'it'} instead of the speech; train a model with prompt.context, or "
-            f"leave the {name} out"
+            f"{name}: this model was not trained with {name}, so it may write {'them' if name == 'hotwords' else 'it'} "
+            f"instead of the speech; train a model with prompt.context.{name.replace(' ', '_')}, or leave the "
+            f"{name} out"
             for name, value in given.items()
             if value and not trained[name]
         ]
@@ -179,7 +181,7 @@ class ContextEncoder:
         special = self._special_ids.intersection(ids)
         if special:
             name = self.tokenizer.convert_ids_to_tokens(min(special))
-            raise UserError(f"the context contains the special token {name!r} of the decoder; remove it")
+            raise UserError(f"the context contains the special token {name!r} of the decoder; remove this token")
         return ids
 
     @cached_property

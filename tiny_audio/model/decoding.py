@@ -25,8 +25,9 @@ class GenerationConfig(Config):
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
     faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
     errors may change which of them is chosen, just as another batch size may. This is very rare in single precision,
-    but sometimes happens in half precision. ``none`` is plain decoding. If None, ``ctc`` is used for greedy decoding in
-    single precision if the model has a CTC head, and ``none`` otherwise."""
+    but sometimes happens in half precision. ``none`` is plain decoding. If None, ``ctc`` is used if decoding is greedy
+    and in single precision, the model has a CTC head, and the decoder's cache can be rewound (unlike a recurrent
+    state). Otherwise, ``none`` is used."""
 
     @model_validator(mode="after")
     def _check(self) -> GenerationConfig:

@@ -43,7 +43,7 @@ def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -
         arguments: the arguments of ``from_pretrained``.
 
     Raises:
-        UserError: the file is damaged, or has a setting that is not supported.
+        UserError: the file is damaged, sets ``do_sample``, or has an invalid value.
     """
     from transformers.utils import cached_file
 
@@ -54,12 +54,12 @@ def read_generation(name: str, own: dict[str, Any], arguments: dict[str, Any]) -
     try:
         read = json.loads(Path(path).read_text(encoding="utf-8"))
         if read.get("do_sample"):
-            raise UserError(f"{NAME} of {name} sets do_sample, which is not supported; set it to false")
+            raise UserError(f"{NAME} of {name} sets do_sample, which is not supported; set do_sample to false")
         changes = {key: read[key] for key in ("max_new_tokens", "num_beams") if read.get(key) is not None}
         return GenerationConfig(**{**own, **changes}).model_dump(mode="json")
     except UserError:
         raise
     except ValidationError as error:
-        raise UserError(f"{NAME} of {name} cannot be used: {problems(error)}; correct it") from error
+        raise UserError(f"{NAME} of {name} cannot be used: {problems(error)}; correct the file") from error
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{NAME} of {name} cannot be used: {' '.join(str(error).split())}; correct it") from error
+        raise UserError(f"{NAME} of {name} cannot be used: {' '.join(str(error).split())}; correct the file") from error

@@ -1,4 +1,4 @@
-"""Compute the longest clip that a model accepts, which is limited by its encoder and by its decoder's context."""
+"""Compute the duration of the longest clip that the encoder and the decoder of a model accept."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def longest_clip_s(
 ) -> float:
     """Return the duration of the longest clip that the model accepts, in seconds.
 
+    If not even a clip of 0.1 s fits, the result is 0.1.
+
     Args:
-        encoder: the encoder's config. If the encoder comes from a checkpoint, ``architecture`` must be set.
+        encoder: the encoder's config. If the encoder comes from a checkpoint, the config must be the result of
+            ``with_architecture``.
         projector: the projector, on any device.
         max_positions: maximum number of positions of the decoder. None if there is no limit.
         num_text_ids: number of positions that prompt and transcript need.

@@ -221,7 +221,7 @@ class TinyAudioModel(SavedModel):
     ) -> Any:
         """Generate the transcripts' token ids ``[B, new tokens]``. Rows are padded after their end token.
 
-        The CTC head is not used here. :meth:`transcribe` can use it, see ``generation.ctc_weight`` and ``draft``.
+        This method has no joint or assisted decoding with the CTC head, but :meth:`transcribe` supports both.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
@@ -261,9 +261,9 @@ class TinyAudioModel(SavedModel):
         return None if recorded is None else ClipDurations(**recorded)
 
     def longest_clip_s(self, at_most_s: float) -> float:
-        """Return the maximum duration of a clip, given the encoder's limit and the size of the decoder's context.
+        """Return the maximum duration of a clip, given the encoder's limit and the decoder's number of positions.
 
-        If the model was trained with context, there is also room for the longest context.
+        If the model was trained with context (such as hotwords), there is also room for the longest context.
 
         Args:
             at_most_s: upper bound of the result. It applies if the model's own limits are higher.
@@ -369,10 +369,10 @@ class TinyAudioModel(SavedModel):
         Args:
             audio: ``[B, N, H]``, from the projector.
             audio_lengths: ``[B]``.
-            texts: B drafts. A wrong draft makes decoding slower, but does not change the result.
+            texts: B drafts. A wrong draft makes decoding slower, but does not change the result, apart from rounding.
             tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
-            max_new_tokens: If None, the model's own setting is used.
+            max_new_tokens: maximum number of tokens of a clip. If None, the model's own setting is used.
             contexts: see :meth:`splice`.
         """
         cache = self.decoder.cache()

@@ -29,7 +29,7 @@ _CLOCK = (
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# The reply of a thinking model starts with `<think>`. If thinking is off, a line break and the second text follow.
+# The reply of a thinking model starts with `<think>`. If thinking is off, a line break and `_THOUGHT` follow.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -49,10 +49,10 @@ class HotwordsConfig(Config):
     """Minimum and maximum number of words of the transcript in a list, except in the lists of ``none_spoken``. If the
     transcript has fewer words that can be hotwords, the list contains all of them."""
     none_spoken: float = Field(default=0.3, ge=0, lt=1)
-    """Share of the lists that have no word of the transcript. These lists teach the model to ignore a list. A clip
-    whose transcript has no rare word always gets such a list."""
+    """Share of the lists that have no word of the transcript. These lists teach the model to ignore a list. If
+    the transcript of a clip has no rare word, its list is always of this kind."""
     num_common: NonNegativeInt = 1000
-    """Number of the most frequent words in the training transcripts that are never used as hotwords."""
+    """This many of the most frequent words in the training transcripts are never used as hotwords."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -96,7 +96,8 @@ class ContextConfig(Config):
     """Context for training clips, so that the model learns when to use it and when to ignore it."""
 
     max_tokens: PositiveInt = 512
-    """Maximum number of tokens of a context in training and at inference. The decoder reserves positions for them."""
+    """Maximum number of tokens of a context in training and at inference. The same number of positions is
+    reserved in the decoder."""
     hotwords: HotwordsConfig | None = None
     previous_text: PreviousTextConfig | None = None
     language: LanguageConfig | None = None
@@ -112,16 +113,16 @@ class PromptConfig(Config):
     """The text around the audio in the decoder's input."""
 
     system: str | None = None
-    """System message. If None, no system message is given, and the chat template may add its own. A text is put at the
-    start of the user message if the chat template does not support system messages. ``/no_think /system_override``
-    removes SmolLM3's long header."""
+    """System message. If None, no system message is given, and the chat template may add its own. If the chat template
+    does not support system messages, the system message is put at the start of the user message. ``/no_think
+    /system_override`` removes SmolLM3's long header."""
     user: str = AUDIO
     """User message. ``{audio}`` marks the position of the audio embeddings. The context of a clip, if any, is inserted
     directly before the audio."""
     context: ContextConfig | None = None
-    """Which context clips get in training. A context is information about a clip that is known in advance: words that
-    may be spoken (hotwords), the text before the clip, and the language. If None, the model is trained without context.
-    """
+    """The context that clips get in training. A context is information about a clip that is known in advance: words
+    that may be spoken (hotwords), the text before the clip, and the language. If None, the model is trained without
+    context."""
 
     @field_validator("user")
     @classmethod
@@ -154,15 +155,15 @@ class Context:
     def __post_init__(self) -> None:
         if not isinstance(self.hotwords, tuple):
             raise UserError(
-                f"hotwords is a {type(self.hotwords).__name__}; give a tuple of texts, or use Context.of, which also "
-                "takes lists and texts"
+                f"hotwords is a {type(self.hotwords).__name__}; give a tuple of strings, or use Context.of, which also "
+                "takes lists and strings"
             )
 
     @classmethod
     def of(
         cls, hotwords: str | Iterable[str] | None = None, previous_text: str | None = None, language: str | None = None
     ) -> Context | None:
-        """Return a context, or None if nothing is given. A text of hotwords is split by :func:`hotwords_in`."""
+        """Return a context, or None if nothing is given. A string of hotwords is split by :func:`hotwords_in`."""
         words = hotwords_in(hotwords) if isinstance(hotwords, str) else tuple(_distinct(hotwords or ()))
         context = cls(words, " ".join((previous_text or "").split()), language or None)
         return None if context == cls() else context
@@ -210,8 +211,8 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
         )
     if text.count(_SENTINEL) != 1:
         raise UserError(
-            f"prompt: the chat template shows the user message {text.count(_SENTINEL)} times, so the position of "
-            f"the audio is ambiguous; rendered: {text.replace(_SENTINEL, AUDIO)!r}"
+            f"prompt: the chat template shows the user message {text.count(_SENTINEL)} times, so the "
+            f"position of the audio is not clear; rendered: {text.replace(_SENTINEL, AUDIO)!r}"
         )
     if text.rstrip().endswith(_THINK):  # the template ignores enable_thinking=False
         text = text.rstrip() + "\n" + _THOUGHT
@@ -221,8 +222,9 @@ def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     unknown = unknown_id(tokenizer)
     if unknown is not None and unknown in prefix + suffix:
         raise UserError(
-            f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; a tokenizer trained "
-            "on the transcripts has only their characters: leave out prompt.system and other words"
+            f"prompt: the tokenizer has no token for a part of {text.replace(_SENTINEL, AUDIO)!r}; a tokenizer that is "
+            "trained on the transcripts has tokens only for their characters; leave out prompt.system and the words in "
+            "prompt.user"
         )
     return Prompt(prefix, suffix, end_id)
 

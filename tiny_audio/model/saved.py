@@ -48,7 +48,7 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save like transformers, and write ``generation_config.json`` from the model's own settings.
 
-        Quantized weights are dequantized before they are written, so that loading them needs no other package.
+        Quantized weights are dequantized before they are written, so that they can be loaded without bitsandbytes.
         """
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         settings = GenerationConfig(**self.config.generation)

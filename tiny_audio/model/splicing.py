@@ -23,7 +23,7 @@ Contexts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True)
 class TargetScores:
-    """Teacher-forced negative log-likelihoods, summed over tokens.
+    """Negative log-likelihoods of the targets, summed over tokens.
 
     They are not means, so that the exact mean over any group of rows can be computed: the sum of the rows' losses,
     divided by the sum of their numbers of tokens.
@@ -34,8 +34,8 @@ class TargetScores:
     ctc_loss: Tensor | None
     """``[B]``, the sum in nats over each row's labels. None if there are no CTC targets or no CTC head."""
     alignment_loss: Tensor | None = None
-    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows
-    whose tokens need more audio embeddings than the row has. None without an alignment loss."""
+    """``[B]``, the sum in nats over each row's tokens, without the end token. 0 for rows whose tokens need more audio
+    embeddings than the row has. None without an alignment loss."""
     aligned: Tensor | None = None
     """``[B]`` bool: whether the row has enough audio embeddings for its tokens. None without an alignment loss."""
 

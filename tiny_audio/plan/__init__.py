@@ -112,7 +112,8 @@ class Row:
     price_per_hour: float | None
     """US dollars. None if the price is unknown."""
     changes: tuple[Change, ...] | None
-    """Changes that make the recipe fit. None if it fits, or if several machines are compared."""
+    """Changes that make the recipe fit. Empty if none was found. None if the recipe fits, or if several machines are
+    compared."""
 
     @property
     def fits(self) -> bool:
@@ -157,7 +158,8 @@ def plan_recipe(
         gpu: a name in the table of GPUs, or ``cpu`` for this machine. If None, all GPUs are compared.
         price_per_hour: US dollars. If None, the price in the table of GPUs is used.
         utilization: share of the peak speed that training reaches.
-        mean_clip_s: mean duration of the clips. If None, it is half of the maximum duration.
+        mean_clip_s: mean duration of the clips. If None, it is half of the maximum duration, but at least the minimum
+            duration.
 
     Raises:
         UserError: an argument is out of range, or a part cannot be built without network access.

@@ -39,9 +39,10 @@ class Change:
 
 
 def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Return changes that make the recipe fit, each of which is enough alone. Changes that keep the batch come first.
+    """Return up to three changes, each of which alone makes the recipe fit.
 
-    If no single change is enough, return a combination of several.
+    Changes that affect neither the batch nor the parameters come first. If no single change is enough, return a
+    combination of several. If no combination was found either, return an empty list.
     """
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):

@@ -87,8 +87,8 @@ GPUS = {
         _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
-"""GPUs, sorted by memory. The numbers are from NVIDIA's datasheets: the SXM variants of H100 and H200, and fp32
-accumulation for the RTX cards."""
+"""GPUs, sorted by memory. Peak speeds and rated powers are from NVIDIA's datasheets: the SXM variants of H100 and H200,
+and fp32 accumulation for the RTX cards."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
 """Assumed speed of one core in fp32, about half of the peak of AVX2 at 3 GHz."""

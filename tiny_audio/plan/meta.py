@@ -1,4 +1,4 @@
-"""Build a recipe's model from its configs alone. Its tensors have the real shapes and names, but may have no data."""
+"""Build a recipe's model from its configs alone. The model's tensors have real shapes and names, but may lack data."""
 
 from __future__ import annotations
 

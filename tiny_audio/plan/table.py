@@ -116,8 +116,8 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
             yield f"  {' '.join(change.overrides)}    ({change.needed_bytes / GIB:.1f} GiB)"
     else:
         yield (
-            "No change of batch, gradient checkpointing, LoRA rank or quantization makes it fit. Choose smaller "
-            "checkpoints, or:"
+            "No change was found that makes it fit (attention, precision, gradient checkpointing, batch, clip "
+            "duration, LoRA rank, quantization). Choose smaller checkpoints, or:"
         )
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
     yield (

@@ -54,7 +54,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Return curves for the FLOPs of a clip, fitted to dry runs of a short clip, a middle clip and the longest clip.
+    """Return curves for the FLOPs of a clip, fitted to dry runs of a short, a medium and the longest clip.
 
     The curves are quadratic, because the FLOPs of attention are quadratic. All other FLOPs are linear.
 

@@ -1,6 +1,7 @@
 """Build the transformers model of a part: its config, its attention implementation and its weights.
 
-A checkpoint with a missing or unexpected key is an error.
+A checkpoint is rejected if a key is missing, unexpected or of another shape, or if a weight is NaN or infinite. Each
+part has a list of keys that may be missing or unexpected.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def transformers_config(
         if family not in (config_class.model_type, *part.other_model_types):
             raise UserError(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
-                "choose the part of that family, or another checkpoint"
+                "choose the encoder or decoder of that family, or another checkpoint"
             )
         fields["model_type"] = config_class.model_type
         # To rebuild a part, do not read its checkpoint, which may be on another machine.
@@ -119,7 +120,8 @@ def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> 
         if not part.overrides:
             raise
         raise UserError(
-            f"overrides do not make a {model_class.__name__} that can be built: {first_line(error)}; correct them"
+            f"overrides do not make a {model_class.__name__} that can be built: {first_line(error)}; "
+            "correct the overrides"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint's config and other JSON files. Every failure becomes one message."""
+"""Read a checkpoint's config and other JSON files. If a checkpoint cannot be read, report the reason in one message."""
 
 from __future__ import annotations
 

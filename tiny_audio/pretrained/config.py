@@ -53,7 +53,8 @@ class TransformersPartConfig(Config):
 
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
     """Attention implementations of the family. With ``auto``, an encoder uses the first. A decoder uses the first that
-    its architecture supports, or ``varlen`` instead of ``sdpa``."""
+    its architecture supports. Decoder families that are known to work with ``varlen`` use it instead of ``sdpa``,
+    unless there is dropout."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
@@ -62,8 +63,8 @@ class TransformersPartConfig(Config):
     other_model_types: ClassVar[tuple[str, ...]] = ()
     """Values of ``model_type`` in the publisher's own format of this family, if they differ from transformers'."""
     prefix: ClassVar[str | None] = None
-    """Regular expression for the start of this part's keys in the checkpoint of a whole model, so that only its tensors
-    are read. None if transformers' model class finds them."""
+    """Regular expression for the start of this part's keys in the checkpoint of a whole model. Only tensors with such
+    keys are read. None if transformers' model class finds the part's tensors by itself."""
 
     name: str
     pretrained: str
@@ -85,8 +86,9 @@ class TransformersPartConfig(Config):
     one sequence without padding. In half precision on a GPU, ``varlen`` uses PyTorch's kernel for such sequences.
     Otherwise, it computes attention clip by clip. ``flash_attention_2`` also avoids padding, but needs a GPU, half
     precision and the flash-attn package. When a decoder with ``varlen`` or ``auto`` is trained on a CPU, it computes
-    the part of the prompt that precedes the audio only once per batch, because all clips share this part. There are
-    three exceptions: a part of fewer than 8 tokens, a decoder with dropout, and ``causal_lm`` with ``auto``."""
+    the start of the prompt, up to the context or the audio, only once per batch, because all clips share this part. It
+    computes this part for each clip if the part has fewer than 8 tokens, if there is dropout, or for ``causal_lm`` with
+    ``auto``."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""
@@ -128,7 +130,7 @@ class TransformersPartConfig(Config):
         return fields
 
     def own_keys(self, keys: Iterable[str]) -> list[str]:
-        """Return the keys of a checkpoint whose tensors have to be read: those that start with :attr:`prefix`.
+        """Return the keys of the tensors that have to be read from a checkpoint: those that start with :attr:`prefix`.
 
         All keys are returned if there is no prefix. They are also returned if no key starts with the prefix, because
         the checkpoint then contains only this part.

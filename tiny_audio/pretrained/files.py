@@ -72,7 +72,7 @@ def on_disk(part: _Part) -> _Part | None:
 def _adapts_other_parts(part: TransformersPartConfig, adapter: dict[str, Any]) -> bool:
     """Whether a PEFT adapter is for other parts of a whole model.
 
-    For example, the adapter of Granite Speech is for its language model, so its encoder can be used.
+    For example, the adapter of Granite Speech is for the language model, so the encoder can be used without it.
     """
     targets = adapter.get("target_modules")
     if part.prefix is None or not isinstance(targets, list):
@@ -124,7 +124,7 @@ def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise UserError(
             f"{part.name}: the weights of {part.pretrained!r} are quantized ({method or 'quantization_config'}), but "
-            "parts need float32, float16 or bfloat16; give the checkpoint that was quantized"
+            "parts need float32, float16 or bfloat16; give the original checkpoint, which is not quantized"
         )
 
 

@@ -1,8 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then do not compute padding. Attention needs no mask, so it can use fast kernels, which do not support masks. A
-prefix that all rows share, such as the start of the prompt, can be packed only once, with the first row. All other rows
-then attend to this prefix, and its gradient is the sum over the rows.
+Layers then do not compute padding. Attention needs no mask, so it can use fast kernels, which do not support masks. If
+all rows share a prefix, such as the start of the prompt, it can be packed a single time, with the first row. All other
+rows then attend to this prefix, and its gradient is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def attend(
     """
     change = next((name for name in _CHANGES if others.get(name) is not None), None)
     if change is not None:
-        raise UserError(f"attention: varlen cannot attend with the {change} of this model; set attention: auto")
+        raise UserError(f"attention: varlen does not support {change}, which this model uses; set attention: auto")
     causal = bool(module.is_causal if is_causal is None else is_causal)
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -174,7 +174,8 @@ def attend_by_kernel(
 def exclude_rows_from_compilation() -> None:
     """Exclude row-by-row attention from ``torch.compile``, which would compile it again for each number of rows.
 
-    A decorator would import the compiler with this module, which would take longer than the rest of ``validate``.
+    A decorator on the function would import the compiler whenever this module is imported. Importing the compiler takes
+    longer than the rest of ``validate``.
     """
     global _attend_row_by_row
     _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]

@@ -23,14 +23,14 @@ _NESTED_BLOCK = 256
 
 
 class QuantizedLinear(nn.Module):
-    """A frozen linear layer whose weight is stored in few bits, and restored for every matrix product.
+    """A frozen linear layer whose weight is stored in few bits, and dequantized for every matrix product.
 
     ``nf4`` has 4 bits for each weight, and a scale for each block of 64 weights. The scales are quantized to 8 bits.
     ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized. The outputs
     are those of a linear layer with :attr:`weight`, so padding and other rows of the batch do not affect a row.
 
     The state dict has only the bias, because the quantized weight can be computed again from the checkpoint.
-    :func:`whole_state` adds the restored weights.
+    :func:`whole_state` adds the dequantized weights.
     """
 
     codes: Tensor
@@ -68,7 +68,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The restored weight ``[out, in]``, which is computed at every access."""
+        """The dequantized weight ``[out, in]``, which is computed at every access."""
         shape = (self.out_features, self.in_features)
         if self.codes.is_meta:
             return torch.empty(shape, dtype=self.dtype, device="meta")
@@ -94,7 +94,7 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer that restores its weight again in the backward pass, so that no graph keeps restored weights."""
+    """A linear layer that dequantizes its weight again in the backward pass, so that no graph keeps such weights."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -130,7 +130,7 @@ def quantize(part: nn.Module, kind: Quantization) -> None:
 
 
 def dequantize(part: nn.Module) -> None:
-    """Replace quantized layers in place by linear layers with the restored weights."""
+    """Replace quantized layers in place by linear layers with the dequantized weights."""
     for path, layer in list(quantized_layers(part)):
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         plain.weight, plain.bias = nn.Parameter(layer.weight, requires_grad=False), layer.bias
@@ -158,7 +158,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict, with the restored weights of quantized layers."""
+    """Return the state dict, with the dequantized weights of quantized layers."""
     return model.state_dict() | {f"{path}.weight": layer.weight for path, layer in quantized_layers(model)}
 
 
@@ -166,7 +166,7 @@ def check_available(kind: Quantization) -> None:
     """Check that bitsandbytes can be imported.
 
     Raises:
-        UserError: it cannot be imported. The message says what to install.
+        UserError: bitsandbytes cannot be imported. The message says what to install.
     """
     try:
         import bitsandbytes  # noqa: F401
@@ -178,7 +178,7 @@ def check_available(kind: Quantization) -> None:
 
 
 def _packed(weight: Tensor, kind: Quantization) -> dict[str, Tensor]:
-    """Quantize a weight ``[out, in]``. The names are those of the buffers of :class:`QuantizedLinear`."""
+    """Quantize a weight ``[out, in]``. The keys are the names of the buffers of :class:`QuantizedLinear`."""
     if weight.is_meta:
         return _packed_on_meta(weight, kind)
     functional = _functional()
@@ -205,7 +205,7 @@ def _packed_on_meta(weight: Tensor, kind: Quantization) -> dict[str, Tensor]:
 
 
 def _functional() -> Any:
-    # Not an import statement: transformers would require bitsandbytes for every exported model that contains this file.
+    # With an import statement, transformers would require bitsandbytes for each exported model that contains this file.
     return importlib.import_module("bitsandbytes.functional")
 
 

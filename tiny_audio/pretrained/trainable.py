@@ -31,7 +31,7 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
-    """Add the adapters in place, without peft's wrapper, so that the keys of the model's other weights do not change.
+    """Add the adapters in place, without peft's wrapper, so that only the keys of adapted layers change.
 
     Raises:
         UserError: a target matches no linear layer.

@@ -18,8 +18,8 @@ class CtcCompressConfig(ProjectorConfig):
 
     In speech translation, Gaido et al. 2021 (arXiv 2102.01578) report gains of 1.3 to 1.5 BLEU. Between a speech
     encoder and a language model, CTC compression is often worse than a fixed rate (arXiv 2409.17044). The number of
-    embeddings depends on the content of a clip, not on its duration. An untrained CTC head predicts only blanks, so a
-    whole clip becomes one embedding. Therefore, start from a trained CTC head (``ctc.init: pretrained`` or
+    embeddings depends on the content of a clip, not on its duration. Early in training, a CTC head predicts only
+    blanks, so a whole clip becomes one embedding. Therefore, start from a trained CTC head (``ctc.init: pretrained`` or
     ``training.init_from``).
     """
 

@@ -17,8 +17,8 @@ class MoeConfig(ConvolutionsConfig):
 
     In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Some experts are shared by
     several languages, and some are used by a single language. On average over eight languages, MOSA reports a 15.4%
-    lower WER than its baseline with one adapter. With 60% of the baseline's parameters, the WER is 13.3% lower. There
-    are no results for models with only one language.
+    lower WER than its baseline with one adapter. With 60% of the baseline's parameters, the WER is 13.3% lower. The
+    paper has no results for models with only one language.
     """
 
     name: Literal["moe"] = "moe"

@@ -59,7 +59,9 @@ class QFormerConfig(ProjectorConfig):
             )
         if self.mode == "global":
             if self.window is not None:
-                raise ValueError(f"window {self.window} has no effect in mode global; remove it, or set mode: windowed")
+                raise ValueError(
+                    f"window {self.window} has no effect in mode global; remove window, or set mode: windowed"
+                )
             return self
         window, queries = self.frames_per_window(), self.queries_per_window()
         if window % queries:

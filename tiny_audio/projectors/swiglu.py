@@ -13,7 +13,7 @@ from tiny_audio.projectors._layers import init_normal, normalize, num_windows, o
 
 
 class SwigluConfig(ProjectorConfig):
-    """SwiGLU on stacked frames: the projector of the Tiny Audio model card.
+    """SwiGLU on stacked frames: the projector on the published model card of Tiny Audio.
 
     SwiGLU is the gated feed-forward block of current language models (Shazeer 2020, arXiv 2002.05202). Here it is
     between two RMSNorms and has no biases. The model card lists 5 stacked frames and 8192 hidden channels. With 1280

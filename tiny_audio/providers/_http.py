@@ -50,10 +50,11 @@ class HttpConfig(ProviderConfig):
     timeout_s: PositiveFloat = Field(default=300.0, json_schema_extra=NO_IDENTITY)
     """Maximum seconds to wait for a response, or for a transcript that the provider creates in the background."""
     max_retries: NonNegativeInt = Field(default=6, json_schema_extra=NO_IDENTITY)
-    """Retries after a temporary failure: rate limits, server errors, broken connections."""
+    """Maximum number of retries after a temporary failure, such as a rate limit, a server error or a broken connection.
+    """
     retry_wait_s: PositiveFloat = Field(default=0.5, json_schema_extra=NO_IDENTITY)
     """Seconds before the first retry. Each further pause is twice as long, up to a minute. Each pause is then shortened
-    by a random amount."""
+    by a random amount. If the server asks for a longer pause, the pause lasts at least as long as the server asks."""
     max_wait_s: PositiveFloat = Field(default=120.0, json_schema_extra=NO_IDENTITY)
     """Longest pause, in seconds, that a server may ask for. A clip fails if the server asks for a longer pause."""
 
@@ -142,7 +143,7 @@ class Api:
         except TransientError as error:
             if (error.asked_wait_s or 0.0) > config.max_wait_s:
                 raise ProviderError(
-                    f"{error} (it asks to wait {error.asked_wait_s:.0f} s; max_wait_s is {config.max_wait_s:g})"
+                    f"{error} (the server asks to wait {error.asked_wait_s:.0f} s; max_wait_s is {config.max_wait_s:g})"
                 ) from None
             tries = config.max_retries + 1
             raise ProviderError(f"{error} (after {tries} {'try' if tries == 1 else 'tries'})") from None
@@ -190,8 +191,10 @@ class Api:
     def _broken(self, error: httpx2.TransportError) -> str:
         if isinstance(error, httpx2.TimeoutException):
             return f"{self.config.name}: no answer from {self.config.base_url} within {self.config.timeout_s:g} s"
-        what = "cannot be reached" if isinstance(error, httpx2.ConnectError) else "broke off"
-        return f"{self.config.name}: {self.config.base_url} {what}: {self._shown(str(error) or type(error).__name__)}"
+        url = self.config.base_url
+        unreachable = isinstance(error, httpx2.ConnectError)
+        what = f"{url} cannot be reached" if unreachable else f"the connection to {url} broke off"
+        return f"{self.config.name}: {what}: {self._shown(str(error) or type(error).__name__)}"
 
     def _checked(self, answer: type[AnswerT], response: httpx2.Response) -> AnswerT:
         try:

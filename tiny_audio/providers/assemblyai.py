@@ -61,7 +61,10 @@ class _Transcript(BaseModel):
 
 
 class AssemblyAI(HttpProvider):
-    """Sends ``POST /v2/upload``, ``POST /v2/transcript``, then ``GET /v2/transcript/<id>`` until the text is ready."""
+    """Uploads each clip and polls until the transcript is ready.
+
+    The requests are ``POST /v2/upload``, ``POST /v2/transcript``, and then repeated ``GET /v2/transcript/<id>``.
+    """
 
     def __init__(self, config: AssemblyAIConfig, key: str) -> None:
         self._config = config

@@ -23,7 +23,7 @@ class PocketSphinxConfig(ProviderConfig):
     """CMU PocketSphinx: an offline and free recognizer without neural networks.
 
     It uses the US English model that comes with the package `pocketsphinx` and knows about 130,000 words. Every clip is
-    decoded with a fresh state, so its text does not depend on earlier clips.
+    decoded with a fresh state, so its transcript does not depend on earlier clips.
     """
 
     name: Literal["pocketsphinx"] = "pocketsphinx"

@@ -1,4 +1,7 @@
-"""The recipe: reading YAML and validating its settings. All errors of a file are reported at once."""
+"""The recipe: reading YAML and validating its settings.
+
+All errors in single fields are reported at once. If there are none, all errors in combinations of fields are reported.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,16 @@ class DataConfig(Config):
     transcript becomes empty through ``target_text``, and GigaSpeech's segments of silence, music and noise. Evaluation
     sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
-    """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count."""
+    """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count as
+    unusable."""
 
 
 class InitFrom(Config):
     """Initial weights from another run, instead of the initial weights of the parts."""
 
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """A run folder or an exported model. It also provides the decoder's tokenizer and the CTC head's characters."""
+    """A run folder or an exported model. The decoder is taken together with its tokenizer, and the CTC head together
+    with its characters."""
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
     """The parts to take. If None, all parts are taken."""
 
@@ -72,8 +77,8 @@ class KeepBest(Config):
 
     set: _SetName
     """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the error rates
-    on this set are too low, because the set was used to choose the weights. All clips of the set
-    are used to choose the weights, also those that ``evaluation.exclude_shared`` leaves out of the final score."""
+    on this set are too low, because the set was used to choose the weights. Clips that ``evaluation.exclude_shared``
+    leaves out of the final score are also used to choose the weights."""
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
@@ -119,9 +124,10 @@ class TrainingConfig(Config):
     """Start from another run's weights. If None, training starts from the weights of the parts."""
     keep_best: KeepBest | None = None
     """Take the weights of the best evaluation during training. Evaluations are made every ``execution.evaluate_every``
-    steps and after the last step. Of equal values, the earliest is the best. Then the run id also depends on the set,
-    ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and ``execution.evaluate_utterances``,
-    because they affect the weights. If None, the weights of the last step are taken."""
+    steps and after the last step. Of equal values, the earliest is the best. With this section, the run id also depends
+    on the set, ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and
+    ``execution.evaluate_utterances``, because these affect the weights. If None, the weights of the last step are
+    taken, or the average that ``average_last`` describes."""
     average_last: int | None = Field(default=None, ge=2)
     """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
     multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run id then also depends on
@@ -166,7 +172,7 @@ class ExecutionConfig(Config):
     """How several processes share the model. With ``ddp``, each process has a copy. With ``fsdp``, each process has a
     shard of every layer, for models that do not fit on one GPU. A single process ignores this field."""
     num_workers: NonNegativeInt = 0
-    """Number of processes that load clips. 0 loads them in the main process."""
+    """Number of processes that load clips, for each training process. With 0, the training process loads its clips."""
     cache_frames_gb: PositiveFloat | None = None
     """Keep the frames of a frozen encoder in a temporary file of at most this many GB, so that later epochs do not
     compute them again. Each process has its own file. An hour of audio takes 0.28 GB for whisper-tiny, and 0.92 GB for
@@ -239,8 +245,9 @@ class Recipe(Config):
     def run_id(self) -> str:
         """Return eight hex digits of a hash of everything that affects the weights.
 
-        Paths and the section ``execution`` are not part of the hash. The content of local checkpoints is part of it if
-        the checkpoints are on this machine.
+        Paths, ``data.evaluation`` and the sections ``generation``, ``evaluation`` and ``execution`` are not part of the
+        hash, except the fields that ``training.keep_best`` or ``training.average_last`` uses. The content of local
+        checkpoints is part of the hash if the checkpoints are on this machine.
 
         Raises:
             UserError: a local checkpoint cannot be read.

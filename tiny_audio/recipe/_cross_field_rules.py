@@ -44,7 +44,7 @@ def _evaluation(recipe: Recipe) -> Errors:
             f"{did_you_mean(execution.evaluate_set, data.evaluation)}",
         )
     if recipe.generation.ctc_weight and recipe.ctc is None:
-        yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set it to 0"
+        yield "generation.ctc_weight", "needs a CTC head; add a `ctc` section, or set ctc_weight to 0"
     if recipe.generation.draft == "ctc" and recipe.ctc is None:
         yield "generation.draft", "ctc needs a CTC head; add a `ctc` section, or remove draft"
 
@@ -147,7 +147,11 @@ def _frame_cache(recipe: Recipe) -> Errors:
         return
     place, encoder = "execution.cache_frames_gb", recipe.encoder
     if not encoder.freeze or encoder.lora is not None or encoder.layer == "weighted":
-        yield place, "needs an encoder that is not trained; remove it, or set encoder.freeze: true without lora"
+        yield (
+            place,
+            "needs an encoder that is not trained; remove cache_frames_gb, or set encoder.freeze: true without lora "
+            "and without layer: weighted",
+        )
     if encoder.dropout:
         yield place, f"needs the same frames in every epoch, but encoder.dropout is {encoder.dropout}; remove one"
     for section, value in recipe.augmentation:

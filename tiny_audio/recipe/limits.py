@@ -1,7 +1,7 @@
 """Limits that the parts of a recipe set on the length of clips, prompt and transcripts.
 
-The limits follow from the configs of the parts, see
-:meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`.
+The limits follow from the configs of the parts (see
+:meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ContextLimits:
         self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
         """Maximum duration of a training clip, including slowing down by ``augmentation.speed``."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
-        """Number of positions of the longest training clip."""
+        """Number of positions that the audio of the longest training clip takes."""
         context = recipe.prompt.context
         self.prompt = num_prompt_ids + (context.max_tokens if context else 0)
         """Number of positions of the prompt, including the longest context."""

@@ -29,7 +29,7 @@ def device_of(setting: str) -> torch.device:
         return torch.device("mps")
     if setting in ("cuda", "mps"):
         kind = "CUDA" if setting == "cuda" else "Apple"
-        raise UserError(f"execution.device is {setting}, but this machine has no {kind} GPU; set it to auto or cpu")
+        raise UserError(f"execution.device is {setting}, but this machine has no {kind} GPU; use auto or cpu")
     return torch.device("cpu")
 
 
@@ -86,7 +86,7 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
         if len(items) == 1:
             raise RunFailed(
                 f"the GPU ran out of memory with a single clip: {str(error).partition(chr(10))[0]} Check with "
-                "nvidia-smi what else uses it, or take a GPU with more memory."
+                "nvidia-smi which other processes use the GPU, or use a GPU with more memory."
             ) from error
     # Retry outside the except block, because the error holds references to the tensors computed so far.
     empty_cache()

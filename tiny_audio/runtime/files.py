@@ -135,7 +135,7 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 class SeekableBytes(io.RawIOBase):
-    """Base of file objects that read bytes of a known size at :attr:`position`.
+    """Base of file objects that read from a known number of bytes, at :attr:`position`.
 
     Args:
         size: number of bytes.

@@ -92,7 +92,7 @@ def _ignored() -> str | None:
     for launcher, (size, rank) in _OTHER_LAUNCHERS.items():
         if os.environ.get(size, "1") != "1" and _is_set(rank) and not _is_set("WORLD_SIZE"):
             return (
-                f"{launcher} started {os.environ[size]} processes, but WORLD_SIZE is not set: each works by itself. "
-                "To make them work together, start with torchrun"
+                f"{launcher} started {os.environ[size]} processes, but WORLD_SIZE is not set: each process "
+                "works by itself. To make the processes work together, start them with torchrun"
             )
     return None

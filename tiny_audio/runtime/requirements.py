@@ -42,7 +42,7 @@ def audio_pair_problem() -> str | None:
         pair = " ".join(f'"{requirement}"' for requirement in AUDIO_PAIR)
         return (
             f"the installed torch and torchaudio do not work together ({found}): {first_line(error)}\n"
-            f"Install a pair that does: pip uninstall -y torch torchaudio && pip install {pair}"
+            f"Install versions that work together: pip uninstall -y torch torchaudio && pip install {pair}"
         )
     return None
 

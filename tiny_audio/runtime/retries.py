@@ -33,8 +33,8 @@ class TransientError(Exception):
     Args:
         reason: what failed, for logs and messages.
         asked_wait_s: how long the server asks to wait; None if it does not ask.
-        max_retries: a limit for failures of this kind, used if it is lower than the policy's limit; None for no limit
-            besides the policy's.
+        max_retries: maximum number of retries after a failure of this kind. If it is above the policy's limit, or None,
+            the policy's limit applies.
     """
 
     def __init__(self, reason: str, asked_wait_s: float | None = None, max_retries: int | None = None) -> None:
@@ -47,8 +47,9 @@ class TransientError(Exception):
 class RetryPolicy:
     """The number of retries and the waits before them.
 
-    A wait lasts at least as long as the server asks. If the server does not ask, each wait is twice as long as the one
-    before, up to a maximum. A random part is subtracted, so that many clients do not retry at the same time.
+    If the server asks for a wait, the wait is at least as long, and a random time is added. Otherwise, each wait is
+    twice as long as the previous wait, up to a maximum, and a random part is subtracted. The random times prevent many
+    clients from retrying at the same time.
     """
 
     max_retries: int

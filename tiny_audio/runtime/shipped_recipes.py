@@ -89,7 +89,7 @@ def read_header(name: str, path: Path) -> RecipeHeader:
 
 
 def text_to_edit(name: str) -> str:
-    """Return the text of a shipped recipe. The path after ``extends`` is replaced by the name of the recipe there.
+    """Return the text of a shipped recipe. The path after ``extends`` is replaced by the recipe's name.
 
     A copy of the text then works in every folder.
 

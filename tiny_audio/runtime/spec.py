@@ -31,7 +31,8 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
     wrong = next((part for part in parts if "=" not in part), None)
     if wrong is not None:
         raise UserError(
-            f"{text}: {wrong!r} is not of the form field=value; commas separate fields, so a value cannot contain one"
+            f"{text}: {wrong!r} is not of the form field=value; commas separate fields, so a value cannot "
+            "contain a comma"
         )
     fields = apply_overrides({}, parts)
     written = (part.partition("=") for part in parts)

@@ -1,4 +1,4 @@
-"""Read text files in UTF-8, UTF-16 and UTF-32, with or without a byte order mark.
+"""Read text files in UTF-8 and UTF-16, with or without a byte order mark, and in UTF-32 with a byte order mark.
 
 Windows PowerShell, Excel and some editors write UTF-16 or a byte order mark. All text files from users are read with
 this module.
@@ -23,8 +23,8 @@ _MARKS = {
 def encoding_of(head: bytes) -> str:
     """Return the encoding of a text, given its first four bytes.
 
-    A byte order mark determines the encoding. Without a mark, the text is UTF-16 if one of the first two bytes is zero,
-    because all formats that are read here start with an ASCII character. Otherwise, the text is UTF-8.
+    A byte order mark determines the encoding. Without a mark, the text is UTF-16 if exactly one of the first two bytes
+    is zero, because all formats that are read here start with an ASCII character. Otherwise, the text is UTF-8.
     """
     marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if marked is not None:

@@ -247,8 +247,8 @@ def joined(
         gpus = torch.cuda.device_count()
         if launch.local_rank >= gpus:
             raise UserError(
-                f"process {launch.local_rank} of this machine has no GPU of its own: there are {gpus}; start at most "
-                "one process per GPU"
+                f"process {launch.local_rank} of this machine has no GPU of its own (number of GPUs: {gpus}); "
+                "start at most one process per GPU"
             )
         torch.cuda.set_device(launch.local_rank)
     # The collectives of World use the CPU, so that they do not wait for a GPU.
@@ -281,7 +281,7 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
             if waited_s > _JOIN_TIMEOUT.total_seconds():
                 raise dist.DistStoreError(f"waited {waited_s:.0f} s")
             if launch.rank == 0 and waited_s > _NOTE_AFTER_S and not was_noted:
-                note(f"waiting for the other processes: {present} of {launch.size} are there")
+                note(f"waiting for the other processes: {present} of {launch.size} are connected")
                 was_noted = True
             time.sleep(next(pauses))
     except dist.DistError as error:

@@ -94,7 +94,7 @@ def read_yaml(path: Path) -> Document:
     base's mapping completely, because parts do not share fields.
 
     Raises:
-        UserError: the file cannot be read, is not a YAML mapping, or extends itself.
+        UserError: a file cannot be read, is not a YAML mapping or extends itself, or the chain of files is too long.
     """
     return _read(find_file(expand_path(str(path))), [])
 
@@ -105,7 +105,7 @@ def _read(path: Path, children: list[Path]) -> Document:
     real_path = Path(os.path.realpath(path))
     if real_path in children or len(children) >= MAX_EXTENDS:
         chain = " -> ".join(str(child) for child in [*children, real_path])
-        raise UserError(f"extends: {chain} is a cycle, or longer than {MAX_EXTENDS} files")
+        raise UserError(f"extends: {chain} is a cycle, or a chain of more than {MAX_EXTENDS} files")
     if "extends" not in document:
         return document
     base = document.pop("extends")

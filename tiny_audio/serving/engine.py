@@ -136,7 +136,7 @@ class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
     The queue is sorted by the time at which a player would reach each chunk if it began to play the chunk's recording
-    when the recording arrived. Therefore a long recording does not delay later requests and live streams. For example,
+    when the recording arrived. Therefore a long recording hardly delays later requests and live streams. For example,
     a recording that arrives now is transcribed before the chunk at 60 s of a recording that arrived 10 s ago. The next
     batch consists of the first chunk in the queue, so that no chunk waits forever, and of the chunks with the most
     similar lengths. The text of a recording is the same as from :meth:`Transcriber.transcribe`.

@@ -160,7 +160,9 @@ class LiveSession:
         while data := await decoder.read():
             await self._add(data)
         if not await decoder.succeeded():
-            raise ClientError(1007, f"the audio cannot be decoded as Opus in {encoding}; send what `encoding` says")
+            raise ClientError(
+                1007, f"the audio cannot be decoded as Opus in {encoding}; send such audio, or change `encoding`"
+            )
         self._end()
 
     async def _messages(self) -> AsyncIterator[bytes]:

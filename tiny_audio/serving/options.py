@@ -19,8 +19,8 @@ class Limits:
     """Maximum number of requests at a time: those being received, waiting and running. Further requests get status
     429."""
     max_audio_s: float = 4 * 3600.0
-    """Maximum seconds of decoded audio in memory, over all requests. Further requests get status 429. One hour needs
-    230 MB, or up to 310 MB if chunks overlap."""
+    """Maximum seconds of decoded audio in memory, over all requests. Further requests get status 429. One hour of
+    audio needs 230 MB, or up to 310 MB if chunks overlap."""
     upload_timeout_s: float = 120.0
     """Maximum time that a request body may take to arrive."""
     request_timeout_s: float = 600.0

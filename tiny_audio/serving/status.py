@@ -32,7 +32,7 @@ class Models:
 
 
 def router(service: Service) -> APIRouter:
-    """Return the routes."""
+    """Return the routes of health, metrics and models."""
     routes = APIRouter()
     model = Model(service.options.model_name, service.options.created)
 

@@ -34,7 +34,7 @@ SEND_S = 30.0
 
 
 def router(service: Service) -> APIRouter:
-    """Return the route."""
+    """Return the route of transcriptions."""
     routes = APIRouter()
 
     @routes.post("/v1/audio/transcriptions")

@@ -123,7 +123,8 @@ class Index:
     """The sequence may create utterances on access, because a corpus can have millions of utterances."""
     dropped: Sequence[Dropped]
     fingerprint: str
-    """Hash of ids, durations and texts. Equal fingerprints mean equal training data."""
+    """Hash of the ids, durations and transcripts, in order. A source may include more, such as the commit of a dataset.
+    The audio itself is not included."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: duration of each utterance. If None, durations are read from the utterances."""
     groups: np.ndarray | None = field(default=None, compare=False)
@@ -132,7 +133,7 @@ class Index:
     weights: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: average number of times that each clip occurs in an epoch. If None, each clip occurs once."""
     empty: np.ndarray | None = field(default=None, compare=False)
-    """``[n]`` bool: whether each transcript is empty. If None, :meth:`without_text` checks the utterances."""
+    """``[n]`` bool: whether each transcript is empty. If None, see :meth:`without_text`."""
 
     def without_text(self) -> np.ndarray:
         """Return ``[n]`` bool: whether each transcript is empty.

@@ -88,13 +88,13 @@ class AudioAddress:
         Args:
             cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A cell of a parquet file can be read only with
                 its whole row group. If a source has cached the row group, this copy is read. Otherwise, the row group
-                is cached in a separate folder with its own size limit.
+                is cached in a separate folder with its own size limit. Whole files on the hub are not cached.
             offline: do not use the network.
 
         Raises:
             UserError: the audio does not exist or cannot be read.
-            NotCachedError: ``offline`` is set, and the audio is not in the cache.
-            AudioError: the row contains no audio.
+            NotCachedError: ``offline`` is set, and the audio is on the hub and not in the cache.
+            AudioError: the row of the parquet file contains no audio, or the file is damaged.
         """
         if self.cell is not None:
             from tiny_audio.sources._row_groups import read_cell_anywhere

@@ -63,7 +63,8 @@ class Columns:
     """Column with the start time of a clip within its recording. If it is set, ``duration`` names the column with the
     end time."""
     silence: tuple[str, ...] = ()
-    """Texts that mark a clip without speech. A source drops such a clip, or gives it an empty transcript."""
+    """Transcripts that mark a clip without speech, such as ``<NOISE>``. A source drops such a clip. If
+    ``SourceContext.keep_empty`` is true, the source keeps the clip with an empty transcript."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
@@ -115,7 +116,7 @@ class Columns:
         if not _is_text(schema.field(self.text).type):
             raise UserError(
                 f"the column {self.text!r} of {table} holds {schema.field(self.text).type}; text_column must hold "
-                f"texts; its columns: {_listed(schema)}"
+                f"strings; its columns: {_listed(schema)}"
             )
         duration = self.stated_duration(schema)
         if duration is not None:

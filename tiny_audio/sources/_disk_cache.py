@@ -26,8 +26,8 @@ then fit without another scan of the folder."""
 _POLL_S = 0.005
 """Seconds between attempts to acquire the folder's lock. The time is short, because the lock is held only briefly."""
 _SCANNED: set[Path] = set()
-"""Folders whose size this process has measured, by a scan of the files. A forked process inherits the set, and does not
-scan them again."""
+"""Folders whose size this process has measured, by a scan of their files. A forked process inherits this information,
+and does not scan these folders again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,10 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. The total size of all files never exceeds ``max_bytes``: before a process
-    writes a file, it adds the file's size to the count of used bytes, which is stored in the folder and protected by
-    the folder's lock. A process that has mapped a file can still read the file after another process has deleted it.
+    Several processes may share a folder. A process writes a file only if the total size of all files then is at most
+    ``max_bytes``. Before it writes the file, it adds the file's size to the count of used bytes. This count is stored
+    in the folder and protected by the folder's lock. A process that has mapped a file can still read the file after
+    another process has deleted it.
     """
 
     folder: Path

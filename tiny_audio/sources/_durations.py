@@ -1,4 +1,4 @@
-"""Read the durations of audio files from their headers. The durations are cached, so each header is read only once."""
+"""Read the durations of audio files from their headers, and cache the durations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """An index on disk: an Arrow file with one row per clip.
 
-The table is written one shard (file of the dataset) at a time, and it is read memory-mapped. Its columns are those of
+The clips come from shards. A shard is a parquet file, or a file that lists audio files, such as ``metadata.csv``. The
+table is written in parts, and it is read memory-mapped. Its columns are those of
 :func:`tiny_audio.sources._parquet.index_shard`. To plan an epoch, only a few columns are read. An :class:`Utterance` is
 created from its row only when it is needed.
 """
@@ -58,14 +59,16 @@ _PARTS_KEPT_S = 7 * 86_400
 def write_index(
     folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str, *, anew: bool = False
 ) -> None:
-    """Write the tables of all shards, in order, to a folder. The folder is created atomically.
+    """Write one table with the rows of all ``tables`` to a folder. The folder is created atomically.
 
-    Only one shard is in memory at a time. If several processes call this function, one process writes and the others
-    wait. If several clips have the same id, each clip except the first gets its shard, row group and row appended to
-    the id. The fingerprint of the index is a hash of ``identity`` and of all usable rows.
+    Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
+    the others wait. If several clips have the same id, each clip except the first gets its shard, row group and row
+    appended to the id. The fingerprint of the index is a hash of ``identity`` and of the ids, durations and transcripts
+    of all usable rows.
 
     Args:
-        tables: the table of each shard, with the columns of :func:`tiny_audio.sources._parquet.index_shard`.
+        tables: the rows of all shards, in order, with the columns of
+            :func:`tiny_audio.sources._parquet.index_shard`.
         shards: the name of each shard.
         anew: replace the folder if it exists.
 
@@ -260,7 +263,8 @@ class TableUtterances(ColumnarUtterances):
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield the given columns of the rows ``[m]``, in the order of ``rows``.
 
-        The rows are divided into several batches, because a large corpus exceeds the maximum size of one Arrow array.
+        The rows are divided into several batches, because the strings of a large corpus can exceed the maximum size
+        of one Arrow array.
         """
         import numpy as np
 

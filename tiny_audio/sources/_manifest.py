@@ -1,4 +1,4 @@
-"""Read JSON-lines manifests, for all sources whose clips are files on disk."""
+"""Read JSON-lines manifests, for the sources ``manifest`` and ``synthetic``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_audio.sources._shared import shown
 _MAX_LINE = 1_000_000
 """Maximum number of characters in a line."""
 _MAX_BAD_LINES = 100
-"""If this many lines at the start of a file contain no JSON object, the file is rejected."""
+"""If a file begins with this many lines that are not JSON objects, the file is rejected."""
 
 _EXPECTED = 'expected one JSON object per line, such as {"audio_filepath": "a.flac", "duration": 1.5, "text": "yes"}'
 
@@ -99,9 +99,9 @@ def read_manifest(path: Path, columns: Columns) -> Index:
 
 
 def fingerprint(utterances: Iterable[Utterance]) -> str:
-    """Return the SHA-256 of ids, durations and texts.
+    """Return the SHA-256 of ids, durations and transcripts.
 
-    It depends on the order of the utterances, because the plan of an epoch refers to utterances by index.
+    The hash depends on the order of the utterances, because the plan of an epoch refers to utterances by index.
     """
     digest = hashlib.sha256()
     for utterance in utterances:
@@ -111,9 +111,10 @@ def fingerprint(utterances: Iterable[Utterance]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers. A very long line is read in several parts.
+    """Yield the lines that are not blank, with their numbers.
 
-    Bytes that are not UTF-8 become lone surrogates.
+    A line with more than ``_MAX_LINE`` characters is read in several parts, and each part counts as a line. Bytes that
+    are not UTF-8 become lone surrogates.
     """
     try:
         if not path.is_file():

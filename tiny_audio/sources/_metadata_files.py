@@ -91,7 +91,8 @@ def file_index(
 
     Args:
         make: returns the rows and the names of their metadata columns.
-        tables: names of the tables. If several clips have the same id, the name of the table is appended to the id.
+        tables: names of the tables. If several clips have the same id, the name of the table and the line number are
+            appended to the ids of all but the first.
         identity: text to include in the fingerprint.
         addresses: returns the addresses of the clips.
     """
@@ -134,10 +135,13 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
     rows = _cells(path)
     _, header = next(rows)
     if len(set(header)) < len(header):
-        raise UserError(f"{path} has two columns with the same name: {', '.join(header)}; rename one of them")
+        raise UserError(
+            f"{path} has several columns with the same name; its columns: {', '.join(header)}; give each column its "
+            "own name"
+        )
     for line_number, cells in rows:
         if len(cells) != len(header):
-            hint = "" if path.suffix == ".tsv" else "; put texts with commas in quotes"
+            hint = "" if path.suffix == ".tsv" else "; quote cells that contain commas"
             yield line_number, BadRow("bad_row", f"{len(cells)} cells, but the header has {len(header)}{hint}")
         elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
             yield line_number, BadRow("bad_unicode", "not UTF-8")
@@ -168,8 +172,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         assert reader is not None
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}; put a cell with commas or quotes in quotes, and double the "
-            "quotes inside it"
+            f"{path}, line {reader.line_num}: {error}; quote cells that contain commas or quotes, and double the "
+            "quotes inside these cells"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error

@@ -42,13 +42,14 @@ def index_shard(
     - ``id``, ``duration_s`` and ``text``
     - ``shard`` (an index), ``row_group``, and ``row`` (within the row group)
     - ``reason`` and ``detail``, which are null if the row can be used
-    - ``metadata.…``, as texts
+    - ``metadata.…``, as strings
 
     Args:
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
-        keep_silence: keep clips that are marked as not speech, with an empty transcript. If false, they are dropped.
+        keep_silence: keep clips that are marked as not speech, and give these clips an empty transcript. If false, they
+            are dropped.
 
     Raises:
         UserError: columns are missing or have the wrong type, or the shard is damaged.
@@ -120,7 +121,7 @@ def clip_bytes(clips: pa.ChunkedArray, row: int, place: str) -> bytes:
         UserError: the row does not exist.
     """
     if row >= len(clips):
-        raise UserError(f"{place} does not exist, because the file was changed after it was indexed; start again")
+        raise UserError(f"{place} does not exist; if the file was changed after it was indexed, start again")
     value = clips[row].as_py()
     if not isinstance(value, bytes):
         raise AudioError(
@@ -264,9 +265,9 @@ def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: 
 
 
 def _strings(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """Return the column as texts, and the indices of the rows that are not UTF-8. The texts of these rows are null.
+    """Return the column as strings, and the indices of the rows that are not UTF-8. The strings of these rows are null.
 
-    The rows are checked here, because Arrow does not check the encoding when it reads parquet.
+    The encoding is checked here, because Arrow does not check it when it reads parquet.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -27,10 +27,10 @@ _FILE = "path"
 class CommonVoiceConfig(SourceConfig):
     """Mozilla Common Voice in any language, from the unpacked archive of its website.
 
-    The datasets of this name on the Hugging Face hub are empty now. Texts have case and punctuation. Clips are MP3
-    files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, durations are read from the
-    headers of all clips at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`, `gender`,
-    `accents`, `variant`.
+    The datasets of this name on the Hugging Face hub are empty now. Transcripts have case and punctuation. Clips are
+    MP3 files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, durations are read from
+    the headers of all clips of the split at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`,
+    `gender`, `accents` (in old releases `accent`), `variant` and `locale`.
     """
 
     name: Literal["common_voice"] = "common_voice"
@@ -56,7 +56,11 @@ class CommonVoiceSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the tables. Later calls only list the clips."""
+        """See :meth:`Source.index`.
+
+        The first call reads the tables, and the headers of clips without a listed duration. Later calls list the clips
+        and read a cache.
+        """
         table, durations = self.path / f"{self.split}.tsv", self.path / _DURATIONS
         if not table.is_file():
             raise UserError(f"there is no {table}; {self._hint()}")
@@ -85,7 +89,7 @@ class CommonVoiceSource(Source):
             return f"path must be the folder of one language: {', '.join(str(self.path / name) for name in languages)}"
         return (
             "path must be the folder of one language, with clips and "
-            f"{', '.join(f'{name}.tsv' for name in _SPLITS)}; download it from Mozilla and unpack it"
+            f"{', '.join(f'{name}.tsv' for name in _SPLITS)}; download the archive from Mozilla and unpack it"
         )
 
     def _made(self, table: Path, there: set[str]) -> tuple[Iterator[ClipRow], Sequence[str]]:
@@ -116,7 +120,7 @@ class CommonVoiceSource(Source):
         milliseconds = next((name for name in _MILLISECONDS if name in columns), None)
         if milliseconds is None or "clip" not in columns:
             raise UserError(
-                f"{path} has no columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; fix "
+                f"{path} must have the columns clip and {_MILLISECONDS[0]}; its columns: {', '.join(columns)}; fix "
                 "the file, or delete it to get durations from the headers of the clips"
             )
         stated = {}

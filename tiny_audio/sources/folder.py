@@ -44,7 +44,8 @@ class FolderConfig(SourceConfig):
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
     """The folder. `~` is your home folder."""
     text_column: NonEmpty | None = None
-    """The transcript. If None, the column `transcription` or `text` is used, whichever exists."""
+    """The transcript. If None, the column `transcription` or `text` is used. If the tables have both columns, name one
+    of them here."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -61,7 +62,10 @@ class FolderSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads tables and headers. Later calls only list the files."""
+        """See :meth:`Source.index`.
+
+        The first call reads tables and headers. Later calls list the files and read a cache.
+        """
         try:
             files = files_below(self.path, lambda name: name in _TABLES or is_audio_name(name))
         except OSError as error:
@@ -101,7 +105,7 @@ class FolderSource(Source):
                 )
             columns[table] = read_columns(self.path / table)
             if _FILE not in columns[table]:
-                raise UserError(f"{self.path / table} has no column {_FILE!r}: {_listed(columns[table])}; {_EXPECTED}")
+                raise UserError(f"{self.path / table} has no column {_FILE!r}; {_listed(columns[table])}; {_EXPECTED}")
         return columns
 
     def _text_column(self, columns: Mapping[str, Sequence[str]]) -> str:
@@ -109,10 +113,10 @@ class FolderSource(Source):
         texts = [name for name in _TEXTS if name in there] if self.text_column is None else [self.text_column]
         if len(texts) != 1:
             which = "two columns, transcription and text" if texts else "no column transcription or text"
-            raise UserError(f"{self.path} has {which}; name the column of transcripts as text_column: {_listed(there)}")
+            raise UserError(f"{self.path} has {which}; set text_column to the column of transcripts; {_listed(there)}")
         for table, names in columns.items():
             if texts[0] not in names:
-                raise UserError(f"{self.path / table} has no column {texts[0]!r} (text_column): {_listed(names)}")
+                raise UserError(f"{self.path / table} has no column {texts[0]!r} (text_column); {_listed(names)}")
         return texts[0]
 
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:

@@ -25,12 +25,13 @@ known."""
 class GigaSpeechConfig(HubSourceConfig):
     """GigaSpeech on the Hugging Face hub: audiobooks, podcasts and YouTube.
 
-    The corpus is gated: accept its terms at https://huggingface.co/datasets/speechcolab/gigaspeech and log in with
-    `hf auth login`, or set HF_TOKEN. Texts are those of the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
+    The corpus is gated: accept its terms at https://huggingface.co/datasets/speechcolab/gigaspeech. Then log in with
+    `hf auth login`, or set HF_TOKEN. Transcripts are those of the corpus: upper case, with `<COMMA>`, `<PERIOD>`,
     `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
-    Segments whose text is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are dropped and listed. With
+    Segments whose transcript is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are listed as dropped. With
     `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped.
-    Metadata: `audio_id`, which names the recording. Speakers are unknown, so set `evaluation.group_by: audio_id`.
+    Metadata: `audio_id`, which names the recording. The metadata does not name speakers, so set
+    `evaluation.group_by: audio_id`.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"

@@ -14,9 +14,9 @@ COLUMNS = Columns(audio="audio", text="text", duration=None, id="id", speaker="s
 class LibriSpeechConfig(HubSourceConfig):
     """LibriSpeech on the Hugging Face hub: audiobooks read by volunteers.
 
-    Texts are those of the corpus: upper case, A to Z, spaces and apostrophes only. The corpus does not list durations,
-    so indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB). Set `cache_gb` to at least the size
-    of the split. Metadata: `speaker` and `chapter_id`.
+    Transcripts are those of the corpus: upper case, A to Z, spaces and apostrophes only. The corpus does not list
+    durations, so indexing a split fetches all of its audio once (train.clean.100 is 6.6 GB). If `cache_gb` is less than
+    the size of the split, training fetches audio again. Metadata: `speaker` and `chapter_id`.
     """
 
     name: Literal["librispeech"] = "librispeech"

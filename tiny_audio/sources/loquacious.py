@@ -15,7 +15,7 @@ COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speake
 class LoquaciousConfig(HubSourceConfig):
     """The Loquacious Set on the Hugging Face hub: read, spontaneous, clean and noisy English.
 
-    Texts are those of the corpus: upper case, A to Z, spaces and apostrophes only, numbers as words. Set
+    Transcripts are those of the corpus: upper case, A to Z, spaces and apostrophes only, numbers as words. Set
     `data.target_text` to train on another form. Metadata: `speaker` and `sex`. Some clips last 100 s.
     """
 

@@ -93,7 +93,7 @@ class Mixed:
         this order.
 
         Raises:
-            UserError: ``max_hours`` is shorter than the first clip in this order.
+            UserError: ``max_hours`` is less than the duration of the first clip in this order.
         """
         order, max_hours, max_clips = np.arange(len(durations_s)), self.config.max_hours, self.config.max_clips
         if max_hours is None and max_clips is None:
@@ -114,7 +114,7 @@ class Mixed:
             count = min(count, max_clips)
         if count == 0:
             raise UserError(
-                f"max_hours {max_hours:g} of {self.name!r} is shorter than its first clip "
+                f"max_hours {max_hours:g} of {self.name!r} is less than the duration of the first clip drawn "
                 f"({durations_s[drawn[0]]:.1f} s); increase max_hours"
             )
         return np.sort(drawn[:count])

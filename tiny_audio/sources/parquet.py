@@ -99,7 +99,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _root(self) -> Path:
-        """The folder to which the names of shards are relative. So the ids of clips are the same on every machine."""
+        """The folder that the names of shards are relative to. With relative names, ids are equal on all machines."""
         parts = self.path.parts
         special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
         if special is not None and not self.path.exists():
@@ -137,7 +137,10 @@ def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
 
 
 def _footer(path: Path) -> str:
-    """Return a hash of the file's footer, which contains the position, size and range of values of each column."""
+    """Return a hash of the file's size and its footer.
+
+    The footer contains the position and the size of each column and, in most files, the range of its values.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

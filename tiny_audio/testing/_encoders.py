@@ -177,7 +177,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
     def check_gradients(self, config: EncoderConfig) -> None:
         """Check that gradients reach all trainable tensors and no frozen tensor.
 
-        The encoder is checked with all weights trained, frozen, and with adapters.
+        The encoder is checked three times: with all weights trained, with all weights frozen, and with adapters.
         """
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),

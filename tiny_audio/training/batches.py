@@ -40,8 +40,8 @@ class MicroBatch:
     """This process's slice of a global batch. The global batch has at least one usable clip."""
 
     batch: Batch
-    """The clips of this process. If it has no clip, a placeholder clip is used, because all processes must run the same
-    forward and backward passes."""
+    """The clips of this process. If the process has no clip, this is a placeholder clip, because all processes must run
+    the same forward and backward passes."""
     weight: float
     """Weight of the batch's losses: 1, or 0 for a placeholder."""
     counts: Counts
@@ -60,7 +60,7 @@ class Batches:
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         world: the processes of the run. Each process gets a slice of every global batch.
-        note_dropped: called in every process with the unusable clips of all processes.
+        note_dropped: called for each global batch, in every process, with the batch's unusable clips of all processes.
         stop: the stop signal. A requested stop ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """

@@ -112,13 +112,14 @@ def save(
 def load_newest(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, note: Callable[[str], None], world: World
 ) -> Progress | None:
-    """Restore the newest undamaged checkpoint. Return its progress, or None if there is no checkpoint.
+    """Load the newest undamaged checkpoint. Return its progress, or None if there is no checkpoint.
 
-    This is a collective. Only the main process reads. Damaged checkpoints are reported, renamed and skipped.
+    The weights, the state of the optimizer and the state of the random generators are replaced. Damaged checkpoints are
+    reported, renamed and skipped. This is a collective. Only the main process reads.
 
     Raises:
         UserError: all checkpoints are damaged.
-        RunFailed: the checkpoint does not hold exactly the tensors that this model trains.
+        RunFailed: the names or shapes of the checkpoint's tensors are not those that this model needs.
     """
     own = _changing(model)
     shapes = {name: list(tensor.shape) for name, tensor in own.items()}
@@ -166,6 +167,8 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         last.rename(aside)
         damaged.append(f"{last.name}: {problem}")
         note(f"{last.name} is damaged ({problem}) and is skipped; it was renamed to {aside.name}")
+    # Checkpoints that an earlier start renamed also prevent a silent new start.
+    damaged = damaged or sorted(path.name for path in folder.glob(f"{_DAMAGED}{_PREFIX}*"))
     if damaged:
         raise UserError(
             f"every checkpoint in {folder} is damaged ({'; '.join(damaged)}); check the disk, then delete that folder "
@@ -215,15 +218,16 @@ def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[s
 
     Raises:
         UserError: a checkpoint is missing or damaged.
-        RunFailed: a checkpoint does not hold exactly the tensors that this model trains.
+        RunFailed: the names or shapes of a checkpoint's tensors are not those that this model needs.
     """
     shapes = {name: list(tensor.shape) for name, tensor in _changing(model).items()}
     for step in steps:
         problem = _damage(_of_step(folder, step))
         if problem is not None:
             raise UserError(
-                f"{_of_step(folder, step)}, which the final model needs, is missing or damaged ({problem}); restore "
-                "it, or delete the checkpoints of this and all later steps. Then the same command trains these again."
+                f"{_of_step(folder, step)}, which the final model needs, is missing or damaged ({problem}); copy "
+                "it back from a backup, or delete the checkpoints of this step and all later steps, so that the "
+                "same command trains these steps again"
             )
     weights = load_file(_of_step(folder, steps[-1]) / _WEIGHTS)
     _check_fits(_of_step(folder, steps[-1]), shapes, weights)
@@ -282,7 +286,8 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
     if saved.keys() != shapes.keys():
         differing = ", ".join(sorted(saved.keys() ^ shapes.keys())[:5])
         raise RunFailed(
-            f"{checkpoint} does not hold the tensors that this recipe trains ({differing}); delete this checkpoint"
+            f"{checkpoint} does not hold the tensors that this recipe trains (differences: {differing}); delete "
+            "this checkpoint"
         )
     for name, shape in shapes.items():
         if shape != list(saved[name].shape):

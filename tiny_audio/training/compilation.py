@@ -49,7 +49,8 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 def uncompiled() -> AbstractContextManager[None]:
     """Return a context in which compiled layers run in eager mode.
 
-    Generation needs this context. Its key-value cache grows, so compiled layers would be recompiled at each step.
+    Generation needs this context. In generation, the key-value cache grows, so compiled layers would be recompiled at
+    each step.
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

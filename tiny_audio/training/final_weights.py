@@ -91,7 +91,10 @@ class Selection:
         return step % every == 0 or (self.best is not None and step == self._config.steps)
 
     def add(self, progress: Progress, scores: dict[str, Any]) -> dict[str, Any]:
-        """Compare the scores of the current step with the best, and update ``progress``. Return more values to log."""
+        """Record an evaluation of the current step in ``progress``. Return values to log in addition to the scores.
+
+        With ``keep_best``, the scores are compared with the best scores so far. Otherwise, the result is empty.
+        """
         value = self._value(scores) if self.best else None
         progress.evaluated_step = progress.step
         progress.num_evaluations += 1
@@ -146,7 +149,8 @@ class Selection:
     ) -> FinalWeights:
         """Load the final weights into the model, after the last step.
 
-        This is a collective: all processes must call it.
+        With both ``keep_best`` and ``average_last``, the average is also scored. It is used only if its score is better
+        than the best score during training. This is a collective: all processes must call it.
 
         Args:
             folder: the folder of the checkpoints.

@@ -29,11 +29,11 @@ class FrameCache:
     """Caches the frames of clips in a file. The key of a clip is a hash of its waveform.
 
     Each clip is encoded alone, so its frames do not depend on its batch. Therefore training gives bit-identical results
-    whether frames are read from the file or computed. The file has no name in its folder, so the system frees its space
-    even if the process is killed. A continued run starts with an empty file.
+    whether frames are read from the file or computed. The file is temporary, so the system frees its space even if the
+    process is killed. A continued run starts with an empty file.
 
-    When the file has reached its maximum size, no more frames are added. Replacing old frames would not help, because
-    each epoch uses every clip once.
+    Frames that would make the file larger than its maximum size are not stored. Replacing old frames would not help,
+    because most clips are needed again only in the next epoch.
 
     Args:
         encoder: a frozen encoder without dropout.

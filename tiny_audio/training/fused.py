@@ -23,11 +23,13 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
     """
     if device.type != "cuda":
         raise UserError(
-            f"execution.fused_cross_entropy needs a CUDA GPU, but the device is {device.type}; set it to false"
+            f"execution.fused_cross_entropy needs a CUDA GPU, but the device is {device.type}; set "
+            "execution.fused_cross_entropy: false"
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError(
-            "execution.fused_cross_entropy needs liger-kernel; pip install 'tiny-audio[liger]', or set it to false"
+            "execution.fused_cross_entropy needs liger-kernel; pip install 'tiny-audio[liger]', or set "
+            "execution.fused_cross_entropy: false"
         )
     return by_liger
 

@@ -44,9 +44,11 @@ class Host:
     def of(
         cls, device: torch.device, execution: ExecutionConfig, training: TrainingConfig, num_processes: int = 1
     ) -> Host:
-        """Return the figures of this machine. Each figure comes from the settings, or else from the table of GPUs.
+        """Return the figures of this machine.
 
-        If neither contains the peak FLOPs, they are measured, which takes a fraction of a second.
+        Peak FLOPs and power come from the settings, or else from the table of GPUs. If neither contains the peak FLOPs,
+        they are measured, which takes a fraction of a second. If neither contains the power, it is assumed for a CPU
+        and unknown for a GPU. The price comes only from the table.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)

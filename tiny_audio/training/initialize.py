@@ -34,7 +34,7 @@ class StartingPoint:
     """An exported model that training starts from.
 
     Raises:
-        UserError: the path has no finished model.
+        UserError: the path has no finished model, or the model's config is damaged.
     """
 
     def __init__(self, config: InitFrom) -> None:
@@ -78,12 +78,13 @@ class StartingPoint:
         characters = self.config.get("ctc_characters")
         if characters is None:
             raise UserError(
-                f"training.init_from: {self.folder} has no CTC head; set training.init_from.parts without ctc_head"
+                f"training.init_from: {self.folder} has no CTC head; set training.init_from.parts to "
+                "the other parts, without ctc_head"
             )
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of weights, config and tokenizer, which is part of the training identity."""
+        """Return the SHA-256 of the weights, config and tokenizer. The hash is part of the training identity."""
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
@@ -141,15 +142,16 @@ class StartingPoint:
             settings = ", ".join(f"{key}: {value}" for key, value in _adapters(there).items())
             yield (
                 f"  {kind}.lora: that model has adapters ({settings}), but this recipe has "
-                f"{'others' if here else 'none'}. Set {kind}.lora to the same values to train them further. Or merge "
-                f"them with `tiny-audio export {self.folder} DIR --merge-lora`, and start from DIR"
+                f"{'other adapters' if here else 'none'}. To train that model's adapters further, set {kind}.lora to "
+                f"the same values. Or merge that model's adapters with `tiny-audio export {self.folder} DIR "
+                "--merge-lora`, and start from DIR"
             )
 
     def _check_fits(self, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         problems = [f"{name} is not in that model" for name in sorted(own.keys() - saved.keys())]
         problems += [f"{name} is not in this recipe's model" for name in sorted(saved.keys() - own.keys())]
         problems += [
-            f"{name} is {list(saved[name].shape)} there and {list(own[name].shape)} here"
+            f"{name} is {list(saved[name].shape)} in that model and {list(own[name].shape)} in this recipe's model"
             for name in sorted(own.keys() & saved.keys())
             if own[name].shape != saved[name].shape
         ]
@@ -159,7 +161,7 @@ class StartingPoint:
                 f"training.init_from: {self.folder} does not fit this recipe:\n  "
                 + "\n  ".join(problems[:8])
                 + more
-                + "\nUse the same parts as that run, or name the ones to take in training.init_from.parts."
+                + "\nUse the same parts as that run, or set training.init_from.parts to the parts that fit."
             )
 
 
@@ -209,7 +211,7 @@ class PretrainedHead:
         blank = tokenizer.pad_token_id
         odd = next((symbol for symbol in spelled if len(symbol) != 1), None)
         if odd is not None or blank is None or blank >= len(weight):
-            reason = "tokenizer has no blank" if odd is None else f"labels are not all characters, such as {odd!r}"
+            reason = "tokenizer has no blank" if odd is None else f"label {odd!r} is not a single character"
             raise UserError(
                 f"ctc.init: the head of {encoder.pretrained!r} cannot be used: its {reason}; set ctc.init: random"
             )

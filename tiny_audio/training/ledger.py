@@ -118,7 +118,7 @@ class Ledger:
     def row(self) -> dict[str, Any]:
         """Return the values of the next line of the log.
 
-        Rates cover the steps since the last line. Hours, memory and energy cover the whole run so far.
+        Rates cover the steps since the last line. All other values cover the whole run so far.
         """
         progress, before = self.progress, self.progress.logged
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._host.peak_memory_bytes())
@@ -163,7 +163,7 @@ class Overhead:
         self._ledger = Ledger(Progress(), host, None, clock)
 
     def usage(self) -> dict[str, float]:
-        """Return the usage since the last call or, in the first call, since the start.
+        """Return the usage since the last call or, in the first call, since this object was created.
 
         The keys are ``beside_s``, ``measured_j`` and ``rated_j``, as in :meth:`Ledger.totals`.
         """

@@ -36,7 +36,7 @@ class CountedBatch(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """The sizes of the batch. The losses are divided by its numbers of tokens and labels."""
+        """The sizes of the batch. A step divides its losses by the numbers of tokens and labels in all its batches."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -44,7 +44,7 @@ BatchT = TypeVar("BatchT", bound=CountedBatch)
 
 @dataclass(frozen=True)
 class Budget:
-    """The length of a training run, in steps or in seconds of training steps."""
+    """The length of a training run: a number of steps, or a number of seconds. Only the time spent in steps counts."""
 
     steps: int | None = None
     seconds: float | None = None

@@ -13,10 +13,10 @@ from tiny_audio.recipe import Recipe, TrainingConfig
 
 
 def build_optimizer(model: TinyAudioModel, recipe: Recipe) -> torch.optim.AdamW:
-    """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights. Weight decay applies to matrices only.
+    """Build AdamW (Loshchilov & Hutter 2017) for all trainable weights.
 
     Each parameter group stores its ``peak`` learning rate. This is the part's ``learning_rate`` if it is set, and
-    ``training.learning_rate`` otherwise.
+    ``training.learning_rate`` otherwise. Weight decay applies only to parameters with at least two dimensions.
     """
     config = recipe.training
     return torch.optim.AdamW(
@@ -46,8 +46,8 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    The rate rises linearly to ``peak`` in the warmup steps, and then decays by the schedule. None for ``peak`` means
-    ``config.learning_rate``.
+    The rate rises linearly to ``peak`` in the warmup steps, and then follows the schedule. If ``peak`` is None,
+    ``config.learning_rate`` is the peak.
     """
     peak = config.learning_rate if peak is None else peak
     if step < config.warmup_steps:

@@ -43,7 +43,7 @@ class Progress:
     skipped_in_a_row: int = 0
     unaligned_clips: int = 0
     """Number of clips without an alignment loss, because they have too few audio embeddings for their tokens. A clip
-    counts once per epoch."""
+    counts each time that it is used."""
     evaluated_step: int = 0
     """The last step that was evaluated during training."""
     num_evaluations: int = 0

@@ -57,7 +57,7 @@ def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
 
 
 def with_limits(recipe: Recipe) -> Recipe:
-    """Return the recipe with the configs of its checkpoints. They limit frames, clip durations and positions.
+    """Return the recipe with its checkpoints' configs, which limit frames, clip durations and positions.
 
     Raises:
         UserError: a checkpoint cannot be used, see :func:`read_part`, or the recipe does not fit these limits.
@@ -99,7 +99,9 @@ def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> 
 
 
 def check_front_end(encoder: EncoderConfig) -> None:
-    """Check the encoder's front end against the ``preprocessor_config.json`` of its checkpoint, if there is one.
+    """Check the encoder's front end against the feature extractor's config in its checkpoint, if there is one.
+
+    The config is in ``preprocessor_config.json``, or else in ``processor_config.json``.
 
     Raises:
         UserError: a setting differs. The message names the first setting that differs.
@@ -118,8 +120,8 @@ def check_front_end(encoder: EncoderConfig) -> None:
                 else f"choose a checkpoint with {name}: {used}"
             )
             raise UserError(
-                f"{encoder.name}: the preprocessor_config.json of {encoder.pretrained!r} has {name}: {said}, but the "
-                f"recipe's encoder uses {used}; {advice}"
+                f"{encoder.name}: the feature extractor of {encoder.pretrained!r} has {name}: {said}, but the recipe's "
+                f"encoder uses {used}; {advice}"
             )
 
 
@@ -149,8 +151,9 @@ def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimit
     if limits.max_positions is not None and limits.needed > limits.max_positions:
         raise UserError(
             f"decoder.{recipe.decoder.name}: {recipe.decoder.pretrained!r} has {limits.max_positions:,} positions, but "
-            f"a clip of {limits.longest_training_s:g} s can need {limits.needed:,}: {limits.prompt} of the prompt, "
-            f"{limits.audio} audio embeddings and generation.max_new_tokens {recipe.generation.max_new_tokens}; lower "
-            "data.max_duration_s or max_new_tokens, shorten the prompt, or merge more frames in the projector"
+            f"a clip of {limits.longest_training_s:g} s can need {limits.needed:,}: {limits.prompt} for the "
+            f"prompt, {limits.audio} for audio embeddings and {recipe.generation.max_new_tokens} for "
+            "generation.max_new_tokens; lower data.max_duration_s or max_new_tokens, shorten the prompt, or merge more "
+            "frames in the projector"
         )
     return prompt, limits

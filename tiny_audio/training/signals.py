@@ -25,8 +25,9 @@ class StopSignal:
     """Handles SIGTERM and SIGINT inside its context.
 
     Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside :meth:`deferred`, the first signal sets
-    :attr:`requested` and ends a :meth:`waiting` block, and a later signal raises :class:`Stopped`. If the caller does
-    not handle the request, :meth:`deferred` raises :class:`Stopped` at its end.
+    :attr:`requested` and ends a :meth:`waiting` block. A signal that arrives more than three seconds later raises
+    :class:`Stopped`. If a stop was requested, :meth:`deferred` raises :class:`Stopped` at its end, unless another error
+    has ended its block.
 
     Args:
         clock: returns monotonic seconds.
@@ -72,7 +73,7 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Interrupt the block inside this context if a stop is requested. Use this only if it loses no work.
+        """Interrupt the block inside this context if a stop is requested. The interruption must not lose work.
 
         Raises:
             StopAsked: a stop was requested, before or during the block.

@@ -76,9 +76,10 @@ def take_step(
     max_gradient_norm: float,
     world: World,
 ) -> StepResult:
-    """Update the weights with the gradient of the mean loss over all tokens, in all batches and processes.
+    """Update the weights with the gradient of the step's loss over all batches and processes.
 
-    If a loss or gradient is not finite in any process, no process updates its weights.
+    The loss is the decoder's loss per token, plus the weighted CTC loss per label, plus the weighted alignment loss per
+    token. If a loss or gradient is not finite in any process, no process updates its weights.
 
     Args:
         model: the model. With several processes, it is wrapped or sharded.

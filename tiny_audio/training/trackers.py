@@ -55,9 +55,10 @@ class TensorBoard:
 class WeightsAndBiases:
     """Sends points to Weights & Biases.
 
-    The service's environment variables work as usual, for example ``WANDB_MODE`` and ``WANDB_ENTITY``. Failures of the
-    service never end the run. If the service does not respond or no account is logged in, the points are written to the
-    run's subfolder ``wandb/``, and ``wandb sync`` can send them later. A continued run continues its curves.
+    The service's environment variables work as usual, for example ``WANDB_MODE`` and ``WANDB_ENTITY``. If the service
+    does not respond at the start or no account is logged in, the points are written to the run's subfolder ``wandb/``,
+    and ``wandb sync`` can send them later. If the service fails during the run, the run continues and sends no more
+    points. A continued run continues its curves.
 
     Args:
         project: the project.
@@ -72,7 +73,8 @@ class WeightsAndBiases:
     def __init__(self, project: str, run_dir: Path, config: dict[str, Any], note: Callable[[str], None]) -> None:
         if importlib.util.find_spec("wandb") is None:
             raise UserError(
-                "execution.wandb_project needs the package wandb; pip install 'tiny-audio[wandb]', or set it to null"
+                "execution.wandb_project needs the package wandb; pip install 'tiny-audio[wandb]', or set "
+                "execution.wandb_project: null"
             )
         self._note = note
         self._run: Any = None
@@ -113,8 +115,8 @@ class WeightsAndBiases:
             run = wandb.init(**options)
         except wandb.errors.Error as error:
             self._note(
-                f"Weights & Biases cannot be used now ({first_line(error)}); metrics for it are written to {folder}, "
-                "and `wandb sync` sends them later"
+                f"Weights & Biases cannot be used now ({first_line(error)}); the metrics are written to {folder}, and "
+                "`wandb sync` can send them later"
             )
             wandb.teardown()  # ends the failed attempt, so that its run id can be used again
             run = wandb.init(**options, mode="offline")
@@ -144,8 +146,8 @@ class WeightsAndBiases:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         self._note(
-            f"Weights & Biases failed ({first_line(error)}); the run continues without it. `wandb sync` may send the "
-            "rest."
+            f"Weights & Biases failed ({first_line(error)}); the run continues without it. `wandb sync` may be "
+            "able to send the metrics that the service did not receive."
         )
 
 

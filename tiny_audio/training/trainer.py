@@ -119,10 +119,10 @@ class Trainer:
         """Train to the last step, and load the weights of the final model. :attr:`final` describes their origin.
 
         Raises:
-            Stopped: a process received a signal. A checkpoint has been written.
-            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
-            UserError: too many clips are unusable, clips cannot be loaded, or a GPU ran out of memory in a run of one
-                process. A checkpoint has been written.
+            Stopped: a process received a signal. If it was the first signal, all finished steps have been saved.
+            RunFailed: training cannot continue, for example because it diverged. Unsaved steps are lost.
+            UserError: for example, too many clips are unusable, clips cannot be loaded, or a GPU ran out of memory in a
+                run of one process. All finished steps have been saved, unless the run folder cannot be written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()
@@ -152,7 +152,7 @@ class Trainer:
         return self.progress
 
     def _train(self) -> None:
-        """Train to the last step, or until a stop is requested in any process. Then save."""
+        """Train to the last step, or until training stops early or a stop is requested in any process. Then save."""
         progress = self.progress
         self.model.train()
         planned = Batches(

@@ -39,7 +39,7 @@ class TranscriptVocabulary:
             UserError: no clip is usable.
         """
         clips.check_any("data.train")
-        spaces = [" "] if recipe.batching.join else []  # between the texts of joined clips
+        spaces = [" "] if recipe.batching.join else []  # between the transcripts of joined clips
         tokenizer, characters = None, None
         if recipe.decoder.tokenizer is not None and not (start and start.takes("decoder")):
             added = [CONTEXT_CHARACTERS] if recipe.prompt.context else []
@@ -51,7 +51,7 @@ class TranscriptVocabulary:
         if recipe.alignment is None:
             return learned
         used = learned.decoder_tokenizer(recipe, start)
-        # After a space, the first token of a text may be another one.
+        # The first token of a transcript may differ if a space comes before the transcript.
         texts = (before + text for text in clips.texts for before in ["", *spaces])
         counts = Counter(token for text in texts for token in used.encode(text, add_special_tokens=False))
         rows = recipe.decoder.num_embeddings()  # clips with tokens that have no embedding are dropped

@@ -12,7 +12,7 @@ class TinyAudioConfig(PreTrainedConfig):
     """``config.json`` of an export of Tiny Audio. See ``configuration_tiny_audio.py`` in the export for its fields.
 
     Raises:
-        ValueError: the export has unmerged adapters, or refers to base models for some weights. Or its decoder is not a
+        ValueError: the export has unmerged adapters, or refers to base models for some weights, or its decoder is not a
             causal language model of transformers.
     """
 
@@ -41,8 +41,9 @@ class TinyAudioConfig(PreTrainedConfig):
         adapted = [kind for kind in ("encoder", "decoder") if (getattr(self, kind) or {}).get("lora")]
         if base_weights or adapted:
             raise ValueError(
-                f"this export lacks weights that vLLM needs ({', '.join([*(base_weights or {}), *adapted])}); export "
-                "it again with `tiny-audio export RUN FOLDER --merge-lora`"
+                "vLLM needs an export with all weights and merged adapters; this is not the case for: "
+                f"{', '.join([*(base_weights or {}), *adapted])}; export the run again with "
+                "`tiny-audio export RUN FOLDER --merge-lora`"
             )
         known = dict(decoder_architecture or {"model_type": "llama"})
         self.undecodable_ids: list[int] = known.pop("undecodable_ids", [])
@@ -59,7 +60,7 @@ class TinyAudioConfig(PreTrainedConfig):
 
     @property
     def audio_token_id(self) -> int:
-        """The token id at the positions of audio embeddings: the lowest id that is not in the prompt.
+        """The token id at the positions of audio embeddings: the lowest id that neither prompt nor end token uses.
 
         Exports have no special token for audio. The embedding of this id is never used, so any unused id works.
         """

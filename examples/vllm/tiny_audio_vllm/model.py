@@ -68,7 +68,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         Raises:
             ValueError: always, because an export was trained with one fixed prompt.
         """
-        raise ValueError("exports of Tiny Audio have a fixed prompt, and no chat; use /v1/audio/transcriptions")
+        raise ValueError("exports of Tiny Audio have a fixed prompt, so they do not chat; use /v1/audio/transcriptions")
 
     def get_mm_mapping(self) -> MultiModelKeys:
         """Return the prefixes of the names of the parts' weights."""

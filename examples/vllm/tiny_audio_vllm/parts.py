@@ -65,7 +65,7 @@ def parts_for_counting(folder: str, revision: str | None) -> Parts:
 
 
 def longest_clip_s(folder: str, revision: str | None, max_positions: int) -> int:
-    """Return the duration in whole seconds of the longest clip that encoder and decoder accept.
+    """Return the duration in whole seconds of the longest clip that encoder and decoder accept, at most 30 s.
 
     Args:
         max_positions: number of positions of the decoder. Audio takes at most two thirds of the positions, so that the

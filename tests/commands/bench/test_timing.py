@@ -117,7 +117,9 @@ def test_a_too_short_length_is_rejected() -> None:
 def test_a_missing_pytest_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pytest_benchmark" else find(name))
-    with pytest.raises(UserError, match=re.escape("bench needs pytest_benchmark; pip install 'tiny-audio[bench]'")):
+    with pytest.raises(
+        UserError, match=re.escape("bench needs pytest_benchmark; install with: pip install 'tiny-audio[bench]'")
+    ):
         time_projectors(read_variants("swiglu").compared, ProjectorShape(), Effort(), "cpu")
 
 

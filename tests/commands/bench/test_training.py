@@ -148,11 +148,11 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
     [
         (
             {"seeds": (0,)},
-            "--seeds: at least 2 different seeds are needed to measure the variation between seeds, not 0",
+            "--seeds: at least 2 seeds, all different, are needed to measure the variation between seeds, not 0",
         ),
         (
             {"seeds": (1, 1)},
-            "--seeds: at least 2 different seeds are needed to measure the variation between seeds, not 1, 1",
+            "--seeds: at least 2 seeds, all different, are needed to measure the variation between seeds, not 1, 1",
         ),
         ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
         ({"variants": Variants(SMALL.compared[:1])}, "--variants: a comparison needs at least two variants"),
@@ -167,7 +167,7 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
         ({"overrides": ("encoder.freeze=false",)}, "features cannot be computed once for all variants"),
         (
             {"overrides": ("data.evaluation={}",)},
-            "data.evaluation is empty, so there is nothing to compare on; add a set",
+            "data.evaluation is empty, so the variants cannot be compared; add an evaluation set",
         ),
         ({"without_decoder": True, "cached": False}, "--without-decoder and --no-feature-cache exclude each other"),
         ({"overrides": ("execution.compile=true",)}, "execution.compile: a benchmark trains without it; set it to f"),
@@ -221,7 +221,7 @@ def test_the_command_prints_json(
     assert json.loads(output.out) == json.loads((finished / "results.json").read_text())
     assert "6 of 6 units are done already" in output.err
     assert main([*command, "--seconds", "3"]) == 2
-    assert "--steps and --seconds both set the budget; give one of them" in capsys.readouterr().err
+    assert "--steps and --seconds both set the budget; give only one of them" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_shipped_variants_cover_all_projectors_at_equal_size_and_rate() -> None:
         ("swigloo", "unknown projector 'swigloo'; did you mean 'swiglu'?"),
         ("swiglu:stack", "--variants: 'swiglu:stack' must be name, name:field=value+field=value"),
         ("swiglu,,conv", "--variants: '' must be name,"),
-        ("swiglu,swiglu", "--variants: 'swiglu' is given twice; give one of them a label"),
+        ("swiglu,swiglu", "--variants: 'swiglu' is given twice; give one of the two another label"),
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )

@@ -99,14 +99,15 @@ def compare_variants(
     Args:
         variants: at least one variant. If there is only one, its rates are computed without a comparison.
         set_name: the evaluation set. If None, all sets that every run was scored on are compared.
-        common: if the utterances of a set differ between runs, use only the utterances that all runs have.
+        common: if the utterances of a set differ between runs, use only the utterances that are the same in all runs.
         normalizer_name: the normalizer. If None, the normalizer that the runs were scored with is used.
         group_by: the metadata column whose groups are resampled as a whole. For the default, see
             :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: no set was scored by all runs; utterances, references or normalizers differ between runs; or the
-            column does not exist.
+        UserError: there is no set that all runs were scored on, or ``set_name`` is not such a set; a set has no common
+            utterance; utterances differ and ``common`` is False; normalizers differ and ``normalizer_name`` is None;
+            the normalizer is unknown or removes all text of the references; or the column does not exist.
     """
     runs = [run for variant in variants for run in variant.runs]
     paired = {

@@ -45,7 +45,7 @@ class FinishedRun:
             raise UserError(f"{folder} {found}; give the folder that `tiny-audio run` wrote")
         if not (folder / "state.json").exists():
             inside = sorted(path.parent for path in folder.glob("*/state.json"))
-            hint = f"one in it, such as {inside[0]}" if inside else "the one that `tiny-audio run` wrote"
+            hint = f"a run in this folder, such as {inside[0]}" if inside else "the folder that `tiny-audio run` wrote"
             raise UserError(f"{folder} is not the folder of a run (it has no state.json); give {hint}")
         if not (folder / "report.json").exists():
             raise UserError(
@@ -120,8 +120,8 @@ def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
     if not shared:
         listed = "; ".join(f"{run.name}: {', '.join(run.scores) or 'none'}" for run in runs)
         raise UserError(
-            f"there is no set that all of these runs were scored on ({listed}); add one to data.evaluation of each "
-            "run's recipe, and repeat the run's command, which then only scores the new set"
+            f"there is no set that all of these runs were scored on ({listed}); add the same set to data.evaluation "
+            "of each run's recipe, and repeat each run's command; the command then scores only the new set"
         )
     if wanted is None:
         return shared
@@ -134,7 +134,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use only the utterances that all runs have. Otherwise, different utterances are an error.
+        common: use only the utterances that are the same in all runs. Otherwise, different utterances are an error.
 
     Returns:
         the rows of each run, in the same order, and the number of utterances that were left out.
@@ -151,8 +151,8 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     left_out = len(set().union(*tables)) - len(ids)
     if not ids:
         raise UserError(
-            f"{set_name}: these runs have no utterance in common that has the same reference and duration; score them "
-            "on the same clips"
+            f"{set_name}: these runs have no utterance in common that has the same reference and duration; score the "
+            "runs on the same clips"
         )
     if left_out and not common:
         differing = zip(runs[1:], tables[1:], strict=True)
@@ -240,6 +240,6 @@ def _object(path: Path) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict) or not {"evaluation", "recipe", "training", "parameters"} <= content.keys():
         raise UserError(
-            f"{path} is not the report of a run; delete it and repeat the run's command, which writes the report"
+            f"{path} is not the report of a run; delete this file and repeat the run's command, which writes the report"
         )
     return content

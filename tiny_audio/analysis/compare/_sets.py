@@ -130,7 +130,7 @@ def pair_set(
 
     Raises:
         UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the
-            references, or the column does not exist.
+            references, the column does not exist, or the runs' recipes name different columns.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)

@@ -52,11 +52,12 @@ def render_report(
         metrics: the rows of ``metrics.jsonl``. If a resumed run wrote a step twice, the later row is used.
         hypotheses: the rows of each set, with ``id``, ``text`` and ``pred_text``. They may also have ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: a function that returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why there
-            is none. It is called for the few rows of each set whose clips are embedded in the page.
+        read_audio: a function that returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why the
+            page has no audio for the row (see :data:`ReadAudio`). ``read_audio`` is called only for the few utterances
+            of each set that get an audio player.
 
     Raises:
-        UserError: a set's ``normalizer`` is unknown.
+        UserError: a set's ``normalizer`` is unknown, or its package is missing.
     """
     evaluation: Mapping[str, Any] = report.get("evaluation") or {}
     scored = {
@@ -188,7 +189,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[Markup]:
 
 def _resampled(values: Mapping[str, Any]) -> str:
     groups = values.get("num_groups")
-    return "utterances" if groups is None else f"{count(groups)} groups (speakers)"
+    return "utterances" if groups is None else f"{count(groups)} groups of utterances"
 
 
 def _sizes(report: Mapping[str, Any]) -> list[dict[str, Any]]:

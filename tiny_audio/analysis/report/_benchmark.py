@@ -164,8 +164,8 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # A reader can distinguish about four lines per chart. Variants are spread evenly, so that no chart has only one
-    # line and thus no legend.
+    # More than about four lines in a chart are hard to distinguish. Variants are spread evenly over the charts.
+    # Otherwise, a chart could have only one line and thus no legend.
     total, num_charts = len(variants), math.ceil(len(variants) / 4)
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]

@@ -32,10 +32,10 @@ def decoder_gain(entries: Sequence[Mapping[str, Any]]) -> list[Markup]:
         for entry in entries
     ]
     note = (
-        "The model is compared with its own CTC head and with the encoder's published checkpoint, which this run has "
-        "not trained. Both systems of a comparison have the same clips and the same normalizer. FLOPs are per second "
-        "of audio. The time is the median for one clip that is transcribed alone "
-        f"({_timed(entries)} clips of each set)."
+        "The model is compared with its own CTC head, with the encoder's published checkpoint, or with both. This run "
+        "has not trained the published checkpoint. Both systems of a comparison have the same clips and the same "
+        "normalizer. The time is the median for one clip that is transcribed alone "
+        f"(at most {_timed(entries)} clips of each set)."
     )
     return [
         table(_HEAD, [row for entry in entries for row in _rows(entry)], numbers=(2, 4, 5, 6, 7)),

@@ -1,4 +1,4 @@
-"""Elements shared by the pages of comparisons, rescored hypotheses and benchmarks: scores, verdicts, slices, words."""
+"""HTML elements that several pages share: scores, warnings, verdicts, slices, and utterances word by word."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
-            were resampled. None if the scores have no such interval.
+        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
+            None if the scores have no such interval.
         after: heads and cells of the columns on the right of the metrics.
     """
     columns: list[tuple[object, Sequence[object]]] = []
@@ -103,8 +103,8 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
     note = (
         "The difference is the system's word error rate minus that of the baseline on the same utterances, in "
         "percentage points. If it is below zero, the system is better than the baseline. The 95 % interval (paired "
-        f"bootstrap) and p (approximate randomization) are computed by resampling {units}. p is the probability of a "
-        "difference this large between equally good systems. The verdict is “better” or “worse” if p is below "
+        f"bootstrap) and p (approximate randomization) are computed by resampling {units}. p is the probability that "
+        "two equally good systems differ by at least this much. The verdict is “better” or “worse” if p is below "
         f"{SIGNIFICANCE:g} after Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No "
         "difference shown” does not mean that the systems are equally good."
     )

@@ -93,8 +93,8 @@ def _scores(rescored: Rescored) -> Iterator[Markup]:
     yield scores_table(["Target"], rows, grouped_by=rescored.comparison.aligned.column, after=after)
     note = (
         "Failed: the share of the target's clips without a hypothesis. All other rates leave these clips out. Empty: "
-        "the hypothesis has no word, but the reference has one. Looping: the same words occur at least four times in a "
-        "row. RTFx: seconds of audio per second of processing."
+        "the hypothesis has no word, but the reference has one. Looping: the hypothesis has the same words at least "
+        "four times in a row, but the reference does not. RTFx: seconds of audio per second of processing."
     )
     yield tag("p", note, class_="muted")
 

@@ -125,6 +125,6 @@ def audio_player(data: bytes | str | None) -> Markup:
     types |= {bytes([0xFF, second]): "audio/mpeg" for second in (0xFB, 0xF3, 0xF2, 0xFA)}  # MP3 without an ID3 tag
     kind = next((kind for magic, kind in types.items() if data.startswith(magic)), None)
     if kind is None:
-        return tag("small", "browsers cannot play the format of this audio", class_="muted")
+        return tag("small", "no audio: the format is not FLAC, WAV, Ogg or MP3", class_="muted")
     source = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return tag("audio", controls="", preload="metadata", src=source)

@@ -11,11 +11,11 @@ from tiny_audio.runtime.files import cache_dir
 from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 
 MAX_CLIP_BYTES = 2 << 20
-"""Maximum size of a clip that is embedded in a page: about one minute of FLAC at 16 kHz."""
+"""Maximum size of a clip that is embedded in a page: about one minute of 16-bit WAV at 16 kHz."""
 MAX_PAGE_BYTES = 24 << 20
 """Maximum total size of a page's clips, before Base64 encoding makes them a third larger."""
 
-FULL = "no audio: the page is full"
+FULL = f"no audio: all clips of a page together may have at most {MAX_PAGE_BYTES >> 20} MiB"
 NOT_CACHED = "no audio: the clip is not in the cache of its data set"
 TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
@@ -26,7 +26,7 @@ cannot be read."""
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
-    """Return a function that reads the encoded clips for one page until the page is full.
+    """Return a function that reads the encoded clips for one page, up to :data:`MAX_PAGE_BYTES` in total.
 
     The network is not used. A clip on the hub is read only if the cache has the part (row group) of the Parquet file
     that contains the clip.

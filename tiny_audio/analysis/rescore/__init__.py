@@ -1,9 +1,9 @@
 """Compute scores and verdicts from files of raw hypotheses, without a model, audio or torch.
 
 A target is one system's file of hypotheses. It is scored on the clips for which it has a hypothesis. Failed clips (see
-:data:`Row`) affect only the failure rate, so read WER and failure rate together. If there are several targets, the
-first is the baseline, and only clips for which every target has a hypothesis are scored. Verdicts follow the rule of
-:mod:`tiny_audio.analysis.comparison`.
+:data:`Row`) are left out of all rates except the failure rate, so read WER and failure rate together. If there are
+several targets, the first is the baseline, and only clips for which every target has a hypothesis are scored. Verdicts
+follow the rule of :mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. 100 means a hundred
     times faster than real time. What a row's ``time`` includes depends on the program that wrote it.
@@ -82,7 +82,7 @@ class Rescored:
           utterances. None if there are no groups.
         - ``ctc_wer``: None unless all rows have ``ctc_text``
         - ``rtfx``
-        - ``num_timed``: number of clips whose duration and processing time are known
+        - ``num_timed``: number of scored clips whose duration and processing time are known
         - ``failures``, ``num_clips`` and ``failure_rate``: computed from all clips of the target
         - ``empty_rate``, ``looping_rate`` and ``truncated_rate``: computed from the scored clips. ``truncated_rate`` is
           None if no row has ``truncated``.

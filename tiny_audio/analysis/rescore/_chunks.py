@@ -1,4 +1,4 @@
-"""Join the chunks of a recording that were transcribed separately, but have only one reference for the recording.
+"""Join the separately transcribed chunks of a recording, if only the whole recording has a reference.
 
 The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example. Each row has the id of the recording in
 ``parent_id``, a ``chunk_index``, and the reference of the whole recording.
@@ -19,8 +19,9 @@ PARENT, INDEX = "parent_id", "chunk_index"
 def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
     """Return one row for each recording if every row is a chunk. Otherwise, return the rows unchanged.
 
-    Hypotheses are joined in the order of ``chunk_index``. Durations and times are summed. If any chunk failed, the
-    joined row has the error of the first failed chunk. The id of a joined row is the ``parent_id`` of its chunks.
+    Hypotheses are joined in the order of ``chunk_index``. Durations and times are summed. A sum is None if any value is
+    None. If any chunk failed, the joined row has the error of the first failed chunk. The id of a joined row is the
+    ``parent_id`` of its chunks.
 
     Args:
         rows: the rows by id. A chunk has ``parent_id`` and ``chunk_index`` in its metadata.
@@ -44,8 +45,9 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
         missing = sorted(set(range(max(chunks) + 1)) - set(chunks))
         if missing:
             raise UserError(
-                f"{place}: chunk {missing[0]} of the recording {parent!r} is missing (there are {len(chunks)}). The "
-                "reference covers the whole recording, so every chunk is needed; transcribe the missing chunks"
+                f"{place}: chunk {missing[0]} of the recording {parent!r} is missing ({len(chunks)} chunks were "
+                "found). The reference covers the whole recording, so every chunk is needed; transcribe the missing "
+                "chunks"
             )
         joined[parent] = _joined(parent, [chunks[index] for index in sorted(chunks)], place)
     return joined

@@ -19,12 +19,14 @@ from tiny_audio.runtime.text_files import decoded
 Row = dict[str, Any]
 """A system's hypothesis for a clip, from one line of JSON.
 
-Fields of the leaderboard: ``audio_filepath``; ``duration``, seconds of audio; ``time``, seconds of processing
-(optional); ``text``, the reference; ``pred_text``, the raw hypothesis. Fields of this project, all optional: ``id``
-(default: ``audio_filepath``), ``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field
-whose value is a string becomes a metadata column, and so does an integer ``chunk_index``.
+Fields of the leaderboard: ``audio_filepath`` (optional if there is an ``id``); ``duration``, seconds of audio
+(optional); ``time``, seconds of processing (optional); ``text``, the reference; ``pred_text``, the raw hypothesis
+(optional if there is an ``error``). Fields of this project, all optional: ``id`` (default: ``audio_filepath``),
+``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field whose value is a string becomes
+a metadata column, and so does an integer ``chunk_index``.
 
-``error`` says why a clip failed. A row with an ``error`` has no hypothesis. An empty hypothesis is not a failure.
+``error`` says why a clip failed. A row with an ``error`` counts as a row without a hypothesis, even if it has a
+``pred_text``. An empty hypothesis is not a failure.
 """
 
 _FIELDS = (
@@ -58,7 +60,8 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
 
     Raises:
         UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; a clip occurs
-            twice in a file; or a file is given twice.
+            twice in a file; the chunks of a recording cannot be joined (see :func:`join_chunks`); or a file is given
+            twice.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
@@ -114,7 +117,8 @@ def _row(line: str, location: str) -> Row:
         missing.append("audio_filepath")
     if missing:
         raise UserError(
-            f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add it"
+            f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add "
+            f"the missing field{'s' if len(missing) > 1 else ''}"
         )
     # The same file name may have different Unicode forms on different computers.
     row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
@@ -175,7 +179,7 @@ def common_ids(targets: Sequence[Target]) -> list[str]:
     ids = [name for name in answered[0] if all(name in rows for rows in answered[1:])]
     if not ids:
         listed = "; ".join(
-            f"{target.name}: {len(rows)} with a hypothesis of {len(target.rows)}"
+            f"{target.name}: {len(rows)} of {len(target.rows)} clips have a hypothesis"
             + (f", such as {next(iter(rows))}" if rows else "")
             for target, rows in zip(targets, answered, strict=True)
         )

@@ -106,7 +106,7 @@ class Score(Config):
 
 
 class PairedDifference(Config):
-    """Difference in WER of two systems on the same utterances, with its interval."""
+    """Difference in WER between two systems on the same utterances, with its interval."""
 
     wer_baseline: float
     wer_other: float
@@ -226,7 +226,7 @@ def score_set(
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
     - ``unnormalized``: the score with the normalizer ``lower``, which keeps number words apart. It is present only if
-      ``normalizer`` joins the number words of a reference to one word, such as "one two" to "12".
+      ``normalizer`` joins number words of any reference into one word, such as "one two" into "12".
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
     - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given and any
       reference has a word. The difference is negative if the decoder is better than the CTC head.

@@ -17,12 +17,13 @@ from tiny_audio.config import UserError
 Cost = Literal["unit", "sclite", "compounds", "joined"]
 """The quantity that an alignment minimizes:
 
-- ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest possible
-  WER. jiwer computes the alignment.
+- ``unit``: substitutions + insertions + deletions, the Levenshtein distance of words. It gives the lowest WER that is
+  possible without joining words. jiwer computes the alignment.
 - ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. An insertion and a
   deletion (cost 6) are preferred to two substitutions (cost 8). WER is never lower than with ``unit``.
 - ``compounds``: like ``unit``, but several words match one word that is equal to them without their spaces, such as
-  ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses it. kaldialign computes the alignment.
+  ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses ``compounds`` for English. kaldialign computes the
+  alignment.
 - ``joined``: like ``compounds``, but before the alignment, words that differ only in spaces are joined in both texts.
   Each joined group counts as one reference word, such as ``whitepaper``. With ``compounds``, ``white paper`` in the
   reference counts as two. The Open ASR Leaderboard uses ``joined`` for languages other than English.

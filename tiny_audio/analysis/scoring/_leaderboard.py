@@ -9,7 +9,7 @@ rules for English have been used since 2026-04-22, and the rules for the alignme
   "s" ("john's" -> "john s").
 - kinda, sorta, dunno and cause are unchanged.
 - "e mail", "wi fi", "all right" and 13 other phrases become one word.
-- Spellings follow the leaderboard's list. Variants of 116 given names are replaced by one spelling.
+- Spellings follow the leaderboard's list. For 116 names, variants such as "aron" are replaced by one spelling.
 - Runs of single letters and digits become one word: "b b c" -> "bbc". A run that contains "a" or "i" is joined only if
   it has at least three letters or digits.
 
@@ -69,7 +69,7 @@ sherry: cheri sheri sherrie; simon: symon; stacy: stacey stacie; steven: stephen
 teresa: theresa; terry: terri; thomas: tomas; toby: tobey; tony: toni; tracy: tracey tracie; veronica: veronika;
 victor: viktor; victoria: viktoria; walter: walther; yousef: yusef yusuf; zach: zak; zachary: zachery zackary
 """
-"""Given names, each with the variants that are replaced by it."""
+"""Names, each with the variants that are replaced by it."""
 
 
 def leaderboard_rule() -> Callable[[str], str]:

@@ -56,8 +56,9 @@ def normalizer(name: NormalizerName) -> Normalizer:
     - ``whisper_english``: Whisper's English rules (arXiv 2212.04356, appendix C): contractions written out, fillers
       removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
-      The package also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno, cause. The rules
-      recognize only straight apostrophes: "it's" -> "it is". A curly apostrophe becomes a space: "it’s" -> "it s".
+      The package whisper-normalizer also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno,
+      cause. The rules recognize only straight apostrophes: "it's" -> "it is". A curly apostrophe becomes a space:
+      "it’s" -> "it s".
     - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard since April 2026; see
       :mod:`._leaderboard`. The alignment matches compounds (cost ``compounds``).
     - ``open_asr_leaderboard_2025_04``: the leaderboard's English rules from April 2025 until April 2026; see

@@ -87,7 +87,7 @@ class Metric:
     format: str
     """Format specification of the value, such as ``.2%``."""
     compute: Callable[[Transcripts], float | int | None] | None = None
-    """Computes the metric from the texts. None for metrics such as speed, which a command adds to the scores."""
+    """Computes the metric from the transcripts. None for metrics such as speed, which a command adds to the scores."""
     interval: str | None = None
     """Key of the metric's 95 % interval, if it has one."""
     is_failure: bool = False
@@ -181,7 +181,7 @@ def metric_of(key: str) -> Metric:
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
-    """Compute every metric that is based on the texts, by key. A metric that does not apply to the set is None."""
+    """Compute every metric that has a function ``compute``, by key. A metric that does not apply to the set is None."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -209,8 +209,8 @@ def metric_columns(
         entries: the scores of each row, by key.
         text: formats a value.
         interval: formats the interval of a metric whose unit is ``share``.
-        grouped_by: the metadata column of the second interval ``<interval>_by_group``, for which groups of utterances
-            were resampled. None if the scores have no such interval.
+        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
+            None if the scores have no such interval.
         all_metrics: include the metrics that the terminal shows below the table.
     """
     for metric in known_metrics(entries):
@@ -219,12 +219,16 @@ def metric_columns(
         yield Column(metric.short, metric.label, [text(metric, entry.get(metric.key)) for entry in entries])
         if metric.interval is None:
             continue
-        keys = {metric.interval: "95 % interval", f"{metric.interval}_by_group": f"by {grouped_by}"}
-        for key, head in keys.items():
+        whole = f"95 % interval of the {metric.label}"
+        columns = (
+            (metric.interval, "95 % interval", whole),
+            (f"{metric.interval}_by_group", f"by {grouped_by}", f"{whole}, resampling groups by {grouped_by}"),
+        )
+        for key, head, label in columns:
             if any(entry.get(key) for entry in entries):
                 ends = interval if metric.unit == "share" else metric.interval_text
                 cells = [ends(entry[key]) if entry.get(key) else "" for entry in entries]
-                yield Column(head, f"{head} of the {metric.label}", cells)
+                yield Column(head, label, cells)
 
 
 def known_metrics(entries: Iterable[Mapping[str, Any]]) -> list[Metric]:

@@ -3,8 +3,8 @@
 A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
 Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are not
 resampled, because there are too few of them. For example, if two equally good variants have three seeds each, all seeds
-of one variant are better than all seeds of the other in one of ten cases. In these cases, resampling would always show
-a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
+of one variant are better than all seeds of the other in one of ten cases. In these cases, resampling the seeds would
+always show a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
 
 A comparison has a baseline and one other variant. Their difference is the other variant's word error rate minus the
 baseline's. If it is below 0, the other variant is better. The module :mod:`tiny_audio.analysis.comparison` turns these
@@ -62,7 +62,7 @@ def wer_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of :func:`mean_wer`.
 
-    It allows for other utterances and, if there are several seeds, for other seeds.
+    The interval includes the variation between utterances and, if there are several seeds, between seeds.
     """
     draws = _rates([errors], words, groups, num_draws, seed)[0]
     low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
@@ -94,7 +94,9 @@ def difference_draws(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``, R ≤ ``num_draws``.
+    """Return resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``.
+
+    R is ``num_draws`` minus the number of resamples without a reference word.
 
     Utterances are resampled by the paired bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same
     utterances for both variants, so effects of difficult utterances on both variants cancel. If both variants have only
@@ -135,9 +137,13 @@ def difference_p_value(
     """Return the probability that two equally good variants differ by at least this much, in either direction.
 
     The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
-    utterance or group are exchangeable. So each draw exchanges them or not, as decided by a coin toss. Unlike a p-value
-    from the bootstrap, the result is valid even for few utterances or groups. For example, if 4 of 1000 sentences
-    differ, all in favor of the same variant, p is 0.125.
+    utterance or group are exchangeable. So each draw tosses a coin for each utterance or group to decide whether the
+    two variants exchange their errors on it. If any variant has several seeds, each draw also includes random variation
+    between seeds.
+
+    Unlike a p-value from the bootstrap, the result is valid even for few utterances or groups. For example, two
+    variants with one seed each have different numbers of errors in only 4 of 1000 sentences. If the same variant is
+    better in all 4, p is 0.125.
 
     p is never below ``1 / (num_draws + 1)``. If p is corrected for m comparisons, at least ``20 * m`` draws are needed
     to show any difference at the level of 0.05.
@@ -197,7 +203,8 @@ def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[f
     """Return the standard error over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
     One variant gives the standard error of a rate, and two variants give that of a difference. The spread of a variant
-    with one seed cannot be measured. The pooled spread of the other variants is used instead.
+    with one seed cannot be measured. The pooled spread of the other variants is used instead. If every variant has only
+    one seed, the standard error is 0.
 
     The spread between seeds includes random variation of utterances, which resampling also covers. This part is counted
     twice, which makes the test slightly too strict.

@@ -96,7 +96,11 @@ class Analysis:
         }
 
     def _set(self, outcome: Outcome, name: str) -> dict[str, Any]:
-        """Return the scores of a set. Rates are means over seeds, and counts are totals."""
+        """Return the scores of a set.
+
+        Rates are means over seeds. Counts of errors and of failed hypotheses are totals over seeds. The numbers of
+        utterances and reference words are those of one seed.
+        """
         rates, rows = self.rates[outcome.label, name], [row for seed in outcome.hypotheses for row in seed[name]]
         return {
             **mean_over_seeds(rates.metrics, total_counts=True),

@@ -20,7 +20,8 @@ def bench_projectors(
         Argument(
             metavar="RECIPE",
             callback=warn_of_local_recipe,
-            help="Provides the encoder and decoder. Default: frames with 1280 channels, and embeddings with 2048.",
+            help="Provides the encoder and decoder. Required with --train. Default without --train: frames with 1280 "
+            "channels, and embeddings with 2048.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -44,14 +45,18 @@ def bench_projectors(
     ] = None,
     seeds: Annotated[str | None, Option(help="With --train: seeds. Default: 0,1,2.")] = None,
     baseline: Annotated[
-        str | None, Option(help="With --train: the variant to compare with. Default: the recipe's projector.")
+        str | None,
+        Option(
+            help="With --train: the variant to compare with. Default: the recipe's projector if it is a variant, else "
+            "the first variant."
+        ),
     ] = None,
     controls: Annotated[
         bool,
         Option(
             "--controls",
-            help="With --train: also check the benchmark itself. Train the baseline with other seeds, which must not "
-            "differ significantly, and degraded variants, which must be worse.",
+            help="With --train: also check the benchmark itself. The baseline, trained again with other seeds, must "
+            "not differ significantly. Degraded variants must be worse.",
         ),
     ] = False,
     no_feature_cache: Annotated[

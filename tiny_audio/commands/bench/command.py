@@ -24,7 +24,7 @@ from tiny_audio.training.loop import Budget
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command line. None means that an option was not given."""
+    """The options of the command line. None or False means that an option was not given."""
 
     variants: str | None = None
     durations: str | None = None
@@ -104,7 +104,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
         raise UserError("--train needs a recipe, such as bench_projectors")
     check_alone("bench")
     if options.steps is not None and options.seconds is not None:
-        raise UserError("--steps and --seconds both set the budget; give one of them")
+        raise UserError("--steps and --seconds both set the budget; give only one of them")
     budget = None
     if options.steps is not None or options.seconds is not None:
         budget = Budget(options.steps, options.seconds)

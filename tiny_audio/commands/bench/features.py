@@ -39,7 +39,8 @@ def check_cacheable(recipe: Recipe) -> None:
     """Check that training does not change the frames of a clip.
 
     Raises:
-        UserError: the frames would change. The message states the cause and the fix.
+        UserError: the frames would change, or a CTC head with random weights would never be trained. The message
+            states the cause and the fix.
     """
     encoder = recipe.encoder
     wrong = None
@@ -51,14 +52,14 @@ def check_cacheable(recipe: Recipe) -> None:
     elif encoder.lora is not None:
         wrong = "the encoder's LoRA adapters are trained; remove encoder.lora"
     elif encoder.layer == "weighted":
-        wrong = "the weights of encoder.layer: weighted are trained; set it to one layer"
+        wrong = "the weights of encoder.layer: weighted are trained; set encoder.layer to one layer"
     elif encoder.dropout:
         wrong = f"encoder.dropout is {encoder.dropout}, so the frames of a clip change at every step; set it to 0"
     elif recipe.augmentation != AugmentationConfig():
         used = ", ".join(key for key, value in recipe.augmentation if value is not None)
-        wrong = f"augmentation ({used}) changes each clip in each epoch; remove it"
+        wrong = f"augmentation ({used}) changes each clip in each epoch; remove the section augmentation"
     elif recipe.batching.join is not None:
-        wrong = "batching.join joins other clips in each epoch; remove it"
+        wrong = "batching.join joins different clips in each epoch; remove batching.join"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
             "the CTC head has random weights and is frozen with the encoder; load a trained head with "
@@ -135,7 +136,7 @@ class FeatureCache:
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
-        """Return a hash of everything that affects the frames: weights, front end, precision, versions and clips."""
+        """Return a hash of everything that affects the frames, such as weights, front end, precision and clips."""
         return content_hash(
             {
                 "encoder": self._encoder,
@@ -208,8 +209,8 @@ class FeatureCache:
         if needed > free:
             raise UserError(
                 f"the features of {seconds / 3600:.1f} hours need {needed / 1e9:.1f} GB in {self.folder}, but "
-                f"only {free / 1e9:.1f} GB are free; set TINY_AUDIO_CACHE to a larger disk, train on less, or give "
-                "--no-feature-cache"
+                f"only {free / 1e9:.1f} GB are free; set TINY_AUDIO_CACHE to a folder on a larger disk, use "
+                "less data, or add --no-feature-cache"
             )
 
     def _open(self, clips: ClipSet, folder: Path) -> Features:
@@ -223,7 +224,9 @@ class FeatureCache:
             dtype: torch.dtype = getattr(torch, type_name)
             path = folder / f"{name}.bin"
             if path.stat().st_size != total * channels * dtype.itemsize:
-                raise UserError(f"{folder} is damaged (the size of {path.name} differs from its index); delete it")
+                raise UserError(
+                    f"{folder} is damaged (the size of {path.name} does not match index.json); delete that folder"
+                )
             return torch.from_file(str(path), size=total * channels, dtype=dtype).view(total, channels)
 
         return Features(

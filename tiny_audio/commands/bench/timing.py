@@ -73,17 +73,18 @@ def time_projectors(
     Frames and weights are random. The CTC labels, which some projectors read, change every second frame on average.
 
     Returns:
-        the machine, the versions and ``cases``. Each case has times in seconds, ``flops`` (a multiply-add counts as
-        two), ``peak_bytes`` (without weights and frames), ``parameters`` and ``embeddings_per_s`` (embeddings per
-        second of audio).
+        the settings, the machine, the versions, the date and ``cases``. Each case has times in seconds, ``flops`` (a
+        multiply-add counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and
+        ``embeddings_per_s`` (embeddings per second of audio).
 
     Raises:
-        UserError: pytest-benchmark is missing, a variant is not valid, or a duration is too short for a variant.
+        UserError: pytest-benchmark is missing, a variant is not valid or does not fit into memory, or a duration is too
+            short for a variant.
         RunFailed: a projector failed. Its traceback is printed.
     """
     missing = [name for name in ("pytest", "pytest_benchmark") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"bench needs {' and '.join(missing)}; pip install 'tiny-audio[bench]'")
+        raise UserError(f"bench needs {' and '.join(missing)}; install with: pip install 'tiny-audio[bench]'")
     chosen = device_of(device)
     _check(variants, shape, effort, chosen)
     cases = [
@@ -161,7 +162,7 @@ def _run(cases: Sequence[dict[str, Any]], effort: Effort, folder: Path) -> dict[
     # Progress goes to stderr, because a script may read stdout.
     done = subprocess.run(command, env=environment, stdout=sys.stderr.fileno(), check=False)
     if done.returncode != 0:
-        raise RunFailed(f"a projector could not be measured (pytest exited with code {done.returncode}); see above")
+        raise RunFailed(f"a projector could not be measured; see the output above (pytest exit code {done.returncode})")
     measured: dict[str, Any] = json.loads(result.read_text())
     return measured
 

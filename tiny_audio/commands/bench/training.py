@@ -94,7 +94,8 @@ class TrainedBenchmark:
         note: receives progress messages.
 
     Raises:
-        UserError: settings exclude each other, or variants do not fit the recipe. The message lists all such variants.
+        UserError: the settings or the recipe do not allow a benchmark, or variants do not fit the recipe. The message
+            lists all such variants.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -103,8 +104,8 @@ class TrainedBenchmark:
         if len(set(plan.seeds)) < max(MIN_SEEDS, len(plan.seeds)):
             given = ", ".join(map(str, plan.seeds)) or "none"
             raise UserError(
-                f"--seeds: at least {MIN_SEEDS} different seeds are needed to measure the variation between seeds, not "
-                f"{given}; give more, such as --seeds 0,1,2"
+                f"--seeds: at least {MIN_SEEDS} seeds, all different, are needed to measure the variation between "
+                f"seeds, not {given}; give seeds such as --seeds 0,1,2"
             )
         if plan.baseline is not None and plan.baseline not in labels:
             raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")
@@ -126,10 +127,11 @@ class TrainedBenchmark:
         if plan.without_decoder and not plan.cached:
             raise UserError("--without-decoder and --no-feature-cache exclude each other; remove one of the two")
         if self.recipe.prompt.context is not None:
-            raise UserError("prompt.context: a benchmark trains without context; remove it")
+            raise UserError("prompt.context: a benchmark trains without context; remove prompt.context")
         if not self.recipe.data.evaluation:
             raise UserError(
-                f"{plan.recipe_path}: data.evaluation is empty, so there is nothing to compare on; add a set"
+                f"{plan.recipe_path}: data.evaluation is empty, so the variants cannot be compared; add an evaluation "
+                "set"
             )
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
@@ -181,8 +183,8 @@ class TrainedBenchmark:
             the content of ``results.json``.
 
         Raises:
-            UserError: the data is not usable, or the features do not fit on the disk.
-            RunFailed: a unit diverged.
+            UserError: the data or a checkpoint is not usable, or the features do not fit on the disk.
+            RunFailed: a unit diverged, a GPU ran out of memory, or no training clip can be used.
             Stopped: a signal arrived. Finished units are kept.
         """
         with StopSignal():

@@ -54,7 +54,7 @@ class BenchmarkClips(Protocol):
     """The clips of a benchmark, as cached frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Freeze weights that training does not use, because their output is cached."""
+        """Freeze the weights whose output is cached."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
@@ -156,7 +156,7 @@ class WaveformClips:
             yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """Transcribe a set like the evaluation of a run. Clips that cannot be read are left out."""
+        """Transcribe a set in the same way as a run transcribes it. Clips that cannot be read are left out."""
         evaluated, max_padded_s = self.evaluation[name], recipe.execution.evaluate_max_padded_s
         return transcribe_clips(
             model, tokenizer, evaluated.clips, max_duration_s=evaluated.max_duration_s, max_padded_s=max_padded_s

@@ -115,7 +115,8 @@ def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     for variant in variants:
         if variant.label in seen:
             raise UserError(
-                f"--variants: {variant.label!r} is given twice; give one of them a label: label=name:field=value"
+                f"--variants: {variant.label!r} is given twice; give one of the two another label, such as "
+                "label=name:field=value"
             )
         seen.add(variant.label)
     return tuple(variants)

@@ -38,7 +38,7 @@ _LITTLE_DISK_GB = 5
 """Free disk space below which ``doctor`` warns. The default checkpoints and a corpus need more; small recipes need
 less."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""Free disk space below which ``doctor`` reports a problem. With less, nothing can be trained or downloaded."""
+"""Free disk space below which ``doctor`` reports a problem. With less, training and downloads are likely to fail."""
 
 
 def examine_machine() -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def _gpu() -> Finding:
     built = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
     device = device_of("auto")
     if device.type == "cpu":
-        return Finding("GPU", f"none that {built} can use; the CPU trains small models")
+        return Finding("GPU", f"none usable ({built}); the CPU can train small models")
     count = f"{torch.cuda.device_count()} × " if device.type == "cuda" else ""
     memory = device_bytes(device) / 2**30
     return Finding("GPU", f"{count}{device_name(device)} ({device.type}), {memory:.0f} GiB; {built}")

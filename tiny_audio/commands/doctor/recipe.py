@@ -113,7 +113,7 @@ def _source(
 
 
 def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
-    """Report overlaps between evaluation sets and the training data."""
+    """Report overlaps between evaluation sets and the training data. Sounds are not compared."""
     try:
         overlaps = RunClips(recipe, {}, longest_evaluation_s).overlaps
     except UserError:  # a source cannot be read, which another finding reports
@@ -133,7 +133,8 @@ def _targets(
     checked = f"of {len(references)} checked transcripts"
     empty = sum(not target for target in targets)
     if empty:
-        yield Finding(place, f"data.target_text removes all text of {empty} {checked}; training drops these clips")
+        drops = "training drops these clips, unless data.keep_empty is set"
+        yield Finding(place, f"data.target_text removes all text of {empty} {checked}; {drops}")
     marked = Counter(marker for target in targets for marker in set(markers(target)))
     if marked:
         most = ", ".join(f"{marker!r} in {count}" for marker, count in marked.most_common(_SAMPLES))
@@ -143,7 +144,7 @@ def _targets(
         if unknown:
             most = ", ".join(f"{character!r} in {count}" for character, count in unknown.most_common(_SAMPLES))
             detail = f"target texts have characters without a CTC label: {most} {checked}; training drops these clips"
-            yield Finding(place, f"{detail}. Rewrite them with data.target_text, or set ctc.init: random", True)
+            yield Finding(place, f"{detail}. Rewrite the texts with data.target_text, or set ctc.init: random", True)
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:

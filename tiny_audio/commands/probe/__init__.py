@@ -59,8 +59,8 @@ class Probe:
     def budget_s(self) -> float:
         """Seconds of audio, with padding, that fit into one process for every duration of clips that was tried.
 
-        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit. If all buckets have so many
-        clips, the value of the largest bucket is used.
+        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit. If all buckets have that
+        many clips, the value of the bucket with the most audio is used.
         """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
@@ -69,9 +69,9 @@ class Probe:
     def max_padded_s(self) -> float:
         """Seconds of audio, with padding, in a global batch. A global batch is divided among all processes.
 
-        If c clips are divided among n processes, a process gets up to ⌈c/n⌉ clips, which can be (n - 1)/n clips more
-        than c/n. In n processes, this makes up to n - 1 clips. So n - 1 clips of the longest duration are subtracted
-        from the sum of the budgets of all processes.
+        If c clips are divided among n processes, a process gets up to ⌈c/n⌉ clips. This number can exceed c/n by
+        (n - 1)/n clips. For n processes, the excess is up to n - 1 clips. Therefore, n - 1 clips of the longest
+        duration are subtracted from the sum of the budgets of all processes.
         """
         others = self.num_processes - 1
         # A global batch that fits into one process also fits if it is divided.
@@ -150,13 +150,13 @@ def probe_recipe(
 
     Args:
         recipe: the recipe to train.
-        memory_gb: memory limit in GiB. If None, all memory of the GPU may be used.
+        memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
         durations_s: durations of the clips, one for each bucket. If None, the longest duration and 1/2, 1/4 and 1/8 of
             it are used.
-        random_weights: use random weights instead of reading those of checkpoints. They need the same memory.
+        random_weights: use random weights instead of the weights of checkpoints. Both need the same memory.
         num_processes: number of processes that will train together. Only one process is measured. The result for all
-            processes together is computed from it.
+            processes together is computed from this measurement.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
@@ -196,10 +196,9 @@ def probe_recipe(
 
 
 def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | None]:
-    """Search for the largest number of clips, up to ``most``, that fits. Return it and its measurement.
+    """Search for the largest number of clips, up to ``most``, that fits. Return this number and its measurement.
 
-    The returned number fits, but up to 5 % (or one clip) more may also fit. If not even one clip fits, return 0 and
-    None.
+    The returned number fits, but up to 5 % more clips may also fit. If not even one clip fits, return 0 and None.
     """
     fits, too_many = 0, most + 1
     best: Measured | None = None

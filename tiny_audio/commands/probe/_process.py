@@ -49,9 +49,9 @@ class Process:
 
     Args:
         recipe: the recipe to train.
-        memory_gb: memory limit in GiB. If None, all memory of the GPU may be used.
+        memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
-        random_weights: use random weights instead of reading those of checkpoints.
+        random_weights: use random weights instead of the weights of checkpoints.
     """
 
     device_name: str

@@ -2,8 +2,9 @@
 
 Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
 ``state.json`` in the run folder records the finished stages and their identities. The same command continues unfinished
-work. It repeats finished stages whose identity has changed, for example because the clips of an evaluation set have
-changed. Otherwise, it does nothing.
+work. It also repeats the stages after training whose identity has changed, for example because the clips of an
+evaluation set have changed. Training is not repeated. Once a checkpoint exists, the command fails if the identity of
+training has changed. If all stages are done, no stage runs.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Run:
             UserError: the folder is in use or contains a run of another recipe, or a checkpoint or the data cannot be
                 used.
             Stopped: a signal arrived. Finished work is saved.
-            RunFailed: training diverged.
+            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
         """
         device = device_of(self.recipe.execution.device)
         with joined(device, self.callback.note) as world, StopSignal() as stop, ExitStack() as held:

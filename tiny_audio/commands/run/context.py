@@ -85,7 +85,7 @@ class RunClips:
         self._evaluation: dict[str, ClipSet] = {}
 
     def training(self) -> ClipSet:
-        """The training clips within the recipe's bounds."""
+        """The training clips within the recipe's duration bounds."""
         if self._training is None:
             data = self._recipe.data
             context = replace(self._context, keep_empty=data.keep_empty)
@@ -114,7 +114,8 @@ class RunClips:
     def compare(self, evaluation: EvaluationSounds) -> Mapping[str, Shared]:
         """Find overlaps between each set and the training clips.
 
-        Sounds are compared only if there are at most ``evaluation.max_compared_h`` hours of training audio.
+        Sounds are compared only if there are at most as many hours of training audio as the recipe's field
+        ``evaluation.max_compared_h`` allows.
 
         Raises:
             UserError: a training source cannot be read.

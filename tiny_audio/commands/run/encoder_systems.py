@@ -69,7 +69,7 @@ class EncoderSystemsStage(SetStage):
             for system in self._systems():
                 systems.append(system)  # keep it even if a later system fails
         except (UserError, RunFailed) as error:
-            run.callback.note(f"{self._name}: not compared with recognizers without the decoder: {error}")
+            run.callback.note(f"{self._name}: a recognizer without the decoder is left out of the comparison: {error}")
         data = run.state.evaluation[self._name].data
         run.state.encoder_systems[self._name] = EncoderSystemsState(self.identity(), data, systems, overhead.usage())
         run.save()

@@ -23,7 +23,8 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     """Lock the folder until ``held`` closes, and read or create its state.
 
     Raises:
-        UserError: another process uses the folder, or it contains a run of another recipe or unrelated files.
+        UserError: another process uses the folder, or the folder contains a run of another recipe or files that do not
+            belong to a run and would be replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)

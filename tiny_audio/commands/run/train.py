@@ -46,7 +46,8 @@ _INPUT_NAMES = {
 
 
 _MONITORED = ("wer", "cer", *BITS)
-"""The scores that an evaluation during training writes to ``metrics.jsonl``."""
+"""The scores that an evaluation during training writes to ``metrics.jsonl``, in addition to the metric of
+``training.keep_best``."""
 
 
 class TrainStage:
@@ -62,7 +63,7 @@ class TrainStage:
     def is_done(self) -> bool:
         """Return whether training is finished and the model is exported.
 
-        If only the export is missing, :meth:`run` exports the last checkpoint without training again.
+        If only the export is missing, :meth:`run` exports the final weights without training again.
         """
         training = self._run.state.training
         return training is not None and training.finished and self._run.model_folder.is_dir()
@@ -93,7 +94,7 @@ class TrainStage:
         Raises:
             UserError: the data cannot be used, or differs from the data that the run started with.
             Stopped: a signal arrived. The last step is saved.
-            RunFailed: training diverged.
+            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
         """
         run, world = self._run, self._world
         recorded = run.state.training

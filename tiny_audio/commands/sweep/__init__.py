@@ -68,8 +68,9 @@ class Sweep:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: the sweep was started in several processes, the folder belongs to a run, or runs failed and each
-                of them raised a UserError. All other runs were completed.
+            UserError: the sweep was started in several processes, or the folder belongs to a run. This error is also
+                raised if runs failed, and each failed run raised a UserError. In that case, all other runs were
+                completed.
             RunFailed: a run failed with another error. All other runs were completed.
             Stopped: a signal arrived. Finished work is saved.
         """

@@ -28,7 +28,7 @@ class Combination:
     Args:
         values: for each key with several values, the value of this run as the user wrote it.
         name: name in tables, such as ``projector=conv, seed=1``.
-        variant: the name without the seed.
+        variant: the name without the seed. If only the seeds differ, it is ``all seeds``.
         folder: name of the run folder. It contains the values and the run id.
         recipe: the recipe of the run.
     """
@@ -98,7 +98,7 @@ def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]
                 f"override {override!r} must have the form section.field=value,value, such as projector=swiglu,conv"
             )
         if key in seen:
-            raise UserError(f"{key} is given twice; write all values once, {key}=A,B")
+            raise UserError(f"{key} is given twice; write all its values in one override, {key}=A,B")
         seen.add(key)
         try:
             values = split_values(text)

@@ -61,7 +61,7 @@ def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
-    """Return a recording as a JSON object. If there is an ``error``, the other values are null."""
+    """Return a recording as a JSON object. If there is an ``error``, only the name and the error are not null."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}
@@ -77,7 +77,7 @@ def row(name: str, transcription: Transcription, error: str | None) -> dict[str,
 
 
 def _rounded(value: Any) -> Any:
-    """Round times and probabilities to four digits."""
+    """Round times and probabilities to four decimal places."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):

@@ -24,7 +24,8 @@ from tiny_audio.runtime.files import FileNames, files_below
 
 STDIN = "-"
 _ADDRESS = re.compile("(?:https?|ftp|s3|gs|hf):/")
-"""Matches the start of a web address. It has only one slash, because ``Path`` shortens `https://` to `https:/`."""
+"""Matches the start of a web address. The pattern has only one slash, because ``Path`` shortens ``https://`` to
+``https:/``."""
 _NUM_SHOWN = 5
 """Maximum number of file names in a message about files that are not audio."""
 
@@ -62,7 +63,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
     """Find the recordings that the arguments name: files, the audio files in folders, pipes, and standard input.
 
     Raises:
-        UserError: standard input is closed or named twice, or a folder has no audio file.
+        UserError: standard input is closed or named twice, an argument is a web address, or a folder has no audio file.
     """
     found: list[Recording] = []
     left_out: list[str] = []
@@ -81,7 +82,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
             audio, others = _contents(given)
             if not audio:
                 raise UserError(
-                    f"{given} and its subfolders contain no audio file; give a folder with audio files{others}"
+                    f"{given} and its subfolders contain no audio file{others}; give a folder with audio files"
                 )
             found += (Recording(given / name, str(given / name), name) for name in audio)
             if others:

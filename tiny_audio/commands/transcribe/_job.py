@@ -1,4 +1,4 @@
-"""Transcribe one process's share of the recordings. The main process writes all texts to standard output, in order."""
+"""Transcribe one process's share of the recordings. The main process writes to standard output, in order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Job:
         recordings: all recordings.
         waiting: indices of the recordings to transcribe. They are divided among all processes.
         options: how to transcribe and write.
-        output: the output folder. If None, the texts are written to standard output.
+        output: the output folder. If None, the transcripts are written to standard output.
         write: receives the text for standard output, in the main process.
         world: the processes that share the recordings.
     """

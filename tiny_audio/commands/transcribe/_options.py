@@ -20,19 +20,19 @@ class Options:
 
     format: str = "text"
     output_dir: Path | None = None
-    """Folder for the files, one for each recording. If None, the texts are written to standard output."""
+    """Folder for the files, one for each recording. If None, the transcripts are written to standard output."""
     words: bool = False
     """Include the time of each word. JSON lists the words of each segment. Tables and subtitles have one row or cue per
     word."""
     filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
-    """Transcribe a recording even if its file already exists in ``output_dir``."""
+    """Transcribe a recording even if its transcript already exists in ``output_dir``."""
     track: int | None = None
     """The audio track, from 1. If None, each file's default track is used, else its first."""
     channel: int | None = None
-    """The channel, from 1. If None, the channels are averaged. If they cancel each
-    other, the strongest channel is used."""
+    """The channel, from 1. If None, the channels are averaged. Where channels cancel each other, the strongest channel
+    is used instead."""
 
     context: Context | None = None
     """The context of all recordings, such as hotwords."""

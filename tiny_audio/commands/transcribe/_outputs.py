@@ -35,8 +35,8 @@ class OutputFolder:
         rank: rank of this process among the processes that write to the folder.
 
     Raises:
-        UserError: two recordings would have the same transcript file, or an existing file was written by another model
-            or with other options.
+        UserError: two recordings would have the same transcript file, or a transcript file already exists that was not
+            written by this command with the same model and options.
     """
 
     def __init__(

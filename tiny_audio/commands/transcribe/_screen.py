@@ -58,7 +58,9 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, durations_s: Callable[[], Sequence[float]]) -> Callable[[float], None]:
-    """Return a callback that advances a progress bar on standard error, if standard error is a terminal.
+    """Return a callback that advances a progress bar on standard error.
+
+    If standard error is not a terminal, there is no bar, and the callback does nothing.
 
     Args:
         durations_s: returns the duration of each recording; 0 if it is not known.

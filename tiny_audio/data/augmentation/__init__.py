@@ -1,7 +1,7 @@
 """Augment training clips.
 
-Random seeds depend only on the clip and the epoch, so results do not depend on the number of loader processes or on
-restarts.
+Random seeds depend only on the run's seed, the clip and the epoch, so results do not depend on the number of loader
+processes or on restarts.
 
 To add an augmentation, write one file here with a subclass of ``WaveformAugmentation`` or ``FeatureAugmentation`` (see
 ``section.py``), and add a field to :class:`AugmentationConfig`. Fields of the same kind are applied in the order in
@@ -31,8 +31,8 @@ from tiny_audio.frames import Frames
 
 
 class AugmentationConfig(Config):
-    """Augmentation of training clips. It is off by default, because it makes most test results worse if the encoder is
-    frozen.
+    """Augmentation of training clips. It is off by default, because it increases most measured error rates if the
+    encoder is frozen.
 
     Speed is changed first. Then the other sections that change waveforms are applied, in the order of the fields.
     Sections that change features, such as SpecAugment, are applied last.
@@ -91,7 +91,7 @@ class AugmentationConfig(Config):
 
 
 def sounds_fingerprint(config: AugmentationConfig) -> str | None:
-    """Return a hash of all sounds that augmentation uses, or None if there are none.
+    """Return a hash of all sounds that augmentation uses, or None if it uses no sounds.
 
     Raises:
         UserError: a folder or a file in it cannot be used. The message names the section.
@@ -122,7 +122,7 @@ def augment_waveform(
 ) -> Tensor:
     """Augment one clip ``[S]``.
 
-    The result depends only on the clip, its seed, and the names and content of the sounds.
+    For a given config, the result depends only on the clip, its seed, and the names and content of the sounds.
 
     Args:
         max_duration_s: maximum duration of a clip with added silence.

@@ -11,8 +11,8 @@ from tiny_audio.frames import SAMPLE_RATE
 
 
 class SilenceConfig(WaveformAugmentation):
-    """Silence of random length before and after the clip. If all training clips start with speech, a model fails on
-    recordings that start with silence."""
+    """Silence of random length before and after the clip. If all training clips start with speech, a model may fail
+    on recordings that start with silence."""
 
     max_before_s: float = Field(default=0.3, ge=0, le=10)
     """Maximum silence before the clip."""

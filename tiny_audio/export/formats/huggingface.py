@@ -39,7 +39,8 @@ class HuggingFaceConfig(ExportConfig):
     name: Literal["huggingface"] = "huggingface"
     weights: Weights = "all"
     """``all`` writes all weights, so the folder needs no other files. ``trained`` writes only the trained weights, and
-    references to the base models, which are downloaded when the model is loaded."""
+    references to the checkpoints of the base models. When the model is loaded, the other weights are read from these
+    checkpoints, which are downloaded if they are on the hub."""
     files: ClassVar[tuple[str, ...]] = (*NEEDED_FILES, "*.py", "README.md")
 
     @classmethod
@@ -61,20 +62,22 @@ class HuggingFaceConfig(ExportConfig):
         config = check_exported(folder)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise UserError(f"{folder}: the weights (*.safetensors) are missing; copy or export it again")
+            raise UserError(f"{folder}: the weights (*.safetensors) are missing; copy or export the model again")
         for path in files:
             try:
                 with safe_open(path, "pt"):
                     pass
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: the weights cannot be read: {first_line(error)}; export it again") from error
+                raise UserError(
+                    f"{path}: the weights cannot be read: {first_line(error)}; export the model again"
+                ) from error
         if not (folder / f"{flat_name(MODEL)}.py").is_file():
-            raise UserError(f"{folder}: the code that runs the model is missing; export it again")
+            raise UserError(f"{folder}: the code that runs the model is missing; export the model again")
         for kind in config.get("base_weights") or {}:
             if Path(config[kind]["pretrained"]).is_dir():
                 raise UserError(
                     f"{folder}: the {kind}'s weights are in the local folder {config[kind]['pretrained']}, which other "
-                    "users cannot read; export it with --weights all"
+                    "users cannot read; export the model with --weights all"
                 )
 
 
@@ -93,7 +96,8 @@ def export_model(
 
     ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. This
     requires torch, torchaudio, transformers, pydantic and soundfile. Models with adapters and models on the hub also
-    require peft. Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
+    require peft. Models whose weights are quantized during loading also require bitsandbytes. Tensors are saved in
+    their own types. By default, all tensors are loaded in the widest of these types.
 
     Args:
         model: the model. It is not changed.

@@ -1,1 +1,1 @@
-"""The web page: record or choose a file, and read its text."""
+"""The web page: record speech or choose a file, and read the text."""

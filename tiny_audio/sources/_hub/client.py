@@ -70,7 +70,8 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
     page = f"{constants.ENDPOINT}/datasets/{repo}"
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(
-            f"{repo} is not in the cache, and HF_HUB_OFFLINE prevents a download; unset it for the first run"
+            f"{repo} is not in the cache, and HF_HUB_OFFLINE prevents a download; unset HF_HUB_OFFLINE for the first "
+            "run"
         )
     if isinstance(error, GatedRepoError):
         login = "" if get_token() else ", then log in with `hf auth login`, or set HF_TOKEN"
@@ -104,6 +105,6 @@ def explained(error: Exception, repo: str, revision: str) -> UserError:
         return UserError(f"the hub answers HTTP {status} for {repo}; see {page}")
     if isinstance(error, httpx2.TransportError):
         return UserError(
-            f"{constants.ENDPOINT} cannot be reached ({error}); the first run needs a network; later runs use the cache"
+            f"{constants.ENDPOINT} cannot be reached ({error}); without a network, only cached data can be used"
         )
     raise error

@@ -49,10 +49,10 @@ class Shards:
 
 
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
-    """Return the shards of a split, which are its parquet files at a commit.
+    """Return the shards of a split: its parquet files at a commit.
 
     The commit and the list of shards are looked up once and stored in the cache folder. Later runs on the same machine
-    then see the same data and need no network.
+    then use the same shards, and need no network to find them.
 
     Args:
         split: the split.

@@ -86,7 +86,7 @@ class RangeFile(SeekableBytes):
         if len(content) != end - start:
             raise UserError(
                 f"the hub sent {len(content):,} bytes of {self._file.path} instead of the requested {end - start:,}; "
-                "a proxy may not support range requests"
+                "perhaps a proxy does not support range requests"
             )
         return content
 

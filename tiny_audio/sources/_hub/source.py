@@ -63,7 +63,8 @@ class HubSource(Source):
     commits: dict[str, str] = field(compare=False)
     """As in :class:`SourceContext`."""
     keep_silence: bool = False
-    """Keep clips that the corpus marks as clips without speech, with an empty transcript."""
+    """Keep clips that the corpus marks as clips without speech, and give these clips an empty transcript. If false,
+    they are dropped."""
 
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call reads the dataset on the hub. Later calls read the cache folder."""

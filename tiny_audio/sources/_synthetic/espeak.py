@@ -47,9 +47,10 @@ class Delivery:
 
 
 class Espeak:
-    """A freshly loaded espeak-ng. The audio of an utterance depends only on earlier utterances of the same instance.
+    """A freshly loaded espeak-ng.
 
-    A process can have one instance at a time. Leaving the context unloads the library.
+    The audio of an utterance depends on its text, on its delivery, and on earlier utterances of the same instance. A
+    process can have one instance at a time. Leaving the context unloads the library.
     """
 
     def __init__(self) -> None:

@@ -70,13 +70,13 @@ def spoken(line: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Return whether a sentence is on the held-out side of the split. Held-out sentences never occur in training.
+    """Return whether a sentence is on the held-out side of the split. The training side has none of these sentences.
 
-    A hash selects half of all sentences as candidates. Three kinds of candidates stay in training: single words,
-    sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is infrequent
-    in the other half. So every word and every pair of neighboring words in a held-out sentence occurs in training, and
-    only the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few different
-    held-out sentences, and each would be drawn often.
+    A hash selects half of all sentences as candidates. Three kinds of candidates stay on the training side: single
+    words, sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is
+    infrequent in the other half. So every word and every pair of neighboring words in a held-out sentence occurs in
+    training, and only the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few
+    different held-out sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False
@@ -322,8 +322,7 @@ def dates(rng: random.Random) -> str:
 
 
 def census(rng: random.Random) -> str:
-    """Return an answer to a census form, as in the corpus CMU AN4: a control word, code, name, address, date or phone
-    number."""
+    """Return an answer to a census form, as in the corpus CMU AN4, such as a control word, a code, a name or a date."""
     number = cardinal(rng.choice((rng.randint(0, 99), rng.randint(100, 999), rng.randint(1_000, 9_999))))
     number = rng.choice((number, pairs(rng), digit_string(rng, rng.randint(1, 5))))
     return rng.choice(

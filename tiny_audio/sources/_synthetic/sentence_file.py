@@ -58,7 +58,8 @@ def read_sentences(path: Path) -> list[str]:
                     f"{path}: lines that cannot be spoken: {len(unusable):,}",
                     *unusable[:_MAX_LISTED],
                     *([f"  … and {more:,} more"] if more > 0 else []),
-                    "Use only Latin letters, digits and punctuation. Write symbols as words, and remove other lines",
+                    "Use only Latin letters, digits and punctuation. Write symbols as words. Remove lines that still "
+                    "cannot be spoken",
                 ]
             )
         )
@@ -93,7 +94,10 @@ def spoken(sentence: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers. A very long line is read in several parts."""
+    """Yield the lines with their numbers.
+
+    A line with more than ``_MAX_LINE`` characters is read in several parts, and each part counts as a line.
+    """
     try:
         if not path.is_file():
             found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"

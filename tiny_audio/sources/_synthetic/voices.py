@@ -29,7 +29,8 @@ HELD_OUT_VOICES: tuple[str, ...] = (
     *("Michael", "gustave", "marcelo"),
     *("Storm", "antonio", "ed", "paul"),
 )
-"""Voices that are never used in training. They measure generalization to new speakers."""
+"""Voices of the held-out side. If a model is trained on the training side, they measure generalization to new speakers.
+"""
 
 TRAINING_VOICES: tuple[str, ...] = (
     # female
@@ -53,7 +54,7 @@ TRAINING_VOICES: tuple[str, ...] = (
     # male, without a family
     *("Jacky", "Marco", "boris", "ian", "kaukovalta", "sandro", "travis"),
 )
-"""The voices to train on."""
+"""Voices of the training side."""
 
 UNNATURAL_VOICES: tuple[str, ...] = (
     *("Demonic", "UniRobot", "anikaRobot", "Tweaky"),

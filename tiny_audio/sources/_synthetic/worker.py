@@ -128,7 +128,7 @@ def make(
 
 def _line(job: Job, rng: random.Random) -> str:
     make_line = grammar.GRAMMARS[rng.choice(job.grammars)]
-    # Several percent of the lines of each grammar are held out, so a line of either side is found in 10,000 draws.
+    # For each grammar, at least 5 % of the lines are on each side, so 10,000 draws find a line of the requested side.
     for _ in range(10_000):
         line = make_line(rng)
         if job.sentences == "all" or grammar.is_held_out(grammar.written(line)) == (job.sentences == "held_out"):
@@ -137,7 +137,7 @@ def _line(job: Job, rng: random.Random) -> str:
 
 
 def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Resample from 22,050 to 16,000 Hz in the frequency domain, which is exact.
+    """Resample from 22,050 to 16,000 Hz in the frequency domain. Frequencies above ``_ROLL_OFF_HZ`` are attenuated.
 
     torchaudio is not used, because importing torch would take seconds.
     """
