@@ -103,6 +103,13 @@ def test_join_changes_the_hash_and_joins_other_clips_in_each_epoch() -> None:
     assert not alone.joined.any()
 
 
+def test_clips_are_joined_from_the_first_epoch_on() -> None:
+    durations_s, join = speech(300), JoinConfig(max_duration_s=30.0, first_epoch=2)
+    plans = [plan_epoch(durations_s, BatchingConfig(join=join), 0, epoch) for epoch in range(4)]
+    assert [plan.joined is not None for plan in plans] == [False, False, True, True]
+    assert plans[1].hash == plan_epoch(durations_s, BatchingConfig(), 0, 1).hash
+
+
 def test_joined_clips_sort_batches_by_their_total_duration_at_first() -> None:
     config = BatchingConfig(max_clips=4, short_first_epochs=1, join=JoinConfig(max_duration_s=30.0))
     durations = np.array(speech(300))

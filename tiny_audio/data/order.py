@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tiny_audio.config import Config
 
@@ -36,6 +36,9 @@ class JoinConfig(Config):
     """Probability that clips are joined to a clip that is not joined yet."""
     max_pause_s: NonNegativeFloat = 0.3
     """Maximum duration of the silence between two clips. Its duration is random."""
+    first_epoch: NonNegativeInt = 0
+    """The first epoch in which clips are joined. The first epoch of the training is 0. Single clips are easier to
+    align."""
 
 
 class BatchingConfig(Config):
@@ -142,9 +145,10 @@ def plan_epoch(
     rng = np.random.default_rng([seed, epoch])
     clips = np.arange(len(durations)) if weights is None else _weighted(weights, seed, epoch)
     order, starts, joined = [np.empty(0, np.int64)], [np.zeros(1, np.int64)], [np.empty(0, np.bool_)]
+    join = config.join if config.join is not None and epoch >= config.join.first_epoch else None
     total = 0
     for window in _windows(clips, None if groups is None else groups[clips], config.shuffle_clips, rng):
-        found = _batched(window, durations, config) if config.join is None else _joined(window, durations, config, rng)
+        found = _batched(window, durations, config) if join is None else _joined(window, durations, config, join, rng)
         sizes = np.diff(found.ends, prepend=0)
         if epoch < (config.short_first_epochs or 0):
             batches = np.argsort(found.longest_s, kind="stable")
@@ -159,7 +163,7 @@ def plan_epoch(
         planned,
         np.concatenate(starts),
         None if weights is None else _repeats(planned),
-        None if config.join is None else np.concatenate(joined),
+        None if join is None else np.concatenate(joined),
     )
 
 
@@ -242,13 +246,14 @@ def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) 
     return _Batches(clips, np.zeros(len(clips), np.bool_), ends, durations[clips[ends - 1]])
 
 
-def _joined(window: np.ndarray, durations: np.ndarray, config: BatchingConfig, rng: np.random.Generator) -> _Batches:
+def _joined(
+    window: np.ndarray, durations: np.ndarray, config: BatchingConfig, join: JoinConfig, rng: np.random.Generator
+) -> _Batches:
     """Join clips of a window, and divide the joined and the single clips into batches."""
-    assert config.join is not None
-    links = _links(durations[window], config.join, rng)
+    links = _links(durations[window], join, rng)
     firsts = np.flatnonzero(~links)
     sizes = np.diff(firsts, append=len(window))
-    examples_s = np.add.reduceat(durations[window], firsts) + config.join.max_pause_s * (sizes - 1)
+    examples_s = np.add.reduceat(durations[window], firsts) + join.max_pause_s * (sizes - 1)
     found = _batched(np.arange(len(firsts)), examples_s, config)
     ends = np.cumsum(sizes[found.clips])[found.ends - 1]
     clips, links = (_gathered(column, firsts, sizes, found.clips) for column in (window, links))

@@ -35,7 +35,8 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
     """
     durations = _durations(recipe.data.min_duration_s, recipe.data.max_duration_s, mean_s)
     clips = min(recipe.batching.max_clips, len(durations))
-    plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=0)
+    epoch = recipe.batching.join.first_epoch if recipe.batching.join else 0
+    plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=epoch)
     sizes = np.array([len(plan.examples_of(k)) for k in range(len(plan))])
     longest = np.maximum.reduceat(plan.durations_of_examples(durations), np.cumsum(sizes) - sizes)
     padded_s = float(longest @ sizes)

@@ -250,7 +250,7 @@ def _durations(recipe: Recipe, clips: Clips) -> ClipDurations:
     """Return the durations of training clips. Joined clips count as one clip."""
     if recipe.batching.join is None:
         return ClipDurations.of(clips.durations_s)
-    plan = clips.plan(recipe.batching, recipe.training.seed, 0)
+    plan = clips.plan(recipe.batching, recipe.training.seed, recipe.batching.join.first_epoch)
     return ClipDurations.of(plan.durations_of_examples(clips.durations_s))
 
 
