@@ -1,15 +1,16 @@
-"""Plot error rates and bits from audio against hours of training audio, for several runs.
+"""For several runs, plot error rates and the use of the audio against hours of training audio.
 
     python benchmarks/open_vocabulary.py "projector first=runs/open:400,800,1000" "plain=runs/plain:100,200" \
         --data all.jsonl --clips 30 --kept curves.jsonl --plot docs/open_vocabulary.svg
 
 The model of each saved step decodes the clips greedily. The table has the hours of audio and the minutes of training up
-to that step, the word error rate, and the bits per token from the audio (see :mod:`tiny_audio.analysis.audio_bits`).
+to that step, the word error rate, and the bits per token from the audio: how much less likely the reference becomes if
+the decoder gets the audio of another clip (see :mod:`tiny_audio.analysis.audio_bits`).
 
 For runs with an alignment loss, the table also has the word and character error rates of the projector alone. For
 these, each audio embedding is replaced by the token with the most similar embedding or by the blank. Then repeated
-tokens and blanks are removed. The first ``alignment.alone_steps`` steps train no decoder, so they have only these
-rates.
+tokens and blanks are removed. The first ``alignment.alone_steps`` steps do not run the decoder, which cannot use the
+audio yet. Therefore, the table has only these rates for models of these steps.
 
 Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
 ``execution.keep_checkpoints`` set which steps of a run are saved.

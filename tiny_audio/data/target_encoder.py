@@ -16,8 +16,8 @@ MAX_CHARACTERS_PER_S = 200.0
 text above this limit is not the transcript of the clip. Such a text is rejected before tokenization, because tokenizing
 thousands of words could need gigabytes."""
 _ANY_CLIP_S = 5.0
-"""Minimum duration in the check of :func:`too_many_characters`: a shorter clip may have as many characters as a clip of
-this duration, because durations in metadata may be rounded."""
+""":func:`too_many_characters` treats shorter clips as if they had this duration, because durations in metadata may be
+rounded."""
 
 
 class TargetError(ValueError):
@@ -75,8 +75,9 @@ class TargetEncoder:
         """Return the target of a transcript.
 
         Args:
-            text: the transcript after :class:`tiny_audio.data.text.TargetText`.
-            num_samples: length of the clip. It limits the length of the text, because CTC needs a frame for each label.
+            text: the transcript, already rewritten by :class:`tiny_audio.data.text.TargetText`.
+            num_samples: length of the clip. It limits the length of the text to ``MAX_CHARACTERS_PER_S``. CTC also
+                needs a frame for each label.
 
         Raises:
             TargetError: the text contains a special token, is too long for the clip or the decoder, has a character
@@ -99,7 +100,9 @@ class TargetEncoder:
         lost = next((index for index in ids if self.num_embeddings is not None and index >= self.num_embeddings), None)
         if lost is not None:
             name = self.tokenizer.convert_ids_to_tokens(lost)
-            raise TargetError("unknown_token", f"the decoder has no embedding for {name!r}, token {lost} of {text!r}")
+            raise TargetError(
+                "unknown_token", f"the decoder has no embedding for {name!r} (token id {lost}) in {text!r}"
+            )
         special = sorted(self._special_ids.intersection(ids))
         if special:
             name = self.tokenizer.convert_ids_to_tokens(special[0])

@@ -11,7 +11,7 @@ from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders._causal_lm import CausalLMDecoder
 
 _LONG, _SHORT = 6, 3
-"""Lengths of the two rows."""
+"""Lengths of the two rows of the test batch without padding. The second row is padded to the length of the first."""
 _PADDING = 10.0
 """Value of the embeddings in the padding, relative to the root mean square of the token embeddings."""
 
@@ -64,7 +64,7 @@ def _problem(decoder: CausalLMDecoder, device: torch.device) -> str | None:
         return "does more with token ids than look up embeddings"
     later = embeddings.clone()
     later[:, -1] = garbage
-    # [2 · L, V]
+    # The decoder returns the logits of all positions in the mask as one sequence: [2 · _LONG, vocabulary] here.
     found = logits(later, torch.ones_like(mask)).view(2, _LONG, -1)
     if differ(found[:, :-1], wanted.view(2, _LONG, -1)[:, :-1]):
         return "is not causal: later positions change earlier logits"

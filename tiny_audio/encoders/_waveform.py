@@ -86,7 +86,7 @@ def build_waveform_encoder(
     not_used: Collection[str] = (),
     attention: str | None = None,
 ) -> WaveformEncoder:
-    """Build an encoder from a checkpoint with or without a head, or with random weights.
+    """Build an encoder with random weights, or from a checkpoint, which may have a head.
 
     Args:
         model_class: the family's ``transformers`` model class without a head.
@@ -146,7 +146,7 @@ class WaveformEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Run the convolutions, and return features ``[B, T, C]``.
 
-        If the front end normalizes over time, the convolutions run clip by clip.
+        If the convolutions contain a group norm, they run clip by clip, because padding would change its statistics.
         """
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask

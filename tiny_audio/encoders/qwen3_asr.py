@@ -118,7 +118,8 @@ class Qwen3AsrEncoder(Encoder):
         self.attention = config.attention
         self.dropout = config.dropout
         for layer in model.layers:
-            layer.self_attn.attention_dropout = config.dropout  # transformers ignores the field of the config
+            # transformers ignores attention_dropout of its own config, so it is set in each layer.
+            layer.self_attn.attention_dropout = config.dropout
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
             model.ln_post = nn.Identity()  # this norm was trained only on the last layer's output
@@ -128,7 +129,9 @@ class Qwen3AsrEncoder(Encoder):
         return _num_frames(_num_mel_frames(num_samples), self.chunk)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Compute log-mel features ``[B, F, mels]`` like Qwen3-ASR's feature extractor on a single clip.
+        """Compute log-mel features ``[B, F, mels]``.
+
+        Each clip gets the features that Qwen3-ASR's feature extractor computes for this clip alone.
 
         Features that are more than 80 dB below the clip's maximum are raised to this limit.
         """
@@ -194,8 +197,8 @@ class Qwen3AsrEncoder(Encoder):
         ]
         offsets, longest = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), max(sizes)
         if self.attention == VARLEN:
-            # With every attention except Flash Attention, transformers splits the frames at `cu_seqlens`. But `varlen`
-            # splits the frames by itself, so `cu_seqlens` contains a single range of all frames.
+            # Unless the attention is Flash Attention, transformers splits the frames at `cu_seqlens`. `varlen` splits
+            # the frames by itself, at `cu_seq_lens_q`. So `cu_seqlens` is a single range of all frames.
             on_device = offsets.to(lengths.device)
             own = {"cu_seq_lens_q": on_device, "cu_seq_lens_k": on_device}
             return {"cu_seqlens": offsets[[0, -1]], "max_length_q": longest, "max_length_k": longest} | own

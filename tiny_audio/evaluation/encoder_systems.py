@@ -1,4 +1,8 @@
-"""Recognizers that use a model's encoder but not its decoder: the encoder's published checkpoint, and the CTC head."""
+"""Recognizers to compare a model with, which do not use the model's decoder.
+
+These are the published checkpoint of the encoder, with its own head or decoder, and the model's encoder with its CTC
+head.
+"""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _on_hub(text: str, name: str, fields: dict[str, Any]) -> Target:
             f"{name}: there is no folder with this name, and the model cannot be downloaded from the Hugging Face hub: "
             f"{first_line(error)}"
         ) from error
-    # In the hub's cache, the name of the folder is the commit.
+    # In the hub's cache, each file is in a snapshot folder that is named after the commit.
     identity = {"hub": name, "commit": path.parent.name}
     label = folder_name(text.replace("/", "--").replace(":", "-", 1))
     return _of_kind(text, label, place, kind, fields, identity)

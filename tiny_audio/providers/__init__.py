@@ -1,4 +1,4 @@
-"""The Provider contract: an external recognizer that transcribes one clip at a time."""
+"""The Provider contract: an external recognizer that transcribes one clip per call."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""The variables in which other launchers set the number of processes and the rank. They are not used."""
+"""The variables in which other launchers set the number of processes and the rank. They are read only to
+warn the user."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Launch:
     """Rank among the processes of this machine."""
     size: int = 1
     note: str | None = None
-    """A message for the user about ignored variables. None if no variables are ignored."""
+    """A message for the user about ignored variables. None if there is nothing to report."""
     port: int = 0
     """Port of the main process, to which the processes connect. 0 for a single process."""
 
@@ -84,7 +85,10 @@ def _number(name: str, least: int, most: int | None) -> int:
 
 
 def _ignored() -> str | None:
-    """Return a message about launcher variables that are set but not used, or None if there are none."""
+    """Return a message if variables look like a leftover or a failed launch, otherwise None.
+
+    If all variables of a launcher are set and ``WORLD_SIZE`` is 1, the launcher started one process.
+    """
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):
         world = "WORLD_SIZE is 1" if _is_set("WORLD_SIZE") else "WORLD_SIZE is not set"

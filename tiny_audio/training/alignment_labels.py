@@ -16,11 +16,11 @@ _MOST_SAMPLES = 1_000_000  # approximate number of tokens to learn from, so that
 def choose_labels(
     tokenizer: Any, counts: Mapping[int, int], most: int | None, rows: int | None = None
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Choose the labels, and spell all other tokens with them.
+    """Choose the labels, and spell the transcripts' other tokens with them.
 
     Byte-pair encoding finds frequent substrings of the transcripts' tokens. Substrings that are also tokens of the
-    decoder are candidates. Each token is split into as few candidates as possible. The candidates that occur in these
-    splits become labels, and so do tokens that cannot be split.
+    decoder are candidates. Each token of the transcripts is split into as few candidates as possible. The candidates
+    that occur in these splits become labels, and so do tokens that cannot be split.
 
     Args:
         tokenizer: the decoder's tokenizer.

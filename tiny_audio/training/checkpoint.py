@@ -167,7 +167,7 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         last.rename(aside)
         damaged.append(f"{last.name}: {problem}")
         note(f"{last.name} is damaged ({problem}) and is skipped; it was renamed to {aside.name}")
-    # Checkpoints that an earlier start renamed also prevent a silent new start.
+    # If an earlier run of the command renamed the damaged checkpoints, training must not silently begin at step 0.
     damaged = damaged or sorted(path.name for path in folder.glob(f"{_DAMAGED}{_PREFIX}*"))
     if damaged:
         raise UserError(
@@ -260,9 +260,9 @@ def _of_step(folder: Path, step: int) -> Path:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Append ``saved`` to ``found``. Return all its values except weights and moments.
+    """Return the small values of ``saved``, which are broadcast in one message.
 
-    These values are broadcast in one message. Weights and moments are large, so they are broadcast one by one.
+    Weights and moments are large, so they are broadcast one by one. For this, ``saved`` is appended to ``found``.
     """
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
@@ -326,7 +326,10 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Save with a Python file, which raises OSError if the disk is full. torch's own writer would abort the process."""
+    """Save through a file object, which raises OSError if the disk is full.
+
+    If torch opened the path itself, its own writer would abort the process.
+    """
     with path.open("wb") as file:
         torch.save(value, file)
 

@@ -80,7 +80,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
 
 
 def name_heights(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
-    """Return a height for the name of each point ``(x, y)``, so that names do not overlap.
+    """Return a y coordinate for the name of each point ``(x, y)``, so that names do not overlap.
 
     A name that would overlap a name above it moves down. If it would then leave the plot, it moves up again, together
     with the names above it.

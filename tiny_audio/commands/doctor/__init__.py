@@ -13,14 +13,15 @@ from tiny_audio.runtime.requirements import audio_pair_problem
 
 
 def doctor(path: Path | None, overrides: Sequence[str]) -> None:
-    """Print each finding as soon as it is known, on one line.
+    """Print each finding as soon as it is known.
 
     Raises:
         UserError: the recipe is not valid, or a problem was found.
     """
     recipe = load_recipe(path, overrides) if path else None
     healthy = _print(examine_machine())
-    if recipe is not None and not audio_pair_problem():  # if torchaudio does not work, the checks cannot be imported
+    # The checks of recipes import torchaudio. If it does not work, examine_machine reports the reason.
+    if recipe is not None and not audio_pair_problem():
         from tiny_audio.commands.doctor.recipe import examine
 
         healthy = _print(examine(recipe)) and healthy

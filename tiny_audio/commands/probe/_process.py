@@ -37,7 +37,8 @@ class Measured:
     """Measurements of a batch size that fits."""
 
     peak_bytes: int
-    """Peak memory of the process, including libraries."""
+    """On a CPU: peak memory of the process, including libraries. On a GPU: peak memory of the GPU, including the CUDA
+    context and other processes."""
     step_s: float
     """Seconds per optimizer step."""
     batches: int
@@ -194,7 +195,8 @@ class _Bench:
             recipe, self.device, prompt_tokens_of(recipe), random_weights=order["random_weights"]
         ).train()
         place(self.model, recipe, self.device)
-        if self.device.type == "cuda":  # set after building the model, because the limit applies only to training
+        if self.device.type == "cuda":
+            # The limit is set only now, because building the model may briefly need more memory than training may use.
             torch.cuda.empty_cache()
             allowed = max(0, self.allowed_bytes - outside) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))

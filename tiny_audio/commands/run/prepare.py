@@ -23,8 +23,8 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     """Lock the folder until ``held`` closes, and read or create its state.
 
     Raises:
-        UserError: another process uses the folder, or the folder contains a run of another recipe or files that do not
-            belong to a run and would be replaced.
+        UserError: another process uses the folder, the folder contains a run of another recipe, or it contains files
+            that are not from a run and that this run would replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)
