@@ -114,18 +114,6 @@ def test_a_context_depends_only_on_clip_and_seed(tokenizer: Any) -> None:
     assert contexts.ids(clips.clips, 3, 6) != wanted[3]
 
 
-def test_joined_clips_get_hotwords_from_all_their_transcripts(tokenizer: Any) -> None:
-    clips = clip_set()
-    contexts = TrainingContexts.learn(ContextConfig(hotwords=HOTWORDS), clips, tokenizer)
-    spoken = set[str]()
-    for seed in range(20):
-        ids = contexts.ids(clips.clips, 3, seed, f"{TEXTS[3]} {TEXTS[8]}")
-        words = str(contexts.encoder.tokenizer.decode(ids)).strip().removeprefix("Words: ").split(", ")
-        assert len({*words} & {*TEXTS[3].split(), *TEXTS[8].split()}) == 2
-        spoken |= {*words}
-    assert {"ada3", "bob3", "cat3", "ada8", "bob8", "cat8"} <= spoken
-
-
 def test_long_lists_keep_the_words_of_the_transcript(tokenizer: Any) -> None:
     clips = clip_set()
     many = HOTWORDS.model_copy(update={"num_words": (60, 90)})

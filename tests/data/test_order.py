@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_audio.data.order import BatchingConfig, EpochPlan, JoinConfig, plan_epoch
+from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 
 
 def speech(count: int, seed: int = 0) -> list[float]:
@@ -46,86 +46,8 @@ def test_every_clip_is_used_once_and_limits_are_respected(
     assert (batches(plan), plan.hash) == (batches(again), again.hash)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    durations_s=st.lists(st.floats(0.1, 30.0), max_size=80),
-    max_clips=st.integers(1, 9),
-    max_padded_s=st.none() | st.floats(30.0, 100.0),
-    pool_batches=st.integers(1, 4),
-    join=st.builds(
-        JoinConfig,
-        max_duration_s=st.floats(0.5, 30.0),
-        probability=st.floats(0.01, 1.0),
-        max_pause_s=st.floats(0.0, 2.0),
-    ),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_joined_clips_are_used_once_and_respect_the_limits(
-    durations_s: list[float],
-    max_clips: int,
-    max_padded_s: float | None,
-    pool_batches: int,
-    join: JoinConfig,
-    seed: int,
-) -> None:
-    config = BatchingConfig(max_clips=max_clips, max_padded_s=max_padded_s, pool_batches=pool_batches, join=join)
-    plan = plan_epoch(durations_s, config, seed, 0)
-    assert sorted(clip for batch in plan for clip in batch) == list(range(len(durations_s)))
-    found = []
-    for k, batch in enumerate(plan):
-        examples = [[durations_s[clip] for clip in batch[positions]] for positions in plan.examples_of(k)]
-        assert [clip for positions in plan.examples_of(k) for clip in positions] == list(range(len(batch)))
-        lengths = [sum(example) + join.max_pause_s * (len(example) - 1) for example in examples]
-        joined = [length for length, example in zip(lengths, examples, strict=True) if len(example) > 1]
-        assert all(length <= join.max_duration_s + 1e-6 for length in joined)
-        assert lengths == pytest.approx(sorted(lengths))
-        assert 1 <= len(examples) <= max_clips
-        assert max_padded_s is None or len(examples) * max(lengths) <= max_padded_s + 1e-6
-        found += list(map(sum, examples))
-    assert plan.durations_of_examples(np.array(durations_s)).tolist() == pytest.approx(found)
-
-
-def test_join_changes_the_hash_and_joins_other_clips_in_each_epoch() -> None:
-    durations_s, join = speech(300), JoinConfig(max_duration_s=30.0)
-    plain, joining = BatchingConfig(), BatchingConfig(join=join)
-    plans = [plan_epoch(durations_s, joining, 0, epoch) for epoch in (0, 1)]
-    groups = []
-    for plan in plans:
-        assert plan.joined is not None
-        assert 50 < plan.joined.sum() < 200
-        groups.append({tuple(batch[one].tolist()) for k, batch in enumerate(plan) for one in plan.examples_of(k)})
-    both = [group for group in groups[0] & groups[1] if len(group) > 1]
-    assert not both
-    assert plan_epoch(durations_s, joining, 0, 0).hash == plans[0].hash
-    assert plan_epoch(durations_s, plain, 0, 0).hash != plans[0].hash
-    alone = plan_epoch(durations_s, BatchingConfig(join=JoinConfig(max_duration_s=0.1)), 0, 0)
-    assert alone.joined is not None
-    assert not alone.joined.any()
-
-
-def test_clips_are_joined_from_the_first_epoch_on() -> None:
-    durations_s, join = speech(300), JoinConfig(max_duration_s=30.0, first_epoch=2)
-    plans = [plan_epoch(durations_s, BatchingConfig(join=join), 0, epoch) for epoch in range(4)]
-    assert [plan.joined is not None for plan in plans] == [False, False, True, True]
-    assert plans[1].hash == plan_epoch(durations_s, BatchingConfig(), 0, 1).hash
-
-
-def test_joined_clips_sort_batches_by_their_total_duration_at_first() -> None:
-    config = BatchingConfig(max_clips=4, short_first_epochs=1, join=JoinConfig(max_duration_s=30.0))
-    durations = np.array(speech(300))
-    plan = plan_epoch(durations, config, 0, 0)
-    longest = [
-        max(durations[batch[one]].sum() + 0.3 * (len(one) - 1) for one in plan.examples_of(k))
-        for k, batch in enumerate(plan)
-    ]
-    assert longest == pytest.approx(sorted(longest))
-
-
 def test_without_clips_there_are_no_batches() -> None:
-    for join in (None, JoinConfig(max_duration_s=5.0)):
-        plan = plan_epoch([], BatchingConfig(join=join), seed=0, epoch=0)
-        assert batches(plan) == []
-        assert plan.durations_of_examples(np.zeros(0)).tolist() == []
+    assert batches(plan_epoch([], BatchingConfig(), seed=0, epoch=0)) == []
 
 
 def test_a_clip_above_the_limit_is_alone_in_its_batch() -> None:

@@ -25,23 +25,6 @@ def test_padding_equals_that_of_the_planned_order(document: Document) -> None:
     assert sorted_by_length.padding_share < 0.1 * planned.padding_share
 
 
-def test_joined_clips_count_as_one_clip(document: Document) -> None:
-    join = {"max_duration_s": 10.0, "probability": 1.0, "max_pause_s": 0.0}
-    batching = {"max_clips": 8, "pool_batches": 1, "join": join}
-    recipe = parse(changed(document, batching=batching, data__max_duration_s=10.0))
-    durations = np.random.default_rng(1).lognormal(np.log(2.0), SPREAD, 5000).clip(0.3, 10.0)
-    plan = plan_epoch(durations, recipe.batching, 1, 0)
-    padded = 0.0
-    for k, batch in enumerate(plan):
-        lengths = [durations[batch[positions]].sum() for positions in plan.examples_of(k)]
-        padded += max(lengths) * len(lengths)
-    planned = planned_batches(recipe, float(durations.mean()))
-    assert planned.padding_share == pytest.approx(1 - durations.sum() / padded, abs=0.02)
-    assert planned.audio_s == pytest.approx(durations.sum() / len(plan), rel=0.03)
-    single = planned_batches(parse(changed(document, batching=batching | {"join": None})), float(durations.mean()))
-    assert planned.audio_s > 1.3 * single.audio_s
-
-
 @pytest.mark.parametrize("mean_s", [0.3, 0.31, 5.0, 9.9, 10.0])
 def test_any_mean_between_the_bounds_can_be_planned(document: Document, mean_s: float) -> None:
     recipe = parse(document, batching={"max_clips": 10**9})

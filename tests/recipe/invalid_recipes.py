@@ -122,7 +122,6 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("data.max_duration_s", 15.5, "data.max_duration_s", ["15.5", "15", "whisper"]),
     ("augmentation.speed", [0.5, 1], "data.max_duration_s", ["10.0", "augmentation.speed", "20.0", "7.5"]),
     ("batching.max_padded_s", 9.0, "batching.max_padded_s", ["9.0", "data.max_duration_s", "10.0"]),
-    ("batching.join", {"max_duration_s": 10.5}, "batching.join.max_duration_s", ["10.5", "10.0"]),
     ("training.warmup_steps", 20, "training.warmup_steps", ["20"]),
     ("training", {"steps": 9, "learning_rate": 1, "schedule": "constant", "final_learning_rate_ratio": 0.1},
      "training.final_learning_rate_ratio", ["0"]),

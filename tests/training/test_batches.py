@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from tiny_audio.training.assembly import assemble
 from tiny_audio.training.batches import Batches
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.signals import StopSignal
-from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,8 +32,7 @@ def first_batch(document: Document) -> Any:
     clips = gather(recipe)
     _, _, target_encoder = assemble(recipe, clips, None)
     plan = clips.clips.plan(recipe.batching, 0, 0)
-    limit_s, join = recipe.data.max_duration_s, recipe.batching.join
-    return PlannedBatches(clips.clips, plan, target_encoder, recipe.augmentation, limit_s, 0, 0, join=join)[0]
+    return PlannedBatches(clips.clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, 0, 0)[0]
 
 
 def test_added_silence_counts_as_audio_and_respects_the_maximum_duration(tmp_path: Path) -> None:
@@ -185,82 +182,3 @@ def test_batches_do_not_depend_on_the_number_of_threads(document: Document) -> N
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-
-
-def test_joined_clips_have_the_audio_and_the_texts_of_all_clips(tmp_path: Path) -> None:
-    write_clips(tmp_path, 3)
-    join = {"max_duration_s": 10.0, "probability": 1.0, "max_pause_s": 0.2}
-    # The limit of each joined clip is random. With this seed, all three clips are joined.
-    document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, data__target_text="lower")
-    alone = first_batch(document)
-    batch = first_batch(changed(document, batching__join=join))
-    (waveform,) = batch.waveforms
-    pause_s = (len(waveform) - int(alone.lengths.sum())) / SAMPLE_RATE
-    assert 0 < pause_s <= 0.4
-    assert torch.count_nonzero(waveform == 0) >= pause_s * SAMPLE_RATE - 2
-    starts = []
-    for row, length in zip(alone.waveforms, alone.lengths.tolist(), strict=True):
-        windows = waveform.unfold(0, 64, 1)
-        (start,) = torch.nonzero((windows == row[:64]).all(1)).flatten().tolist()
-        assert torch.equal(waveform[start : start + length], row[:length])
-        starts.append(start)
-    order = sorted(range(3), key=starts.__getitem__)
-    (labels,) = batch.ctc_targets
-    space = labels[len(alone.ctc_targets[order[0]])]
-    joined = [label for index in order for label in [*alone.ctc_targets[index], space]]
-    assert labels == joined[:-1]
-    assert len(batch.seeds) == len(batch.targets) == 1
-    assert batch.seeds[0] == alone.seeds[order[0]]
-
-
-def test_an_unusable_clip_is_left_out_of_joined_clips(tmp_path: Path) -> None:
-    manifest = write_clips(tmp_path, 2)
-    with manifest.open("a") as file:
-        file.write(manifest_row(tmp_path / "clip001.flac", "no <|end|>", 0.61))
-    document = tiny_recipe(tmp_path)
-    batch = first_batch(changed(document, batching__join={"max_duration_s": 10.0, "probability": 1.0}))
-    assert [(drop.id, drop.reason) for drop in batch.dropped] == [("clips/clip001.flac:3", "special_token")]
-    assert len(batch.targets) == 1
-    assert int(batch.lengths[0]) > int(first_batch(document).lengths.sum())
-
-
-def test_processes_get_whole_joined_clips(tmp_path: Path) -> None:
-    write_clips(tmp_path, 12)
-    recipe = parse(changed(tiny_recipe(tmp_path), batching__join={"max_duration_s": 3.0}, batching__max_clips=12))
-    clips = gather(recipe)
-    _, _, target_encoder = assemble(recipe, clips, None)
-    plan = clips.clips.plan(recipe.batching, 0, 0)
-    assert plan.joined is not None
-    assert plan.joined.any()
-
-    def part(rank: int, size: int) -> Any:
-        join = recipe.batching.join
-        return PlannedBatches(
-            clips.clips, plan, target_encoder, recipe.augmentation, 10.0, 0, 0, rank, size, join=join
-        )[0]
-
-    whole, parts = part(0, 1), [part(rank, 2) for rank in range(2)]
-    assert [parts[index % 2].seeds[index // 2] for index in range(len(whole.seeds))] == whole.seeds
-    lengths = [int(parts[index % 2].lengths[index // 2]) for index in range(len(whole.seeds))]
-    assert lengths == whole.lengths.tolist()
-
-
-def test_texts_of_one_word_can_be_joined(tmp_path: Path) -> None:
-    """The space between joined texts is in no transcript, but the vocabularies and alignment labels contain it."""
-    write_clips(tmp_path, 8)
-    rows = [manifest_row(tmp_path / f"clip{n:03d}.{'flac' if n % 3 else 'wav'}", "yes", 0.0) for n in range(8)]
-    durations = [json.loads(line)["duration"] for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
-    rows = [json.dumps(json.loads(row) | {"duration": s}) for row, s in zip(rows, durations, strict=True)]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(rows))
-    document = changed(tiny_recipe(tmp_path), ctc={"weight": 0.5}, alignment={"weight": 0.5}, training__steps=4)
-    document = changed(document, decoder__tokenizer={"kind": "bpe", "vocab_size": 30})
-    document = changed(document, batching__join={"max_duration_s": 5.0})
-    recipe = parse(document)
-    learned = TranscriptVocabulary.learn(recipe, gather(recipe), None)
-    tokens = learned.decoder_tokenizer(recipe, None).encode("yes yes", add_special_tokens=False)
-    assert learned.token_ids is not None
-    assert {*tokens} <= {*learned.token_ids}
-    make_trainer(document, tmp_path / "run").run()
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["step"] == 4
-    assert not (tmp_path / "run" / "dropped.jsonl").exists() or not (tmp_path / "run" / "dropped.jsonl").read_text()

@@ -55,27 +55,6 @@ def test_batches_have_the_contexts_of_their_clips(tmp_path: Path) -> None:
     assert 0 < sum(map(bool, seen)) < 12
 
 
-def test_batches_of_joined_clips_have_one_context_for_all_transcripts(tmp_path: Path) -> None:
-    write_clips(tmp_path, 12)
-    recipe = parse(changed(with_context(tmp_path), batching__join={"max_duration_s": 10.0, "probability": 1.0}))
-    assert recipe.prompt.context is not None
-    clips = gather(recipe)
-    _, tokenizer, target_encoder = assemble(recipe, clips, None)
-    batches = Batches(recipe, clips, target_encoder, World(), lambda dropped: None, StopSignal(), pin_memory=False)
-    contexts = TrainingContexts.learn(recipe.prompt.context, clips, tokenizer)
-    micro_batch = next(batches.start(0, 0, ""))
-    assert micro_batch is not None
-    batch, chosen = micro_batch.batch, micro_batch.plan[micro_batch.index]
-    examples = micro_batch.plan.examples_of(micro_batch.index)
-    assert len(examples) < len(chosen)
-    wanted = []
-    for positions, seed in zip(examples, batch.seeds, strict=True):
-        rows = chosen[positions].tolist()
-        text = " ".join(clips.clips[row].utterance.text for row in rows)
-        wanted.append(contexts.ids(clips.clips, rows[0], seed, text))
-    assert batch.contexts == wanted
-
-
 def test_the_model_stores_its_context_settings(tmp_path: Path) -> None:
     write_clips(tmp_path, 8)
     recipe = parse(changed(with_context(tmp_path), data__target_text="lower"))

@@ -130,7 +130,6 @@ def test_the_cache_does_not_change_losses_and_resuming_is_exact(document: Docume
         ({"encoder__dropout": 0.1}, "cache_frames_gb encoder.dropout 0.1"),
         ({"augmentation": {"speed": [0.9, 1.0]}}, "cache_frames_gb augmentation.speed"),
         ({"augmentation": {"spec_augment": {}}}, "cache_frames_gb augmentation.spec_augment"),
-        ({"batching__join": {"max_duration_s": 5.0}}, "cache_frames_gb batching.join"),
         ({"execution__parallel": "fsdp"}, "cache_frames_gb ddp"),
     ],
 )

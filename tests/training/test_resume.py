@@ -49,7 +49,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "spec_augment": {"max_time_mask_s": 0.1},
         },
         "batching__max_clips": 3,
-        "batching__join": {"max_duration_s": 2.5},
         "training__steps": STEPS,
         "training__accumulation": 2,
         "generation__max_new_tokens": 5,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -16,9 +14,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.augmentation import AugmentationConfig, augment_waveform, clip_seed
-from tiny_audio.data.clips import Clips
+from tiny_audio.data.clips import Clip, Clips
 from tiny_audio.data.contexts import TrainingContexts
-from tiny_audio.data.order import EpochPlan, JoinConfig
+from tiny_audio.data.order import EpochPlan
 from tiny_audio.data.shared_batches import SUPPORTED, SharedBatches
 from tiny_audio.data.target_encoder import Target, TargetEncoder, TargetError
 from tiny_audio.frames import SAMPLE_RATE
@@ -89,24 +87,12 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A loaded clip that is one example, or part of one."""
-
-    index: int
-    seed: int
-    text: str
-    waveform: Tensor
-    """``[S]``."""
-
-
 class PlannedBatches(Dataset[Batch]):
     """The batches of one planned epoch. Batch k does not depend on the number of loader processes.
 
-    If a run has several training processes, each of them takes a slice of every planned batch: the examples with
-    the indices ``rank``, ``rank + world_size``, and so on. An example is a clip, or several joined clips. The examples
-    of a batch are sorted by duration, so all slices take about the same time. If a batch has fewer examples than there
-    are training processes, some slices are empty.
+    If a run has several training processes, each of them takes a slice of every planned batch: the clips with the
+    indices ``rank``, ``rank + world_size``, and so on. The clips of a batch are sorted by duration, so all slices take
+    about the same time. If a batch has fewer clips than there are training processes, some slices are empty.
     """
 
     def __init__(
@@ -121,7 +107,6 @@ class PlannedBatches(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         contexts: TrainingContexts | None = None,
-        join: JoinConfig | None = None,
     ) -> None:
         self.clips = clips
         self.plan = plan
@@ -131,7 +116,6 @@ class PlannedBatches(Dataset[Batch]):
         self.seed = seed
         self.epoch = epoch
         self.contexts = contexts
-        self.max_pause_s = 0.0 if join is None else join.max_pause_s
         self.part = slice(rank, None, world_size)
 
     def __len__(self) -> int:
@@ -147,21 +131,19 @@ class PlannedBatches(Dataset[Batch]):
         seeds: list[int] = []
         contexts: list[tuple[int, ...]] = []
         dropped: list[Dropped] = []
-        for positions in self.plan.examples_of(k)[self.part]:
-            parts = self._parts(k, positions, dropped)
-            if not parts:
-                continue
-            first, text = parts[0], _joined_text([part.text for part in parts])
+        for index, repeat in zip(self.plan[k][self.part], self.plan.repeats_of(k)[self.part], strict=True):
+            clip = self.clips[int(index)]
+            seed = clip_seed(self.seed, self.epoch, clip.id, int(repeat))
             try:
-                waveform, target = self._example(self._joined(parts), text, first.seed)
-            except TargetError as error:
-                dropped += [Dropped(self.clips[part.index].id, error.reason, str(error)) for part in parts]
+                waveform, target = self._example(clip, seed)
+            except (AudioError, TargetError) as error:
+                dropped.append(Dropped(clip.id, error.reason, str(error)))
                 continue
             waveforms.append(waveform)
             targets.append(target)
-            seeds.append(first.seed)
+            seeds.append(seed)
             if self.contexts is not None:
-                contexts.append(self.contexts.ids(self.clips, first.index, first.seed, text))
+                contexts.append(self.contexts.ids(self.clips, int(index), seed))
         return Batch(
             waveforms=_padded(waveforms),
             lengths=torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.long),
@@ -172,37 +154,14 @@ class PlannedBatches(Dataset[Batch]):
             dropped=dropped,
         )
 
-    def _parts(self, k: int, positions: np.ndarray, dropped: list[Dropped]) -> list[_Part]:
-        """Load the clips of an example. Clips that cannot be used are added to ``dropped``."""
-        parts = []
-        for index, repeat in zip(self.plan[k][positions], self.plan.repeats_of(k)[positions], strict=True):
-            clip = self.clips[int(index)]
-            try:
-                waveform, text = clip.load(self.max_duration_s), clip.utterance.text
-                if len(positions) > 1:
-                    self.target_encoder.encode(text, len(waveform))
-            except (AudioError, TargetError) as error:
-                dropped.append(Dropped(clip.id, error.reason, str(error)))
-                continue
-            seed = clip_seed(self.seed, self.epoch, clip.id, int(repeat))
-            parts.append(_Part(int(index), seed, text, waveform))
-        return parts
-
-    def _joined(self, parts: Sequence[_Part]) -> Tensor:
-        """Return the waveforms of all parts, with random pauses between them: ``[S]``."""
-        pieces = [parts[0].waveform]
-        for part in parts[1:]:
-            pause_s = random.Random(f"join/{part.seed}").uniform(0.0, self.max_pause_s)
-            pieces += [torch.zeros(round(pause_s * SAMPLE_RATE)), part.waveform]
-        return torch.cat(pieces)
-
-    def _example(self, recorded: Tensor, text: str, seed: int) -> tuple[Tensor, Target]:
+    def _example(self, clip: Clip, seed: int) -> tuple[Tensor, Target]:
         """Return an augmented waveform ``[S]`` and its target.
 
         Raises:
-            TargetError: the text does not fit the waveform or the decoder.
+            AudioError, TargetError: the clip cannot be used.
         """
-        encode = self.target_encoder.encode
+        text, encode = clip.utterance.text, self.target_encoder.encode
+        recorded = clip.load(self.max_duration_s)
         waveform = augment_waveform(self.augmentation, recorded, seed, self.max_duration_s)
         try:
             return waveform, encode(text, len(waveform))
@@ -213,12 +172,6 @@ class PlannedBatches(Dataset[Batch]):
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))
-
-
-def _joined_text(texts: Sequence[str]) -> str:
-    if len(texts) == 1:
-        return texts[0]
-    return " ".join(text.strip() for text in texts if text.strip())
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:

@@ -79,20 +79,19 @@ class TrainingContexts:
     def _can_be_hotwords(self) -> frozenset[str]:
         return frozenset(self.rare_words)
 
-    def ids(self, clips: Clips, index: int, seed: int, text: str | None = None) -> tuple[int, ...]:
-        """Return the token ids of a random context for a clip, or for joined clips.
+    def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
+        """Return the token ids of a random context for a clip.
 
         The result is empty if the drawn context is empty. It is also empty if the context cannot be encoded, for
         example because it contains a special token of the decoder.
 
         Args:
             clips: the training clips.
-            index: index of the clip, or of the first of joined clips.
+            index: index of the clip.
             seed: seed of the clip in this epoch.
-            text: transcript of all joined clips. If None, the transcript of the clip.
         """
         rng, clip = random.Random(f"context/{seed}"), clips[index]
-        hotwords, spoken = self._hotwords(clip.utterance.text if text is None else text, rng)
+        hotwords, spoken = self._hotwords(clip.utterance.text, rng)
         previous, language = self._previous_text(clips, index, rng), self._language(clip, rng)
         try:
             found = self.encoder.encode(Context(tuple(hotwords), previous, language))

@@ -13,32 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from tiny_audio.config import Config
 
 _PHASES = 1
 """Third number in the seed ``[seed, 0, _PHASES]`` of the random numbers in :func:`_weighted`. The seed of the order of
 clips is ``[seed, epoch]``, so both are independent."""
-
-
-class JoinConfig(Config):
-    """Join training clips to longer ones.
-
-    A model that was trained only on single sentences makes many errors in long recordings, because a chunk of a long
-    recording may contain several sentences, or parts of sentences. This also trains on longer audio than the clips.
-    """
-
-    max_duration_s: PositiveFloat
-    """Maximum duration of joined clips, pauses included. Each joined clip has a random limit up to this value, so that
-    there are joined clips of many durations."""
-    probability: float = Field(default=0.5, gt=0, le=1)
-    """Probability that clips are joined to a clip that is not joined yet."""
-    max_pause_s: NonNegativeFloat = 0.3
-    """Maximum duration of the silence between two clips. Its duration is random."""
-    first_epoch: NonNegativeInt = 0
-    """The first epoch in which clips are joined. The first epoch of the training is 0. Single clips are easier to
-    align."""
 
 
 class BatchingConfig(Config):
@@ -60,8 +41,6 @@ class BatchingConfig(Config):
     """Clips are shuffled within windows of about this many clips. Parquet files are read by row group: the row groups
     are put in random order, and each window takes the next row groups until it has enough clips. Larger windows shuffle
     better and need more disk space."""
-    join: JoinConfig | None = None
-    """Join clips of a window at random. Null trains on single clips."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +54,6 @@ class EpochPlan(Sequence[np.ndarray]):
     repeats: np.ndarray | None = None
     """``[n]`` int32: for each clip in ``order``, the number of its earlier occurrences in this epoch. None if no clip
     occurs twice."""
-    joined: np.ndarray | None = None
-    """``[n]`` bool: whether a clip is joined to the clip before it. None if no clips are joined."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -92,29 +69,11 @@ class EpochPlan(Sequence[np.ndarray]):
         span = slice(self.starts[k], self.starts[k + 1])
         return np.zeros(span.stop - span.start, np.int32) if self.repeats is None else self.repeats[span]
 
-    def examples_of(self, k: int) -> list[np.ndarray]:
-        """Return the positions in batch k of the clips of each example. Only joined clips are in the same example."""
-        span = slice(self.starts[k], self.starts[k + 1])
-        positions = np.arange(span.stop - span.start)
-        firsts = positions[1:] if self.joined is None else np.flatnonzero(~self.joined[span])[1:]
-        return np.split(positions, firsts)
-
-    def durations_of_examples(self, durations_s: np.ndarray) -> np.ndarray:
-        """Return the duration of each example, without pauses.
-
-        Args:
-            durations_s: duration of each clip.
-        """
-        planned = durations_s[self.order]
-        return planned if self.joined is None else np.add.reduceat(planned, np.flatnonzero(~self.joined))
-
     @cached_property
     def hash(self) -> str:
         """Hash of the plan. Plans with the same batches in the same order have the same hash."""
         digest = hashlib.sha256(self.starts.tobytes())
         digest.update(self.order.tobytes())
-        if self.joined is not None:
-            digest.update(self.joined.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -130,10 +89,9 @@ def plan_epoch(
     """Plan the batches of one epoch. Without weights, each clip occurs once.
 
     The groups are shuffled and divided into windows of ``shuffle_clips`` clips. In each window, the clips are shuffled
-    and divided into pools. With ``join``, some of the shuffled clips are joined first, and count as one clip from then
-    on. Each pool is sorted by duration and divided into batches within the limits ``max_clips`` and ``max_padded_s``.
-    Then the batches of the window are shuffled. In the first ``short_first_epochs``, they are sorted by duration
-    instead. The result does not depend on the number of loader processes or training processes.
+    and divided into pools. Each pool is sorted by duration and divided into batches within the limits ``max_clips`` and
+    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs``, they are sorted
+    by duration instead. The result does not depend on the number of loader processes or training processes.
 
     Args:
         durations_s: ``[n]``: duration of each clip.
@@ -144,27 +102,20 @@ def plan_epoch(
     durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
     clips = np.arange(len(durations)) if weights is None else _weighted(weights, seed, epoch)
-    order, starts, joined = [np.empty(0, np.int64)], [np.zeros(1, np.int64)], [np.empty(0, np.bool_)]
-    join = config.join if config.join is not None and epoch >= config.join.first_epoch else None
+    order, starts = [], [np.zeros(1, np.int64)]
     total = 0
     for window in _windows(clips, None if groups is None else groups[clips], config.shuffle_clips, rng):
-        found = _batched(window, durations, config) if join is None else _joined(window, durations, config, join, rng)
-        sizes = np.diff(found.ends, prepend=0)
+        flat, ends = _batched(window, durations, config)
+        sizes = np.diff(ends, prepend=0)
         if epoch < (config.short_first_epochs or 0):
-            batches = np.argsort(found.longest_s, kind="stable")
+            batches = np.argsort(durations[flat[ends - 1]], kind="stable")  # the last clip of a batch is the longest
         else:
             batches = rng.permutation(len(sizes))
-        order.append(_gathered(found.clips, found.ends - sizes, sizes, batches))
-        joined.append(_gathered(found.joined, found.ends - sizes, sizes, batches))
+        order.append(_gathered(flat, ends - sizes, sizes, batches))
         starts.append(total + np.cumsum(sizes[batches]))
-        total += len(found.clips)
-    planned = np.concatenate(order)
-    return EpochPlan(
-        planned,
-        np.concatenate(starts),
-        None if weights is None else _repeats(planned),
-        None if join is None else np.concatenate(joined),
-    )
+        total += len(flat)
+    planned = np.concatenate(order) if order else np.empty(0, np.int64)
+    return EpochPlan(planned, np.concatenate(starts), None if weights is None else _repeats(planned))
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -217,59 +168,17 @@ def _gathered(flat: np.ndarray, firsts: np.ndarray, sizes: np.ndarray, chosen: n
     return flat[np.repeat(firsts[chosen] - (ends - lengths), lengths) + np.arange(int(lengths.sum()))]
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """The m batches of a window of n clips."""
-
-    clips: np.ndarray
-    """``[n]``: the clips, batch after batch."""
-    joined: np.ndarray
-    """``[n]`` bool: whether a clip is joined to the clip before it."""
-    ends: np.ndarray
-    """``[m]``: the end of each batch in ``clips``."""
-    longest_s: np.ndarray
-    """``[m]``: the longest duration in each batch. Joined clips count as one clip."""
-
-
-def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> _Batches:
-    """Divide the clips of a window into batches."""
-    size = config.max_clips * config.pool_batches
+def _batched(window: np.ndarray, durations: np.ndarray, config: BatchingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the clips of a window into batches. Return the clips, batch after batch, and the end of each batch."""
     if config.pool_batches == 1:
         # Batches consist of random clips. Only the clips within a batch are sorted by duration.
         ends = _cut(durations[window], config, None)
-        pools = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        clips = window[np.lexsort((window, durations[window], pools))]
-    else:
-        pools = np.arange(len(window)) // size
-        clips = window[np.lexsort((window, durations[window], pools))]
-        ends = _cut(durations[clips], config, size)
-    return _Batches(clips, np.zeros(len(clips), np.bool_), ends, durations[clips[ends - 1]])
-
-
-def _joined(
-    window: np.ndarray, durations: np.ndarray, config: BatchingConfig, join: JoinConfig, rng: np.random.Generator
-) -> _Batches:
-    """Join clips of a window, and divide the joined and the single clips into batches."""
-    links = _links(durations[window], join, rng)
-    firsts = np.flatnonzero(~links)
-    sizes = np.diff(firsts, append=len(window))
-    examples_s = np.add.reduceat(durations[window], firsts) + join.max_pause_s * (sizes - 1)
-    found = _batched(np.arange(len(firsts)), examples_s, config)
-    ends = np.cumsum(sizes[found.clips])[found.ends - 1]
-    clips, links = (_gathered(column, firsts, sizes, found.clips) for column in (window, links))
-    return _Batches(clips, links, ends, found.longest_s)
-
-
-def _links(durations: np.ndarray, config: JoinConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return for each clip of a window whether it is joined to the clip before it."""
-    is_first = rng.random(len(durations)) < config.probability
-    limits = np.where(is_first, rng.random(len(durations)) * config.max_duration_s, 0.0)
-    links, joined_s, limit_s = np.zeros(len(durations), np.bool_), 0.0, 0.0
-    for index, (duration_s, limit) in enumerate(zip(durations.tolist(), limits.tolist(), strict=True)):
-        longer_s = joined_s + config.max_pause_s + duration_s
-        links[index] = index > 0 and longer_s <= limit_s
-        joined_s, limit_s = (longer_s, limit_s) if links[index] else (duration_s, limit)
-    return links
+        batches = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+        return window[np.lexsort((window, durations[window], batches))], ends
+    size = config.max_clips * config.pool_batches
+    pools = np.arange(len(window)) // size
+    window = window[np.lexsort((window, durations[window], pools))]
+    return window, _cut(durations[window], config, size)
 
 
 def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -> np.ndarray:

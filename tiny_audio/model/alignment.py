@@ -46,8 +46,7 @@ class AlignmentLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the targets' negative log-likelihoods ``[B]``, and a bool tensor ``[B]``: whether each target fits.
 
-        A target does not fit if its labels need more audio embeddings than the clip has. Its loss is 0. Tokens without
-        labels are left out. Only joined clips can have such tokens, because of the space between their transcripts.
+        A target does not fit if its labels need more audio embeddings than the clip has. Its loss is 0.
 
         Args:
             decoder: the model's decoder. Its embeddings get no gradient from this loss.
@@ -58,7 +57,7 @@ class AlignmentLoss(nn.Module):
         logits = self._logits(decoder, audio)
         tokens = iter(torch.cat(list(targets)).tolist())  # one copy from the GPU
         texts = [list(itertools.islice(tokens, len(row)))[:-1] for row in targets]
-        labels = [[label for token in text for label in self._labels.get(token, [])] for text in texts]
+        labels = [[label for token in text for label in self._labels[token]] for text in texts]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
         # The gradient of an infinite loss is not finite, so a target that does not fit is replaced by an empty one.
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]

@@ -35,11 +35,9 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
     """
     durations = _durations(recipe.data.min_duration_s, recipe.data.max_duration_s, mean_s)
     clips = min(recipe.batching.max_clips, len(durations))
-    epoch = recipe.batching.join.first_epoch if recipe.batching.join else 0
-    plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=epoch)
-    sizes = np.array([len(plan.examples_of(k)) for k in range(len(plan))])
-    longest = np.maximum.reduceat(plan.durations_of_examples(durations), np.cumsum(sizes) - sizes)
-    padded_s = float(longest @ sizes)
+    plan = plan_epoch(durations, recipe.batching.model_copy(update={"max_clips": clips}), seed=0, epoch=0)
+    longest = np.maximum.reduceat(durations[plan.order], plan.starts[:-1])
+    padded_s = float(longest @ np.diff(plan.starts))
     audio_s = float(durations.sum())
     return Batches(audio_s / len(plan), 1 - audio_s / padded_s)
 

@@ -157,8 +157,6 @@ def _frame_cache(recipe: Recipe) -> Errors:
     for section, value in recipe.augmentation:
         if value is not None:
             yield place, f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one"
-    if recipe.batching.join is not None:
-        yield place, "needs the same frames in every epoch, but batching.join joins other clips each time; remove one"
     if recipe.execution.parallel == "fsdp":
         yield place, "does not work with execution.parallel: fsdp; set parallel to ddp, or remove cache_frames_gb"
 

@@ -89,12 +89,6 @@ def limit_errors(recipe: Recipe) -> Errors:
             f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
             "raise max_padded_s, or lower data.max_duration_s",
         )
-    if recipe.batching.join is not None and recipe.batching.join.max_duration_s > data.max_duration_s:
-        yield (
-            "batching.join.max_duration_s",
-            f"{recipe.batching.join.max_duration_s} must be at most data.max_duration_s, {data.max_duration_s}; lower "
-            "it, or raise data.max_duration_s",
-        )
     speeds = recipe.augmentation.speed or (1.0,)
     slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
     shortest, longest = data.min_duration_s / fastest, data.max_duration_s / slowest

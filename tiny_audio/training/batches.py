@@ -166,7 +166,6 @@ class Batches:
             world.rank,
             world.size,
             self._contexts,
-            recipe.batching.join,
         )
         return DataLoader(
             _FailuresAsValues(planned),

@@ -39,21 +39,18 @@ class TranscriptVocabulary:
             UserError: no clip is usable.
         """
         clips.check_any("data.train")
-        spaces = [" "] if recipe.batching.join else []  # between the transcripts of joined clips
         tokenizer, characters = None, None
         if recipe.decoder.tokenizer is not None and not (start and start.takes("decoder")):
             added = [CONTEXT_CHARACTERS] if recipe.prompt.context else []
-            tokenizer = build_tokenizer(recipe.decoder, chain(clips.texts, spaces, added)).backend_tokenizer.to_str()
+            tokenizer = build_tokenizer(recipe.decoder, chain(clips.texts, added)).backend_tokenizer.to_str()
         head = recipe.ctc
         if head is not None and head.init == "random" and not (start and start.takes("ctc_head")):
-            characters = "".join(CtcVocabulary.of(chain(clips.texts, spaces)).characters)
+            characters = "".join(CtcVocabulary.of(clips.texts).characters)
         learned = cls(tokenizer, characters)
         if recipe.alignment is None:
             return learned
         used = learned.decoder_tokenizer(recipe, start)
-        # The first token of a transcript may differ if a space comes before the transcript.
-        texts = (before + text for text in clips.texts for before in ["", *spaces])
-        counts = Counter(token for text in texts for token in used.encode(text, add_special_tokens=False))
+        counts = Counter(token for text in clips.texts for token in used.encode(text, add_special_tokens=False))
         rows = recipe.decoder.num_embeddings()  # clips with tokens that have no embedding are dropped
         counts = Counter({token: count for token, count in counts.items() if rows is None or token < rows})
         token_ids, pieces = choose_labels(used, counts, recipe.alignment.max_labels, rows)

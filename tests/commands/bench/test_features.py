@@ -109,7 +109,6 @@ def test_damaged_features_and_full_disks_are_named(home: Path, tmp_path: Path, m
         (["encoder.layer=weighted"], "the weights of encoder.layer: weighted are trained"),
         (["encoder.dropout=0.1"], "encoder.dropout is 0.1, so the frames of a clip change at every step; set it to 0"),
         (["augmentation.white_noise={}"], "augmentation (white_noise) changes each clip in each epoch"),
-        (["batching.join={max_duration_s: 5}"], "batching.join joins different clips in each epoch"),
         (["augmentation.spec_augment={}"], "augmentation (spec_augment) changes each clip"),
         (["training.init_from.parts=[encoder]"], "the CTC head has random weights and is frozen"),
     ],

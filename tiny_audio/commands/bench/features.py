@@ -58,8 +58,6 @@ def check_cacheable(recipe: Recipe) -> None:
     elif recipe.augmentation != AugmentationConfig():
         used = ", ".join(key for key, value in recipe.augmentation if value is not None)
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove the section augmentation"
-    elif recipe.batching.join is not None:
-        wrong = "batching.join joins different clips in each epoch; remove batching.join"
     elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
         wrong = (
             "the CTC head has random weights and is frozen with the encoder; load a trained head with "

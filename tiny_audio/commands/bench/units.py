@@ -137,14 +137,7 @@ class WaveformClips:
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         batches = PlannedBatches(
-            clips,
-            plan,
-            target_encoder,
-            recipe.augmentation,
-            recipe.data.max_duration_s,
-            seed,
-            epoch,
-            join=recipe.batching.join,
+            clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, seed, epoch
         )
         for batch in (batches[index].to(model.device) for index in range(len(batches))):
             if not batch.targets:

@@ -14,7 +14,7 @@ from tiny_audio.commands.run.export import ExportStage
 from tiny_audio.commands.run.state import LearnedVocabulary, TrainingInputs, TrainingState, write_if_changed
 from tiny_audio.config import UserError, first_line
 from tiny_audio.data.augmentation import sounds_fingerprint
-from tiny_audio.data.clips import Clips, ClipSet
+from tiny_audio.data.clips import ClipSet
 from tiny_audio.evaluation.audio_bits import spread
 from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.model import TinyAudioModel
@@ -175,7 +175,7 @@ class TrainStage:
                     f"{run.folder} was started with another {name}{which}; restore the earlier {name}, or give another "
                     "--output-dir"
                 )
-        recorded.clip_durations = _durations(recipe, clips.clips)
+        recorded.clip_durations = ClipDurations.of(clips.clips.durations_s)
         if recorded.work is None:  # a new run, or a run of an older version
             recorded.work = self._work(recipe)
         run.save()
@@ -244,14 +244,6 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
         checkpoint_identity(recipe.encoder),
         checkpoint_identity(recipe.decoder),
     )
-
-
-def _durations(recipe: Recipe, clips: Clips) -> ClipDurations:
-    """Return the durations of training clips. Joined clips count as one clip."""
-    if recipe.batching.join is None:
-        return ClipDurations.of(clips.durations_s)
-    plan = clips.plan(recipe.batching, recipe.training.seed, recipe.batching.join.first_epoch)
-    return ClipDurations.of(plan.durations_of_examples(clips.durations_s))
 
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
