@@ -23,7 +23,8 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tiny-audio needs Python 3.11 or newer, and this is " + sys.version.split()[0] + "; choose a newer Python: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(PIP) setuptools uv
+	$(PIP) setuptools
+	-$(PIP) uv
 # uv installs several times faster than pip. But uv ignores pip's settings, such as mirrors. If uv fails, pip is used.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@

@@ -137,7 +137,10 @@ def plan(
     ] = None,
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[
-        float | None, Option(help="Mean clip duration in seconds. Default: half of data.max_duration_s.")
+        float | None,
+        Option(
+            help="Mean clip duration in seconds. Default: half of data.max_duration_s, at least data.min_duration_s."
+        ),
     ] = None,
     as_json: arg.AsJson = False,
 ) -> None:

@@ -209,7 +209,7 @@ def test_a_run_cannot_continue_if_all_checkpoints_are_damaged(
     for names in (("step-000000008: rng.pt ", "step-000000006: rng.pt "), ("step-000000008", "step-000000006")):
         with pytest.raises(UserError) as refusal:
             run(document, folder)
-        for value in (str(folder / "checkpoints"), "every checkpoint", *names):
+        for value in (str(folder / "checkpoints"), "only damaged checkpoints", *names):
             assert value in str(refusal.value)
 
 

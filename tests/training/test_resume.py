@@ -370,6 +370,10 @@ def test_other_clips_are_rejected_after_training_began(
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
     assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
+    for checkpoint in (finished / "checkpoints").iterdir():  # damaged checkpoints are renamed
+        checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
+    assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
+    assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
 
 
 def test_data_can_be_repaired_before_training_begins(

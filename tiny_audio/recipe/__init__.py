@@ -145,7 +145,7 @@ class EvaluationConfig(Config):
     group_by: str | None = None
     """Metadata column, such as ``speaker``. For confidence intervals, the bootstrap resamples all clips with the same
     value together. If None, it resamples single clips. Comparisons of systems use the same column. If this field is
-    None, comparisons use ``speaker``, provided that every clip has a speaker."""
+    None, comparisons use ``speaker``, provided that every clip has a speaker and there are several speakers."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or

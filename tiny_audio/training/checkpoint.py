@@ -57,6 +57,16 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob(f"{_PREFIX}*"), default=None)
 
 
+def has_any(folder: Path) -> bool:
+    """Whether a folder has a committed checkpoint, damaged or not."""
+    return latest(folder) is not None or bool(_renamed(folder))
+
+
+def _renamed(folder: Path) -> list[Path]:
+    """Return the damaged checkpoints that :func:`newest_whole` renamed."""
+    return list(folder.glob(f"{_DAMAGED}{_PREFIX}*"))
+
+
 def save(
     folder: Path,
     model: nn.Module,
@@ -168,11 +178,11 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         damaged.append(f"{last.name}: {problem}")
         note(f"{last.name} is damaged ({problem}) and is skipped; it was renamed to {aside.name}")
     # If an earlier run of the command renamed the damaged checkpoints, training must not silently begin at step 0.
-    damaged = damaged or sorted(path.name for path in folder.glob(f"{_DAMAGED}{_PREFIX}*"))
+    damaged = damaged or sorted(path.name for path in _renamed(folder))
     if damaged:
         raise UserError(
-            f"every checkpoint in {folder} is damaged ({'; '.join(damaged)}); check the disk, then delete that folder "
-            "to train from the start"
+            f"{folder} has only damaged checkpoints ({'; '.join(damaged)}); check the disk, then delete that folder to "
+            "train from the start"
         )
     return None
 

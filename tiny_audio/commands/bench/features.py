@@ -66,7 +66,7 @@ def check_cacheable(recipe: Recipe) -> None:
     if wrong:
         raise UserError(
             f"features cannot be computed once for all variants: {wrong}. Or add --no-feature-cache to run the encoder "
-            "at every step"
+            "at every step (not possible with --without-decoder)"
         )
 
 

@@ -26,7 +26,7 @@ from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World
 from tiny_audio.runtime.yaml_file import dump_yaml
 from tiny_audio.training.assembly import assemble
-from tiny_audio.training.checkpoint import latest, read_weights, set_weights
+from tiny_audio.training.checkpoint import has_any, read_weights, set_weights
 from tiny_audio.training.final_weights import check_metric
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.precision import set_types
@@ -163,7 +163,7 @@ class TrainStage:
         recorded = run.state.training
         if recorded is None:
             recorded = run.state.training = TrainingState(inputs)
-        if latest(run.folder / "checkpoints") is None:
+        if not has_any(run.folder / "checkpoints"):
             recorded.inputs = inputs  # no step is saved yet, so the inputs may change
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
