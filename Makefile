@@ -16,7 +16,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .PHONY: quickstart setup test slow check docs benchmarks clean
 
 quickstart: setup
-	PYTHONDONTWRITEBYTECODE= $(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
+	$(BIN)/tiny-audio run recipes/quickstart.yaml $(ARGS)
 
 setup: .venv/ready
 
@@ -26,7 +26,7 @@ setup: .venv/ready
 	$(PIP) setuptools
 	-$(PIP) uv
 # uv installs several times faster than pip. But uv ignores pip's settings, such as mirrors. If uv fails, pip is used.
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@
 
 test: setup
