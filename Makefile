@@ -6,9 +6,8 @@
 # make benchmarks   measure start-up, memory, data loading and training, and compare with baselines (takes an hour)
 PYTHON ?= python3
 BIN := .venv/bin
-# The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared, so
-# that Python stores compiled modules, which uv does not do. Tests start hundreds of processes, and processes start
-# faster with compiled modules.
+# The models of tests are tiny, so one process per core is faster than threads. PYTHONDONTWRITEBYTECODE is cleared,
+# because tests start hundreds of processes, and processes start faster if the modules of this clone are compiled.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -25,6 +24,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(PIP) setuptools
 	-$(PIP) uv
+# --compile-bytecode: otherwise, tests would compile modules of other packages, and fail because of their warnings.
 # uv installs several times faster than pip. But uv ignores pip's settings, such as mirrors. If uv fails, pip is used.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' || $(PIP) -e '.[dev]'
 	touch $@
