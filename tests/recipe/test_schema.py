@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.recipe.edits import Document, changed
+from tiny_audio.config import with_null
 from tiny_audio.recipe import Recipe, recipe_schema
 
 
@@ -21,6 +23,14 @@ def test_the_schema_accepts_a_valid_recipe(document: Document) -> None:
     json.dumps(schema)
     problems = list(_violations(schema, schema, {"extends": "base.yaml", **document}, "recipe"))
     assert problems == []
+
+
+def test_descriptions_say_null_instead_of_none() -> None:
+    """Recipes are YAML. "None of" is not a value."""
+    assert with_null("If None, none of them. None of the rest") == "If ``null``, none of them. None of the rest"
+    descriptions = re.findall(r'"description": "((?:[^"\\]|\\.)*)"', json.dumps(recipe_schema()))
+    assert any("``null``" in text for text in descriptions)
+    assert not [text for text in descriptions if re.search(r"\bNone\b(?! of\b)", text)]
 
 
 @pytest.mark.parametrize(

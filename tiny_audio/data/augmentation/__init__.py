@@ -31,8 +31,7 @@ from tiny_audio.frames import Frames
 
 
 class AugmentationConfig(Config):
-    """Augmentation of training clips. It is off by default, because it increases most measured error rates if the
-    encoder is frozen.
+    """Augmentation of training clips. It is off by default.
 
     Speed is changed first. Then the other sections that change waveforms are applied, in the order of the fields.
     Sections that change features, such as SpecAugment, are applied last.
