@@ -2,11 +2,11 @@
 
     python benchmarks/context.py runs/mine --data test.jsonl --text train.jsonl --words 100
 
-Every clip is transcribed three times: without hotwords ("no list"), with a list of the rare words of its reference and
-words of other texts ("list"), and with a list of words of other texts only ("other words"). A word is rare if it is not
-among the most frequent words of the manifest ``--text``, which should be the training data. As in Le et al. 2021 (arXiv
-2104.02194), errors on rare words are substituted and deleted rare words, and inserted words of the list. Differences
-have 95 % intervals from a paired bootstrap over clips.
+Every clip is transcribed three times: without hotwords ("no list"), with a list that contains the rare words of its
+reference and also words that are not in the reference ("list"), and with a list that contains only words that are not
+in the reference ("other words"). A word is rare if it is not among the most frequent words of the manifest ``--text``,
+which should be the training data. As in Le et al. 2021 (arXiv 2104.02194), errors on rare words are substituted and
+deleted rare words, and inserted words of the list. Differences have 95 % intervals from a paired bootstrap over clips.
 
 Then silence, faint noise and loud noise are transcribed without a list and with a list, with and without the
 hallucination filters. Here, every transcribed word is an error.
@@ -114,7 +114,7 @@ def difference(before: np.ndarray, after: np.ndarray, errors: int, words: int, s
 
 
 def transcribe(transcriber: Transcriber, cases: Sequence[Case], way: str) -> list[str]:
-    """Transcribe all clips with one kind of list. Return the texts in lower case, because the references are."""
+    """Transcribe all clips with one kind of list. Return the texts in lower case, like the references."""
     contexts = [Context.of(case.lists[way]) for case in cases]
     found = transcriber.transcribe([case.waveform for case in cases], contexts=contexts)
     return [normalizer("lower")(one.text) for one in found]
@@ -180,7 +180,7 @@ def main() -> int:
         "--num-common",
         type=int,
         default=300,
-        help="number of most frequent words of --text, which do not count as rare",
+        help="this many of the most frequent words of --text do not count as rare",
     )
     parser.add_argument("--words", type=int, default=100, help="number of words in a list")
     parser.add_argument("--max-samples", type=int, help="clips per set")

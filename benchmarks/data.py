@@ -18,8 +18,8 @@ of decoding alone.
 
 Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). For
 comparison, the same loader also passes batches in the way in which a DataLoader passes tensors by default. The two ways
-alternate, and the order changes each time. Each pair of epochs gives one ratio of CPU times, because other work on the
-machine affects CPU time less than elapsed time.
+alternate, and the order changes each time. Each pair of epochs gives one ratio. CPU times are compared, and not elapsed
+times, because other work on the machine affects CPU time less.
 
 Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
 index from the metadata columns. Another process opens the index and plans an epoch, like a run that is resumed. The
@@ -223,7 +223,10 @@ def memory(record: Record, manifest: Path | None, count: int, pairs: int) -> Non
             ratios.append(seconds[False] / seconds[True])
             ours_s.append(seconds[True])
     record.say("## Shared memory")
-    record.say(f"{count:,} clips; {pairs} pairs of epochs, ours {spread(ours_s, 2)} s of CPU time each.")
+    record.say(
+        f"{count:,} clips; {pairs} pairs of epochs. CPU time of an epoch with shared-memory batches: "
+        f"{spread(ours_s, 2)} s."
+    )
     record.say(f"CPU time with the DataLoader's way / CPU time with shared-memory batches: {spread(ratios)}.")
 
 
@@ -275,7 +278,7 @@ def loading(record: Record, manifest: Path | None, count: int, rounds: int) -> N
 
 
 def write_metadata(folder: Path, count: int) -> None:
-    """Write shards of ``count`` rows without audio."""
+    """Write ``count`` rows without audio, divided among several shards."""
     rng = np.random.default_rng(0)
     shards = max(1, count // 100_000)
     texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(1000)]
@@ -344,7 +347,8 @@ def planning(record: Record, count: int) -> None:
         ],
     )
     record.say(
-        f"The index takes {size / GIB:.2f} GiB on disk. The plan has {plan['batches']:,} batches of 240 padded seconds."
+        f"The index takes {size / GIB:.2f} GiB on disk. The plan has {plan['batches']:,} batches of at most 240 s of "
+        "audio, including padding."
     )
     record.say()
     seconds, peak = plan["opened_s"] + plan["planned_s"], plan["peak_bytes"] / GIB

@@ -3,8 +3,8 @@
     python benchmarks/finetune.py                       small random checkpoints and noise; takes a minute
     python benchmarks/finetune.py --encoder whisper-tiny.en --decoder SmolLM2-135M-Instruct --manifest train.jsonl
 
-A frozen Whisper encoder, a SwiGLU projector and a causal language model with LoRA on q_proj and v_proj train on the
-same planned batches of 60 padded seconds, in fp32, in three ways:
+The model has a frozen Whisper encoder, a SwiGLU projector and a causal language model with LoRA on q_proj and v_proj.
+It is trained in three ways, in fp32, on the same planned batches of at most 60 s of audio, including padding:
 
 - ours: the start of the prompt is computed once per batch, decoder rows have no padding, and frames are kept on disk;
 - plain: every row contains the whole prompt and padding, and frames are computed in every epoch;
@@ -54,12 +54,12 @@ LARGEST_DIFFERENCE = 1e-4
 LORA = {"rank": 16, "alpha": 32.0, "targets": ["q_proj", "v_proj"]}
 TEXTS = ["turn on the light in the kitchen", "what time is it", "call me tomorrow at nine", "yes"]
 INSTRUCTION = " ".join(TEXTS)
-"""The instruction of the random decoder. Its tokenizer knows no other words."""
+"""The instruction in the prompt of the random decoder. The tokenizer of this decoder knows no other words."""
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "convolution", "linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
 }
-"""Kinds of operations, with parts of the names of their operations. All other operations are elementwise or copies."""
+"""Kind of operation -> substrings of the names of its operations. All other operations are elementwise or copies."""
 
 
 def random_checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -222,9 +222,9 @@ def main() -> int:
     parser.add_argument("--encoder", type=Path, help="folder of a Whisper checkpoint")
     parser.add_argument("--decoder", type=Path, help="folder of a checkpoint with the Llama architecture")
     parser.add_argument("--manifest", type=Path, help="training clips")
-    parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of a batch")
+    parser.add_argument("--padded-s", type=float, default=60.0, help="seconds of audio in a batch, including padding")
     parser.add_argument("--batches", type=int, default=6, help="batches of an epoch")
-    parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after a first that fills the cache")
+    parser.add_argument("--epochs", type=int, default=3, help="measured epochs, after one epoch that fills the cache")
     parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()
     arguments.real = arguments.decoder is not None

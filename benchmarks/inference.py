@@ -13,8 +13,8 @@ decoding. A hook counts the passes, including the first pass over a clip's promp
 
 The measured time is that of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the
 seconds of audio divided by this time. Clips are sorted by length, longest first, and divided into batches of at most
-``--padded-s`` padded seconds. All variants run once in each round, in random order. Medians and ranges are over rounds.
-Compare the ratios, not the seconds.
+``--padded-s`` seconds of audio, including padding. All variants run once in each round, in random order. Medians and
+ranges are over rounds. Compare the ratios, not the seconds.
 
 A model with random weights gives random text, and its CTC head gives another random text, which is useless as a draft.
 So with random weights, the draft is the result of plain decoding, with a share of its tokens replaced by wrong tokens.
@@ -87,7 +87,7 @@ def batches_of(clips: Sequence[Tensor], max_padded_s: float | None) -> list[list
     """Return batches of clip indices, longest clips first.
 
     Args:
-        max_padded_s: maximum number of padded seconds in a batch. If None, each clip is a batch of its own.
+        max_padded_s: maximum seconds of audio in a batch, including padding. If None, each clip is a batch of its own.
     """
     order = sorted(range(len(clips)), key=lambda number: -len(clips[number]))
     found = []
@@ -145,7 +145,8 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
     record.say(
         f"{arguments.recipe.name}: {len(clips)} clips of {', '.join(recipe.data.evaluation)}, {audio_s:.0f} s; decoder "
         f"{sum(tensor.numel() for tensor in model.decoder.parameters()) / 1e6:.1f} M parameters, "
-        f"{str(model.dtype).removeprefix('torch.')}; batches under {arguments.padded_s:g} padded seconds."
+        f"{str(model.dtype).removeprefix('torch.')}; batches of at most {arguments.padded_s:g} s of audio, including "
+        "padding."
     )
     ways = {
         "plain, one by one": ("none", None),
@@ -327,9 +328,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a very small model, only to test the script")
     parser.add_argument("--bf16", action="store_true", help="the trained model in half precision")
     parser.add_argument("--compile", action="store_true", help="also measure assisted decoding with compiled layers")
-    parser.add_argument("--clips", type=int, help="number of clips; default: all")
+    parser.add_argument("--clips", type=int, help="number of clips; default: all, or 24 with random weights")
     parser.add_argument("--timed-clips", type=int, default=200, help="approximate number of timed clips")
-    parser.add_argument("--padded-s", type=float, default=60.0, help="padded seconds of audio in a batch")
+    parser.add_argument("--padded-s", type=float, default=60.0, help="seconds of audio in a batch, including padding")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="also write the results to this page")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Measure live text: whether final texts equal those of `transcribe`, delays, and the share of correct partial words.
+"""Measure live text: delays, share of correct partial words, and whether final texts equal those of `transcribe`.
 
     python benchmarks/live.py runs/quickstart                                  200 synthesized sentences
     python benchmarks/live.py runs/mine --manifest recordings.jsonl --clips 50  your own recordings
@@ -180,9 +180,9 @@ def main() -> int:
     references = [text for _, text in clips]
     alone = [one.text for one in transcriber.transcribe([torch.from_numpy(wave) for wave, _ in clips])]
     record.say(
-        f"{len(clips)} clips in streams of {measured.audio_s:,.0f} s of audio, with {len(measured.equal)} utterances; "
-        f"{len(measured.decoding_s)} decodings, which took {sum(measured.decoding_s):.0f} s; "
-        f"voice activity took {measured.detecting_s:.1f} s."
+        f"{len(clips)} clips in streams of {measured.audio_s:,.0f} s of audio in all, with {len(measured.equal)} "
+        f"utterances; {len(measured.decoding_s)} decodings, which took {sum(measured.decoding_s):.0f} s; "
+        f"voice activity detection took {measured.detecting_s:.1f} s."
     )
     record.table(
         ["seconds", "median", "95th percentile", "maximum"],

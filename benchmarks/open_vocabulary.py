@@ -7,10 +7,10 @@ The model of each saved step decodes the clips greedily. The table has the hours
 to that step, the word error rate, and the bits per token from the audio: how much less likely the reference becomes if
 the decoder gets the audio of another clip (see :mod:`tiny_audio.analysis.audio_bits`).
 
-For runs with an alignment loss, the table also has the word and character error rates of the projector alone. For
-these, each audio embedding is replaced by the token with the most similar embedding or by the blank. Then repeated
-tokens and blanks are removed. The first ``alignment.alone_steps`` steps do not run the decoder, which cannot use the
-audio yet. Therefore, the table has only these rates for models of these steps.
+For runs with an alignment loss, the table also has the word and character error rates of the projector alone. To
+compute these rates, each audio embedding is replaced by the token with the most similar embedding or by the blank. Then
+repeated tokens and blanks are removed. The first ``alignment.alone_steps`` steps do not train the decoder, so it cannot
+use the audio yet. Therefore, a model that was saved in these steps has only the error rates of the projector alone.
 
 Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
 ``execution.keep_checkpoints`` set which steps of a run are saved.
@@ -46,7 +46,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rule_name: str) -> list[Row]:
-    """Return a row for each set with the scores of one saved step."""
+    """Return the scores of one saved step, with one row for each set."""
     model, tokenizer, report = saved.load()
     recipe = Recipe.model_validate_json(json.dumps(report["recipe"]))
     alignment, state = recipe.alignment, RunState.read(saved.run)

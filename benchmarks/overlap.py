@@ -90,10 +90,13 @@ def main(manifests: list[str]) -> None:
     matched = time.process_time() - began
     count = len(waveforms)
     print(f"{count} clips, {seconds / 60:.0f} minutes; {sum(map(len, prints)) / seconds:.0f} landmarks per second")
-    print(f"fingerprint: {1000 * took / count:.1f} ms per clip, {seconds / took:.0f} times real time; one thread")
+    print(
+        f"computing a fingerprint: {1000 * took / count:.1f} ms per clip, {seconds / took:.0f} times as fast as real "
+        "time; one thread"
+    )
     print(f"comparison with all {count} clips: {1000 * matched / count:.2f} ms per clip")
     wrong = sum(len(copies) - (row in copies) for row, copies in enumerate(found))
-    print(f"clips found in the index: {sum(row in copies for row, copies in enumerate(found))} of {count}")
+    print(f"clips that match themselves: {sum(row in copies for row, copies in enumerate(found))} of {count}")
     print(f"false matches: {wrong} of {count * (count - 1):,} pairs of different clips")
     rng = np.random.default_rng(0)
     chosen = rng.permutation(count)[:NUM_COPIES].tolist()
@@ -108,8 +111,8 @@ def main(manifests: list[str]) -> None:
         chance = sum(len(large.copies(query)) for query in queries)
         each = (time.process_time() - began) / len(queries)
         print(
-            f"synthetic fingerprints, index of {size:,} evaluation clips: {1000 * each:.2f} ms per training clip "
-            f"({1e6 * each / 60:.0f} minutes per million training clips); "
+            f"with synthetic fingerprints, comparison of a training clip with {size:,} evaluation clips: "
+            f"{1000 * each:.2f} ms ({1e6 * each / 60:.0f} minutes for a million training clips); "
             f"false matches: {chance} of {size * len(queries):,} pairs"
         )
 

@@ -31,7 +31,7 @@ Document = dict[str, Any]
 
 
 def merged(base: Any, changes: Any) -> Any:
-    """Merge mappings recursively. Other values are replaced, and so is a mapping if the changes contain a ``name``."""
+    """Merge mappings recursively. Other values are replaced. Changes with a ``name`` replace a whole mapping."""
     if not isinstance(base, dict) or not isinstance(changes, dict) or "name" in changes:
         return changes
     return {key: merged(base.get(key, {}), changes.get(key, base.get(key))) for key in (base | changes)}
@@ -209,7 +209,7 @@ def warm_up() -> None:
 
 
 def build(recipe: Any, device: str) -> Any:
-    """Return the recipe's model with random weights, a tokenizer, and CTC characters."""
+    """Return three values: the recipe's model with random weights, a tokenizer, and the CTC vocabulary, if any."""
     import torch
 
     from tiny_audio.ctc import CtcVocabulary

@@ -4,10 +4,11 @@
         --decoder HuggingFaceTB/SmolLM2-135M-Instruct \
         --manifest ../shared/speech/an4/train.jsonl --held-out ../shared/speech/an4/dev.jsonl
 
-All cases start from the same weights and train on the same batches. For the linear layers of the decoder, the size in
-bytes is compared with the size that `tiny-audio plan` computes without bitsandbytes. For nf4 and int8, held-out clips
-are transcribed three times: with quantized weights, with dequantized weights, and with dequantized weights into which
-the adapters are merged. The texts of the second and the third case are compared with those of the first.
+All three decoders start from the same weights and train on the same batches. The size of the decoder's linear layers in
+bytes is compared with the size that `tiny-audio plan` predicts. The prediction does not use bitsandbytes. For nf4 and
+int8, held-out clips are transcribed three times: with quantized weights, with dequantized weights, and with dequantized
+weights into which the adapters are merged. The texts of the second and the third transcription are compared with those
+of the first.
 """
 
 from __future__ import annotations
@@ -115,9 +116,9 @@ def measure(options: argparse.Namespace, kind: str | None, folder: Path) -> None
     merge_adapters(model)
     merged, _ = texts_of(model, tokenizer, options)
     print(
-        f"  of {len(quantized)} texts, these differ from the texts with quantized weights: "
-        f"{sum(map(str.__ne__, quantized, dequantized))} with dequantized weights, "
-        f"{sum(map(str.__ne__, quantized, merged))} with merged adapters\n"
+        f"  of {len(quantized)} texts with quantized weights, "
+        f"{sum(map(str.__ne__, quantized, dequantized))} are different with dequantized weights, and "
+        f"{sum(map(str.__ne__, quantized, merged))} are different with dequantized weights and merged adapters\n"
         f"  CPU time of decoding: {quantized_s:.1f} s with quantized weights, {dequantized_s:.1f} s with dequantized "
         "weights",
         flush=True,

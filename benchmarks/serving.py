@@ -1,6 +1,6 @@
 """Send requests from many clients to `tiny-audio serve`, and compare it with `transcribe` on the same files.
 
-    python benchmarks/serving.py runs/quickstart                        64 clients for 60 s, and 2,000 requests
+    python benchmarks/serving.py runs/quickstart                  64 clients, for at least 60 s and 2,000 requests
     python benchmarks/serving.py runs/quickstart --seconds 5 --requests 100 --clips 50     a quick look
 
 Three processes run one after the other: `transcribe`, the server, and `transcribe` again. Each client sends a short WAV

@@ -42,7 +42,10 @@ class Event(ctypes.Structure):
 
 
 class EspeakWithWordEvents(Espeak):
-    """An espeak-ng that collects word events in ``words``: index of the character, from 1 -> index of the sample."""
+    """An espeak-ng that stores where each word starts.
+
+    ``words`` maps the index of a word's first character, counted from 1, to the index of its first sample.
+    """
 
     def __init__(self) -> None:
         self.words: dict[int, int] = {}

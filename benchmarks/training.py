@@ -18,10 +18,10 @@ gain from avoiding padding and logits, at this machine's speed. Our loop must re
 
 Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit.
 PyTorch's allocator counts the memory, without the weights. Any random batch may contain the longest clips, so the plain
-loop takes as many clips as fit if all have the maximum duration. Our loop takes as many padded seconds as fit for clips
-of any length. Our loop must process 2.5 times as much audio per second as the plain loop. If it does not, profiles show
-where the time is spent. On a CPU, larger batches alone are not faster, so the gain comes from less padding and fewer
-logits. A plain loop with single clips, which has no padding, is also timed.
+loop takes as many clips as fit if all have the maximum duration. Our loop takes as many seconds of audio, including
+padding, as fit for clips of any length. Our loop must process 2.5 times as much audio per second as the plain loop. If
+it does not, profiles show where the time is spent. On a CPU, larger batches alone are not faster, so the gain comes
+from less padding and fewer logits. A plain loop with single clips, which has no padding, is also timed.
 
 An epoch of either loop has 20,000 clips. The timed batches are an even sample of its batches, from the shortest to the
 longest. The small model has 32,000 token ids but only 256 channels, so logits are a larger share of its work than in
@@ -129,7 +129,7 @@ def timed_rounds(bench: Bench, steps: Steps, rounds: int) -> dict[str, np.ndarra
 
 
 def minimum_of_rounds(seconds: np.ndarray) -> np.ndarray:
-    """Return the fastest time of each step, ``[rounds, steps]`` -> ``[steps]``, because other work only adds time."""
+    """Return the fastest time of each step: ``[rounds, steps]`` -> ``[steps]``. Other work can only add time."""
     least: np.ndarray = seconds.min(0)
     return least
 
@@ -176,7 +176,8 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
     unpadded = (1 - padding(plans["ours"])) / (1 - padding(plans["plain"]))
     record.say(
         f"Speed of ours / plain: {gain:.2f}, by round {spread(gains.tolist())}; {rounds} rounds of {count} batches "
-        f"each. The bound is {bound:.2f}. Less padding alone allows about {unpadded:.2f}, and fewer logits the rest."
+        f"each. The bound is {bound:.2f}. Of this bound, less padding alone allows a factor of about {unpadded:.2f}, "
+        "and fewer logits allow the rest."
     )
     record.say()
     record.bar(f"{gain / bound:.1%} of the bound is reached, at least {GAIN_SHARE:.0%}", gain >= GAIN_SHARE * bound)
@@ -185,7 +186,12 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
 
 
 def largest(bench: Bench, bound: float) -> tuple[int, float]:
-    """Return the largest batches that fit ``bound`` bytes: clips of the plain loop, and padded seconds of our loop."""
+    """Return the largest batches that fit ``bound`` bytes.
+
+    Returns:
+        The number of clips in a batch of the plain loop, and the seconds of audio, including padding, in a batch of our
+        loop.
+    """
     longest = float(bench.durations_s.max())
 
     def bytes_of(way: str, duration_s: float, few: int, many: int) -> tuple[float, float]:
@@ -214,7 +220,7 @@ def same_memory(bench: Bench, record: Record, bound: float, count: int, rounds: 
     record.say(f"## {bound / GIB:.2f} GiB for a step")
     record.say(
         f"Plain: {clips} clips per step, because at most {clips} clips of {bench.durations_s.max():g} s fit. Ours: "
-        f"{budget:.0f} padded seconds per step, with any number of clips."
+        f"{budget:.0f} s of audio per step, including padding, with any number of clips."
     )
     plans = {
         "plain": plan(bench.durations_s, max_clips=clips, pool_batches=1),

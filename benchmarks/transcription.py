@@ -11,7 +11,7 @@ The benchmark needs a run of `recipes/quickstart.yaml` (or its `model` folder). 
 - whether independent parsers can read the subtitles of the long recording
 - the start times of words, compared with espeak-ng's own word events
 - the texts of 50 clips without speech, with and without the hallucination filters
-- whether the filters change the text of speech, and the texts of speech that is 40 dB softer
+- whether the filters change the text of speech, and how many words are lost if the speech is 40 dB softer
 - the effect of silence before the first sound, which real recordings have and synthesized clips do not
 - whether the text of a clip depends on the other clips in its batch
 

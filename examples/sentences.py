@@ -5,11 +5,12 @@
     python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \
         --most 10000 --exclude test.jsonl --output sentences.txt
 
-``debian:NAME`` means the texts of an installed Debian package. Digits, symbols, letters other than a to z, and single
-letters such as initials make a sentence unusable. So do too many words. An unusable sentence is divided into its
-clauses, and its usable clauses are kept. Sentences and clauses with too few words are left out. Repeated sentences are
-written once. ``--exclude`` names manifests (JSON lines with the key ``text``). Sentences that share five consecutive
-words with a transcript in such a manifest are left out, too. Exclude the sets that you evaluate on.
+``debian:NAME`` means the texts of an installed Debian package. A sentence is unusable if it has too many words, or if
+it contains digits, symbols, letters other than a to z, or single letters such as initials. An unusable sentence is
+divided into its clauses, and its usable clauses are kept. Sentences and clauses with too few words are left out.
+Repeated sentences are written once. ``--exclude`` takes manifests (JSON lines with the key ``text``). Sentences that
+share five consecutive words with a transcript in such a manifest are left out, too. Exclude the sets that you evaluate
+on.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def excluded_runs(manifests: Iterable[Path]) -> set[tuple[str, ...]]:
 def main() -> int:
     """Write the sentences to ``--output``, and print their number for each source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", help="text files, also compressed with gzip, or debian:PACKAGE")
+    parser.add_argument("sources", nargs="+", help="text files, which may be compressed with gzip, or debian:PACKAGE")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--most", type=int, default=10_000, help="maximum number of sentences of each source")
     parser.add_argument("--words", type=int, nargs=2, default=(3, 20), help="minimum and maximum number of words")

@@ -119,7 +119,10 @@ def doctor(recipe: arg.OptionalRecipe = None, overrides: arg.Overrides = None) -
 
 @app.command()
 def show(recipe: arg.RecipePath, overrides: arg.Overrides = None, as_json: arg.AsJson = False) -> None:
-    """Print a recipe with all defaults, and its parts. A table lists their parameters, dimensions and frame rates."""
+    """Print a recipe with all defaults, then a table of its parts.
+
+    The table lists the parameters, dimensions and frame rates of the parts.
+    """
     from tiny_audio.commands.show import show
 
     show(recipe, overrides or [], as_json=as_json)
@@ -130,7 +133,7 @@ def plan(
     recipe: arg.RecipePath,
     overrides: arg.Overrides = None,
     gpu: Annotated[
-        str | None, Option(help="A GPU (a40, h100, ...), or cpu for the CPU of this machine. Default: all GPUs.")
+        str | None, Option(help="A GPU (a40, h100, ...), or cpu for the CPU of this machine. Default: all known GPUs.")
     ] = None,
     price_per_hour: Annotated[
         float | None, Option(help="US dollars per hour. Default: an approximate price of the GPU.")
@@ -138,9 +141,7 @@ def plan(
     utilization: Annotated[float, Option(help="Share of the peak speed that training reaches.")] = 0.4,
     mean_clip_s: Annotated[
         float | None,
-        Option(
-            help="Mean clip duration in seconds. Default: half of data.max_duration_s, at least data.min_duration_s."
-        ),
+        Option(help="Mean clip duration in seconds. Default: max(data.max_duration_s / 2, data.min_duration_s)."),
     ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -234,8 +235,8 @@ def _command() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # Operations that PyTorch cannot run on an Apple GPU run on the CPU instead. PyTorch reads this variable when it is
-    # imported.
+    # With this variable, PyTorch uses the CPU for operations that are not available on an Apple GPU. PyTorch reads the
+    # variable when PyTorch is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
     # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.

@@ -17,8 +17,8 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added to an existing config. Its default must give the earlier behavior. An identity leaves
-the field out if it has its default, so the identities of existing results stay the same."""
+"""Marks a field that was added to an existing config. Its default must give the earlier behavior. If the field has its
+default value, it is left out of the identity. The identities of existing results thus stay the same."""
 
 
 class Config(BaseModel):
@@ -107,7 +107,8 @@ class TinyAudioError(Exception):
     """An error that a command shows as a message, without a traceback."""
 
     origin: str | None = None
-    """The process that prints the error, usually because it raised the error. None means this process."""
+    """Name of the process that prints the error, such as ``process 1``. The error usually occurred in this process.
+    None means the current process."""
 
 
 class UserError(TinyAudioError, ValueError):
@@ -131,7 +132,11 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """The description of an error. The process with the error sends it to other processes, which then raise it too."""
+    """The description of an error.
+
+    The process in which the error occurred sends the description to the other processes. Each of them then raises an
+    error with this description.
+    """
 
     kind: type[TinyAudioError]
     """The class that the receivers raise: :class:`UserError`, :class:`RunFailed` or :class:`Stopped`."""

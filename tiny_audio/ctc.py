@@ -30,8 +30,8 @@ class CtcConfig(Config):
     weight: PositiveFloat = 0.5
     """Weight of the CTC loss, which is added to the decoder's loss."""
     init: Literal["random", "pretrained"] = "random"
-    """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, and converts its characters to
-    lower case."""
+    """Initial weights. ``pretrained`` copies the head from the encoder's checkpoint, and converts the head's characters
+    to lower case."""
 
 
 class AlignmentConfig(Config):
@@ -59,10 +59,11 @@ class AlignmentConfig(Config):
     For example, an audio embedding that equals a token's embedding gives this token a probability of 82 % at 0.04, but
     only 4 % at 0.1 (mean over 20,776 labels of SmolLM2-135M)."""
     max_labels: PositiveInt | None = None
-    """Approximate number of labels. The labels are tokens of the decoder that are frequent as parts of words in the
-    transcripts. Every other token is replaced by a sequence of labels that spells it. A rare word is thus learned from
-    other words with the same labels. A token that cannot be spelled becomes an additional label. If None, or if
-    the transcripts contain at most this many different tokens, every token of the transcripts becomes a label."""
+    """Approximate number of labels. The labels are tokens of the decoder that are frequent substrings of the words in
+    the transcripts. Every other token of the transcripts is replaced by a sequence of labels that spells it. A rare
+    word is thus learned from other words with the same labels. A token that cannot be spelled becomes an additional
+    label. If None, or if the transcripts contain at most this many different tokens, every token of the transcripts
+    becomes a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
     an audio embedding is less similar than this to every token, its most likely label is the blank."""

@@ -9,9 +9,9 @@ builder that takes this config:
     @PROJECTORS.register
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
-One builder can build several parts; its annotation is then the union of their configs. In a pydantic model,
-``Annotated[ProjectorConfig, PROJECTORS]`` is the discriminated union of all registered configs. The registry accepts no
-more parts after pydantic has built the schema of this union, because they would be missing from the schema.
+One builder can build several parts. Its first argument is then annotated with the union of their configs. In a pydantic
+model, ``Annotated[ProjectorConfig, PROJECTORS]`` is the discriminated union of all registered configs. The registry
+accepts no more parts after pydantic has built the schema of this union, because they would be missing from the schema.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Registry(Generic[ConfigT, PartT]):
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         assert schema["type"] == "tagged-union"
         choices = {name: choice for name, choice in schema["choices"].items() if name != _BY_NAME}
-        description = f"Name of the {self.kind}. Its fields have their defaults."
+        description = f"Only the name of the {self.kind}. All other fields then have their defaults."
         alone = {"type": "string", "enum": self.names(), "description": description}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:

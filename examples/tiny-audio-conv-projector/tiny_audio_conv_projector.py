@@ -1,4 +1,4 @@
-"""A projector with a strided convolution over the encoder's frames and a linear layer, similar to SLAM-LLM's."""
+"""A projector similar to SLAM-LLM's: a strided convolution over the encoder's frames, and then a linear layer."""
 
 from __future__ import annotations
 

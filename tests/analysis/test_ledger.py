@@ -31,7 +31,8 @@ def test_every_value_says_how_it_was_obtained() -> None:
         "peak memory": ("26.00 GiB", "of the GPU, by PyTorch's allocator"),
         "time": (
             "10.0 h",
-            "10.0% for evaluation, checkpoints and export; start, lost steps and this report are not counted",
+            "10.0% for evaluation, checkpoints and export; startup, steps lost when the process was killed, and this "
+            "report are not counted",
         ),
         "cost": ("$4.40", "$0.44 an hour (rough, from the table)"),
         "energy": ("2.5 kWh", "measured by NVML, GPU only"),

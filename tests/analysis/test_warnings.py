@@ -43,7 +43,7 @@ def test_scores_contain_overlaps_with_training() -> None:
     state_overlap(scores, Comparison((replace(OVERLAP, excluded=True),), ("clip", "speaker"), "too long"))
     left_out, not_compared = warnings_of(scores)
     assert left_out == f"{OVERLAP}; they are not scored"
-    assert not_compared.endswith("by clip, speaker only: too long")
+    assert not_compared.endswith("only by clip, speaker, not by sound: too long")
     state_overlap(scores, None)
     (unknown,) = warnings_of(scores)
     assert comparison_of(scores) is comparison_of({}) is None

@@ -218,7 +218,7 @@ def ignores_checkpointing(part: Any, config: EncoderConfig) -> None:
     ("mistake", "check", "message"),
     [
         (freezes_the_sum, "layers", r"layer: weighted, .* \[\]"),
-        (keeps_an_extra_layer, "layers", r"layer: weighted .* layer: 1: model\.encoder\.unused"),
+        (keeps_an_extra_layer, "layers", r"layer: weighted .* layer: 1 has: model\.encoder\.unused"),
         (ignores_the_layer, "layers", r"layer: 1, compared with the weighted sum of only this layer: values differ"),
         (
             changes_numbered_layers,

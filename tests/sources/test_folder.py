@@ -157,7 +157,7 @@ def test_files_without_a_row_are_listed_as_dropped(place: Path) -> None:
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
     index = folder(place).index()
     assert dropped(index) == dict.fromkeys(("b.wav", "deep/c.ogg", "e.m4a"), "row_missing")
-    assert index.dropped[0].detail == "b.wav: no row of metadata.csv names this file"
+    assert index.dropped[0].detail == "b.wav: this file is not listed in any row of metadata.csv"
 
 
 def test_the_text_column_is_found_or_configured(place: Path) -> None:

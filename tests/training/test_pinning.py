@@ -66,7 +66,7 @@ def test_other_weights_in_the_same_folder_are_rejected(tmp_path: Path) -> None:
     Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
     hubert(folder, seed=1)
-    with pytest.raises(UserError, match=r"another encoder checkpoint \([0-9a-f]{64}\)"):
+    with pytest.raises(UserError, match=r"another encoder checkpoint \(hash [0-9a-f]{64}\)"):
         Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
 
 

@@ -9,9 +9,9 @@ another clip of similar duration:
 
 Losses are teacher-forced, in nats, and summed over all label tokens of the clips. ``tokens`` is the number of these
 tokens, including the end tokens. A model that ignores the audio, including its duration, gets 0. The value is not
-mutual information. It can exceed the information in the text: a model that trusts the audio expects the words of the
-other clip, so the model gives the reference a very low probability. Values of decoders with different tokenizers cannot
-be compared.
+mutual information. It can exceed the information in the text: if a model that trusts the audio gets the audio of
+another clip, the model expects the words of the other clip and gives the reference a very low probability. Values of
+decoders with different tokenizers cannot be compared.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FEW_BITS = 0.5
 """If the lower end of the 95 % interval of the bits per token is below this value, a warning says that the model may
 hardly use the audio.
 
-The value separates two groups of models that ``benchmarks/use_of_audio.py`` measures. For models with a low WER (9.7
-and 13.5 %), the lower end of the interval was 4.2 or more. For models with a WER of 99 % or more, and for models with
-an untrained projector, the lower end was at most 0.49. For some of these models, it was above 0, although they do not
-use the content of the audio: the number of audio embeddings reveals the duration of the clip."""
+The value separates two groups of models that ``benchmarks/use_of_audio.py`` measures. In the first group, the WER was
+low (9.7 and 13.5 %), and the lower end was 4.2 or more. In the second group, the WER was 99 % or more, or the projector
+was untrained, and the lower end was at most 0.49. For some models of the second group, the lower end was above 0,
+although they do not use the content of the audio: the number of audio embeddings reveals the duration of the clip."""
 
 BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
 """Keys of the scores that are logged during training. :func:`score_bits` returns these and others."""

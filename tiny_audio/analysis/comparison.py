@@ -4,8 +4,8 @@
    first system is the baseline. The others are compared with it, not with each other.
 2. **Difference.** The pooled WER of the other system minus the baseline's pooled WER. If it is below 0, the other
    system is better. With several training seeds, each WER is the mean over seeds.
-3. **Units.** The interval and the test below resample single utterances, or whole groups of utterances such as speakers
-   (see :func:`units_column`). With several seeds, both add random variation between seeds, as in Welch's t test.
+3. **Units.** The interval and the test below use single utterances as units, or whole groups such as speakers (see
+   :func:`units_column`). With several seeds, interval and test also include variation between seeds (Welch's t test).
 4. **Interval.** A 95 % interval from the paired bootstrap over the units. It is not corrected for the number of
    comparisons.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
@@ -50,7 +50,7 @@ from tiny_audio.analysis.slices import slices
 from tiny_audio.config import UserError
 
 SIGNIFICANCE = 0.05
-"""A difference is shown if the adjusted p-value is below this threshold."""
+"""The verdict is "better" or "worse" if the adjusted p-value is below this threshold."""
 TIE: Final = "no difference shown"
 Verdict = Literal["better", "worse", "no difference shown"]
 Row = Mapping[str, Any]
@@ -60,8 +60,8 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Minimum number of draws in a randomization test, per comparison of the command: with 1,000 comparisons, each test has
-40,000 draws. With fewer than 20 per comparison, no p-value could be below 0.05 after Holm's correction."""
+"""Each randomization test has at least this many draws per comparison of the command, such as 40,000 draws for 1,000
+comparisons. With fewer than 20 draws per comparison, no p-value could be below 0.05 after Holm's correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units (utterances or groups) in a slice. Smaller slices have no interval."""
 SPEAKER = "speaker"
@@ -141,8 +141,8 @@ class AlignedSet:
         if self.groups is not None and not any(self.groups):
             columns = ", ".join(sorted({key for row in self.rows for key in row["metadata"]})) or "none"
             raise UserError(
-                f"{name}: no utterance has a column {self.column!r} to group by (columns: {columns}); choose one of "
-                "these columns with --group-by"
+                f"{name}: no utterance has a column {self.column!r} to group by (columns: {columns}); choose a listed "
+                "column with --group-by, or leave --group-by out"
             )
 
 
@@ -321,7 +321,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        least = 2.0 ** (1 - units)  # smallest p: exchange none or all units, two of 2**units ways
+        least = 2.0 ** (1 - units)  # smallest p: of the 2**units exchanges, only two (no unit, all units) are extreme
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
             yield (

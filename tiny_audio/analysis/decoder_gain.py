@@ -1,8 +1,8 @@
 """Measure the gain from the decoder: compare a run's model with recognizers that use its encoder but not its decoder.
 
 These recognizers are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with Whisper's
-decoder. The model is compared with each of them by the rule of :mod:`tiny_audio.analysis.comparison`. The recognizer is
-the baseline of the comparison. Holm's correction treats all comparisons of a run as one family.
+decoder. The model is compared with each of them by the rule of :mod:`tiny_audio.analysis.comparison`. In each
+comparison, the recognizer is the baseline. Holm's correction treats all comparisons of a run as one family.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def gain_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield lines for the terminal about the entries of ``decoder_gain`` in ``report.json``."""
     if not entries:
         return
-    yield "What the decoder adds to the encoder's own recognizers, on the same clips:"
+    yield "What the decoder adds, relative to recognizers with the same encoder and clips:"
     for entry in entries:
         own, model = (entry["rates"][name]["wer"] for name in (entry["system"], MODEL))
         found = entry["difference"]
@@ -140,4 +140,4 @@ def _costs(entry: Mapping[str, Any]) -> str:
     if own is None or model is None or not own["flops_per_s"]:
         return ""
     flops, time = (model[key] / own[key] for key in ("flops_per_s", "latency_s"))
-    return f"; {flops:.3g} times the FLOPs, {time:.3g} times the latency"
+    return f"; {flops:.3g} times the FLOPs, {time:.3g} times the latency with the model"

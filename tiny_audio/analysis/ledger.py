@@ -102,7 +102,10 @@ def _memory_source(ledger: Mapping[str, Any]) -> str:
 def _time(ledger: Mapping[str, Any]) -> Row:
     overhead = ledger["occupied_hours"] - ledger["step_hours"]
     share = overhead / ledger["occupied_hours"] if ledger["occupied_hours"] else 0.0
-    how = f"{share:.1%} for evaluation, checkpoints and export; start, lost steps and this report are not counted"
+    how = (
+        f"{share:.1%} for evaluation, checkpoints and export; startup, steps lost when the process was killed, and "
+        "this report are not counted"
+    )
     return "time", _duration(ledger["occupied_hours"]), how
 
 

@@ -18,7 +18,7 @@ _NUM_WORST = 5
 _NUM_WORST_OF_SEVERAL = 2
 _MAX_WORDS = 60
 _MAX_WIDTH = 60
-_LEGEND = "[-reference-] and {+hypothesis+}"
+_LEGEND = "errors are marked as [-reference-] and {+hypothesis+}"
 SEEDS_INCLUDED = "include the variation between seeds"
 """The end of a sentence about intervals and p-values. It applies if a system has several seeds."""
 
@@ -35,8 +35,9 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
-            None if the scores have no such interval.
+        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
+            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
+            ``wer_interval_by_group``. None if there is only one interval.
         after: columns of counts on the right of the metrics, as a mapping from the key in the scores to the column
             head, such as ``{"num_utterances": "clips"}``.
     """
@@ -93,9 +94,10 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     kept = [[cell for index, cell in enumerate(row) if index not in empty] for row in rows]
     return (
         f"{in_columns(kept, num_texts=2 if 1 in empty else 3)}\n"
-        "Differences in WER are in percentage points. A system whose difference is below 0 is better than the "
-        f"baseline. Intervals and p are computed by resampling {units}. Adjusted: p after Holm's correction for {size} "
-        f"comparison{'s' if size > 1 else ''}. The verdict is better or worse only if this value is below 0.05."
+        "Differences in WER are in percentage points. If the difference is below 0, the system has a lower WER than "
+        f"the baseline. Intervals and p are computed by resampling {units}. Adjusted: p after Holm's correction for "
+        f"{size} comparison{'s' if size > 1 else ''}. The verdict is better or worse only if the adjusted p is below "
+        "0.05."
     )
 
 
@@ -118,13 +120,13 @@ def units_text(columns: Iterable[str | None]) -> str:
 
 
 def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
-    """Format the WER of each slice. Mark differences whose interval excludes zero."""
+    """Format the WER of each slice. Mark a WER if the interval of its difference from the baseline excludes zero."""
     rows = [["WER by slice", "", "clips", *names]]
     for part in slices:
         rates = (f"{part.wer[name]:.2%}{'*' if part.stands_out(name) else ' '}" for name in names)
         rows.append([part.column, part.value, f"{part.num_utterances:,}", *rates])
     text = in_columns(rows, num_texts=2)
-    note = "\n* The 95 % interval of this difference excludes zero. This is a hint, not a test."
+    note = "\n* The 95 % interval of the difference from the baseline excludes zero. This is a hint, not a test."
     return text + note if "*" in text else text
 
 
@@ -196,7 +198,7 @@ def rescore_table(rescored: Rescored) -> str:
         worst = sorted(pairs, key=lambda pair: -pair[1].errors)[:limit]
         lines = [f"  {clip}: {side.errors} errors\n    {marked(side)}" for clip, side in worst if side.errors]
         if lines:
-            blocks.append("\n".join([f"{name}, the worst; {_LEGEND}", *lines]))
+            blocks.append("\n".join([f"{name}, the worst utterances; {_LEGEND}", *lines]))
     return "\n\n".join(blocks)
 
 

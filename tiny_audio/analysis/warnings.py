@@ -70,7 +70,10 @@ class Comparison:
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
-    """Add a set's overlap with the training data to the set's scores. ``found`` is None if that data is unreadable."""
+    """Add a set's overlap with the training data to the set's scores.
+
+    ``found`` is None if the training data cannot be read.
+    """
     scores[_KEY] = None if found is None else [asdict(overlap) for overlap in found.overlaps]
     scores[_COMPARED] = None if found is None else list(found.compared)
     scores[_NOT_COMPARED] = "the training data cannot be read" if found is None else found.not_compared
@@ -94,7 +97,11 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
         yield str(Overlap(**{**entry, "training_sets": tuple(entry["training_sets"])}))
     if scores.get(_NOT_COMPARED):
         compared = ", ".join(scores[_COMPARED] or ())
-        only = f"compared with the training data by {compared} only" if compared else "not compared with training data"
+        only = (
+            f"compared with the training data only by {compared}, not by sound"
+            if compared
+            else "not compared with training data"
+        )
         yield f"{only}: {scores[_NOT_COMPARED]}"
     if ignores_audio(scores):
         low, high = scores["bits_from_audio_interval"]

@@ -90,7 +90,7 @@ def container_layout(data: Data) -> Layout | None:
     if not wrong and len(parts) < 2:
         return None
     if len(parts) == _MAX_CHUNKS and parse is not None:
-        cut_off = f"only the first {len(parts):,} of its joined files are used"
+        cut_off = f"contains more than {len(parts):,} joined files or blocks of samples; the rest is not read"
     if len(parts) > 1:
         notes.append(f"{len(parts)} joined files or blocks of samples; all of them are used")
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off)

@@ -29,8 +29,8 @@ _UNKNOWN_FRAMES = 1 << 60
 _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
-"""An MP3 may have this many bytes or 5 % of its size, whichever is more, after the last decoded frame. If more bytes
-follow, the length in its header is wrong."""
+"""At most ``max(_MP3_TRAILER_BYTES, file size / 20)`` bytes of an MP3 may follow the last decoded frame. If more bytes
+follow, the length in the header is wrong."""
 _TOLERANCE_S = 0.05
 """Missing sound that is shorter than this is not reported. Gaps less than this apart are reported as one gap."""
 
@@ -241,7 +241,7 @@ class Decoder:
                 )
             if frames >= _UNKNOWN_FRAMES:
                 raise AudioError(
-                    "unknown_length", f"{name}: the header does not state the length; write the file again"
+                    "unknown_length", f"{name}: the header does not state the length; convert the file to FLAC"
                 )
             if frames == 0:
                 raise AudioError("empty", f"{name}: contains no samples that can be decoded")

@@ -64,7 +64,8 @@ class _Stream:
         """Read the frame header at ``buffer[at:]``.
 
         Returns:
-            The frame's first sample and its number of samples; None if there is no valid header.
+            The index of the frame's first sample, and the number of samples in the frame; None if there is no valid
+            header.
         """
         head = buffer[at : at + _MAX_HEADER]
         if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[3] & 1 or head[3] >> 4 > 10 or head[3] & 0x0E == 0x06:
@@ -198,7 +199,7 @@ def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
 def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
     """Return the real frames with their correct ends.
 
-    Bytes inside a frame that only look like the start of another frame are left out.
+    Bytes inside a frame may look like the start of another frame. Such false frames are left out.
     """
     seen = list(islice(found, _MAX_FRAMES))
     kept: list[PartFrame] = []

@@ -60,7 +60,8 @@ def _mp4_end(data: Data, start: int) -> int:
         if kind == b"ftyp" and {b"moov", b"mdat"} <= found:
             return position
         size = int.from_bytes(head[8:16], "big") if size == 1 else size
-        # A streamed file may repeat its header before each fragment (`moof`), but all fragments are one recording.
+        # A streamed file may repeat its header before each fragment (`moof`), but all fragments are one recording. So a
+        # file with fragments is not divided.
         if size < 8 or kind == b"moof":
             break
         found.add(kind)

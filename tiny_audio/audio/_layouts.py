@@ -19,8 +19,8 @@ _BEGINNING = re.compile(
 )
 """The beginning of a file in a format that libsndfile reads."""
 _MATROSKA = b"\x1aE\xdf\xa3"
-"""The beginning of a Matroska file. Its content may include the header of another format, which is not a second file.
-So a Matroska file is not searched for such headers."""
+"""The beginning of a Matroska file. A Matroska file is not searched for the header of another format: its tracks may
+contain such a header, for example of FLAC, but no second file begins there."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:
@@ -31,7 +31,8 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
             the file are checked.
 
     Returns:
-        None if libsndfile should read the file as it is. If libsndfile cannot read it, the decoder raises the error.
+        None if libsndfile should read the file as it is. Files of unknown formats also give None. When the decoder
+        opens such a file, it raises an error.
     """
     magic = data.read(0, 4)
     if magic == b"OggS":

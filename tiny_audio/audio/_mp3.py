@@ -42,7 +42,7 @@ _VBRI_AT = 36
 _MAX_LOST_BYTES = 1 << 24
 """After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000
-"""At most this many runs are read, to limit memory for hostile files."""
+"""At most this many runs of consecutive frames are read, to limit memory for hostile files."""
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
 
 
@@ -104,7 +104,8 @@ class _Run:
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
         elif tag and tag[at + 7] & 1:
-            # Keep the other fields, such as the encoder's delay. Only the padding after the last sample is set to 0.
+            # Change the number of frames, the number of bytes, and the padding after the last sample, which becomes 0.
+            # Keep the other fields, such as the encoder's delay.
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
@@ -123,7 +124,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
         inside: the byte range of the MP3 if it is inside another file, such as WAV. None if the whole file is the MP3.
 
     Returns:
-        None if the length tag is right, or if the file is not an MP3.
+        None if the length tag is right and no damage was found, or if the file is not an MP3.
     """
     begin = 0 if inside is None else inside.start
     start = after_id3(data, begin)
@@ -219,7 +220,7 @@ class _Window:
 
 @lru_cache(4_096)
 def _parse(head: bytes) -> tuple[_Kind, int] | None:
-    """Return the kind and size in bytes of the frame with this header; None if it is not a header."""
+    """Return the kind of the frame with this header, and its size in bytes; None if ``head`` is not a frame header."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3

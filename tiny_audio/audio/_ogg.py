@@ -15,8 +15,8 @@ _HEAD_BYTES = 27
 _FIRST, _LAST = 2, 4
 """Flags that mark the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
-"""Files with this many pages or more are not checked, to limit memory for hostile files: libsndfile reads them as they
-are. A page usually has 4 KB."""
+"""Files with this many pages or more are not checked, to limit memory for hostile files. Instead, libsndfile reads a
+file of this size as it is. A page usually has 4 KB."""
 _LATE_S = 30.0
 """If the first page with samples ends later than this, the recording began in the middle of a running stream. The
 recording's times are then counted from the end of this page, not from the start of the stream."""
@@ -40,7 +40,7 @@ class _Codec(NamedTuple):
     header_packets: int
     """Number of packets before the first samples."""
     rate: int
-    """Sampling rate in Hz of the samples by which the pages' positions are counted. For Opus, it is always 48,000."""
+    """Rate in Hz of the samples in which the positions of pages are counted. For Opus, it is always 48,000."""
     skipped: int = 0
     """Number of samples at the start that do not belong to the recording, as the codec's header states."""
 
@@ -164,8 +164,8 @@ def _checksum(page: bytes) -> int:
 def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
     """Yield the pages of each of the joined recordings.
 
-    A recording begins with the first pages of all its streams. A stream that begins after other pages belongs to the
-    next recording.
+    A recording begins with the first pages of all its streams. If the first page of a stream follows a page that is not
+    a first page, the next recording begins there.
     """
     first = 0
     for index in range(1, len(pages) + 1):

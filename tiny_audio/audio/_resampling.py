@@ -14,8 +14,8 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The ratio is rounded, because the filter has one phase for each output sample of a period. With the exact ratio
-    # for 44,101 Hz, there would be 16,000 phases, which would need gigabytes.
+    # The numerator of the ratio is the number of the filter's phases. For 44,101 Hz, the exact ratio is
+    # 16,000 / 44,101, and 16,000 phases would need gigabytes. Therefore the ratio is rounded.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 

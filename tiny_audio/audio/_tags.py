@@ -55,7 +55,7 @@ def tag_at(data: Data, start: int, end: int) -> int:
         return 227 if head[3:4] == b"+" else 128
     if head[:8] == b"APETAGEX":
         size, flags = int.from_bytes(head[12:16], "little"), int.from_bytes(head[20:24], "little")
-        # The flag marks the header of a tag, which the tag's content follows. Without it, this is a tag's footer.
+        # If the flag is set, this is the header of a tag, and the tag's content follows. Otherwise, this is a footer.
         return size + 32 if flags & 0x20000000 else 32
     if head[:11] == b"LYRICSBEGIN":
         after = data.find(b"LYRICS", start + 11, min(end, start + 1_000_000))

@@ -15,11 +15,12 @@ MAX_AMPLITUDE = 65_536.0
 """Largest allowed absolute value of a sample. The limit is above 1 because some float files use the scale of 16-bit
 samples. Values above the limit would overflow in later computations."""
 _CANCELED = 0.5
-"""Channels cancel each other if the energy of their sum, divided by the sum of their energies, is below this value. The
-quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite phase."""
+"""Channels cancel each other if the quotient ``energy(sum of the channels) / sum(energy of each channel)`` is below
+this value. The quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite
+phase."""
 _WINDOW, _STEP = 4_096, 4
-"""Channels are compared in windows of 4,096 frames. Their samples are not compared directly. Every fourth sample is
-subtracted from the next of these samples, and the differences are compared."""
+"""Channels are compared in windows of 4,096 frames. The samples ``x`` of a channel are not compared directly. The
+differences ``x[4 * (n + 1)] - x[4 * n]`` are compared instead."""
 _FLOOR = 1e-4
 """Channels are not compared in a window whose energy is below this share of the strongest window's energy."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}

@@ -104,7 +104,7 @@ def ffmpeg_blocks(
         with with_lost_frames(path) as (whole, num_lost_bytes):
             yield from _blocks(whole, name, track, channel, num_lost_bytes)
         return
-    warn_once(f"{name}: {len(files)} joined files; all of them are used")
+    warn_once(f"{name}: {len(files)} joined files; they are decoded one after another")
     failed: dict[int, AudioError] = {}
     for number, part in enumerate(files, start=1):
         try:
@@ -115,7 +115,7 @@ def ffmpeg_blocks(
     if len(failed) == len(files):
         raise failed[1]
     for number, problem in failed.items():
-        warn_once(f"{name}: file {number} in it is left out: {str(problem).removeprefix(f'{name}: ')}")
+        warn_once(f"{name}: joined file {number} in it is left out: {str(problem).removeprefix(f'{name}: ')}")
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def _blocks(
     mono = bool(tracks) and _MONO.search(tracks[chosen].description) is not None
     layouts = [] if channel is not None else [f"aformat=channel_layouts={'mono' if mono else 'stereo'}"]
     # The first timestamp is often the encoder's delay. FFmpeg has already removed this delay from the samples, so a
-    # first timestamp below the limit becomes 0.
+    # first timestamp below `_LEAST_GAP_S` becomes 0.
     start = f"asetpts=if(lt(STARTT\\,{_LEAST_GAP_S})\\,PTS-STARTPTS\\,PTS)"
     filters = ",".join([start, f"aresample={SAMPLE_RATE}:async=1", *layouts])
     output = ("-c:a", "pcm_f32le", "-map_metadata", "-1", "-bitexact", "-f", "wav", "pipe:1")

@@ -43,7 +43,7 @@ class Landmarks:
 
 
 def landmarks(waveform: Tensor) -> Landmarks:
-    """Return the landmarks of a clip: mono float32 ``[S]`` at 16 kHz. Silence has none."""
+    """Return the landmarks of a clip, which is mono float32 ``[S]`` at 16 kHz. Silence has no landmarks."""
     frames, bins = _peaks(waveform)
     hashes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     times: list[NDArray[np.int64]] = [np.empty(0, np.int64)]

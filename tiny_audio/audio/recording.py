@@ -12,7 +12,7 @@ from tiny_audio.audio.ffmpeg import HINT, ffmpeg_blocks, has_ffmpeg
 from tiny_audio.audio.load import audio_blocks
 
 _OTHER_PROGRAM_MAY = ("undecodable", "truncated", "empty", "unknown_length", "channels", "sample_rate")
-"""Reasons of an :class:`AudioError` for which FFmpeg may still be able to decode the file."""
+"""If :func:`audio_blocks` raises an :class:`AudioError` with one of these reasons, FFmpeg may still decode the file."""
 
 
 def recording_blocks(

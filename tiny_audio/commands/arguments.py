@@ -51,16 +51,17 @@ Normalizer = Annotated[str, Option(help=f"Text normalizer: {NORMALIZERS}.")]
 GroupBy = Annotated[
     str | None,
     Option(
-        help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default: "
-        "the recipe's evaluation.group_by, else speaker if every clip has one and there are several speakers, else no "
-        "groups."
+        help="Metadata column, such as speaker, that groups clips. Confidence intervals and significance tests "
+        "resample whole groups. Default: the recipe's evaluation.group_by, else speaker if every clip has one and "
+        "there are several speakers, else no groups."
     ),
 ]
 GroupByOfHypotheses = Annotated[
     str | None,
     Option(
-        help="Metadata column, such as speaker, that groups clips. Intervals and tests resample whole groups. Default "
-        "for comparisons: speaker if every clip has one and there are several speakers, else no groups."
+        help="Metadata column, such as speaker, that groups clips. Confidence intervals and significance tests "
+        "resample whole groups. Default for comparisons: speaker if every clip has one and there are several speakers, "
+        "else no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
@@ -72,8 +73,9 @@ Grid = Annotated[
     list[str],
     Argument(
         metavar="KEY=VALUE,VALUE",
-        help="Every combination becomes a run: projector=swiglu,conv training.seed=0,1. A key with one value applies "
-        "to all runs. Commas in brackets or quotes belong to the value.",
+        help="Values for fields of the recipe. Every combination of the values becomes a run: projector=swiglu,conv "
+        "training.seed=0,1 gives four runs. A key with one value applies to all runs. Commas in brackets or quotes "
+        "belong to the value.",
     ),
 ]
 SweepFolder = Annotated[
@@ -110,8 +112,8 @@ MergeLora = Annotated[
 Weights = Annotated[
     str | None,
     Option(
-        help="Weights to write: all or trained. With trained, the export is smaller, and loading it downloads the base "
-        "models. Default: all."
+        help="Weights to write: all, or trained (only the trained weights). An export without the other weights is "
+        "smaller, but loading it downloads the base models. Default: all."
     ),
 ]
 Step = Annotated[
@@ -135,8 +137,8 @@ TranscriptFormat = Annotated[
 TranscriptFolder = Annotated[
     Path | None,
     Option(
-        help="Write one file per recording to this folder. Skip recordings that already have a transcript in it and "
-        "have not changed since.",
+        help="Write one file per recording to this folder. A recording is skipped if its transcript is already in this "
+        "folder and the recording has not changed since.",
         file_okay=False,
     ),
 ]
@@ -154,7 +156,10 @@ Hotwords = Annotated[
 PreviousText = Annotated[str | None, Option(help="Text that was spoken before each recording.", show_default=False)]
 Language = Annotated[
     str | None,
-    Option(help="Language of the recordings, such as en, if the model was trained with it.", show_default=False),
+    Option(
+        help="Language of the recordings, such as en. Needs a model that was trained with prompt.context.language.",
+        show_default=False,
+    ),
 ]
 AudioTrack = Annotated[
     int | None,

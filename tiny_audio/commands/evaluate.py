@@ -39,7 +39,8 @@ def evaluate(
 
     See :func:`tiny_audio.evaluation.harness.evaluate_targets`.
 
-    If some of several targets fail, the others are evaluated. Then one error with all messages is raised.
+    If a target fails, the other targets are still evaluated. Then one error with the messages of all failed targets is
+    raised.
 
     Raises:
         UserError: a target or the data cannot be used.
@@ -99,7 +100,7 @@ def _write_results(evaluated: Evaluated, output_dir: Path) -> None:
     for target, scores in evaluated.scores.items():
         results = write_results(scores, output_dir / folder_name(target), date.today().isoformat())
         if results is not None:
-            _note(f"results for the model's repository on the hub: {results}")
+            _note(f"leaderboard results, as a file for the model's repository on the hub: {results}")
 
 
 def _note(text: str) -> None:

@@ -26,8 +26,8 @@ def export(
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge LoRA adapters into the base weights.
         weights: the format's option ``weights``. If None, the format's default is used.
-        step: export the checkpoint of this step of the run. If None, the trained model is exported, or the checkpoint
-            if ``run`` is the folder of one.
+        step: export the checkpoint of this step of the run. If None and ``run`` is the folder of a checkpoint, this
+            checkpoint is exported. If None and ``run`` is another folder, its trained model is exported.
 
     Raises:
         UserError: the format or an option is unknown, the model is missing or damaged, or the output folder

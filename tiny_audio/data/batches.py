@@ -1,4 +1,4 @@
-"""Padded training batches. Loader processes load, augment and encode the clips of a planned epoch."""
+"""Padded training batches. Loader processes load and augment the clips of a planned epoch, and encode transcripts."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as loader processes do, because the last bits of resampled audio depend on the thread count."""
+    """Use one thread, as loader processes do. The last bits of resampled audio depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -109,7 +109,7 @@ class Clips(Sequence[Clip]):
         return self.target_text(before.text) if value is not None and before.metadata.get(column) == value else ""
 
     def take(self, chosen: np.ndarray) -> Clips:
-        """Return the clips with the indices ``[m]``, in the order of ``chosen``."""
+        """Return the clips with the indices ``chosen`` (``[m]``), in this order."""
         groups = None if self.groups is None else self.groups[chosen]
         weights = None if self.weights is None else self.weights[chosen]
         return replace(

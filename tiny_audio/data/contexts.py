@@ -56,7 +56,7 @@ class TrainingContexts:
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
-        """Return an instance. If the config has hotwords, they are the rare words of all training transcripts.
+        """Return an instance. If the config has hotwords, they are drawn from the rare words of the transcripts.
 
         Args:
             config: the recipe's section ``prompt.context``.
@@ -72,7 +72,7 @@ class TrainingContexts:
         rare = rare_words(clips.texts, config.hotwords) if config.hotwords else ()
         _check_metadata(config, clips.clips)
         encoder = ContextEncoder(tokenizer, settings, settings.max_tokens)
-        encoder.encode(Context(rare[:1], "a"))  # raises if the tokenizer cannot encode any context
+        encoder.encode(Context(rare[:1], "a"))  # raises UserError if the tokenizer cannot encode contexts
         return cls(config, encoder, rare)
 
     @cached_property
@@ -156,7 +156,7 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
     if not found:
         raise UserError(
             f"prompt.context.hotwords.num_common: {config.num_common:,} leaves no hotword, because the training "
-            f"transcripts have {len(frequency):,} different words; lower num_common"
+            f"transcripts have only {len(frequency):,} different words; lower num_common"
         )
     return found
 

@@ -18,8 +18,8 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Third number in the seed ``[seed, 0, _PHASES]`` of the random numbers in :func:`_weighted`. The seed of the order of
-clips is ``[seed, epoch]``, so both are independent."""
+"""Third number in the seed ``[seed, 0, _PHASES]`` of the random phases in :func:`_weighted`. The order of clips has
+another seed, ``[seed, epoch]``, so the phases and the order are independent."""
 
 
 class BatchingConfig(Config):
@@ -90,8 +90,9 @@ def plan_epoch(
 
     The groups are shuffled and divided into windows of ``shuffle_clips`` clips. In each window, the clips are shuffled
     and divided into pools. Each pool is sorted by duration and divided into batches within the limits ``max_clips`` and
-    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs``, they are sorted
-    by duration instead. The result does not depend on the number of loader processes or training processes.
+    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs`` epochs, these
+    batches are sorted by duration instead. The result does not depend on the number of loader processes or training
+    processes.
 
     Args:
         durations_s: ``[n]``: duration of each clip.

@@ -86,7 +86,8 @@ class EvaluationSounds:
         such as a clip of half a second, are never found to be copies.
 
         Returns:
-            for each evaluation set, its copies of training clips, as index of the clip -> name of the training set.
+            for each evaluation set, the clips that sound like training clips, as index of the clip in the evaluation
+            set -> name of the training set.
         """
         places = [(name, row) for name, clips in self.sets.items() for row in range(len(clips))]
         copies: dict[str, dict[int, str]] = {name: {} for name in self.sets}

@@ -16,8 +16,8 @@ MAX_CHARACTERS_PER_S = 200.0
 text above this limit is not the transcript of the clip. Such a text is rejected before tokenization, because tokenizing
 thousands of words could need gigabytes."""
 _ANY_CLIP_S = 5.0
-""":func:`too_many_characters` treats shorter clips as if they had this duration, because durations in metadata may be
-rounded."""
+"""Minimum duration for :func:`too_many_characters`. Clips that are shorter are treated as if they had this duration,
+because durations in metadata may be rounded."""
 
 
 class TargetError(ValueError):
@@ -76,8 +76,8 @@ class TargetEncoder:
 
         Args:
             text: the transcript, already rewritten by :class:`tiny_audio.data.text.TargetText`.
-            num_samples: length of the clip. It limits the length of the text to ``MAX_CHARACTERS_PER_S``. CTC also
-                needs a frame for each label.
+            num_samples: length of the clip. The text may have at most ``MAX_CHARACTERS_PER_S`` characters per second.
+                For CTC, the clip must also have enough frames for the labels.
 
         Raises:
             TargetError: the text contains a special token, is too long for the clip or the decoder, has a character

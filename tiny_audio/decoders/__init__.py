@@ -25,7 +25,7 @@ Head = Callable[[Tensor, Tensor], Tensor]
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""Names of the config field for the number of positions, in different architectures."""
+"""Names of the config field that has the maximum number of positions. The name depends on the architecture."""
 
 
 class DecoderConfig(TransformersPartConfig, ABC):

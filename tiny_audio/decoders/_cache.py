@@ -21,7 +21,7 @@ def can_crop(model: Any) -> bool:
 
 
 def _cache_argument(model: Any) -> str | None:
-    """Return the name of the cache argument of ``forward``, which transformers 5.24 renamed; None if there is none."""
+    """Return the name of ``forward``'s cache argument, or None if there is none. transformers 5.24 changed the name."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
@@ -31,7 +31,8 @@ class CausalLMCache(DecoderCache):
 
     In assisted decoding, each row accepts a different number of draft tokens. The rows are then moved, so that all of
     them end at the same position. Masking the rejected positions would be faster. But layers with sliding windows or
-    linear biases compute distances from positions in the cache, so masked positions would increase the distances.
+    linear position biases (ALiBi) compute distances from positions in the cache, so masked positions would increase the
+    distances.
 
     Args:
         model: a ``…ForCausalLM``.

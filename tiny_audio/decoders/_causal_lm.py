@@ -203,7 +203,7 @@ class CausalLMDecoder(Decoder):
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings that the model's own forward would use. Gemma's embeddings are already scaled."""
+        """Return the embeddings that the model's own forward would use. Gemma's embedding module also scales them."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 

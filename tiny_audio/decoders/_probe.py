@@ -11,17 +11,19 @@ from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders._causal_lm import CausalLMDecoder
 
 _LONG, _SHORT = 6, 3
-"""Lengths of the two rows of the test batch without padding. The second row is padded to the length of the first."""
+"""Number of real positions of the first and the second row in the test batch. The second row is padded to the length of
+the first row."""
 _PADDING = 10.0
 """Value of the embeddings in the padding, relative to the root mean square of the token embeddings."""
 
 
 @torch.no_grad()
 def probe(decoder: CausalLMDecoder, name: str) -> None:
-    """Reject a model that is not causal, or whose output depends on padding. Do nothing on the meta device.
+    """Reject a model that does more with token ids than look up embeddings, is not causal, or depends on padding.
 
     Some causal LMs of transformers accept an attention mask but ignore it in some of their layers. Others have a
-    recurrent state that padding changes. The check needs five forward passes over two rows of six positions.
+    recurrent state that padding changes. The check needs five forward passes over two rows of six positions. On the
+    meta device, nothing is checked.
 
     Raises:
         UserError: the model does not meet a requirement.

@@ -1,4 +1,4 @@
-"""Tokenizers: a checkpoint's own, or a small tokenizer trained on the transcripts for decoders with random weights."""
+"""Tokenizers: a checkpoint's own tokenizer or, for decoders with random weights, a small one trained on transcripts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
         if "tiktoken" in reason:  # transformers tries tiktoken if sentencepiece cannot read the file
             reason = "its tokenizer.model is damaged, or the sentencepiece package is not installed"
         raise _no_tokenizer(folder_or_id, reason) from error
-    # If there are no files, transformers creates a tokenizer that has only special tokens.
+    # If there are no tokenizer files, transformers creates a tokenizer that has only special tokens.
     if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
         raise _no_tokenizer(folder_or_id, "it has no tokenizer.json, tokenizer.model or vocab.json")
     return tokenizer

@@ -1,4 +1,4 @@
-"""A decoder for any other causal language model of transformers. Code from the hub is not run."""
+"""A decoder for causal language models of transformers that are not in ``families``. Code from the hub is not run."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class CausalLMConfig(DecoderConfig):
 def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
     """Build a transformers causal LM with the architecture of the checkpoint or of ``model_type``.
 
-    Unless the decoder is rebuilt, :func:`probe` checks it, because families treat embeddings, masks and positions
-    differently.
+    Families treat embeddings, masks and positions differently, so :func:`probe` checks the decoder. If the decoder is
+    rebuilt, the check is skipped.
 
     Raises:
         UserError: transformers has no causal LM of that architecture, or the model fails a check of :func:`probe`, such

@@ -65,7 +65,7 @@ class LlamaConfig(FamilyConfig):
 
     name: Literal["llama"] = "llama"
     pretrained: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id or local folder of a checkpoint with the Llama architecture and its tokenizer."""
+    """Hub id or local folder of a checkpoint that has the Llama architecture and contains its tokenizer."""
 
 
 class Qwen3Config(FamilyConfig):

@@ -15,7 +15,7 @@ class FixedBatchNorm(nn.BatchNorm1d):
 
     @classmethod
     def of(cls, norm: nn.BatchNorm1d) -> FixedBatchNorm:
-        """Return a fixed batch norm with the tensors of ``norm`` under the same names."""
+        """Return a fixed batch norm that shares the parameters and buffers of ``norm``."""
         fixed = cls(norm.num_features, norm.eps)
         for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
             setattr(fixed, name, tensor)

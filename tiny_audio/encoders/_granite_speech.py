@@ -13,7 +13,7 @@ from tiny_audio.encoders._batch_norm import FixedBatchNorm
 
 
 class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped here
-    """A Conformer layer with the modules of a transformers layer, and with a mask.
+    """A Conformer layer that uses the modules of a transformers layer and supports a mask.
 
     The transformers layer has no mask, so padding would change the frames near the end of a clip. It also does not
     support gradient checkpointing.
@@ -42,7 +42,7 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         return output
 
     def _attend(self, hidden: Tensor, mask: Tensor, distances: Tensor) -> Tensor:
-        """Compute self-attention within blocks of equal size. The first block of a clip starts at its first frame."""
+        """Compute self-attention within blocks of equal size. The first block starts at the first frame of the clip."""
         attention = self.attn
         batch, num_frames, _ = hidden.shape
         size = min(attention.context_size, num_frames)

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def scale_by_fan_in(model: nn.Module) -> None:
-    """Draw the weights of convolutions (He initialization) and linear layers (Xavier initialization) again.
+    """Reinitialize the weights of convolutions (He initialization) and linear layers (Xavier initialization).
 
     transformers draws these weights with a standard deviation of 0.02, which suits the widths of published models. In a
     narrow encoder with such weights, the output of the convolutions would be much too small.

@@ -87,9 +87,9 @@ class WeightedLayers(nn.Module):
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        The sum is computed by hooks on the layers, because hooks work for every architecture and run outside of
-        gradient checkpointing. Each hook adds its layer's output to the sum at once. Without gradients, earlier outputs
-        are then not kept in memory.
+        ``run()`` must call each of the ``layers`` once. The sum is computed by hooks on the layers, because hooks work
+        for every architecture and run outside of gradient checkpointing. Each hook immediately adds its layer's output
+        to the sum. If no gradients are computed, earlier outputs are therefore not kept in memory.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

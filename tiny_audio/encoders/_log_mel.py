@@ -56,7 +56,7 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
 
 
 def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
-    """Raise features ``[B, F, mels]`` to at least 80 dB below the maximum of their clip.
+    """Raise features ``[B, F, mels]`` that are more than 80 dB below the maximum of their clip to this limit.
 
     The maximum is taken over the frames for which ``mask [B, F]`` is True.
     """

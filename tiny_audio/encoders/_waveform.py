@@ -20,7 +20,8 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them: 320 samples per frame."""
+"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them. The product of the strides
+is 320, so there are 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 """Names of the linear layers that all three families have."""
@@ -48,8 +49,8 @@ class WaveformConfig(EncoderConfig, ABC):
 
     normalize: bool = True
     """Scale each clip to mean 0 and variance 1. Checkpoints with layer norms in their front end, such as the large
-    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead, so this setting does
-    not change their output."""
+    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead. The group norm removes
+    the mean and the scale of a clip, so this setting does not change the output of the base checkpoints."""
     train_front_end: bool = False
     """Train the convolutions too. If false, no gradient is computed for them."""
 

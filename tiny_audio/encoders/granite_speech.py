@@ -55,8 +55,8 @@ class GraniteSpeechConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. A mel frame has half the width of the layers' input, which is a pair of
-        mel frames."""
+        """Return the settings of the front end. The layers' input is a pair of mel frames, so ``n_mels`` is half of the
+        input's width."""
         mels = self.known_fields().get("input_dim", 160) // STACK
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "n_mels": mels}
         return {"sampling_rate": SAMPLE_RATE, "melspec_kwargs": {"sample_rate": SAMPLE_RATE} | sizes}
@@ -100,7 +100,7 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     # Allow gradient checkpointing. With the default `main_input_name`, transformers would look for token embeddings.
     model.supports_gradient_checkpointing, model.main_input_name = True, "input_features"
     if len(model.layers) <= middle:
-        del model.out, model.out_mid  # only the layers above the middle layer use these modules
+        del model.out, model.out_mid  # only the layers above the middle layer use the output of these modules
     prepare_training(model, config)
     return GraniteSpeechEncoder(model, config)
 

@@ -22,7 +22,7 @@ NUM_FFT = 512
 PREEMPHASIS = 0.97
 
 _NOT_USED = (r"ctc_head\..*", r"decoder\..*", r"joint\..*", r"encoder_projector\..*")
-"""Regular expressions for keys of CTC, RNN-T and TDT recognizers that do not belong to the encoder."""
+"""Regular expressions for keys that do not belong to the encoder, in checkpoints of CTC, RNN-T and TDT recognizers."""
 
 
 class ParakeetConfig(EncoderConfig):
@@ -135,7 +135,8 @@ class ParakeetEncoder(Encoder):
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Pad with silence: half a window before the clip, and the rest of the last window after the clip.
+        # Pad with silence: half a Fourier transform (NUM_FFT // 2 samples) before the clip, and the rest of the last
+        # Fourier transform after the clip.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)

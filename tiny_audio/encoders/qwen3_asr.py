@@ -118,7 +118,7 @@ class Qwen3AsrEncoder(Encoder):
         self.attention = config.attention
         self.dropout = config.dropout
         for layer in model.layers:
-            # transformers ignores attention_dropout of its own config, so it is set in each layer.
+            # transformers ignores attention_dropout in its config, so set the attention dropout in each layer.
             layer.self_attn.attention_dropout = config.dropout
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
@@ -197,8 +197,9 @@ class Qwen3AsrEncoder(Encoder):
         ]
         offsets, longest = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), max(sizes)
         if self.attention == VARLEN:
-            # Unless the attention is Flash Attention, transformers splits the frames at `cu_seqlens`. `varlen` splits
-            # the frames by itself, at `cu_seq_lens_q`. So `cu_seqlens` is a single range of all frames.
+            # Unless the attention is Flash Attention, transformers splits the frames at `cu_seqlens`, and calls the
+            # attention once for each range. `varlen` must get all frames in one call, because it splits them itself, at
+            # `cu_seq_lens_q`. Therefore, `cu_seqlens` has only one range, which contains all frames.
             on_device = offsets.to(lengths.device)
             own = {"cu_seq_lens_q": on_device, "cu_seq_lens_k": on_device}
             return {"cu_seqlens": offsets[[0, -1]], "max_length_q": longest, "max_length_k": longest} | own

@@ -57,8 +57,8 @@ class W2vBertConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. A filter-bank frame has half the width of the layers' input, which is a
-        pair of filter-bank frames."""
+        """Return the settings of the front end. The layers' input is a pair of filter-bank frames, so ``num_mel_bins``
+        is half of the input's width."""
         mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
         return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
 

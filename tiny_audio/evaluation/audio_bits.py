@@ -21,7 +21,8 @@ from tiny_audio.runtime.device import in_parts_that_fit
 NUM_CLIPS = 100
 """Maximum number of clips of a set that are measured. These clips are spread evenly over the set."""
 _NUM_NEAREST = 8
-"""Number of clips from which the other audio is chosen: those with another text whose durations are most similar."""
+"""For each clip, another clip is chosen at random among this number of clips: of the clips with a different text, those
+with the most similar durations."""
 _SEED = 0
 
 
@@ -54,9 +55,10 @@ def measure_losses(
 ) -> dict[str, ClipLosses]:
     """Return the losses of at most :data:`NUM_CLIPS` clips by id.
 
-    Each clip is encoded once. Then the decoder makes two teacher-forced passes over the reference, one for each loss.
-    These passes take much less time than decoding. A clip is left out if it cannot be read, or if its reference cannot
-    be turned into a target. If all references are equal, no clip has another text, so the result is empty.
+    Each clip is encoded once. Then the decoder makes two teacher-forced passes over the reference: one with the
+    clip's own audio, and one with another clip's audio. These passes take much less time than decoding. A clip is left
+    out if it cannot be read, or if its reference cannot be turned into a target. If all references are equal, there is
+    no clip with a different text, so the result is empty.
 
     Args:
         model: the model, in evaluation mode.
@@ -95,7 +97,7 @@ def choose_partners(texts: Sequence[str], seed: int = _SEED) -> list[int | None]
     """For each clip, choose another clip of similar duration that has a different text.
 
     Args:
-        texts: the texts of the clips, which are sorted by duration.
+        texts: the text of each clip. The clips are sorted by duration.
         seed: seed of the choice.
 
     Returns:

@@ -90,7 +90,7 @@ class ClipContexts:
         """Check that the metadata columns exist.
 
         Raises:
-            UserError: the metadata of all clips lack one of the columns.
+            UserError: there is a column that no clip's metadata has.
         """
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):

@@ -43,7 +43,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
         texts: values of ``--data``. Each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the
             name of a preset, such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            pseudorandom and always the same. A larger number adds clips to the choice of a smaller number.
+            pseudorandom and always the same. A larger number chooses all clips that a smaller number chooses, and more.
         cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:

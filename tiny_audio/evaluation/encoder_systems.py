@@ -1,7 +1,7 @@
-"""Recognizers to compare a model with, which do not use the model's decoder.
+"""Recognizers that use a model's encoder, but not its decoder. They are compared with the whole model.
 
-These are the published checkpoint of the encoder, with its own head or decoder, and the model's encoder with its CTC
-head.
+There are two: the encoder's published checkpoint, with the head or decoder that it was published with, and the model's
+encoder with the model's CTC head.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ def ctc_head(model: TinyAudioModel) -> Callable[[list[Tensor]], object]:
 
 
 def measure_speed(transcribe: Callable[[list[Tensor]], object], waveforms: Sequence[Tensor]) -> Speed:
-    """Measure a recognizer on at least one waveform ``[S]``. Waveforms are passed one by one."""
+    """Measure the median time of a recognizer for one clip, and its FLOPs per second of audio.
+
+    Args:
+        transcribe: the recognizer. It gets one waveform at a time.
+        waveforms: at least one waveform ``[S]``.
+    """
     counted = waveforms[:_NUM_COUNTED]
     # FlopCounterMode does not count fused attention on a CPU, so attention uses plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

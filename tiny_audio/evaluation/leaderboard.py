@@ -177,9 +177,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    Sets with another normalizer, or with clips that were not transcribed, are left out. If none of the remaining sets
-    has a task id, write nothing and return None. The mean WER is included if all current sets of the English track are
-    scored. RTFx is not included, because the leaderboard measures it on its own machine.
+    Sets that were scored with another normalizer, or have clips that were not transcribed, are left out. If none of the
+    remaining sets has a task id, write nothing and return None. The mean WER is included if all current sets of the
+    English track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.

@@ -28,7 +28,8 @@ from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
-"""The evaluation of a provider stops after this number of failed clips in a row. Each clip was already retried."""
+"""The evaluation of a provider stops after this number of failed clips in a row. Each clip was already retried. Clips
+whose audio cannot be used do not count."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _with_flat_imports(
 
 
 def _flat_import(node: ast.Import | ast.ImportFrom, package: str, path: str, owned: Collection[str]) -> _Import | None:
-    """Return the flat form of an import, or None if it imports an installed package."""
+    """Return the flat form of an import, or None if the imported package is not bundled."""
     if isinstance(node, ast.Import):
         own = [alias for alias in node.names if alias.name.partition(".")[0] in owned]
         if not own:

@@ -101,7 +101,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
 
 
 def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the origin of the weights, unless they are those of the last step."""
+    """Yield the origin of the weights, if the report has an entry ``final_weights``."""
     final = training.get("final_weights")
     if final is None:
         return

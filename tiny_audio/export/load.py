@@ -31,9 +31,10 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
-    """Load the model of a run or of an export for evaluation, with its tokenizer. The folder's own code is not used.
+    """Load the model and the tokenizer of a run or of an export. The code in the folder is not used.
 
-    No parameter of the loaded model is trainable. To train from an export, see ``training.init_from``.
+    The model is in evaluation mode, and none of its parameters is trainable. To train from an export, see
+    ``training.init_from``.
 
     Args:
         folder: folder of a run or of an exported model.
@@ -86,7 +87,7 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # file is not a mapping
                 values = file.get_slice(name)
-                # A tensor of a single number, such as a counter of batches, cannot be sliced.
+                # A tensor without dimensions, such as a counter of batches, cannot be sliced.
                 types[name] = (values[:0] if values.get_shape() else file.get_tensor(name)).dtype
     for name, tensor in model.named_parameters():
         if name in types:

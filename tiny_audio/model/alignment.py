@@ -1,4 +1,7 @@
-"""An auxiliary loss that aligns audio embeddings with the text: CTC with the decoder's token embeddings as labels."""
+"""An auxiliary CTC loss that aligns audio embeddings with the text. Its labels are tokens of the decoder.
+
+The logit of a label is the cosine similarity of an audio embedding and the token's embedding, divided by a temperature.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class AlignmentLoss(nn.Module):
     Args:
         config: the recipe's section ``alignment``.
         token_ids: token ids of the labels, ascending. Using only a part of the vocabulary saves time and memory.
-        pieces: tokens of the training transcripts that are not labels, each with the labels that spell it.
+        pieces: for each token in the training transcripts that is not a label, the token ids of the labels that
+            together spell it.
     """
 
     token_ids: Tensor
@@ -68,7 +72,8 @@ class AlignmentLoss(nn.Module):
     def nearest(self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor) -> list[list[int]]:
         """Return the token ids of B clips without running the decoder's layers.
 
-        Each audio embedding becomes the most similar label, or the blank. Then repeated labels and blanks are removed.
+        Each audio embedding is replaced by the label with the most similar token embedding, or by the blank if no
+        similarity is above ``blank_similarity``. Then adjacent repetitions are merged, and blanks are removed.
 
         Args:
             decoder, audio, audio_lengths: see :meth:`forward`.
@@ -77,7 +82,7 @@ class AlignmentLoss(nn.Module):
         return [self.token_ids[torch.tensor(row, dtype=torch.long) - 1].tolist() for row in labels]
 
     def _logits(self, decoder: Decoder, audio: Tensor) -> Tensor:
-        """Return the logits ``[B, N, 1 + K]`` of the blank and the tokens."""
+        """Return the logits ``[B, N, 1 + K]`` of the blank and the labels."""
         precise = torch.promote_types(audio.dtype, torch.float32)
         with torch.no_grad():
             table = F.normalize(decoder.embed(self.token_ids).to(precise), dim=-1)

@@ -1,9 +1,9 @@
 """Assisted (speculative) greedy decoding: the decoder verifies a draft of the text, many tokens in one pass.
 
 See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which takes no extra time to
-compute. One forward pass of the decoder over prompt, audio and draft predicts the next token at every position. The
-draft tokens before the first disagreement are correct, because greedy decoding would give the same tokens. At the
-disagreement, the decoder's own token is used.
+compute. One forward pass of the decoder over prompt, audio and draft predicts the next token at every position. Up to
+the first draft token that differs from the prediction, the draft is accepted, because plain greedy decoding would give
+the same tokens. In place of the token that differs, the predicted token is used.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def decode_assisted(
 ) -> list[AssistedDecode]:
     """Decode B rows greedily, and verify drafts.
 
-    Each row continues after its own first disagreement, with a new draft. Finished rows leave the batch.
+    Rows advance independently. After a pass, each row continues with a new draft after its own last verified token.
+    Finished rows leave the batch.
 
     Args:
         decoder: the decoder, which is used here only to embed tokens.
@@ -150,13 +151,13 @@ def decode_assisted(
         drafts: one draft for each row.
         max_new_tokens: number of tokens after which a row without an end token is truncated.
         end_id: the token that ends a row.
-        on_ids: called after each pass with a row's verified ids so far.
+        on_ids: called after each pass, once for each row in it, with the row's index and its verified ids so far.
     """
     device = embeddings.device
     verified: list[list[int]] = [[] for _ in drafts]
     passes = [0] * len(drafts)
     rows = list(range(len(drafts)))
-    lengths = mask.sum(1).tolist()  # number of positions of each row that remain in the cache
+    lengths = mask.sum(1).tolist()  # for each row, the number of positions to keep in the cache
     while rows:
         proposed = [
             _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows

@@ -41,7 +41,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
         tensors: the tensors of the whole model, by name. Tied tensors occur once.
 
     Raises:
-        UserError: a checkpoint cannot be read, or a frozen part differs from its checkpoint.
+        UserError: a checkpoint cannot be read, or no tensor of a frozen part equals a tensor of its checkpoint.
     """
     found: dict[str, Reference] = {}
     for kind in KINDS:
@@ -75,7 +75,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Fill in the tensors that an export left out with those of the checkpoints. Return the names of these tensors.
+    """Fill in the missing tensors from the checkpoints. Return the names of the tensors that were filled in.
 
     Args:
         model: the model, directly after loading.
@@ -103,7 +103,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
-        # Weights that will be quantized keep the checkpoint's data type, because training quantized them in this type.
+        # Weights that will be quantized keep the checkpoint's data type, because training also quantized them from it.
         exact = {
             f"{kind}.{path}.weight"
             for path in quantizable(getattr(model, kind))

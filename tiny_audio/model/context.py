@@ -73,7 +73,7 @@ class ContextEncoder:
     tokenizer: Any
     settings: ContextSettings
     max_tokens: int
-    """Maximum number of tokens of a context: ``settings.max_tokens``, or less if the decoder's context is too small."""
+    """Maximum number of tokens of a context: ``settings.max_tokens``, or less if the decoder has too few positions."""
 
     @cached_property
     def encode(self) -> Callable[[Context | None], EncodedContext]:
@@ -98,14 +98,16 @@ class ContextEncoder:
         self._check_language(context.language)
         if not self._knows_alphabet:
             raise UserError(
-                "the tokenizer of this model has no token for some character of a context, because it was trained on "
-                "transcripts without context; train the model with prompt.context, or give no context"
+                "this model accepts no context: its tokenizer was trained on transcripts without context, and cannot "
+                "encode the fixed text of a context, such as 'Words: '; train the model with prompt.context, or give "
+                "no context"
             )
         previous, language = context.previous_text.split(), context.language
         given = {word.lower() if self.settings.lower_case else word: word for word in context.hotwords}
         if self.settings.lower_case:
             previous = [word.lower() for word in previous]
-        # Each hotword has at least one token. Without this limit, a huge list would be encoded many times.
+        # Each hotword has at least one token, so the hotwords in `rest` cannot fit. Leave them out now, because a huge
+        # list would otherwise be encoded many times.
         hotwords, rest = tuple(given)[: self.max_tokens], tuple(given)[self.max_tokens :]
         warnings = list(self._untrained(context))
         ids = self._ids(context_text(hotwords, " ".join(previous), language))

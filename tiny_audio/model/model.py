@@ -121,7 +121,7 @@ class TinyAudioModel(SavedModel):
         padding_side: str,
         contexts: Contexts | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Concatenate prompt prefix, context, audio embeddings without padding, prompt suffix and text in each row.
+        """In each row, concatenate prompt prefix, context, unpadded audio embeddings, prompt suffix and text.
 
         Args:
             audio: ``[B, N, H]``.
@@ -173,8 +173,8 @@ class TinyAudioModel(SavedModel):
             ctc_targets: B rows of CTC labels. They are required if the model has a CTC head.
             transform: a function such as SpecAugment. It is applied to the features before the encoder's layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
-            linear_cross_entropy: a function that computes losses from hidden states without logits. If None, logits
-                are computed first.
+            linear_cross_entropy: a function that computes losses directly from hidden states. If None, logits are
+                computed first.
             frames: the encoder's frames of these clips. If given, the encoder is not run.
             contexts: see :meth:`splice`.
             skip_decoder: do not run the decoder. The decoder's loss is then 0.
@@ -376,7 +376,7 @@ class TinyAudioModel(SavedModel):
             contexts: see :meth:`splice`.
         """
         cache = self.decoder.cache()
-        assert cache is not None, "uses_ctc_draft is False for such a decoder"
+        assert cache is not None, "a decoder without a cache that can be rewound cannot verify drafts"
         end, limit = self.config.end_token_id, max_new_tokens or self.generation.max_new_tokens
         drafts = [TextDraft(text, tokenizer, end) for text in texts]
         prompts = self._prompts(audio, audio_lengths, contexts)

@@ -17,7 +17,7 @@ class Parts(NamedTuple):
     projector: Projector
     decoder: Decoder
     embedding_rms: float
-    """Root mean square of the decoder's token embeddings, which the projector was built with."""
+    """Root mean square of the decoder's token embeddings. The projector was built with this number."""
 
 
 def build_parts(

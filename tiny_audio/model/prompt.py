@@ -72,7 +72,7 @@ class PreviousTextConfig(Config):
     """Previous text for training clips: the transcript of the preceding clip."""
 
     probability: _Probability = 0.5
-    """Share of the clips that get their previous text, among those that have one."""
+    """Share of the clips that get their previous text, among the clips that have a previous text."""
     same: _NonEmpty
     """Metadata column, such as ``chapter``. If a clip and the preceding clip of its source have the same value in this
     column, the transcript of the preceding clip is the previous text. Otherwise the clip has no previous text. The

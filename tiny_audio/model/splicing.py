@@ -25,8 +25,7 @@ Contexts = Sequence[Sequence[int]]
 class TargetScores:
     """Negative log-likelihoods of the targets, summed over tokens.
 
-    They are not means, so that the exact mean over any group of rows can be computed: the sum of the rows' losses,
-    divided by the sum of their numbers of tokens.
+    They are not means. So the exact mean over any group of rows is ``sum(losses) / sum(numbers of tokens)``.
     """
 
     decoder_loss: Tensor
@@ -76,7 +75,7 @@ def splice(
 
 
 def _with_contexts(decoder: Decoder, prefix: Tensor, contexts: Contexts) -> list[Tensor]:
-    """Return the embeddings of the prefix and of each row's context."""
+    """Return B rows of embeddings. Each row is the prefix, followed by the row's context."""
     ids = torch.tensor([index for row in contexts for index in row], dtype=torch.long, device=prefix.device)
     embedded = torch.split(decoder.embed(ids).to(prefix.dtype), [len(row) for row in contexts])
     return [torch.cat([prefix, row]) for row in embedded]

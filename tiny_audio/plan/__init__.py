@@ -3,9 +3,10 @@
 The model is built on the meta device, without weights and without network access. A **dry run** (``_dry_run``) executes
 one training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
 **Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
-cover memory that tensors do not use: the CUDA context and fragmentation. Time is FLOPs divided by the speed that
-training reaches, which is the machine's peak times the utilization. Padding (``_order``) makes this time longer. If the
-recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
+cover memory that tensors do not use: the CUDA context and fragmentation. The time is
+``FLOPs / (peak speed · utilization · (1 - padding share))``. The FLOPs are those of the audio without padding, and
+``_order`` estimates the padding share. If the recipe does not fit, ``_changes`` tries changes, each in a separate dry
+run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from tiny_audio.recipe import Recipe
 __all__ = ["UTILIZATION", "Plan", "Row", "gpu_reported_as", "plan_recipe", "this_cpu"]
 
 UTILIZATION = 0.4
-"""Typical model FLOPs utilization (MFU) of training that does not wait for data. 0.2 is common, and 0.5 is rare."""
+"""Assumed model FLOPs utilization (MFU) of training that does not wait for data. Lower numbers such as 0.2 are also
+common, but 0.5 is rarely reached."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Plan:
     training_audio_hours: float
     """Hours of audio in all steps, including repetitions, without padding."""
     padding_share: float
-    """Share of padding in the audio that is computed."""
+    """``padding / (audio + padding)``, in seconds over all batches."""
     utilization: float
     """Share of the peak speed that training reaches."""
     rows: tuple[Row, ...]
 
     def flops_per_audio_s(self) -> dict[str, dict[str, float]]:
-        """Return part -> ``forward`` and ``backward``: FLOPs per second of a clip of mean length."""
+        """Return part -> ``forward`` and ``backward`` -> FLOPs per second of audio, for a clip of mean length."""
         audio_s = self.mean.shape.padded_s
         return {
             part: {direction: count / audio_s for direction, count in counts.items()}

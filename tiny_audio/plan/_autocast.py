@@ -36,7 +36,7 @@ _RAISED_ON_CPU = ("stft", "nll_loss", "ctc_loss", "mse_loss", "kl_div", "l1_loss
 
 
 class AutocastEmulation(TorchFunctionMode):
-    """Changes the function calls in its context in the way in which PyTorch changes them on a device.
+    """Inside its ``with`` block, changes function calls as PyTorch would change them on a real device.
 
     Args:
         device: the device to emulate.

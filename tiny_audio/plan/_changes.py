@@ -1,4 +1,7 @@
-"""Find changes that make a recipe fit into a machine's memory. No change is suggested before a dry run of it fits."""
+"""Find changes that make a recipe fit into a machine's memory.
+
+A change is suggested only if a dry run shows that the changed recipe fits.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The dry run: count the bytes and FLOPs of a model that runs without storage.
 
 The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no data. Its
-bytes are counted from its creation until its last reference is released. This covers saved activations, recomputation,
-gradients and temporary tensors without formulas. Lengths, ids and masks are real tensors on the CPU, because control
-flow depends on them.
+bytes are counted from its creation until its last reference is released. So no formulas are needed for the bytes of
+saved activations, recomputed activations, gradients and temporary tensors. Lengths, ids and masks are real tensors on
+the CPU, because control flow depends on them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 BACKWARD = "backward"
 """Label of the backward pass's temporary tensors: gradients of activations, and recomputed activations."""
 OTHER = "other"
-"""Label of tensors outside the parts."""
+"""Label of tensors that are created outside the parts."""
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
@@ -66,7 +66,7 @@ _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 
 class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes and FLOPs of everything that runs inside it.
+    """Counts bytes and FLOPs of everything that runs inside its ``with`` block.
 
     Args:
         granularity: allocations are rounded up to a multiple of this number of bytes.
@@ -103,7 +103,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
-        """Count tensors and FLOPs inside this context for ``part``."""
+        """Count the tensors that are created inside the ``with`` block, and the FLOPs of the block, for ``part``."""
         before = self._label, self._part
         # Tensors that are recomputed in the backward pass are temporary.
         self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
@@ -114,7 +114,10 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Count tensors inside this context as temporary, unless they become gradients of parameters."""
+        """Count tensors that are created inside the ``with`` block as temporary.
+
+        Tensors that become gradients of parameters are not counted as temporary.
+        """
         before = self._label, self._direction
         self._label, self._direction = BACKWARD, "backward"
         try:
@@ -123,7 +126,14 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._label, self._direction = before
 
     def follow(self, module: nn.Module, part: str, output: str | None = None) -> None:
-        """Count the tensors of a module for ``part``, and its outputs under the label ``output`` if it is not None."""
+        """Count the forward and backward passes of a module for ``part``.
+
+        Args:
+            module: the module.
+            part: label of the tensors that the module creates in its forward pass. The FLOPs of both passes are also
+                counted for this part.
+            output: label of the module's outputs. If None, they keep the label ``part``.
+        """
         entered: list[Any] = []
 
         def arrive(gradient: Tensor) -> None:
@@ -168,7 +178,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the bytes that a kernel allocates while it runs. Kernels that allocate little count as 0."""
         if packet not in _CONVOLUTIONS and packet not in _NORMS:
             return 0
-        # These kernels need contiguous tensors, so they copy all other tensors.
+        # These kernels need contiguous tensors, so they copy tensors that are not contiguous.
         copied = [tensor for tensor in tensors if not tensor.is_contiguous()]
         if self._copies_convolutions and packet in _CONVOLUTIONS:
             copied += [*tensors, *made]
@@ -221,16 +231,16 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
 
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _LAYOUTS: dict[Any, list[_Layout] | None] = {}
-"""Cache. Key: an operator and the layouts of its arguments. Value: the layouts of its results, or None if layouts are
-not enough, for example because the results share memory."""
+"""Cache. Key: an operator, the layouts of its tensor arguments, and its other arguments. Value: the layouts of its
+results, or None if the results cannot be recreated from their layouts alone, for example because they share memory."""
 _MAX_LAYOUTS = 50_000
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator on meta tensors.
 
-    Most of the time of a dry run is spent in PyTorch's Python code for the shapes of results. Layers repeat, so the
-    layouts of results are reused.
+    Most of the time of a dry run is spent in PyTorch's Python code that computes the shapes of results. Layers
+    repeat, so the layouts of results are reused.
     """
     key = func, _without_values(args), _without_values(tuple(kwargs.items()))
     try:
@@ -249,7 +259,10 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _without_values(value: Any) -> Any:
-    """Return everything that determines the shapes of results: layouts of tensors, and other arguments with types."""
+    """Return what determines the layouts of an operator's results.
+
+    This is the layout of each tensor argument, and the type and value of each other argument.
+    """
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
@@ -276,7 +289,7 @@ def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layou
 def _resolve_masks(args: Any) -> Any:
     """Turn boolean masks that are not on the meta device into the positions that they select.
 
-    With the positions, the size of the indexed tensor is known.
+    The number of positions determines the shape of the result of the indexing.
     """
 
     def positions(index: Tensor | None) -> list[Tensor | None]:

@@ -14,7 +14,7 @@ from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
 PRICES = "rough, for one GPU rented by the hour without a commitment; prices fall, and differ twofold between providers"
-"""Origin of the approximate prices in the table."""
+"""Description of the prices in the table."""
 
 CONTEXT_BYTES = int(0.6 * GIB)
 """Allowance for CUDA's context and the permanent workspaces of cuBLAS and cuDNN."""
@@ -87,8 +87,8 @@ GPUS = {
         _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
-"""GPUs, sorted by memory. Peak speeds and rated powers are from NVIDIA's datasheets: the SXM variants of H100 and H200,
-and fp32 accumulation for the RTX cards."""
+"""GPUs, sorted by memory. Peak speeds and rated powers are from NVIDIA's datasheets. For H100 and H200, they are those
+of the SXM variants. For the RTX cards, the peak speeds are those with fp32 accumulation."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
 """Assumed speed of one core in fp32, about half of the peak of AVX2 at 3 GHz."""

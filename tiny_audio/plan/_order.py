@@ -25,7 +25,7 @@ class Batches:
     audio_s: float
     """Seconds of audio in a batch."""
     padding_share: float
-    """Share of padding in the audio that is computed."""
+    """``padding / (audio + padding)``, in seconds over all batches."""
 
 
 def planned_batches(recipe: Recipe, mean_s: float) -> Batches:

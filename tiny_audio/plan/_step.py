@@ -86,7 +86,7 @@ class DryRunResult:
 
 
 def worst_shapes(recipe: Recipe) -> list[Shape]:
-    """Return the batches that may need the most memory: a batch of the longest clips, and a batch of the most clips.
+    """Return the batches that may need the most memory: one with the longest clips, and one with the most clips.
 
     Raises:
         UserError: a batch has too many clips.
@@ -117,7 +117,9 @@ def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:
 def dry_run(
     recipe: Recipe, shape: Shape, device: Device, text_share: float = 1.0, context_tokens: int | None = None
 ) -> DryRunResult:
-    """Run a training step on a batch without storage. The optimizer already has its moments, as after the first step.
+    """Run a training step on one batch, with tensors that have no storage.
+
+    The optimizer already has its moments, as after the first step.
 
     Args:
         recipe: the recipe.

@@ -1,4 +1,4 @@
-"""Build a recipe's model from its configs alone. The model's tensors have real shapes and names, but may lack data."""
+"""Build a model with a recipe's shapes, without reading transcripts. On the meta device, its tensors have no data."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ def build_stand_in(
 
 
 def _portable(part: _PartConfig) -> _PartConfig:
-    """Return the part with an attention that needs no extra package. The parameters do not depend on the attention."""
+    """Return a part's config with an attention that needs no extra package.
+
+    The parameters do not depend on the attention.
+    """
     if part.attention != "flash_attention_2":
         return part
     return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})

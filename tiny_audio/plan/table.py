@@ -20,7 +20,7 @@ _KINDS = {
     "activations_ctc_head": "activations of the CTC head",
     "logits": "logits and losses",
     "backward": "backward pass, at the peak",
-    "workspace": "convolutions' workspace",
+    "workspace": "workspace of convolutions and norms",
 }
 
 
@@ -75,7 +75,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _time(plan: Plan) -> Iterator[str]:
-    rows = [["", "has GiB", "", "audio h/h", "wall time", "$/h", "cost $"]]
+    rows = [["", "memory GiB", "", "audio h per h", "wall time", "$/h", "cost $"]]
     for row in plan.rows:
         price = (
             ["", ""]
@@ -117,13 +117,13 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
     else:
         yield (
             "No change was found that makes it fit (attention, precision, gradient checkpointing, batch, clip "
-            "duration, LoRA rank, quantization). Choose smaller checkpoints, or:"
+            "duration, LoRA rank, quantization). Choose smaller checkpoints."
         )
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
     yield (
         f"  to keep the recipe unchanged: --gpu {', '.join(larger)}"
         if larger
-        else "  to keep the recipe unchanged: no GPU of the list is large enough"
+        else "  to keep the recipe unchanged: no GPU in the table is large enough"
     )
 
 

@@ -56,7 +56,8 @@ class Work:
 def work_of(recipe: Recipe, device: Device) -> Work:
     """Return curves for the FLOPs of a clip, fitted to dry runs of a short, a medium and the longest clip.
 
-    The curves are quadratic, because the FLOPs of attention are quadratic. All other FLOPs are linear.
+    The curves are quadratic in the length of the clip, because the FLOPs of attention are quadratic in it. All other
+    FLOPs are linear in it.
 
     Raises:
         UserError: the dry run of the model failed.

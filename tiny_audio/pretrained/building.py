@@ -51,7 +51,7 @@ def transformers_config(
         if family not in (config_class.model_type, *part.other_model_types):
             raise UserError(
                 f"{part.pretrained} is a {family!r} checkpoint, not {config_class.model_type!r}; "
-                "choose the encoder or decoder of that family, or another checkpoint"
+                "choose the encoder or decoder of the checkpoint's family, or another checkpoint"
             )
         fields["model_type"] = config_class.model_type
         # To rebuild a part, do not read its checkpoint, which may be on another machine.
@@ -175,7 +175,7 @@ def load_pretrained(model_class: Any, config: Any, part: TransformersPartConfig,
         config=config,
         revision=part.revision,
         dtype="auto" if part.freeze else torch.float32,
-        ignore_mismatched_sizes=True,  # such keys are rejected below
+        ignore_mismatched_sizes=True,  # tensors of other shapes are rejected below
         output_loading_info=True,
     )
     found = {

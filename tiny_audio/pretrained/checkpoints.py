@@ -36,9 +36,9 @@ def known_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def read_architecture(part: TransformersPartConfig) -> dict[str, Any] | None:
-    """Return the checkpoint's transformers config from the table or, if it is not listed, from ``config.json``.
+    """Return the transformers config of the part's checkpoint; None for ``init: random``.
 
-    For ``init: random``, the result is None.
+    The config is read from this package's table or, if the checkpoint is not in the table, from its ``config.json``.
 
     Raises:
         UserError: the checkpoint's config cannot be read.
@@ -70,7 +70,7 @@ def config_file(part: TransformersPartConfig) -> Path:
 def _read_config(part: TransformersPartConfig) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    # Check this first, because transformers raises errors of many types if a file does not contain a JSON object.
+    # First check that a local file contains a JSON object. Otherwise, transformers would raise errors of many types.
     if Path(part.pretrained).is_dir():
         _read_json(part, "config.json")
     fields: dict[str, Any]

@@ -36,7 +36,7 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
         if not fields:
             raise UserError(
                 f"{part.name}: {part.pretrained!r} holds only a PEFT adapter (adapter_config.json) and no config.json; "
-                "merge it into its model with peft's merge_and_unload, and give the folder of the result"
+                "merge the adapter into its model with peft's merge_and_unload, and give the folder of the result"
             )
         raise UserError(
             f"{part.name}: {part.pretrained!r} has a PEFT adapter (adapter_config.json) next to a model, so it is not "
@@ -52,7 +52,7 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def on_disk(part: _Part) -> _Part | None:
-    """Return the part with the folder of its weights as ``pretrained``: a local folder, or one in the hub's cache.
+    """Return the part with ``pretrained`` set to the folder of its weights: a local folder, or one in the hub's cache.
 
     Returns:
         None if the hub's cache does not have all files of the weights.
@@ -113,7 +113,7 @@ def check_weight_files(part: TransformersPartConfig) -> None:
 
 
 def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
-    """Reject a checkpoint with quantized weights, according to its config.
+    """Reject a checkpoint if its config says that the weights are quantized.
 
     Raises:
         UserError: the weights are quantized.
@@ -170,7 +170,7 @@ def _problem(path: Path) -> str | None:
             # Before torch 1.6, checkpoints were pickles without a zip archive. Such a file can be checked only by
             # loading it.
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-                return f"is cut off: after {size:,} bytes, the archive has no end; download it again"
+                return f"is cut off: its {size:,} bytes do not include the end of the zip archive; download it again"
             return None
         header_size = int.from_bytes(start[:8], "little")
         if len(start) < 8 or header_size > _LARGEST_HEADER:

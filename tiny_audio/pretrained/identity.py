@@ -2,7 +2,8 @@
 
 The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
 either, because decoding settings come from the recipe. JSON files smaller than 1 MiB are hashed by their parsed
-content, without fields that only record which program or path they came from. Other files are hashed byte by byte.
+content, without fields that only record which program wrote the file, or from which path the model was loaded. Other
+files are hashed byte by byte.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Packing:
         return flat.view(batch, size, -1)
 
     def positions(self) -> Tensor:
-        """Return position ids ``[1, T]`` int64, which restart in every row, at 0 or after the shared prefix."""
+        """Return position ids ``[1, T]`` int64. They start at 0 in the first row, and at P in every other row."""
         return self.pack(self.mask.long().cumsum(1) - 1)
 
     def attention(self) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
 
-    Keys and values may have fewer heads. Without ``cu_seq_lens_q``, the rows are padded, as in generation, and the
-    result equals that of ``attention: sdpa``. If a row has more keys than queries, its first keys are those of the
-    shared prefix, which is stored in the first row.
+    Keys and values may have fewer heads than queries. Without ``cu_seq_lens_q``, the rows are padded, as in generation,
+    and the result equals that of ``attention: sdpa``. If a row has more keys than queries, its first keys are those of
+    the shared prefix, which is stored in the first row.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -126,7 +126,7 @@ def attend(
         )
         return padded
     assert not dropout, "the config of a part rejects dropout with varlen"
-    assert causal or sliding_window is None, "no encoder that packs has windows"
+    assert causal or sliding_window is None, "no encoder that packs has sliding windows"
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         # Norms return full precision, and autocast does not convert the kernel's inputs, so convert them here.
         half = torch.get_autocast_dtype("cuda")
@@ -161,7 +161,7 @@ def attend_by_kernel(
     """Call PyTorch's build of Flash Attention 2, in half precision on a GPU: ``[T, H, D]`` -> ``[T, H, D]``."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if sliding_window is None else sliding_window - 1  # the kernel does not count the position itself
+    left = -1 if sliding_window is None else sliding_window - 1  # the kernel does not count the query's own position
     # [T, H/g, D] -> [T, H, D], because the kernel's documentation does not mention grouped queries
     shared = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(shared, 1) if shared > 1 else tensor for tensor in (key, value))

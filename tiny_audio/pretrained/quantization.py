@@ -94,7 +94,10 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer that dequantizes its weight again in the backward pass, so that no graph keeps such weights."""
+    """A linear layer that dequantizes its weight again in the backward pass.
+
+    The autograd graph therefore does not keep the dequantized weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -141,7 +144,7 @@ def quantizable(part: nn.Module) -> dict[str, nn.Linear | QuantizedLinear]:
     """Return the linear layers that are, or can be, quantized: all except heads and adapters. Keys are paths."""
     from transformers import PreTrainedModel
 
-    # Logits are sensitive to the head, and its weight is often that of the embeddings.
+    # Logits are sensitive to rounding errors in the head. The head also often shares its weight with the embeddings.
     heads = {id(model.get_output_embeddings()) for model in part.modules() if isinstance(model, PreTrainedModel)}
     return {
         path: layer

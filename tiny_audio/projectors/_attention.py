@@ -23,7 +23,10 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialize a linear layer as in BERT: weights from N(0, 0.02), biases 0. Use this with ``Module.apply``."""
+    """Initialize a linear layer as in BERT: normal weights with standard deviation 0.02, biases 0.
+
+    Use this with ``Module.apply``.
+    """
     if isinstance(module, nn.Linear):
         init_normal(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -36,8 +36,8 @@ class ConvolutionsConfig(ProjectorConfig):
         for kernel, stride in zip(self.kernel_sizes, self.strides, strict=True):
             if kernel < stride:
                 raise ValueError(
-                    f"a kernel of {kernel} with stride {stride} would skip frames; set kernel_sizes to at least the "
-                    "strides"
+                    f"a kernel of {kernel} with stride {stride} would skip frames; set each kernel size to at least "
+                    "its stride"
                 )
         return self
 

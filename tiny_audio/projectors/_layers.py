@@ -20,7 +20,7 @@ def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNor
 
 
 def init_normal(tensor: Tensor, std: float) -> None:
-    """Draw initial values from N(0, std)."""
+    """Draw initial values from a normal distribution with mean 0 and standard deviation ``std``."""
     # Do nothing on the meta device. Otherwise, torch would import its compiler, and `validate` would take 2 s longer.
     if not tensor.is_meta:
         nn.init.normal_(tensor, std=std)

@@ -27,9 +27,9 @@ class CtcCompressConfig(ProjectorConfig):
 
     name: Literal["ctc_compress"] = "ctc_compress"
     blanks: Literal["merge", "drop"] = "merge"
-    """Treatment of frames with the blank label (compared in arXiv 2411.07607). ``merge`` treats the blank like other
-    labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with the
-    blank label. If all frames of a clip have this label, the average of these frames becomes one embedding."""
+    """Treatment of frames with the blank label. arXiv 2411.07607 compares the two values. ``merge`` treats the blank
+    like other labels, so each pause and each gap between characters becomes one embedding. ``drop`` removes frames with
+    the blank label. If all frames of a clip have this label, the average of these frames becomes one embedding."""
     hidden_dim: PositiveInt | None = None
     """Number of channels between the two linear layers. If None, it is the decoder's width."""
 
@@ -69,8 +69,8 @@ class CtcCompressProjector(Projector):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Map frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` to embeddings ``[B, N, H]``.
 
-        N is the maximum number of runs in a clip. A run is a sequence of frames with the same label. The labels are an
-        argmax, so no gradient reaches the CTC head.
+        N is the maximum number of runs in a clip. A run is a sequence of frames with the same label. The labels are the
+        argmax of the CTC logits, so no gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()

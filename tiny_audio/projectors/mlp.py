@@ -15,9 +15,10 @@ from tiny_audio.projectors._stacked import StackedProjector
 class MlpConfig(ProjectorConfig):
     """Two linear layers on stacked or averaged frames: the projector of most current models.
 
-    Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four frames of Whisper, which has 50 frames per second. Its
-    authors find that 12.5 Hz is the best compromise between quality and length. Voxtral Mini 3B has an average WER of
-    7.05% on the Open ASR Leaderboard (2026-03). The defaults are those of Voxtral. Other models differ in a few fields.
+    Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four frames of Whisper, which has 50 frames per second. Voxtral's
+    authors find that 12.5 embeddings per second are the best compromise between quality and sequence length. Voxtral
+    Mini 3B has an average WER of 7.05% on the Open ASR Leaderboard (2026-03). The defaults of this projector are those
+    of Voxtral. Other models differ in a few fields.
     GLM-ASR has ``bias: true`` and a ``hidden_dim`` of twice the decoder's width. Tiny Audio (2026) has
     ``hidden_norm: true`` and ``hidden_dim: 2048``. With 1280 encoder channels and a decoder width of 1024, Tiny Audio's
     projector has 12.6 million parameters. MOSS-Transcribe-Diarize (arXiv 2601.01554) has ``activation: silu, bias:
@@ -27,8 +28,8 @@ class MlpConfig(ProjectorConfig):
 
     name: Literal["mlp"] = "mlp"
     stack: PositiveInt = 4
-    """Number of neighboring encoder frames that are joined into one embedding. 4 in Voxtral and most others, which
-    reduces 50 Hz to 12.5 Hz."""
+    """Number of neighboring encoder frames that are joined into one embedding. 4 in Voxtral and most other models,
+    which reduces 50 Hz to 12.5 Hz."""
     merge: Literal["concatenate", "average"] = Field(default="concatenate", json_schema_extra=LATER)
     """How frames are joined. With ``average``, the first layer has fewer parameters, but the order of the frames within
     a stack is lost."""
@@ -47,7 +48,7 @@ class MlpConfig(ProjectorConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the default config, which is as wide as the decoder."""
+        """Return the default config. Its number of hidden channels is the decoder's width."""
         return cls()
 
 

@@ -15,10 +15,10 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class MoeConfig(ConvolutionsConfig):
     """Dense mixture of experts on convolved frames: all experts run, and a router weighs their outputs.
 
-    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Some experts are shared by
-    several languages, and some are used by a single language. On average over eight languages, MOSA reports a 15.4%
-    lower WER than its baseline with one adapter. With 60% of the baseline's parameters, the WER is 13.3% lower. The
-    paper has no results for models with only one language.
+    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Every expert runs for every
+    language, but the weights can differ: the router can give an expert a high weight for several languages, or for only
+    one. On average over eight languages, MOSA reports a 15.4% lower WER than its baseline with one adapter. With 60% of
+    the baseline's parameters, the WER is 13.3% lower. The paper has no results for models with only one language.
     """
 
     name: Literal["moe"] = "moe"

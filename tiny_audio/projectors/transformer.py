@@ -18,8 +18,8 @@ class TransformerConfig(ProjectorConfig):
 
     SALM (Chen et al. 2023, arXiv 2310.09424) has two Conformer layers with 1024 channels and 8 heads between a
     FastConformer and a language model. SALM is on par with separate Conformers for recognition and for translation.
-    This projector has Transformer layers instead of Conformer layers, with pre-norm and rotary positions (Su
-    et al. 2021, arXiv 2104.09864).
+    Instead of Conformer layers, this projector has Transformer layers with pre-norm and rotary positions (Su et al.
+    2021, arXiv 2104.09864).
     """
 
     name: Literal["transformer"] = "transformer"

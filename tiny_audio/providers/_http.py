@@ -101,7 +101,7 @@ def read_key(variable: str, provider: str) -> str:
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    """Return the system's certificates. All clients share them, because reading them is slow."""
+    """Return an SSL context with the system's certificates. All clients share it, because it is slow to create."""
     return httpx2.create_ssl_context()
 
 

@@ -9,10 +9,11 @@ from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider
 
 
 class TranscriptionsConfig(HttpConfig):
-    """Base of the configs of providers with this endpoint."""
+    """Base of the configs of providers with OpenAI's transcriptions endpoint."""
 
     prompt: str | None = None
-    """Text that shows the model the style of the transcript, or names that may occur in it."""
+    """Text that is sent to the model: an example of the transcript's style, or a list of names that may occur in the
+    clips."""
     temperature: float | None = None
     """Sampling temperature. If None, the server's default is used."""
     word_timestamps: bool = False

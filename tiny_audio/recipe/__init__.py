@@ -54,9 +54,9 @@ class DataConfig(Config):
     contractions and removes fillers and remarks in brackets. References of the evaluation are not rewritten."""
     keep_empty: bool = Field(default=False, json_schema_extra=LATER)
     """Train on clips with an empty transcript, in which nobody speaks. Their target is only the end token. A few
-    percent of such clips teach a model to write nothing for silence, noise and music. This also keeps clips whose
-    transcript becomes empty through ``target_text``, and GigaSpeech's segments of silence, music and noise. Evaluation
-    sets always keep clips with an empty reference."""
+    percent of such clips teach a model to write nothing for silence, noise and music. ``keep_empty`` also keeps clips
+    whose transcript becomes empty through ``target_text``, and GigaSpeech's segments of silence, music and noise.
+    Evaluation sets always keep clips with an empty reference."""
     max_dropped_share: float = Field(default=0.05, ge=0, lt=1, json_schema_extra=NO_IDENTITY)
     """Stop if a larger share of the training clips is unusable. Clips that are too short or too long do not count as
     unusable."""
@@ -76,9 +76,9 @@ class KeepBest(Config):
     """How the best evaluation during training is chosen."""
 
     set: _SetName
-    """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The report warns that the error rates
-    on this set are too low, because the set was used to choose the weights. Clips that ``evaluation.exclude_shared``
-    leaves out of the final score are also used to choose the weights."""
+    """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The weights are chosen by the scores on
+    this set, so its error rates are too low. The report warns about these rates. Clips that
+    ``evaluation.exclude_shared`` leaves out of the final score are also used to choose the weights."""
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
@@ -129,10 +129,10 @@ class TrainingConfig(Config):
     ``execution.evaluate_utterances``, because these affect the weights. If None, the weights of the last step are
     taken, or the average that ``average_last`` describes."""
     average_last: int | None = Field(default=None, ge=2)
-    """Average the trainable tensors of this number of checkpoints, with equal weights: the last step, and the newest
-    multiples of ``execution.checkpoint_every`` before it. These checkpoints are kept. The run id then also depends on
-    ``execution.checkpoint_every``. With ``keep_best``, the average is also scored, and is used if it is better than the
-    best checkpoint."""
+    """Take the mean of the trainable tensors of this number of checkpoints. The checkpoints are those of the last step
+    and of the latest earlier steps that are multiples of ``execution.checkpoint_every``. These checkpoints are kept.
+    The run id then also depends on ``execution.checkpoint_every``. With ``keep_best``, the average is also scored, and
+    is used if it is better than the best checkpoint. If None, no checkpoints are averaged."""
 
 
 class EvaluationConfig(Config):
@@ -151,12 +151,13 @@ class EvaluationConfig(Config):
     states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
     cut."""
     encoder_system_clips: NonNegativeInt = 200
-    """Maximum number of clips of each set, spread evenly over the set, on which the model is compared with the
-    published recognizer that its encoder comes from, such as Whisper with its own decoder. The model is also compared
-    with its CTC head, on all clips. 0 leaves both comparisons out."""
+    """Maximum number of clips of each set on which the model is compared with a published recognizer. The clips are
+    spread evenly over the set. The published recognizer is the one from which the encoder was taken, such as Whisper
+    with its own decoder. The model is also compared with its CTC head, if it has one, on all clips. 0 leaves both
+    comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
-    """Maximum hours of training audio for which the sound of evaluation clips is compared with that of training clips,
-    to find copies. The comparison decodes all training audio once. If there are more hours, the report states that
+    """Maximum hours of training audio for comparing the sound of evaluation clips with the sound of training clips.
+    This comparison finds copies, and decodes all training audio once. If there are more hours, the report states that
     sound was not compared."""
 
 
@@ -323,7 +324,7 @@ def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str, Any]]) -> Recipe:
-    """Validate plain YAML values. Error messages contain ``name`` and the changes that caused the errors."""
+    """Validate plain YAML values. Error messages contain ``name``, and hints about errors that ``changes`` caused."""
     try:
         # Validate JSON, because strict validation of JSON accepts lists as tuples and converts nothing else.
         recipe = Recipe.model_validate_json(json.dumps(document))
@@ -338,7 +339,10 @@ def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str,
 def recipe_schema() -> dict[str, Any]:
     """Return a JSON schema with the fields of every registered part, for editors."""
     schema: dict[str, Any] = _with_null(Recipe.model_json_schema())
-    schema["properties"]["extends"] = {"type": "string", "description": "Path of a recipe that this one starts from."}
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "The recipe to start from: the path of a file, or the name of a shipped recipe.",
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

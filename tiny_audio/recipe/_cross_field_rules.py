@@ -32,8 +32,8 @@ def _evaluation(recipe: Recipe) -> Errors:
     if execution.evaluate_every is not None and execution.evaluate_every > recipe.training.steps:
         yield (
             "execution.evaluate_every",
-            f"{execution.evaluate_every} must be at most training.steps, {recipe.training.steps}; lower it, or "
-            "remove it",
+            f"{execution.evaluate_every} must be at most training.steps, {recipe.training.steps}; lower "
+            "evaluate_every, or remove it",
         )
     if (execution.evaluate_every is None) != (execution.evaluate_set is None):
         yield "execution.evaluate_set", "works only together with execution.evaluate_every; set both or neither"
@@ -153,10 +153,18 @@ def _frame_cache(recipe: Recipe) -> Errors:
             "and without layer: weighted",
         )
     if encoder.dropout:
-        yield place, f"needs the same frames in every epoch, but encoder.dropout is {encoder.dropout}; remove one"
+        yield (
+            place,
+            f"needs the same frames in every epoch, but encoder.dropout is {encoder.dropout}; remove one of the two "
+            "fields",
+        )
     for section, value in recipe.augmentation:
         if value is not None:
-            yield place, f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one"
+            yield (
+                place,
+                f"needs the same frames in every epoch, but augmentation.{section} changes them; remove one of the two "
+                "fields",
+            )
     if recipe.execution.parallel == "fsdp":
         yield place, "does not work with execution.parallel: fsdp; set parallel to ddp, or remove cache_frames_gb"
 
@@ -195,7 +203,7 @@ def _optimization(recipe: Recipe) -> Errors:
     if training.warmup_steps >= training.steps:
         yield (
             "training.warmup_steps",
-            f"{training.warmup_steps} must be less than training.steps, {training.steps}; lower it",
+            f"{training.warmup_steps} must be less than training.steps, {training.steps}; lower warmup_steps",
         )
     alignment = recipe.alignment
     if alignment is not None and alignment.alone_steps is not None and alignment.alone_steps >= training.steps:
@@ -205,24 +213,31 @@ def _optimization(recipe: Recipe) -> Errors:
             "trained in these steps; lower alone_steps",
         )
     if training.schedule == "constant" and training.final_learning_rate_ratio:
-        yield "training.final_learning_rate_ratio", "has no effect with schedule: constant; set it to 0"
+        yield (
+            "training.final_learning_rate_ratio",
+            "has no effect with schedule: constant; set final_learning_rate_ratio to 0",
+        )
     for beta in training.adam_betas:
         if not 0 <= beta < 1:
             yield "training.adam_betas", f"each must be at least 0 and below 1, not {beta}"
     if recipe.execution.fused_cross_entropy and device in ("cpu", "mps"):
-        yield "execution.fused_cross_entropy", f"needs a CUDA GPU, and execution.device is {device}; set it to false"
+        yield (
+            "execution.fused_cross_entropy",
+            f"needs a CUDA GPU, but execution.device is {device}; set fused_cross_entropy to false",
+        )
     if recipe.execution.fused_cross_entropy and not recipe.decoder.plain_head:
         yield (
             "execution.fused_cross_entropy",
-            f"is not supported by the decoder {recipe.decoder.name!r}, which may transform its logits; set it to false",
+            f"is not supported by the decoder {recipe.decoder.name!r}, which may transform its logits; set "
+            "fused_cross_entropy to false",
         )
     if recipe.execution.compile and recipe.decoder.quantization:
         yield (
             "execution.compile",
-            f"does not support decoder.quantization: {recipe.decoder.quantization}; set it to false",
+            f"does not support decoder.quantization: {recipe.decoder.quantization}; set compile to false",
         )
     if training.tf32 and device in ("cpu", "mps"):
-        yield "training.tf32", f"has no effect with execution.device: {device}; set it to false"
+        yield "training.tf32", f"has no effect with execution.device: {device}; set tf32 to false"
 
 
 _RULES = (limit_errors, _evaluation, _final_weights, _parts, _frame_cache, _ctc, _optimization)

@@ -1,6 +1,6 @@
-"""Limits that the parts of a recipe set on the length of clips, prompt and transcripts.
+"""Limits on the length of clips, prompt and transcripts.
 
-The limits follow from the configs of the parts (see
+The limits follow from the configs of the recipe's parts (see
 :meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`).
 """
 

@@ -67,7 +67,7 @@ class FileNames:
         self._normal: dict[str, dict[str, str]] = {}
 
     def find(self, path: Path) -> Path | None:
-        """Return the path of a file, with its names as on the disk; None if there is no such file.
+        """Return the path of a file, spelled as on the disk. Return None if there is no such file.
 
         Raises:
             OSError: a folder exists but cannot be read.
@@ -77,7 +77,7 @@ class FileNames:
         return parent / name if self._entries(str(parent)).get(name) else None
 
     def on_disk(self, path: Path) -> Path:
-        """Return the path of a file or folder with its names as on the disk. If it does not exist, return ``path``."""
+        """Return the path of a file or folder, spelled as on the disk. If it does not exist, return ``path``."""
         if str(path).isascii() or path == path.parent or self._entries(str(path)):
             return path
         parent = self.on_disk(path.parent)
@@ -107,9 +107,9 @@ class FileNames:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each path: its last parts, as many as are needed to make the names of all paths differ.
+    """Return a short name for each path: its last n parts.
 
-    Equal paths have equal names.
+    n is the smallest number with which different paths have different names. Equal paths have equal names.
     """
     depths = range(1, max(len(path.parts) for path in paths) + 1)
     names = (["/".join(path.parts[-depth:]) for path in paths] for depth in depths)
@@ -135,7 +135,7 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 class SeekableBytes(io.RawIOBase):
-    """Base of file objects that read from a known number of bytes, at :attr:`position`.
+    """Base class of file objects that have a known size and are read from :attr:`position`.
 
     Args:
         size: number of bytes.

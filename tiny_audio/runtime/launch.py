@@ -87,7 +87,8 @@ def _number(name: str, least: int, most: int | None) -> int:
 def _ignored() -> str | None:
     """Return a message if variables look like a leftover or a failed launch, otherwise None.
 
-    If all variables of a launcher are set and ``WORLD_SIZE`` is 1, the launcher started one process.
+    If all variables of a launcher are set and ``WORLD_SIZE`` is 1, the launcher started one process as intended, so
+    there is no message.
     """
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):

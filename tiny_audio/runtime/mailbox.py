@@ -22,7 +22,8 @@ class Mailbox:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank = store, rank
-        # Number of parts that this process has sent (at its own rank), or received from each other process.
+        # One number for each rank. At the rank of this process: the number of parts that it has sent. At other ranks:
+        # the number of parts received from that process.
         self._done = [0] * size
         self._parts = [b""] * size
         # After a restart by torchrun, the store still contains the messages of the previous processes.

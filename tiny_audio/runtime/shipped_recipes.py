@@ -89,9 +89,10 @@ def read_header(name: str, path: Path) -> RecipeHeader:
 
 
 def text_to_edit(name: str) -> str:
-    """Return the text of a shipped recipe. The path after ``extends`` is replaced by the recipe's name.
+    """Return the text of a shipped recipe.
 
-    A copy of the text then works in every folder.
+    The path after ``extends`` is replaced by the name of the recipe at that path. A copy of the text then works in
+    every folder.
 
     Raises:
         UserError: no recipe of this name ships with the package.

@@ -89,8 +89,8 @@ def read_yaml(path: Path) -> Document:
     Both files can be paths or names of recipes that ship with the package. A path in ``extends`` is relative to the
     folder of the file that contains it.
 
-    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. If the
-    ``name`` in a mapping differs from the ``name`` in the base, it selects another part. Then the mapping replaces the
+    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. If a mapping has a
+    ``name`` that differs from the ``name`` of the base's mapping, it describes another part. Then it replaces the
     base's mapping completely, because parts do not share fields.
 
     Raises:

@@ -67,8 +67,9 @@ class AccessControl:
         if not self._digests and not self._is_own(host):
             return ApiError(
                 403,
-                f"{_hostname(host)!r} is not a host name of this server, which has no API key; use the server's IP "
-                "address, or start it with --api-key, or allow a host name with --allow-origin",
+                f"{_hostname(host)!r} is not a host name of this server; a server without an API key accepts only its "
+                "own host names and IP addresses; use the server's IP address, or start the server with --api-key, or "
+                "allow the host name with --allow-origin",
                 code="host_not_allowed",
             )
         if origin is None or origin.lower() in self._allowed or _netloc(origin) == host.lower():
@@ -130,7 +131,8 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # DNS rebinding makes a host name point to another address. A request whose host is an address uses no host name.
+    # DNS rebinding makes a host name point to another address. A request whose host is an address uses no host name, so
+    # it cannot be such an attack.
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -74,7 +74,8 @@ class Admission:
                 raise BusyError("the request has ended")
             if self._samples + samples > self._limits.max_audio_s * SAMPLE_RATE:
                 raise BusyError(
-                    f"{self.audio_s:.0f} s of audio are waiting; the limit is {self._limits.max_audio_s:g} s"
+                    f"{self.audio_s:.0f} s of audio are waiting, and this request would exceed the limit of "
+                    f"{self._limits.max_audio_s:g} s"
                 )
             self._samples += samples
             ticket.samples += samples

@@ -24,7 +24,7 @@ from tiny_audio.runtime.memory import release_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""The chunks of this many batches, from the start of the queue, are sorted by length and divided into batches."""
+"""The next batch is chosen from the first chunks in the queue: as many chunks as fit into this many batches."""
 _RELEASE_EVERY = 4
 """Freed memory is returned to the system once per this many batches. This takes less than a tenth of a second."""
 
@@ -63,7 +63,7 @@ class Job:
 
     def __init__(self, chunks: Sequence[Chunk], duration_s: float, words: bool, on_segment: OnSegment | None) -> None:
         self.future: Future[Transcription] = Future()
-        """Holds the transcription. Canceling it cancels the job."""
+        """Holds the transcription. Canceling the future cancels the job."""
         self._chunks, self._duration_s, self._on_segment = chunks, duration_s, on_segment
         self._early: dict[int, Segment] = {}
         """Segments that wait for the segments of earlier chunks."""
@@ -121,9 +121,9 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """Time at which a player would reach the chunk if it began to play the recording when the recording arrived.
+        """Time by which the queue is sorted: arrival of the recording + start of the chunk in the recording.
 
-        The queue is sorted by this time.
+        A player that starts when the recording arrives would reach the chunk at this time.
         """
         return self.arrived + self.chunk.start / SAMPLE_RATE
 
@@ -135,11 +135,11 @@ class _Item:
 class Engine:
     """Transcribes recordings in one thread. The chunks of all recordings share batches.
 
-    The queue is sorted by the time at which a player would reach each chunk if it began to play the chunk's recording
-    when the recording arrived. Therefore a long recording hardly delays later requests and live streams. For example,
-    a recording that arrives now is transcribed before the chunk at 60 s of a recording that arrived 10 s ago. The next
-    batch consists of the first chunk in the queue, so that no chunk waits forever, and of the chunks with the most
-    similar lengths. The text of a recording is the same as from :meth:`Transcriber.transcribe`.
+    The queue is sorted by the time ``arrival of the recording + start of the chunk in the recording``. Therefore a long
+    recording hardly delays later requests and live streams. For example, a recording that arrives now is transcribed
+    before the chunk at 60 s of a recording that arrived 10 s ago. The next batch consists of the first chunk in the
+    queue, so that no chunk waits forever, and of the chunks with the most similar lengths. The text of a recording is
+    the same as from :meth:`Transcriber.transcribe`.
 
     Args:
         transcriber: transcribes the chunks, and determines the size of batches.
@@ -294,7 +294,7 @@ class Engine:
             )
 
     def _next_batch(self) -> list[_Item]:
-        """Wait for chunks, and remove the next batch from the queue. Empty if the engine is closed."""
+        """Wait for chunks, and take the next batch from the queue. Return an empty batch if the engine is closed."""
         with self._changed:
             while not self._closed:
                 if not self._queue:

@@ -112,14 +112,14 @@ def router(service: Service) -> APIRouter:
 
 
 def new_voice_activity() -> VoiceActivity:
-    """Return the voice activity of a new stream.
+    """Return a voice activity detector for a new stream.
 
     Raises:
         ClientError: silero-vad is not installed.
     """
     network = silero()
     if network is None:
-        raise ClientError(1011, "the server cannot find speech in streams; install silero-vad there")
+        raise ClientError(1011, "the server cannot find speech in streams; install silero-vad on the server")
     return SpeechProbabilities(network, frames_per_step=1)
 
 

@@ -22,7 +22,8 @@ from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 _BLOCK = SAMPLE_RATE // 10
 """Samples that are processed in one step. Other connections are served between the steps."""
 _BURST_S = 2.0
-"""Seconds at the start of a stream in which the speed of the audio is not limited."""
+"""The server waits before it receives more audio while ``duration of the received audio / max_speed`` exceeds the time
+since the start of the stream by more than this many seconds."""
 _MAX_TEXT = 100
 """Maximum number of characters that are read of a text message. JSON in a longer message could be nested too deeply for
 the parser."""
@@ -161,7 +162,8 @@ class LiveSession:
             await self._add(data)
         if not await decoder.succeeded():
             raise ClientError(
-                1007, f"the audio cannot be decoded as Opus in {encoding}; send such audio, or change `encoding`"
+                1007,
+                f"the audio cannot be decoded as Opus in {encoding}; send Opus in this container, or change `encoding`",
             )
         self._end()
 

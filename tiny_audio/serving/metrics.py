@@ -56,13 +56,13 @@ class _OfTheEngine(Collector):
         found = self._engine.statistics
         for name, help_text, value in (
             ("tiny_audio_batches", "Batches that were transcribed.", found.batches),
-            ("tiny_audio_chunks", "Chunks of recordings that were transcribed.", found.chunks),
+            ("tiny_audio_chunks", "Chunks that were transcribed. A recording has one or more chunks.", found.chunks),
             ("tiny_audio_audio_seconds", "Seconds of audio that were transcribed.", found.audio_s),
             ("tiny_audio_busy_seconds", "Seconds in which a batch was running.", found.busy_s),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
         for name, help_text, value in (
-            ("tiny_audio_active_requests", "Transcriptions received, waiting or running.", self._admission.requests),
+            ("tiny_audio_active_requests", "Requests being uploaded, waiting or running.", self._admission.requests),
             ("tiny_audio_queued_chunks", "Chunks that wait for a batch.", found.waiting_chunks),
             ("tiny_audio_queued_audio_seconds", "Seconds of audio that wait for a batch.", found.waiting_s),
         ):

@@ -40,7 +40,7 @@ class LiveLimits:
     the client has to wait."""
     max_speed: float = 8.0
     """Maximum speed at which audio is received, as a multiple of real time. It limits the work of finding speech. The
-    first two seconds of a stream are not limited."""
+    first ``2 * max_speed`` seconds of a stream's audio are not limited."""
     idle_timeout_s: float = 30.0
     """Maximum time without audio from the client."""
     send_timeout_s: float = 30.0

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from tiny_audio.frames import SAMPLE_RATE
 
 CONTAINERS = {"webm": "matroska", "ogg": "ogg"}
-"""Supported containers, by FFmpeg's names."""
+"""Supported containers, and FFmpeg's name for each of them."""
 
 
 class OpusDecoder:
@@ -52,7 +52,8 @@ class OpusDecoder:
 async def opus_decoder(container: str) -> AsyncIterator[OpusDecoder]:
     """Run FFmpeg inside the ``with`` block.
 
-    FFmpeg reads only standard input. It may not open files or addresses, or use decoders other than Opus.
+    FFmpeg reads only standard input. Its options forbid it to open files or network addresses, and to use decoders
+    other than Opus.
 
     Args:
         container: one of :data:`CONTAINERS`.

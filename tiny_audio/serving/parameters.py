@@ -45,7 +45,7 @@ class Parameters:
     response_format: ResponseFormat = "json"
     language: str | None = None
     prompt: str | None = None
-    """Text before the recording."""
+    """Hotwords, or the text before the recording. See :func:`tiny_audio.serving.contexts.context_of`."""
     keywords: tuple[str, ...] = ()
     """Words that the recording may contain."""
     granularities: frozenset[Granularity] = frozenset()
@@ -128,7 +128,7 @@ def _collected(form: FormData) -> dict[str, list[str | UploadFile]]:
 
 def _text(name: str, value: str | UploadFile) -> str:
     if isinstance(value, UploadFile):
-        raise ApiError(400, f"{name} is a file; only `file` may be one", param=name)
+        raise ApiError(400, f"{name} was sent as a file; send it as text; only `file` may be a file", param=name)
     return value
 
 
@@ -173,6 +173,8 @@ def _granularities(texts: Mapping[str, Sequence[str]], response_format: str) -> 
         return frozenset({"segment"})
     if response_format != "verbose_json":
         raise ApiError(
-            400, f"{name}[] needs response_format verbose_json, but it is {response_format}", param=f"{name}[]"
+            400,
+            f"{name}[] needs response_format verbose_json, but response_format is {response_format}",
+            param=f"{name}[]",
         )
     return frozenset(cast(Granularity, _one_of(f"{name}[]", value, get_args(Granularity))) for value in given)

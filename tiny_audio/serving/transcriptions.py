@@ -109,7 +109,7 @@ async def _result(future: Future[Transcription]) -> Transcription:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
-    """Return the result of ``work``. Cancel it if the client disconnects or the deadline passes.
+    """Return the result of ``work``. Cancel ``work`` if the client disconnects or the deadline passes.
 
     Raises:
         ClientDisconnect: the client has closed the connection.
@@ -147,7 +147,7 @@ def _log(service: Service, request: Request, transcription: Transcription) -> No
 
 
 class _Events(StreamingResponse):
-    """A stream of server-sent events that holds the resources of its request until it ends."""
+    """A stream of server-sent events that holds the resources of its request until the stream ends."""
 
     def __init__(self, events: AsyncIterator[str], resources: AsyncExitStack) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -186,7 +186,7 @@ async def _events(
     before = ""
     try:
         while True:
-            # The timeout must not include the `yield`, because it would cancel the task that sends the event.
+            # Keep the `yield` outside of the timeout. Inside, the timeout would cancel the task that sends the event.
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 segment = await ready.get()
             if segment is None:

@@ -166,9 +166,9 @@ class SourceContext:
     here. A run stores all commits, so that its data stays the same even if the cache folder is deleted and a branch has
     new commits."""
     keep_empty: bool = False
-    """What a source does with clips that the corpus marks as not speech. If true, the source keeps them with an empty
-    transcript. If false, it drops them. True only for training data with ``data.keep_empty``, because clips with such
-    marks are never scored."""
+    """Whether a source keeps clips that the corpus marks as not speech. Kept clips get an empty transcript. If false,
+    the source drops these clips. True only for training data with ``data.keep_empty``, because such clips are never
+    scored."""
 
 
 class Source(ABC):

@@ -38,15 +38,15 @@ Row = Mapping[str, object] | BadRow
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """An entry of the index. It stands for a row of a table, or for an audio file that no row names."""
+    """An entry of the index. It stands for a row of a table, or for an audio file that is not listed in any row."""
 
     file: str
-    """The id of the clip: the path of its file, relative to the folder of the audio. If the row names no existing file,
-    the id is the name of the table and the line number, such as ``metadata.csv:7``."""
+    """The id of the clip: the path of its file, relative to the folder of the audio. If the row does not contain the
+    path of an existing file, the id is the name of the table and the line number, such as ``metadata.csv:7``."""
     table: int = 0
     """Index of the table in the list of tables."""
     line: int = 0
-    """Line number in the table. 0 if no row names the file."""
+    """Line number in the table. 0 if the file is not listed in any row."""
     text: str | None = None
     duration_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)

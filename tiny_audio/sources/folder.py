@@ -120,7 +120,7 @@ class FolderSource(Source):
         return texts[0]
 
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
-        """Yield the rows of all tables, then the files that no row names."""
+        """Yield the rows of all tables, then the files that are not listed in any row."""
         audio = {name: status for name, status in files.items() if name not in tables}
         headers = read_headers(self.path, audio, self.cache_dir)
         # In Unicode, an accented letter can be one character or two. A row and its file may use different forms.
@@ -133,7 +133,7 @@ class FolderSource(Source):
                 yield clip
         for file in audio:
             if file not in named:
-                detail = f"{file}: no row of {', '.join(tables)} names this file"
+                detail = f"{file}: this file is not listed in any row of {', '.join(tables)}"
                 yield ClipRow(file, bad=BadRow("row_missing", detail))
 
 

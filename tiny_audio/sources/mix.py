@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # Build the schema only when it is first needed, because then all sources, including this one, are registered.
+    # Build the schema only when it is first needed. By that time, all sources, including this one, are registered.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
@@ -89,8 +89,9 @@ class Mixed:
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
         """Return the sorted indices ``[k]`` of the clips that the caps keep.
 
-        The groups are put into a random order, and so are the clips within each group. The caps keep the first clips in
-        this order.
+        If the clips have groups (``Index.groups``), the groups are put into a random order, and so are the clips within
+        each group. Otherwise, all clips are put into a random order. The caps keep the first clips in the resulting
+        order.
 
         Raises:
             UserError: ``max_hours`` is less than the duration of the first clip in this order.

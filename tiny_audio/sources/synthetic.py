@@ -187,7 +187,10 @@ def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
 
 
 def _sentences(config: SyntheticConfig) -> list[str] | None:
-    """Return the sentences of the file on the side that the config chooses. Return None if the grammars are used."""
+    """Return the sentences of the file, or None if the grammars are used.
+
+    Only sentences on the side of the split that ``config.sentences`` chooses are returned.
+    """
     if config.sentences_file is None:
         return None
     path = Path(config.sentences_file)

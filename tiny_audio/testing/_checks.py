@@ -59,7 +59,7 @@ def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> N
     expect(
         difference <= TOLERANCE * rms,
         part,
-        f"{what}: values differ by up to {difference:.1e}, but only {TOLERANCE} of their RMS {rms:.1e} is allowed",
+        f"{what}: values differ by up to {difference:.1e}, but only {TOLERANCE} of their RMS ({rms:.1e}) is allowed",
     )
 
 
@@ -68,7 +68,7 @@ def expect_equal_gradients(part: BaseModel, what: str, found: dict[str, Tensor],
 
     Gradients are in fp64. Two gradients that both count as zero (:data:`ZERO`) are equal.
     """
-    expect(found.keys() == wanted.keys(), part, f"{what}: other parameters have gradients")
+    expect(found.keys() == wanted.keys(), part, f"{what}: the two runs give gradients to different parameters")
     largest = max(float(gradient.pow(2).mean().sqrt()) for gradient in wanted.values())
     for name, gradient in wanted.items():
         if max(float(gradient.abs().max()), float(found[name].abs().max())) > ZERO * largest:
@@ -130,7 +130,7 @@ def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
 
 
 def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
-    """Copy all tensors to ``rebuilt`` through the bytes of a safetensors file, and check that the keys are the same."""
+    """Copy the state dict of ``module`` to ``rebuilt`` through safetensors bytes, and check that the keys are equal."""
     from safetensors.torch import load, save
 
     tensors: dict[str, Tensor] = {}

@@ -68,8 +68,8 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft for assisted decoding with the given ids. A random share ``wrong`` of them is replaced by the first
-    id."""
+    """A draft that returns ``ids``, for assisted decoding. A random fraction ``wrong`` of the ids is replaced by the
+    first id."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
@@ -132,7 +132,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         )
 
     def check_embeddings(self, config: DecoderConfig) -> None:
-        """Check that ``embed`` returns ``dim`` channels for ids of any shape, and that the RMS is ``embedding_rms``."""
+        """Check that ``embed`` accepts ids of any shape, and returns ``dim`` channels with RMS ``embedding_rms()``."""
         decoder = self.build(config)
         ids = torch.arange(len(tokenizer_of(config)))
         for rows in (ids, ids[:4].reshape(2, 2), ids[:0]):
@@ -163,7 +163,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(
             full.ndim == 2 and len(full) == positions and full.shape[1] >= vocabulary,
             config,
-            f"logits have shape {list(full.shape)}, not [{positions} kept positions, {vocabulary} token ids]",
+            f"logits have shape {list(full.shape)}, not [{positions} kept positions, at least {vocabulary} token ids]",
         )
         expect_equal(
             config, "logits at kept positions, compared with a forward pass that keeps all", kept, full[keep[mask]]
@@ -171,8 +171,9 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         expect(len(none) == 0, config, "there are logits although no position is kept")
         row, position = (index[mask] for index in torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij"))
         before = ~((row == 2) & (position >= 10))
-        expect_equal(config, "logits before a change in later embeddings", changed_later[before], full[before])
-        expect(not torch.equal(changed_later[~before], full[~before]), config, "embeddings do not change the logits")
+        expect_equal(config, "logits at positions before changed embeddings", changed_later[before], full[before])
+        differs = not torch.equal(changed_later[~before], full[~before])
+        expect(differs, config, "changed embeddings do not change the logits at their positions")
 
     def check_invariance(self, config: DecoderConfig) -> None:
         """Check that a row has the same logits alone and right-padded in a batch, for any content of the padding."""
@@ -212,7 +213,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_cache(self, config: DecoderConfig) -> None:
         """Check that the cache gives the same logits as one forward pass.
 
-        Rows are appended in parts. Between the parts, rows are cropped, reordered and removed.
+        Each row is appended in chunks. Between the chunks, rows are cropped, reordered and removed.
         """
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()

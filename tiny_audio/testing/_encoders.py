@@ -90,7 +90,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         )
 
     def check_lengths(self, config: EncoderConfig) -> None:
-        """Check that the config, the encoder and its output have the same numbers of frames, for many clip lengths."""
+        """Check ``num_frames`` of the config and of the encoder against the encoder's output, for many clip lengths."""
         encoder = self.build(config).eval()
         stride = round(SAMPLE_RATE / encoder.frame_rate)
         samples = torch.arange(1, 4 * stride)
@@ -115,7 +115,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             expect(length == planned, config, what)
             expect(length >= 1, config, f"{size} samples gave no frame; a clip has at least one")
         shape, wanted = list(frames.values.shape), [len(clip_sizes), max(found), encoder.dim]
-        expect(shape == wanted, config, f"frames have shape {shape}, not [clips, frames of the longest, dim] {wanted}")
+        expect(shape == wanted, config, f"frames have shape {shape}; [clips, frames of the longest, dim] is {wanted}")
         expect(found == sorted(found), config, "longer clips must not have fewer frames")
         rate = config.num_frames(60 * SAMPLE_RATE) / 60
         close = abs(rate - encoder.frame_rate) <= 0.01 * encoder.frame_rate
@@ -171,7 +171,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         fits = len(shape) == 3 and int(seen[0].lengths.max()) <= shape[1]
         expect(fits, config, f"features must be [B, F, C] with lengths within F; their shape is {shape}")
         same = torch.equal(plain.values, recorded.values)
-        expect(same, config, "a transform that changes nothing changes the frames")
+        expect(same, config, "a transform that returns the features unchanged still changes the frames")
         expect(not torch.equal(plain.values, erased.values), config, "the result of the transform is not encoded")
 
     def check_gradients(self, config: EncoderConfig) -> None:
@@ -215,7 +215,8 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             len(trainable) == 1 and trainable[0].ndim == 1 and len(trainable[0]) >= 2,
             config,
             "layer: weighted, freeze: true: there must be one trainable vector, with a weight for each layer and one "
-            f"for the input of the first; the trainable tensors are {[list(tensor.shape) for tensor in trainable]}",
+            "for the first layer's input; the shapes of the trainable tensors are "
+            f"{[list(tensor.shape) for tensor in trainable]}",
         )
         weights, depth, own = trainable[0], len(trainable[0]) - 1, weighted.state_dict()
         expect_gradients(config, "layer: weighted, freeze: true", weighted, weighted_sum(self.run(weighted)))
@@ -226,19 +227,23 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             single = self.build(changed(config, layer=layer, freeze=True)).train().double()
             num_parameters.append(sum(tensor.numel() for tensor in single.parameters()))
             missing = sorted(single.state_dict().keys() - own.keys())
-            expect(not missing, config, f"layer: weighted lacks keys of layer: {layer}: {', '.join(missing)}")
+            expect(not missing, config, f"layer: weighted lacks keys that layer: {layer} has: {', '.join(missing)}")
             single.load_state_dict({name: own[name] for name in single.state_dict()})
             with torch.no_grad():
                 weights.copy_(100.0 * (torch.arange(depth + 1) == layer))
                 found, wanted = self.run(single), self.run(weighted)
             expect_equal(config, f"layer: {layer}, compared with the weighted sum of only this layer", found, wanted)
         grows = num_parameters == sorted(set(num_parameters))
-        what = f"layers above the chosen layer must be removed; the numbers of parameters are {num_parameters}"
+        what = (
+            "layers above the chosen layer must be removed; the numbers of parameters with layer: 1, 2, … are "
+            f"{num_parameters}"
+        )
         expect(grows, config, what)
         try:
             self.build(changed(config, layer=depth + 1))
         except UserError as error:
-            expect(str(depth) in str(error), config, f"layer: {depth + 1}: the error must say that there are {depth}")
+            what = f"layer: {depth + 1}: the error must say that there are {depth} layers"
+            expect(str(depth) in str(error), config, what)
         else:
             expect(False, config, f"layer: {depth + 1} is built, but there are only {depth} layers")
         for variant in (changed(config, layer=1), changed(config, layer="weighted")):

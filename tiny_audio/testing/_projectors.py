@@ -57,7 +57,7 @@ def check_lengths(config: ProjectorConfig) -> None:
     """Check that every clip has 1 to ``max_embeddings`` embeddings, and that shapes agree with the lengths."""
     window = config.min_frames()
     sane = 1 <= window <= 10 * CONTEXT.frame_rate
-    expect(sane, config, f"min_frames {window} is not between 1 and 10 s of frames")
+    expect(sane, config, f"min_frames is {window}; it must be from 1 to the number of frames in 10 s")
     projector = build(config).eval()
     wanted = sizes(config)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def check_lengths(config: ProjectorConfig) -> None:
         expect(length >= 1, config, f"{size} frames gave no embedding; a clip has at least one")
         expect(length <= bound, config, f"{size} frames gave {length} embeddings, but max_embeddings says {bound}")
     shape, right = list(embeddings.shape), [len(wanted), int(lengths.max()), CONTEXT.out_dim]
-    what = f"embeddings have shape {shape}, not [clips, embeddings of the longest, out_dim] {right}"
+    what = f"embeddings have shape {shape}; [clips, embeddings of the longest, out_dim] is {right}"
     expect(shape == right, config, what)
 
 
@@ -114,7 +114,8 @@ def check_meta_device(config: ProjectorConfig) -> None:
         expect(
             bound.device.type == "cpu" and bool((bound >= 1).all()),
             config,
-            f"built on the meta device, max_embeddings of 1 and 100 frames is {bound}; it must need no weights",
+            f"built on the meta device, max_embeddings of 1 and 100 frames is {bound}; it must need no weights, be on "
+            "the CPU and be at least 1",
         )
 
 
@@ -143,7 +144,7 @@ def check_invariance(config: ProjectorConfig) -> None:
 
 
 def check_gradients(config: ProjectorConfig) -> None:
-    """Check that gradients reach every tensor and the real frames, but not the padding."""
+    """Check that gradients reach every parameter and the real frames, but not the padding."""
     projector = build(config).train().double()
     perturb(projector)
     frames = frames_of([40, 100], noise=True)

@@ -16,7 +16,10 @@ MAX_CLIPS = 20
 
 
 def check_index(config: SourceConfig, context: SourceContext) -> None:
-    """Check that each clip has a unique id, a duration and a text, and that a rebuilt source has the same index."""
+    """Check that each clip has a unique id and a duration, and that a rebuilt source has the same index.
+
+    Each clip must also have a text, unless ``Index.empty`` says that nobody speaks.
+    """
     source = SOURCES.build(config, context)
     index = source.index()
     expect(bool(index.utterances), config, "the index has no utterance")

@@ -82,7 +82,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
         expect(not torch.equal(plain, dropped), config, "dropout: 0.5 changes nothing in training mode")
 
     def check_linear_layers(self, config: ConfigT) -> None:
-        """Check that ``linear_layers`` names all linear layers except a decoder's head.
+        """Check that ``linear_layers`` has the names of all linear layers except a decoder's head.
 
         Adapters on all these layers must get gradients.
         """

@@ -1,1 +1,4 @@
-"""Train a recipe's model on its clips. A restart continues from the last checkpoint and gives the same weights."""
+"""Train the model of a recipe on the recipe's clips.
+
+A restarted run continues from the last checkpoint. It gives the same weights as a run that was not interrupted.
+"""

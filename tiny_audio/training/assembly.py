@@ -49,10 +49,10 @@ def assemble(
         if learned.characters is not None:
             vocabulary = CtcVocabulary(tuple(learned.characters))
         else:
-            assert start is not None  # the CTC head is loaded from ``start``, so its characters stay the same
+            assert start is not None  # the CTC head is loaded from ``start``, and so are its characters
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
-    # Random initial weights must depend only on the seed. Parts may use any random generator, so seed all of them.
+    # Random initial weights must depend only on the seed. Parts may use any random generator, so seed all generators.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,

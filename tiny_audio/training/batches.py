@@ -37,7 +37,11 @@ class LoadingFailed(UserError):  # noqa: N818
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """This process's slice of a global batch. The global batch has at least one usable clip."""
+    """This process's slice of a global batch.
+
+    A global batch is one batch of the epoch's plan. At least one of its clips is usable. The clips are divided among
+    the processes.
+    """
 
     batch: Batch
     """The clips of this process. If the process has no clip, this is a placeholder clip, because all processes must run
@@ -60,7 +64,8 @@ class Batches:
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         world: the processes of the run. Each process gets a slice of every global batch.
-        note_dropped: called for each global batch, in every process, with the batch's unusable clips of all processes.
+        note_dropped: called in every process for each global batch. Its argument is the list of all unusable clips of
+            the global batch.
         stop: the stop signal. A requested stop ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
@@ -97,9 +102,9 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Check this before the loader processes are forked. If a stop was requested, the prefetcher of the previous
-            # epoch did not wait for its threads. They may still hold locks, and a forked process could wait for such a
-            # lock forever.
+            # Check for a stop before the loader processes are forked. If a stop was requested, the prefetcher of the
+            # previous epoch did not wait for its threads. These threads may still hold locks, and a forked process
+            # could wait for such a lock forever.
             if self.world.any(self._stop.requested):
                 yield None
                 return

@@ -218,8 +218,8 @@ def check_whole(checkpoint: Path) -> None:
 def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[str, Tensor]:
     """Read the weights of one checkpoint, or the average of several checkpoints.
 
-    Trainable tensors are averaged with equal weights in float64, and rounded to their type. Buffers, such as batch norm
-    statistics, are not averaged: they come from the checkpoint of the last step.
+    For each trainable tensor, the arithmetic mean is computed in float64 and rounded to the tensor's dtype. Buffers,
+    such as batch norm statistics, are not averaged: they come from the last of these checkpoints.
 
     Args:
         folder: folder of the checkpoints.
@@ -272,7 +272,8 @@ def _of_step(folder: Path, step: int) -> Path:
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
     """Return the small values of ``saved``, which are broadcast in one message.
 
-    Weights and moments are large, so they are broadcast one by one. For this, ``saved`` is appended to ``found``.
+    Weights and moments are large, so the caller broadcasts them one by one. It reads them from ``found``, to which this
+    function appends ``saved``.
     """
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
@@ -302,8 +303,8 @@ def _check_fits(checkpoint: Path, shapes: dict[str, list[int]], saved: dict[str,
     for name, shape in shapes.items():
         if shape != list(saved[name].shape):
             raise RunFailed(
-                f"{checkpoint} holds {name} as {list(saved[name].shape)}, but this recipe trains {shape}; delete this "
-                "checkpoint"
+                f"{checkpoint} holds {name} with shape {list(saved[name].shape)}, but this recipe trains it with shape "
+                f"{shape}; delete this checkpoint"
             )
 
 
@@ -358,7 +359,7 @@ def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 
 
 def _changing(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that training changes: trainable parameters, and buffers of the state dict.
+    """Return the tensors that training can change: trainable parameters and persistent buffers.
 
     A tied tensor occurs only once, under one of its names.
     """

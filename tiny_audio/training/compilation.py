@@ -21,7 +21,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     they differ between batches.
 
     Raises:
-        UserError: the compiler or Triton is missing.
+        UserError: a C++ compiler (needed on a CPU) or Triton (needed on a GPU) is missing.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -36,7 +36,8 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # Skip the convolutions of front ends. They have the same class, but each has a different shape.
+        # Skip the convolutions of front ends. They also belong to this class, but each has a different shape, so each
+        # would need its own compilation.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]

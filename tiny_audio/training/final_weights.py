@@ -57,12 +57,12 @@ class FinalWeights:
     num_evaluations: int = 0
     """Number of evaluations that were compared."""
     stopped_early: bool = False
-    """Whether training ended before its last step, because the evaluations no longer improved."""
+    """Whether training ended before step ``training.steps``, because the evaluations no longer improved."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry ``final_weights`` of a report's training section.
 
-        There is no entry if these are the weights of the last step and no scores were used.
+        The result is empty if these are the weights of the last step and no scores were used.
         """
         if self.selected_on is None and len(self.steps) == 1:
             return {}
@@ -70,10 +70,11 @@ class FinalWeights:
 
 
 class Selection:
-    """Follows the evaluations of a run (``training.keep_best``) and chooses the final weights.
+    """Counts the evaluations of a run, and chooses the final weights.
 
-    The state is stored in :class:`Progress`, and therefore in every checkpoint. If training repeats steps after the
-    process was killed, it also repeats the evaluations of these steps.
+    If the recipe has ``training.keep_best``, the evaluations are also compared. The state is stored in
+    :class:`Progress`, and therefore in every checkpoint. If training repeats steps after the process was killed, it
+    also repeats the evaluations of these steps.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -107,7 +108,7 @@ class Selection:
         return {"best_step": progress.best_step, "stops_early": self.stops_early(progress)}
 
     def stops_early(self, progress: Progress) -> bool:
-        """Whether training ends before the last step, because the evaluations no longer improve."""
+        """Whether training ends before step ``training.steps``, because the evaluations no longer improve."""
         patience = self.best.patience if self.best else None
         is_last = progress.step >= self._config.steps
         return patience is not None and progress.evaluations_since_best >= patience and not is_last
@@ -131,9 +132,10 @@ class Selection:
         return {progress.best_step, *self._averaged(progress.step)}
 
     def _averaged(self, last: int) -> tuple[int, ...]:
-        """Return the steps whose weights are averaged if training ends at ``last``. Only ``last`` if none are averaged.
+        """Return the steps whose weights are averaged if training ends at step ``last``.
 
-        For example, with ``average_last: 3`` and ``checkpoint_every: 100``, the result for 250 is (100, 200, 250).
+        If no weights are averaged, the result is ``(last,)``. For example, with ``average_last: 3`` and
+        ``checkpoint_every: 100``, the result for 250 is (100, 200, 250).
         """
         count = self._config.average_last
         planned = range(self._execution.checkpoint_every, last, self._execution.checkpoint_every)

@@ -38,7 +38,7 @@ class FrameCache:
     Args:
         encoder: a frozen encoder without dropout.
         limit_bytes: maximum size of the file.
-        folder: folder of the file. If it does not exist, the file is in the system's temporary folder.
+        folder: folder of the file. If this folder does not exist, the file is in the system's temporary folder.
     """
 
     def __init__(self, encoder: Encoder, limit_bytes: int, folder: Path) -> None:

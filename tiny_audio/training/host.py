@@ -1,4 +1,4 @@
-"""Peak FLOPs, power and price of the machine, and the origin of each figure."""
+"""Peak FLOPs per second, power and price of the machine, and the origin of the first two."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Host:
     peak_source: str
     """Origin of ``peak_flops``, for a report."""
     rated_watts: float
-    """Maximum power of the devices of all processes. 0 if unknown."""
+    """Maximum power of the devices of all processes together. 0 if unknown."""
     power_source: str
     """Origin of ``rated_watts``, for a report."""
     price_per_hour: float | None

@@ -45,7 +45,7 @@ class StartingPoint:
         if not self._files or not (self.folder / "config.json").is_file():
             raise UserError(
                 f"training.init_from.path: {config.path} has no trained model (config.json or *.safetensors is "
-                "missing); finish that run first, or give the folder of an exported model"
+                "missing); give the folder of a finished run or of an exported model"
             )
         try:
             self.config: dict[str, Any] = dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
@@ -84,7 +84,7 @@ class StartingPoint:
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights, config and tokenizer. The hash is part of the training identity."""
+        """Return the SHA-256 of the weights, config and tokenizer. A run records it as one of its training inputs."""
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:

@@ -136,9 +136,11 @@ class Ledger:
         return {name: getattr(self.progress, name) for name in _SUMS}
 
     def totals(self) -> dict[str, Any]:
-        """Return the sums of the whole training run, and the origin of the machine's figures.
+        """Return the sums of the whole training run, and the properties of the machine.
 
-        The result is the input of :func:`tiny_audio.analysis.ledger.account`.
+        ``peak_source`` and ``power_source`` state where two of these properties come from: the peak FLOPs per second,
+        from which ``possible_flops`` is computed, and the rated power, ``power_watts``. The result is the input of
+        :func:`tiny_audio.analysis.ledger.account`.
         """
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {
@@ -155,7 +157,7 @@ class Overhead:
     """Measures the resource usage of the main process after training, when it exports and scores the model.
 
     Args:
-        host: the machine. Its figures must be those of this process's device only.
+        host: the machine. Its ``rated_watts`` must be the power of this process's device only.
         clock: returns monotonic seconds.
     """
 

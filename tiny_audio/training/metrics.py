@@ -16,12 +16,12 @@ from tiny_audio.training.trackers import Tracker
 
 
 class MetricsLog:
-    """Appends rows to ``metrics.jsonl``, and their numbers to trackers.
+    """Appends rows to ``metrics.jsonl``, and sends the numbers in these rows to trackers.
 
     Args:
         run_dir: folder of the file.
         step: the step that training continues from. Rows of later steps are removed, because these steps run again.
-        trackers: they also receive the numbers, under the name ``kind/name``, such as ``train/loss``.
+        trackers: they also receive the numbers. The name of each number is ``kind/name``, such as ``train/loss``.
     """
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:

@@ -44,7 +44,7 @@ def _groups(model: TinyAudioModel, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def learning_rate(config: TrainingConfig, step: int, peak: float | None = None) -> float:
-    """Return the learning rate of a step, counted from 0.
+    """Return the learning rate of a step. Steps are counted from 0.
 
     The rate rises linearly to ``peak`` in the warmup steps, and then follows the schedule. If ``peak`` is None,
     ``config.learning_rate`` is the peak.

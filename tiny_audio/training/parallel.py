@@ -21,7 +21,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
     The forward and backward passes gather the parameters of one layer at a time.
 
-    Parameters keep their types, and autocast does not change, so the arithmetic is the same as in a single process.
+    Parameters keep their dtypes, and autocast works as in a single process. So the arithmetic is also the same.
 
     Args:
         model: the model, on the CPU, the same in every process.

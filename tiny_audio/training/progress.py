@@ -54,8 +54,8 @@ class Progress:
     """The value of the metric at ``best_step``."""
     evaluations_since_best: int = 0
     window_decoder_loss: float = 0.0
-    """Sum over all processes since the last line of the log, without skipped steps. The same holds for the next four
-    fields."""
+    """Sum over all processes and over the steps since the last line of the log, without skipped steps. The next four
+    fields are sums over the same processes and steps."""
     window_ctc_loss: float = 0.0
     window_alignment_loss: float = 0.0
     window_tokens: int = 0

@@ -1,6 +1,6 @@
 """Check that a recipe fits its pretrained checkpoints, before any data or weights are read.
 
-The checks read only small files of the checkpoints, such as configs.
+The checks read only small files of the checkpoints, such as configs, and the headers of local weight files.
 """
 
 from __future__ import annotations
@@ -89,7 +89,10 @@ def read_part(part: _Part) -> _Part:
 
 
 def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """Build the part without weights, and return its config. This rejects wrong fields and adds missing defaults."""
+    """Build the part without weights, and return its config.
+
+    This rejects wrong fields. Missing fields get their defaults.
+    """
     plain = part.model_copy(update={"attention": "auto"})  # the recipe's attention may need a GPU
     with torch.device("meta"):
         if isinstance(plain, EncoderConfig):
@@ -99,9 +102,10 @@ def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> 
 
 
 def check_front_end(encoder: EncoderConfig) -> None:
-    """Check the encoder's front end against the feature extractor's config in its checkpoint, if there is one.
+    """Check that the encoder's front end has the settings of the checkpoint's feature extractor.
 
-    The config is in ``preprocessor_config.json``, or else in ``processor_config.json``.
+    These settings are in ``preprocessor_config.json``, or else in ``processor_config.json``. If the checkpoint has
+    neither file, nothing is checked.
 
     Raises:
         UserError: a setting differs. The message names the first setting that differs.
@@ -143,9 +147,9 @@ def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimit
     if lost:
         names = ", ".join(repr(tokenizer.convert_ids_to_tokens(index)) for index in lost)
         raise UserError(
-            f"prompt: the tokenizer of {recipe.decoder.pretrained!r} has {len(tokenizer):,} tokens, but its model has "
-            f"only {rows:,} embeddings, and none for {names} in the prompt; resize the embeddings and train these "
-            "tokens, or use a chat template without them"
+            f"prompt: the tokenizer of {recipe.decoder.pretrained!r} has {len(tokenizer):,} tokens, but the decoder "
+            f"has only {rows:,} embeddings, and none for {names}, which the prompt contains; resize the embeddings and "
+            "train these tokens, or use a chat template without them"
         )
     limits = ContextLimits(recipe, len(ids) - 1)
     if limits.max_positions is not None and limits.needed > limits.max_positions:

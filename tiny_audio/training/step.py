@@ -43,7 +43,7 @@ class OutOfMemory(RunFailed):
     """The GPU ran out of memory in a step.
 
     Args:
-        in_update: whether the weights may be partly updated.
+        in_update: whether the memory ran out during the update, so that some weights may already be updated.
         detail: PyTorch's message.
         batches: the batches of the step.
     """
@@ -78,8 +78,9 @@ def take_step(
 ) -> StepResult:
     """Update the weights with the gradient of the step's loss over all batches and processes.
 
-    The loss is the decoder's loss per token, plus the weighted CTC loss per label, plus the weighted alignment loss per
-    token. If a loss or gradient is not finite in any process, no process updates its weights.
+    The step's loss is ``decoder_loss / num_tokens + ctc_weight * ctc_loss / num_labels + alignment_weight *
+    alignment_loss / num_tokens``. Each of the three losses is a sum over all batches and processes. If a loss or
+    gradient is not finite in any process, no process updates its weights.
 
     Args:
         model: the model. With several processes, it is wrapped or sharded.

@@ -58,7 +58,7 @@ class WeightsAndBiases:
     The service's environment variables work as usual, for example ``WANDB_MODE`` and ``WANDB_ENTITY``. If the service
     does not respond at the start or no account is logged in, the points are written to the run's subfolder ``wandb/``,
     and ``wandb sync`` can send them later. If the service fails during the run, the run continues and sends no more
-    points. A continued run continues its curves.
+    points. If a run is continued, its new points are added to the same curves.
 
     Args:
         project: the project.

@@ -100,7 +100,7 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # Buffers need no synchronization: they do not change in training, because batch norms are frozen.
-            # In steps without the decoder, its trainable weights get no gradient, which DDP must expect.
+            # In steps that skip the decoder, its trainable weights are unused. DDP needs to know that.
             unused = recipe.alone_steps > 0
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
@@ -385,16 +385,16 @@ class Trainer:
         return "no step is saved; the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save, unless the weights may be partly updated or there are several processes. Return the error to raise."""
+        """Save, unless weights may already be updated or there are several processes. Return the error to raise."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()
         largest = max((micro_batch.batch for micro_batch in error.batches), key=lambda batch: batch.padded_s)
         clips = len(largest.lengths)
         message = (
-            f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips and "
-            f"{largest.padded_s:.1f} s with padding (longest clip: {largest.padded_s / clips:.1f} s): {error.detail}\n"
-            f"{self._kept() if is_whole else self._lost()}. Use a GPU with more memory, or find what fits with "
-            "`tiny-audio probe` and set batching.max_padded_s in a new run."
+            f"the GPU ran out of memory in step {self.progress.step + 1}, with a batch of {clips} clips, "
+            f"{largest.padded_s:.1f} s including padding (longest clip: {largest.padded_s / clips:.1f} s): "
+            f"{error.detail}\n{self._kept() if is_whole else self._lost()}. Use a GPU with more memory. Or find out "
+            "with `tiny-audio probe` which batches fit, and set batching.max_padded_s in a new run."
         )
         return UserError(message) if is_whole else RunFailed(message)

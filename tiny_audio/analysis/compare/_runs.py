@@ -134,7 +134,8 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use only the utterances that are the same in all runs. Otherwise, different utterances are an error.
+        common: use only the utterances that are the same in all runs. If ``common`` is False, it is an error if
+            utterances are missing from some runs or differ between runs.
 
     Returns:
         the rows of each run, in the same order, and the number of utterances that were left out.
@@ -182,8 +183,8 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
             here, there = elsewhere[0]
             yield (
                 f"{run.name} read {len(elsewhere)} clips from other files than {runs[0].name}, such as {here['id']}: "
-                f"{there['audio_filepath']}, not {here['audio_filepath']}; ids, references and durations agree, but "
-                "check that the audio is the same"
+                f"from {there['audio_filepath']} instead of {here['audio_filepath']}; ids, references and durations "
+                "agree, but check that the audio is the same"
             )
         if run.fingerprint(set_name) != runs[0].fingerprint(set_name):
             yield (

@@ -126,7 +126,8 @@ def pair_set(
         variants: the variants. The baseline is the first one.
         normalizer: the normalizer of references and hypotheses.
         group_by: the value of ``--group-by``.
-        common: use only the utterances that are the same in all runs. Otherwise, different utterances are an error.
+        common: use only the utterances that are the same in all runs. If ``common`` is False, it is an error if
+            utterances are missing from some runs or differ between runs.
 
     Raises:
         UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the

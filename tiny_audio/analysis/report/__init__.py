@@ -124,7 +124,7 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
     losses = {"loss": "loss", "decoder_loss": "decoder", "ctc_loss": "CTC", "alignment_loss": "alignment"}
     loss = [Series(name, _points(train, key)) for key, name in losses.items()]
     if not any(series.points for series in loss[2:]):
-        loss = loss[:1]  # without other losses, the loss equals the decoder's loss
+        loss = loss[:1]  # without a CTC or alignment loss, the loss equals the decoder's loss
     wer, bits = (
         [Series(name, _points([row for row in scores if str(row.get("set")) == name], key)) for name in sets]
         for key in ("wer", "bits_from_audio")

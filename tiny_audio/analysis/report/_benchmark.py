@@ -1,4 +1,4 @@
-"""The HTML page of a trained benchmark: verdicts, and the quality and cost of each variant."""
+"""The HTML page of a benchmark that trains models: verdicts, and the quality and cost of each variant."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CONTROLS = {
 
 
 def render_benchmark(results: Mapping[str, Any]) -> str:
-    """Render the page of a trained benchmark.
+    """Render the page of a benchmark that trains models.
 
     Args:
         results: the content of the benchmark's ``results.json``.
@@ -200,5 +200,5 @@ def _provenance(results: Mapping[str, Any]) -> list[Markup]:
     text = dump_yaml({**results["recipe"]})
     return [
         table(("Setting", "Value"), [(key, tag("code", value)) for key, value in rows.items()]),
-        tag("details", tag("summary", "The resolved recipe, with the first variant"), tag("pre", tag("code", text))),
+        tag("details", tag("summary", "The resolved recipe of the first variant"), tag("pre", tag("code", text))),
     ]

@@ -34,7 +34,7 @@ def decoder_gain(entries: Sequence[Mapping[str, Any]]) -> list[Markup]:
     note = (
         "The model is compared with its own CTC head, with the encoder's published checkpoint, or with both. This run "
         "has not trained the published checkpoint. Both systems of a comparison have the same clips and the same "
-        "normalizer. The time is the median for one clip that is transcribed alone "
+        "normalizer. The time per clip is the median over clips that are transcribed one by one "
         f"(at most {_timed(entries)} clips of each set)."
     )
     return [

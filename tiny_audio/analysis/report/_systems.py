@@ -38,8 +38,9 @@ def scores_table(
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
-            None if the scores have no such interval.
+        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
+            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
+            ``wer_interval_by_group``. None if there is only one interval.
         after: heads and cells of the columns on the right of the metrics.
     """
     columns: list[tuple[object, Sequence[object]]] = []
@@ -102,9 +103,9 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
         rows.append(cells)
     note = (
         "The difference is the system's word error rate minus that of the baseline on the same utterances, in "
-        "percentage points. If it is below zero, the system is better than the baseline. The 95 % interval (paired "
-        f"bootstrap) and p (approximate randomization) are computed by resampling {units}. p is the probability that "
-        "two equally good systems differ by at least this much. The verdict is “better” or “worse” if p is below "
+        "percentage points. If it is below zero, the system has the lower rate. The 95 % interval (paired bootstrap) "
+        f"and p (approximate randomization) are computed by resampling {units}. p is the probability that two equally "
+        "good systems differ by at least this much. The verdict is “better” or “worse” if p is below "
         f"{SIGNIFICANCE:g} after Holm's correction for {count(size)} comparison{'s' if size > 1 else ''}. “No "
         "difference shown” does not mean that the systems are equally good."
     )
@@ -113,7 +114,7 @@ def verdicts(differences: Sequence[tuple[str, Difference]], units: str, warnings
     if with_mapsswe:
         note += (
             " MAPSSWE is the matched-pairs test of NIST's sc_stats and does not affect the verdict. If its z is above "
-            "0, the system is better than the baseline."
+            "0, the system has fewer errors than the baseline."
         )
     return [
         table(head, rows, numbers=range(3 if with_sets else 2, len(head))),
@@ -163,7 +164,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
     head = ["Slice", "", "Utterances", "Words", *(map(label, names) if several else ["WER", "95 % interval"])]
     note = (
         "* In this slice, the 95 % interval of the difference from the baseline excludes zero. This is a hint, not a "
-        "test. If two systems are equally good, it happens in about one of twenty slices."
+        "test. If two systems are equally good, the interval excludes zero in about one of twenty slices."
     )
     return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if several else [])]
 

@@ -83,7 +83,7 @@ class Score(Config):
     cer: float | None
     """Character error rate of the normalized text. A space is a character."""
     wer_interval: tuple[float, float] | None
-    """95 % percentile bootstrap interval of ``wer``."""
+    """95 % interval of ``wer`` by the percentile bootstrap."""
     num_utterances: int
     num_groups: int | None = None
     """Number of groups, usually speakers, that were resampled for the interval. None if utterances were resampled."""

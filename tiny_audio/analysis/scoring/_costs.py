@@ -36,8 +36,8 @@ The numbers of errors and WER depend on the cost. For example, ``a b c d e`` and
 DESCRIPTIONS: Mapping[Cost, str] = {
     "unit": "each edit costs 1",
     "sclite": "a substitution costs 4, an insertion or deletion 3, as in NIST's sclite",
-    "compounds": "each edit costs 1, and words match their compound",
-    "joined": "each edit costs 1, and words that differ only in spaces match",
+    "compounds": "each edit costs 1, and several words match one word that differs from them only in spaces",
+    "joined": "each edit costs 1, and words that differ only in spaces match and count as one reference word",
 }
 """A short description of each cost."""
 
@@ -176,7 +176,10 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return two tables of bits, packed eight per byte: which cells are reached diagonally, and which by an insertion.
+    """Return two tables of bits, packed eight per byte. The cells are those of ``d`` in :func:`sclite_pairs`.
+
+    In the first table, a bit is set if the best path reaches the cell by a diagonal step. In the second table, a bit is
+    set if an insertion costs no more than a deletion.
 
     Because of insertions, each cell of a row depends on the cell to its left. To compute a row with vector operations,
     subtract from each cell the cost of inserting all words up to it (``ramp``), take the running minimum, and add

@@ -86,8 +86,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls `standardize_numbers`, then `standardize_spellings`. So words are joined before numbers are
-    # replaced. Names are replaced after spellings, and then letters are joined.
+    # The package calls `standardize_numbers`, then `standardize_spellings`. Both are wrapped, so that the order is:
+    # join words, replace numbers, replace spellings, replace names, join letters.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]

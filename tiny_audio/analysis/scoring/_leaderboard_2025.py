@@ -1,13 +1,13 @@
 """English normalization rules of the Open ASR Leaderboard from April 2025 until April 2026.
 
 Source: ``normalizer/normalizer.py`` of github.com/huggingface/open_asr_leaderboard at commit 0c261bf of 2025-04-17.
-It uses the package ``whisper-normalizer``. The rules differ from Whisper's English normalizer:
+This module adapts the package ``whisper-normalizer``. The rules differ from Whisper's English normalizer:
 
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
   leaderboard also has rules for letters with spaces ("u. s. a.") and for possessives ("u.s.a.'s"). They are kept here,
-  but seldom apply: the first needs a letter directly after the last dot, and earlier rules have already joined most of
-  the letters before "'s".
+  but seldom apply. The rules for letters with spaces need a letter directly after the last dot. The rule for
+  possessives runs after rules that have already joined most of the letters before "'s".
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 

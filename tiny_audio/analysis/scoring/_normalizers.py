@@ -26,7 +26,8 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """The name and version of the package that defines the rule. A rule of this project has only a version."""
+    """What defines the rule, with versions, such as ``NFC, whisper-normalizer 0.1.15``. A rule of this project has only
+    a number."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
     cost: Cost = "unit"
     """Default costs of edits."""
@@ -113,8 +114,8 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """Whether ``normalizer`` joins several number words of this reference into one.
 
     One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
-    were spoken. To detect this, the words are also normalized one by one, so that nothing is joined. Only differences
-    in numbers count.
+    were spoken. To detect joined words, the words are also normalized one by one, so that nothing is joined. Only
+    differences in numbers count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):

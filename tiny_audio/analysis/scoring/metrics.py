@@ -209,8 +209,9 @@ def metric_columns(
         entries: the scores of each row, by key.
         text: formats a value.
         interval: formats the interval of a metric whose unit is ``share``.
-        grouped_by: the metadata column whose groups were resampled for the second interval, ``<interval>_by_group``.
-            None if the scores have no such interval.
+        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
+            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
+            ``wer_interval_by_group``. None if there is only one interval.
         all_metrics: include the metrics that the terminal shows below the table.
     """
     for metric in known_metrics(entries):

@@ -17,10 +17,10 @@ class MatchedPairs:
     num_segments: int
     """Number of segments in which at least one system has an error."""
     mean: float
-    """Mean over segments of the baseline's errors minus the other system's errors. Positive if the other system is
-    better."""
+    """Mean of ``errors of the baseline - errors of the other system`` over the segments. Positive if the other system
+    is better."""
     standard_deviation: float
-    """Standard deviation over segments of the difference that is averaged in ``mean``."""
+    """Standard deviation of ``errors of the baseline - errors of the other system`` over the segments."""
     z: float
     """``mean / (standard_deviation / √num_segments)``. 0 if the standard deviation is 0, as in sc_stats."""
     p_value: float

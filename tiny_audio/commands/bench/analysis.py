@@ -53,7 +53,7 @@ class Analysis:
     rates: Mapping[tuple[str, str], Rates]
     """Rates by label and set."""
     differences: Mapping[tuple[str, str], Difference]
-    """Differences by label and set, without the baseline."""
+    """Differences from the baseline, by label and set. The baseline itself has no entry."""
     columns: Mapping[str, str | None]
     """For each set, the metadata column, such as ``speaker``, that groups utterances. Intervals and tests resample
     whole groups, such as all utterances of a speaker. If None, they resample single utterances."""

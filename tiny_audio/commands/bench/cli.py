@@ -20,22 +20,31 @@ def bench_projectors(
         Argument(
             metavar="RECIPE",
             callback=warn_of_local_recipe,
-            help="Provides the encoder and decoder. Required with --train. Default without --train: frames with 1280 "
-            "channels, and embeddings with 2048.",
+            help="Provides the encoder and the decoder. Required with --train. Optional without --train: if it is left "
+            "out, frames have 1280 channels and embeddings have 2048 channels.",
         ),
     ] = None,
     overrides: Overrides = None,
     variants: Annotated[
         str | None,
         Option(
-            help="Projectors to compare, such as swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384, or a "
-            "YAML file with a section `variants`, such as variants/projectors. Default: every registered projector."
+            help="Projectors to compare, separated by commas. Each has one of three forms: a name (swiglu), a name "
+            "with settings (conv:hidden_dim=512), or a label with a name and settings "
+            "(wide=swiglu:stack=4+hidden_dim=16384). Or give a YAML file with a section `variants`, such as "
+            "variants/projectors. Default: every registered projector."
         ),
     ] = None,
     do_train: Annotated[bool, Option("--train", help="Train every variant and compare word error rates.")] = False,
     durations: Annotated[str | None, Option(help="Clip durations in seconds. Default: 5,20.")] = None,
     batch_sizes: Annotated[str | None, Option(help="Numbers of clips in a batch. Default: 1,4.")] = None,
-    max_time: Annotated[float | None, Option(help="Seconds to measure each case. Default: 1.", min=0)] = None,
+    max_time: Annotated[
+        float | None,
+        Option(
+            help="Seconds to measure each case. A case is a projector, a clip duration, a batch size, and a forward "
+            "pass with or without a backward pass. Default: 1.",
+            min=0,
+        ),
+    ] = None,
     device: Annotated[str | None, Option(help="auto, cpu, cuda or mps. Default: auto.")] = None,
     steps: Annotated[
         int | None, Option(help="With --train: steps per variant and seed. Default: training.steps.", min=1)
@@ -47,8 +56,8 @@ def bench_projectors(
     baseline: Annotated[
         str | None,
         Option(
-            help="With --train: the variant to compare with. Default: the recipe's projector if it is a variant, else "
-            "the first variant."
+            help="With --train: the variant that the others are compared with. Default: the recipe's projector if it "
+            "is a variant, else the first variant."
         ),
     ] = None,
     controls: Annotated[
@@ -79,7 +88,11 @@ def bench_projectors(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare projectors. Measures their cost, or with --train their word error rates under one recipe and budget.
+    """Compare projectors. Without --train, measures the costs of each projector. With --train, trains every projector
+    with the same recipe and budget, and compares their word error rates.
+
+    In the example below, bench_projectors is a recipe, and variants/projectors is a file with projectors to compare.
+    Both ship with tiny-audio.
 
     Example: tiny-audio bench projectors bench_projectors --variants variants/projectors --train
     """

@@ -1,8 +1,8 @@
 """Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
 
 Each combination of an encoder and a set of clips has its own folder. The folder's name is a hash of everything that
-affects the frames. The files ``values.bin`` and ``ctc_logits.bin`` in the folder contain the concatenated frames of all
-clips, and are memory-mapped.
+affects the frames. ``values.bin`` in the folder contains the concatenated frames of all clips. If the model has a CTC
+head, ``ctc_logits.bin`` contains its logits for these frames. Both files are memory-mapped.
 
 B clips · T frames · D channels · V CTC labels
 """
@@ -85,7 +85,7 @@ class Features:
     num_samples: tuple[int, ...]
     """Number of samples of each clip."""
     spans: tuple[tuple[int, int], ...]
-    """For each clip, the index of its first frame in the tensors, and its number of frames."""
+    """For each clip, the index of its first frame in ``values`` and ``ctc_logits``, and its number of frames."""
     rate: float
     values: Tensor
     """``[all frames, D]``."""

@@ -32,8 +32,8 @@ def timings_table(measured: Mapping[str, Any]) -> str:
     shape = measured["shape"]
     return (
         f"{in_columns(rows, num_texts=1)}\n{shape['in_dim']} → {shape['out_dim']} channels at {shape['frame_rate']:g} "
-        f"frames/s, {shape['precision']}, {measured['device']}, {measured['threads']} threads; medians; memory "
-        "excludes weights and frames"
+        f"frames/s, {shape['precision']}, {measured['device']}, {measured['threads']} threads; times are medians; "
+        "memory excludes weights and frames"
     )
 
 

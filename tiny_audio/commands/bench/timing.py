@@ -31,7 +31,7 @@ _CASES = Path(__file__).with_name("_cases.py")
 
 @dataclass(frozen=True)
 class ProjectorShape:
-    """Shapes and types that the encoder and the decoder impose on a projector."""
+    """Input size, output size, frame rate and precision for the projectors."""
 
     in_dim: int = 1280
     """Channels of the encoder's frames. HuBERT XL has 1280."""
@@ -43,7 +43,7 @@ class ProjectorShape:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ProjectorShape:
-        """Read the shapes and types from a recipe's model on the meta device.
+        """Return the values for a recipe. The recipe's model is built on the meta device to read the sizes.
 
         Raises:
             UserError: a part cannot be built, or its checkpoint's config cannot be read.

@@ -4,7 +4,8 @@ All variants have the same recipe, except for the projector, and the same budget
 the training clips in the same order.
 
 A unit is one variant with one seed. The name of a unit's result folder is a hash of everything that affects the result.
-The same command therefore continues an interrupted benchmark. If variants or seeds are added, finished units are kept.
+A unit whose folder exists is not trained again. The same command therefore continues an interrupted benchmark. If
+variants or seeds are added, finished units are kept.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with ``changes`` and the budget's steps.
 
-        A benchmark compares the weights of the last step. Evaluation during training, and settings that choose other
-        weights, are therefore turned off.
+        A benchmark scores each model after its last step. Evaluation during training, and settings that choose weights
+        of other steps, are therefore turned off.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}

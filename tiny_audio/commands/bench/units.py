@@ -128,7 +128,7 @@ class WaveformClips:
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Do nothing, because all weights can be trained on waveforms."""
+        """Do nothing. No output is cached, so no weights must be frozen."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int

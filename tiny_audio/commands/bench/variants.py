@@ -115,7 +115,7 @@ def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     for variant in variants:
         if variant.label in seen:
             raise UserError(
-                f"--variants: {variant.label!r} is given twice; give one of the two another label, such as "
+                f"--variants: {variant.label!r} is given twice; give one of the two another label, in the form "
                 "label=name:field=value"
             )
         seen.add(variant.label)

@@ -23,7 +23,8 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
     """Yield findings about the encoder, decoder and prompt.
 
-    Return the recipe's limits. They use the configs of the readable checkpoints, unless the recipe violates a limit.
+    Return the recipe's limits. They are computed with the configs of the checkpoints that can be read. If the recipe
+    violates a limit, they are computed without these configs.
     """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)

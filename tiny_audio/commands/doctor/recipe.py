@@ -113,7 +113,7 @@ def _source(
 
 
 def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
-    """Report overlaps between evaluation sets and the training data. Sounds are not compared."""
+    """Report overlaps between evaluation sets and the training data. The audio itself is not compared."""
     try:
         overlaps = RunClips(recipe, {}, longest_evaluation_s).overlaps
     except UserError:  # a source cannot be read, which another finding reports

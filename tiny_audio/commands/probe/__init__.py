@@ -17,7 +17,8 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Default share of the memory to leave free, because batches of different lengths fragment memory in training."""
+"""Default share of the memory to leave free. Batches of different lengths fragment the memory in training, so a run can
+need more memory than a trial."""
 MOST_CLIPS = 512
 """Maximum number of clips in a trial."""
 _RESOLUTION = 0.05
@@ -57,10 +58,10 @@ class Probe:
 
     @property
     def budget_s(self) -> float:
-        """Seconds of audio, with padding, that fit into one process for every duration of clips that was tried.
+        """Seconds of audio, with padding, that fit into one process, whatever the duration of the clips.
 
-        A bucket of :data:`MOST_CLIPS` clips sets no limit, because more clips may fit. If all buckets have that
-        many clips, the value of the bucket with the most audio is used.
+        This is the minimum of :attr:`Bucket.padded_s`. Buckets of :data:`MOST_CLIPS` clips are left out, because more
+        clips may fit. If all buckets have :data:`MOST_CLIPS` clips, it is the maximum instead.
         """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
@@ -69,9 +70,10 @@ class Probe:
     def max_padded_s(self) -> float:
         """Seconds of audio, with padding, in a global batch. A global batch is divided among all processes.
 
-        If c clips are divided among n processes, a process gets up to ⌈c/n⌉ clips. This number can exceed c/n by
-        (n - 1)/n clips. For n processes, the excess is up to n - 1 clips. Therefore, n - 1 clips of the longest
-        duration are subtracted from the sum of the budgets of all processes.
+        Let n be the number of processes, and B the budget of one process (:attr:`budget_s`). If a global batch has c
+        clips of d seconds, a process gets up to ⌈c/n⌉ clips, and ⌈c/n⌉ ≤ (c + n - 1)/n. These clips fit if
+        d · (c + n - 1)/n ≤ B. This condition is the same as c · d ≤ n · B - (n - 1) · d, where c · d is the audio in
+        the global batch. The limit is lowest for the largest d, so the longest duration is used.
         """
         others = self.num_processes - 1
         # A global batch that fits into one process also fits if it is divided.
@@ -216,7 +218,7 @@ def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | 
 
 
 def _guess(predict: Callable[[int], int], allowed_bytes: int) -> int:
-    """Estimate the number of clips that fits by linear extrapolation from the predicted memory of 1 and 3 clips."""
+    """Estimate how many clips fit, by linear extrapolation from the predicted memory of 1 clip and of 3 clips."""
     one, three = predict(1), predict(3)
     each = max(1, (three - one) // 2)
     return 1 + int((allowed_bytes - one) // each)

@@ -2,9 +2,10 @@
 
 Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
 ``state.json`` in the run folder records the finished stages and their identities. The same command continues unfinished
-work. It also repeats the stages after training whose identity has changed, for example because the clips of an
-evaluation set have changed. Training is not repeated. Once a checkpoint exists, the command fails if the identity of
-training has changed. If all stages are done, no stage runs.
+work. If the identity of a stage after training has changed, for example because the clips of an evaluation set have
+changed, the command also repeats this stage. Training is not repeated. Instead, the command fails if the recipe differs
+in a way that affects the weights. If training is unfinished and a checkpoint exists, the command also fails if an input
+of training has changed, such as the training clips or a pretrained checkpoint. If all stages are done, no stage runs.
 """
 
 from __future__ import annotations

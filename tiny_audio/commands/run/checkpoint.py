@@ -74,7 +74,10 @@ class SavedStep:
         """
         state = RunState.read(self.run)
         if state is None or state.training is None or state.training.spelling is None:
-            raise UserError(f"{self.run} has no state.json of a run that began to train; give the folder of a run")
+            raise UserError(
+                f"{self.run} has no state.json, or its training has not started; give the folder of a run whose "
+                "training has started"
+            )
         check_whole(self.folder)
         recipe, training, learned = load_recipe(self.run / "recipe.yaml"), state.training, state.training.spelling
         start = StartingPoint.of(recipe)
@@ -92,7 +95,9 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Check that the run's pretrained weights have not changed, because a checkpoint has no frozen weights.
+        """Check that the run's pretrained weights have not changed.
+
+        A checkpoint of a run does not contain frozen weights, so they are read again from the pretrained checkpoints.
 
         Raises:
             UserError: the encoder, the decoder or ``training.init_from`` has changed.
@@ -105,7 +110,9 @@ class SavedStep:
             ("init_from", recorded.init_from, start.fingerprint() if start else None),
         ):
             if found != before:
-                raise UserError(f"{self.run} was trained with another {name} ({before}); restore the earlier {name}")
+                raise UserError(
+                    f"{self.run} was trained with another {name} (hash {before}); restore the earlier {name}"
+                )
 
     def _report(self, recipe: Recipe, model: TinyAudioModel, training: TrainingState) -> dict[str, Any]:
         written = self.run / "report.json"

@@ -97,7 +97,7 @@ class RunClips:
 
     @cached_property
     def overlaps(self) -> Mapping[str, Shared]:
-        """Overlaps between each evaluation set and the training clips. Sounds are not compared.
+        """Overlaps between each evaluation set and the training clips. The audio itself is not compared.
 
         Raises:
             UserError: a source cannot be read.
@@ -114,8 +114,7 @@ class RunClips:
     def compare(self, evaluation: EvaluationSounds) -> Mapping[str, Shared]:
         """Find overlaps between each set and the training clips.
 
-        Sounds are compared only if there are at most as many hours of training audio as the recipe's field
-        ``evaluation.max_compared_h`` allows.
+        The audio itself is compared only if the training data has at most ``evaluation.max_compared_h`` hours of audio.
 
         Raises:
             UserError: a training source cannot be read.
@@ -128,7 +127,7 @@ class RunClips:
         return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips))
 
     def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
-        """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
+        """Return the scored clips of one evaluation set, and the set's comparison with the training data.
 
         ``evaluation.exclude_shared`` lists properties, such as the speaker. Clips that share one of these properties
         with a training clip are dropped. The comparison is None if the training data cannot be read.
@@ -150,7 +149,7 @@ class RunClips:
         if not kept:
             raise UserError(
                 f"data.evaluation.{name}: evaluation.exclude_shared excludes all {len(found.clips)} clips, because all "
-                "overlap with the training data; use another evaluation set, or exclude less"
+                "overlap with the training data; use another evaluation set, or list fewer properties"
             )
         dropped = (
             Dropped(found.clips[row].id, "shared_with_training", "see evaluation.exclude_shared")
@@ -160,7 +159,7 @@ class RunClips:
         return replace(found, clips=clips, dropped=(*found.dropped, *dropped)), comparison
 
     def evaluation(self, name: str) -> ClipSet:
-        """Return all clips of one evaluation set that the model can process.
+        """Return the clips of one evaluation set, without the clips that are too long for the model.
 
         Raises:
             UserError: the set has no usable clip, or no clip has the column of ``evaluation.group_by``.

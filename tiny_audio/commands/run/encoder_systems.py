@@ -52,8 +52,9 @@ class EncoderSystemsStage(SetStage):
     def is_done(self) -> bool:
         """Return whether there is nothing to do.
 
-        That is so if the recipe turns the comparison off or has no such recognizer, or if the set was already
-        transcribed with the current identity and the clips that were scored.
+        There is nothing to do if the recipe turns the comparison off, or if it has neither a CTC head nor a pretrained
+        encoder. There is also nothing to do if the set was already transcribed with the current identity, and the clips
+        are still those that were scored.
         """
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):

@@ -55,7 +55,7 @@ class ReportStage:
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        # Older versions had no systems. To keep the hashes of their reports, leave out an empty dict.
+        # Older versions did not record these systems. To keep the hashes of their reports, leave out an empty dict.
         scored = [scored, systems] if systems else scored
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])

@@ -123,7 +123,7 @@ class RunState:
     """The state that a run saves, so that the same command can continue the run."""
 
     recipe: dict[str, Any]
-    """The training identity of the recipe."""
+    """The recipe's :meth:`~tiny_audio.recipe.Recipe.training_identity` when the run was created."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
     """Commit of each data set on the hub, by repository. The run uses these commits even if there are newer ones."""

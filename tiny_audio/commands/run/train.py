@@ -53,8 +53,10 @@ _MONITORED = ("wer", "cer", *BITS)
 class TrainStage:
     """Trains in all processes. The main process also records the state and exports the model.
 
-    The stage's identity is the recipe's training identity and :class:`TrainingInputs`. The training identity must equal
-    the training identity in the run folder's state (see :mod:`tiny_audio.commands.run.prepare`).
+    The stage's identity has two parts: the recipe's :meth:`~tiny_audio.recipe.Recipe.training_identity`, and
+    :class:`TrainingInputs`. ``state.json`` in the run folder records both. If the training identity differs from the
+    recorded one, :mod:`tiny_audio.commands.run.prepare` rejects the recipe. If the inputs differ from the recorded
+    ones and a checkpoint exists, this stage raises an error.
     """
 
     def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
@@ -71,9 +73,9 @@ class TrainStage:
     def write_recipe(self) -> None:
         """Write the resolved recipe. If training is finished, first check the training clips.
 
-        Paths are not part of a recipe's identity. So a recipe with another manifest can have the same run folder, and
-        its clips must be compared with those of the finished run. If ``data.train`` is unchanged, the clips are not
-        read, because the data of a finished run may no longer exist.
+        Paths are not part of a recipe's identity. So the folder of a finished run also accepts a recipe that reads
+        another manifest. The clips of this recipe must therefore be compared with those of the finished run. If
+        ``data.train`` is unchanged, the clips are not read, because the data of a finished run may no longer exist.
 
         Raises:
             UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
@@ -98,7 +100,7 @@ class TrainStage:
         """
         run, world = self._run, self._world
         recorded = run.state.training
-        # Keep the commits from the start of the run, even if a branch on the hub has a newer commit.
+        # Use each hub checkpoint at the same commit as at the start of the run, even if its branch now has a newer one.
         recipe = pinned(run.recipe, recorded.inputs) if recorded else run.recipe
         run.callback.note("reading the training data")
         clips = world.main_first(run.clips.training)
@@ -170,7 +172,7 @@ class TrainStage:
             if before != after:
                 which = ""
                 if key in ("encoder", "decoder"):
-                    which = f" ({before}): its weights, config, tokenizer or template have changed"
+                    which = f" (hash {before}): the weights, config, tokenizer or template differ"
                 raise UserError(
                     f"{run.folder} was started with another {name}{which}; restore the earlier {name}, or give another "
                     "--output-dir"
@@ -236,7 +238,7 @@ class TrainStage:
 
 
 def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
-    """Return the inputs of training, except the recipe and evaluation sets."""
+    """Return the inputs of training, except the evaluation set of ``training.keep_best``."""
     return TrainingInputs(
         clips.fingerprint,
         sounds_fingerprint(recipe.augmentation),
@@ -257,8 +259,8 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:
             raise UserError(
-                f"process {world.rank} has another {_INPUT_NAMES[field.name]} ({ours}) than the main process "
-                f"({first}); give all machines the same files"
+                f"process {world.rank} has another {_INPUT_NAMES[field.name]} (hash {ours}) than the main process "
+                f"(hash {first}); give all machines the same files"
             )
 
 

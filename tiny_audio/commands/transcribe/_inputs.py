@@ -52,7 +52,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The recordings that the command's arguments name, and the files that are left out."""
+    """The recordings that were given as arguments, and messages about files that are left out."""
 
     recordings: list[Recording]
     left_out: list[str]
@@ -60,10 +60,10 @@ class Inputs:
 
 
 def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
-    """Find the recordings that the arguments name: files, the audio files in folders, pipes, and standard input.
+    """Find the recordings that were given: files, the audio files in folders, pipes, and standard input.
 
     Raises:
-        UserError: standard input is closed or named twice, an argument is a web address, or a folder has no audio file.
+        UserError: standard input is closed or given twice, an argument is a web address, or a folder has no audio file.
     """
     found: list[Recording] = []
     left_out: list[str] = []

@@ -52,15 +52,15 @@ class WaveformAugmentation(Config, ABC):
     def max_added_s(self) -> float:
         """Return the maximum duration in seconds that the section adds to a clip.
 
-        Sections that make clips longer define this method. Estimates of the needed memory call it.
+        Sections that make clips longer override this method. Estimates of the needed memory call it.
         """
         return 0.0
 
     def sounds_folder(self) -> str | None:
         """Return the folder of sounds that the section reads, or None if it reads no sounds.
 
-        Sections with a field ``folder`` define this method. A run records the sounds, and the command ``doctor`` checks
-        them.
+        Sections with a field ``folder`` override this method. A run records the sounds, and the command ``doctor``
+        checks them.
         """
         return None
 

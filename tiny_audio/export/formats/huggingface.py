@@ -26,7 +26,7 @@ from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.quiet import quiet_transformers
 from tiny_audio.runtime.requirements import REQUIREMENTS
 
-if TYPE_CHECKING:  # `list` imports this module, and must not import transformers
+if TYPE_CHECKING:  # `tiny-audio list` imports this module, but must not import transformers
     from tiny_audio.model.config import TinyAudioConfig
     from tiny_audio.model.model import TinyAudioModel
 
@@ -94,10 +94,10 @@ def export_model(
 ) -> None:
     """Write a flat folder with the weights, the tokenizer, and the code of the model.
 
-    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``. This
-    requires torch, torchaudio, transformers, pydantic and soundfile. Models with adapters and models on the hub also
-    require peft. Models whose weights are quantized during loading also require bitsandbytes. Tensors are saved in
-    their own types. By default, all tensors are loaded in the widest of these types.
+    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``.
+    Loading requires torch, torchaudio, transformers, pydantic and soundfile. It also requires peft if the model has
+    adapters, or if the folder is on the hub. It also requires bitsandbytes if weights are quantized during loading.
+    Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
 
     Args:
         model: the model. It is not changed.

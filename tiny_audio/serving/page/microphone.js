@@ -11,7 +11,7 @@ const BUTTERWORTH = [0.5098, 0.6013, 0.9, 2.5629];
  * @param {(samples: Int16Array) => void} onSamples called with each 100 ms of audio
  * @param {() => void} onLost called if the device disappears
  * @param {(paused: boolean) => void} onPause called when the browser or the device pauses or continues the audio
- * @returns {Promise<() => Promise<void>>} stops the microphone, after the last samples were delivered
+ * @returns {Promise<() => Promise<void>>} a function that delivers the last samples and then stops the microphone
  */
 export async function openMicrophone(onSamples, onLost, onPause) {
   const stream = await navigator.mediaDevices.getUserMedia({
@@ -71,7 +71,7 @@ function sourceOf(stream) {
   }
   const own = new AudioContext();
   return BUTTERWORTH.reduce((node, q) => {
-    // Web Audio takes this Q in decibels.
+    // For low-pass filters, Web Audio takes Q in decibels.
     const stage = new BiquadFilterNode(own, { type: "lowpass", frequency: CUTOFF_HZ, Q: 20 * Math.log10(q) });
     return node.connect(stage);
   }, own.createMediaStreamSource(stream));

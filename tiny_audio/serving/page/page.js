@@ -218,7 +218,7 @@ function showResult(found) {
   } else {
     transcript.show(found);
     const unit = found.words?.length ? "word" : "segment";
-    $("transcript-hint").textContent = `Select a ${unit} to play from there. With the keyboard: ← and → move, Space plays.`;
+    $("transcript-hint").textContent = `Select a ${unit} to move the player there. With the keyboard: ← and → move, Space plays.`;
   }
   if (found.hotwords_left_out) {
     $("transcript-hint").textContent += ` Names that the model cannot use: ${found.hotwords_left_out.join(", ")}.`;

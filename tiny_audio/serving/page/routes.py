@@ -120,7 +120,7 @@ def _subtitles(format: str, body: bytes) -> str:
     try:
         text = TimedText.model_validate_json(body)
     except ValidationError as error:
-        raise ApiError(400, f"this is not a transcript with segments: {problems(error)}") from error
+        raise ApiError(400, f"the request body is not a transcript with segments: {problems(error)}") from error
     shown = cues(_segment(segment) for segment in text.segments)
     return as_srt(shown) if format == "srt" else as_vtt(shown)
 

@@ -1,6 +1,6 @@
 // Requests to the server that this page comes from.
 
-/** A response that is not a success. `status` is 0 if there was no response. */
+/** A request that failed. `status` is the HTTP status; 0 if there was no response. */
 export class ServerError extends Error {
   constructor(status, message, retryAfterS) {
     super(message);
@@ -74,7 +74,7 @@ export function openLive({ words, prompt }, onText, onLost) {
   url.protocol = url.protocol.replace("http", "ws");
   if (words) url.searchParams.set("words", "true");
   if (prompt) url.searchParams.set("prompt", prompt);
-  // Pages cannot set the headers of a WebSocket, so a subprotocol carries the key. The server accepts `tiny-audio`.
+  // Pages cannot set the headers of a WebSocket, so a second subprotocol carries the key. The server accepts the first.
   let socket;
   try {
     socket = new WebSocket(url, key ? ["tiny-audio", `openai-insecure-api-key.${key}`] : []);
@@ -84,7 +84,7 @@ export function openLive({ words, prompt }, onText, onLost) {
     return { send() {}, end: async () => null, close() {} };
   }
   const utterances = [];
-  let early = []; // what is sent before the server is ready
+  let early = []; // messages that are held until the server is ready; then null
   let leftOut; // names that the model cannot use
   let done = false;
   let finish;

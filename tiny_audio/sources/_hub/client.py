@@ -13,8 +13,8 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Retries of requests to the hub. Each wait is logged as a warning, because all waits of a request can add up to more
-than half a minute, and to more if the hub asks for longer waits."""
+"""Retries of requests to the hub. Each wait is logged as a warning, because the waits of one request together can last
+longer than half a minute. If the hub asks for longer waits, they last even longer."""
 _MAX_CONNECT_RETRIES = 2
 """Maximum number of retries if the hub cannot be reached. The number is small, so that a missing network is reported
 soon."""

@@ -2,8 +2,8 @@
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
 side. No held-out voice is close to a training voice. Voices are compared by the mean and the spread of their cepstra,
-which describe the spectrum. The unit is the difference between recordings of one voice at two pitches that are 20 apart
-on espeak-ng's scale. Two voices are close if they differ by at most two units.
+which describe the spectrum. The unit of this comparison is the difference between two recordings of one voice, at
+pitches that are 20 apart on espeak-ng's scale. Two voices are close if their difference is at most two of these units.
 """
 
 from __future__ import annotations

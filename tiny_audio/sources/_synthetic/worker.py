@@ -34,7 +34,7 @@ _KEEP_SILENCE_S = 0.1
 _SILENCE = 10 ** (-45 / 20)
 """Maximum amplitude of silence, relative to the peak of the utterance (-45 dB)."""
 _ROLL_OFF_HZ = 7_200
-"""Frequency at which the response of the anti-aliasing filter starts to fall. It reaches zero at 8 kHz."""
+"""Frequency at which the response of the anti-aliasing filter starts to fall. The response reaches zero at 8 kHz."""
 _FAST_SIZES = sorted(2**a * 3**b * 5**c for a in range(20) for b in range(3) for c in range(3))
 
 
