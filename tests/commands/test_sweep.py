@@ -325,6 +325,21 @@ def test_clips_that_are_not_in_all_runs_are_left_out(recipe: Path, tmp_path: Pat
     assert (entry["num_utterances"], entry["left_out"]) == (4, 4)
 
 
+def test_sets_without_speech_have_no_rate(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (recipe.parent / "manifest.jsonl").read_text().splitlines()]
+    quiet = recipe.parent / "quiet.jsonl"
+    quiet.write_text("".join(json.dumps({**row, "text": ""}) + "\n" for row in rows))
+    sets = f"data.evaluation={{held_out: {{name: manifest, path: {recipe.parent / 'manifest.jsonl'}}}, "
+    sets += f"quiet: {{name: manifest, path: {quiet}}}}}"
+    folder = tmp_path / "sweep"
+    assert main(["sweep", str(recipe), GRID[1], sets, "--output-dir", str(folder)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("[1/2] seed=0: WER "))
+    assert line.startswith("[1/2] seed=0: WER held_out ")
+    assert line.endswith("%, quiet –")
+    assert [run["status"] for run in read(folder / "sweep.json")["runs"]] == ["finished", "finished"]
+    assert read(folder / "comparison.json")["sets"]["quiet"]["variants"][0]["wer"] is None
+
+
 def test_a_sweep_continues_after_a_signal(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     grid = ["training.seed=0,1", "training.steps=15", "execution.log_every=1"]

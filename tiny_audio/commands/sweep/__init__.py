@@ -18,6 +18,7 @@ from typing import Any
 from tiny_audio.analysis.compare import FinishedRun, Variant, compare_variants
 from tiny_audio.analysis.report import render_comparison
 from tiny_audio.analysis.report.audio import audio_reader
+from tiny_audio.analysis.scoring.metrics import metric_of
 from tiny_audio.analysis.tables import comparison_table
 from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.commands.sweep._grid import Combination, combinations, parse_grid
@@ -116,7 +117,9 @@ class Sweep:
                 gc.collect()
                 empty_cache()
             assert report is not None, "the main process gets the report, and a sweep has only this process"
-            rates = (f"{name} {scores['wer']:.2%}" for name, scores in report["evaluation"].items())
+            wer = metric_of("wer")
+            # A set whose references are all empty has no word error rate.
+            rates = (f"{name} {wer.text(scores['wer']) or '–'}" for name, scores in report["evaluation"].items())
             callback.note(f"[{index}/{len(self.combinations)}] {run.name}: WER {', '.join(rates)}\n")
         self._record(run, "finished")
         return None
