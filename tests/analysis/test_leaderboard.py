@@ -161,6 +161,8 @@ def chunk(parent: str, index: int, **changes: Any) -> dict[str, Any]:
         ([chunk("a", 0), chunk("a", 2)], "chunk 1 of the recording 'a' is missing"),
         ([chunk("a", 0), chunk("a", 1, text="other")], "have different references"),
         ([chunk("a", 0, chunk_index="x")], "should be a whole number"),
+        ([chunk("a", 0, metadata={"chunk_index": None})], "a0.wav: chunk_index should be a whole number, not null"),
+        ([chunk("a", 0), chunk("a", 7, chunk_index="0")], "a0.wav and a7.wav are both chunk 0 of the recording 'a'"),
     ],
 )
 def test_chunks_that_cannot_be_joined_are_rejected(tmp_path, rows, message):
@@ -187,8 +189,10 @@ def test_chunks_are_joined_in_order_and_fail_as_one_recording(tmp_path):
     }
 
 
-def test_rows_are_not_joined_if_some_are_not_chunks(tmp_path):
+@pytest.mark.parametrize("metadata", [{}, {"parent_id": None, "chunk_index": None}])
+def test_rows_are_not_joined_if_some_are_not_chunks(tmp_path, metadata):
     path = tmp_path / "mixed.jsonl"
-    rows = [chunk("a", 0), {"audio_filepath": "b.wav", "duration": 1.0, "text": "b", "pred_text": "b"}]
+    other = {"audio_filepath": "b.wav", "duration": 1.0, "text": "b", "pred_text": "b", "metadata": metadata}
+    rows = [chunk("a", 0), other]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert list(read_targets([path])[0].rows) == ["a0.wav", "b.wav"]

@@ -6,6 +6,7 @@ The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,22 +25,30 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
     ``parent_id`` of its chunks.
 
     Args:
-        rows: the rows by id. A chunk has ``parent_id`` and ``chunk_index`` in its metadata.
+        rows: the rows by id. A chunk has ``parent_id`` and ``chunk_index`` in its metadata, and its ``parent_id`` is
+            not None.
         place: how error messages refer to the rows.
 
     Raises:
-        UserError: a ``chunk_index`` is not a whole number, chunks of a recording are missing, or references of its
-            chunks differ.
+        UserError: a ``chunk_index`` is not a whole number, chunks of a recording are missing or have the same
+            ``chunk_index``, or references of its chunks differ.
     """
-    if not rows or not all({PARENT, INDEX} <= row["metadata"].keys() for row in rows.values()):
+    if not rows or not all(map(_is_chunk, rows.values())):
         return dict(rows)
     recordings: dict[str, dict[int, _Row]] = defaultdict(dict)
     for row in rows.values():
-        metadata = row["metadata"]
+        parent, given = str(row["metadata"][PARENT]), row["metadata"][INDEX]
         try:
-            recordings[str(metadata[PARENT])][int(metadata[INDEX])] = row
-        except ValueError:
-            raise UserError(f"{place}: the clip {row['id']}: {INDEX} should be a whole number") from None
+            index = int(given)
+        except (TypeError, ValueError):
+            shown = json.dumps(given, ensure_ascii=False)[:60]
+            raise UserError(f"{place}: the clip {row['id']}: {INDEX} should be a whole number, not {shown}") from None
+        other = recordings[parent].setdefault(index, row)
+        if other is not row:
+            raise UserError(
+                f"{place}: the clips {other['id']} and {row['id']} are both chunk {index} of the recording {parent!r}; "
+                f"give each chunk its own {INDEX}, or remove one of the rows"
+            )
     joined = {}
     for parent, chunks in sorted(recordings.items()):
         missing = sorted(set(range(max(chunks) + 1)) - set(chunks))
@@ -51,6 +60,11 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
             )
         joined[parent] = _joined(parent, [chunks[index] for index in sorted(chunks)], place)
     return joined
+
+
+def _is_chunk(row: _Row) -> bool:
+    metadata = row["metadata"]
+    return metadata.get(PARENT) is not None and INDEX in metadata
 
 
 def _joined(parent: str, chunks: Sequence[_Row], place: str) -> _Row:
