@@ -292,6 +292,26 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | Non
         encoder("hubert", tmp_path)
 
 
+@pytest.mark.parametrize("size", [0x3C20, 0x3C3C], ids=[" <", "<<"])
+def test_a_safetensors_file_can_begin_like_a_web_page(tmp_path: Path, size: int) -> None:
+    """The first 8 bytes are the size of the header."""
+    hubert(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(size.to_bytes(8, "little") + content[8:end].ljust(size) + content[end:])
+    assert path.read_bytes().lstrip()[:1] == b"<"
+    encoder("hubert", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"<a>", b"<html>", b"\n <!doctype html><html>", b"<script>{}</script>"])
+def test_web_pages_under_the_name_of_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    hubert(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is a web page"):
+        encoder("hubert", tmp_path)
+
+
 # --- random weights
 
 

@@ -164,7 +164,10 @@ def _problem(path: Path) -> str | None:
             return "is empty; download it again"
         if start.startswith(_LFS):
             return "is a Git LFS pointer, not weights; run `git lfs pull` in its folder, or download it again"
-        if start.lstrip()[:1] == b"<":
+        header_size = int.from_bytes(start[:8], "little")
+        # The size of a safetensors header can begin with the byte of "<". But then bytes 5 to 8 are 0, unlike in text.
+        has_size = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
+        if not has_size and start.lstrip()[:1] == b"<":
             return "is a web page, not weights; download it again, and check `hf auth login` for gated models"
         if path.suffix != ".safetensors":
             # Before torch 1.6, checkpoints were pickles without a zip archive. Such a file can be checked only by
@@ -172,8 +175,7 @@ def _problem(path: Path) -> str | None:
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
                 return f"is cut off: its {size:,} bytes do not include the end of the zip archive; download it again"
             return None
-        header_size = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or header_size > _LARGEST_HEADER:
+        if not has_size:
             return "is not a safetensors file; download it again"
         file.seek(8)
         try:
