@@ -78,6 +78,24 @@ def test_a_wav_with_two_chunks_of_samples(between: bytes) -> None:
     np.testing.assert_array_equal(decoded, load_audio(wav, max_duration_s=9))
 
 
+def test_padding_after_a_further_chunk_of_samples_is_not_decoded() -> None:
+    wav = clip("ulaw")
+    start = wav.index(b"data") + 8
+    samples = wav[start:]
+    parts = (samples[:1_001], samples[1_001:3_002], samples[3_002:])
+    further = b"".join(b"data" + struct.pack("<I", len(part)) + part + b"\0" * (len(part) % 2) for part in parts)
+    np.testing.assert_array_equal(loaded(wav[: start - 8] + further), load_audio(wav, max_duration_s=9))
+
+
+def test_a_further_chunk_of_samples_in_a_w64() -> None:
+    w64 = clip("w64")
+    start = w64.index(b"data") + 24
+    name, samples = w64[start - 24 : start - 8], w64[start:]
+    parts = (samples[:16_000], samples[16_000:])
+    further = b"".join(name + struct.pack("<Q", 24 + len(part)) + part for part in parts)
+    np.testing.assert_array_equal(loaded(w64[: start - 24] + further), load_audio(w64, max_duration_s=9))
+
+
 @pytest.mark.parametrize("kind", ["wav", "rf64", "aiff", "flac", "vorbis", "opus"])
 @pytest.mark.parametrize("junk", [bytes(512), b"HTTP/1.1 200 OK\r\nContent-Type: audio/x\r\n\r\n", b"\n"])
 def test_bytes_before_the_header_are_skipped(kind: str, junk: bytes, caplog: pytest.LogCaptureFixture) -> None:

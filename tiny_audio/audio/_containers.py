@@ -48,8 +48,8 @@ class _Container:
     bytes_per_s: float
     header: Callable[[int], bytes]
     """Return the header of a file whose samples have this size in bytes."""
-    chunk: Callable[[int], tuple[bytes, int] | None]
-    """Return the name and size of the chunk at a position. The size includes the chunk's header."""
+    chunk: Callable[[int], tuple[bytes, int, range] | None]
+    """Return a chunk's name, its size with header and padding, and where its content is, from the chunk's position."""
     frame_bytes: int = 1
     readable: bool = True
     """Whether libsndfile reads the file correctly if the size in the header is right."""
@@ -109,7 +109,7 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
     return _without_chunks(data, max(found.start, end - _TAIL_BYTES), end, found.chunk), data.size
 
 
-def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int | None:
+def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int, range] | None]) -> int | None:
     """Skip the chunks and tags that begin at ``position``.
 
     Returns:
@@ -139,10 +139,10 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
 def _more_samples(first: _Container, data: Data, position: int) -> _Container | None:
     """Parse a further chunk of samples, which some programs write after a pause of the recording."""
     found = first.chunk(position)
-    return found and replace(first, start=position + 8, declared=_stated(found[1] - 8))
+    return found and replace(first, start=found[2].start, declared=_stated(found[2].stop - found[2].start))
 
 
-def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int] | None]) -> int:
+def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int, range] | None]) -> int:
     """Return the start of the known chunks at the end of the range ``start`` to ``end``; ``end`` if there are none."""
     visited = set[int]()  # positions from which no chain of chunks leads to the end
     for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
@@ -165,18 +165,19 @@ def _stated(size: int, bits: int = 32) -> int | None:
     return size
 
 
-def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int] | None]:
-    """Return a function that returns the name and size of the chunk at a position. The size includes the header."""
+def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int, range] | None]:
+    """Return the function :attr:`_Container.chunk` for chunks whose headers have this layout."""
     header = struct.calcsize(layout)
 
-    def chunk(position: int) -> tuple[bytes, int] | None:
+    def chunk(position: int) -> tuple[bytes, int, range] | None:
         head = data.read(position, header)
         if len(head) < header:
             return None
         name, size = struct.unpack(layout, head)
         if size < 0 or not all(0x20 <= letter < 0x7F for letter in name):
             return None
-        return name, header + size + (size % 2 if header == 8 else 0)
+        start = position + header
+        return name, header + size + (size % 2 if header == 8 else 0), range(start, start + size)
 
     return chunk
 
@@ -198,7 +199,7 @@ def _riff(data: Data, begin: int) -> _Container | None:
                 found, position, padded = before, position - 1, False
         if found is None:
             return None
-        name, size = found
+        name, size, _ = found
         if name == b"ds64":
             long_size = int.from_bytes(data.read(position + 16, 8), "little")
         elif name == b"fmt " and size <= _MAX_FORMAT_BYTES:
@@ -244,12 +245,12 @@ def _w64(data: Data, begin: int) -> _Container | None:
     if len(head) < 40 or head[24:28] != b"wave":
         return None
 
-    def chunk(position: int) -> tuple[bytes, int] | None:
+    def chunk(position: int) -> tuple[bytes, int, range] | None:
         head = data.read(position, 24)
         size = int.from_bytes(head[16:24], "little")
         if len(head) < 24 or size < 24 or not all(0x20 <= letter < 0x7F for letter in head[:4]):
             return None
-        return head[:4], size + -size % 8
+        return head[:4], size + -size % 8, range(position + 24, position + size)
 
     position, form = begin + 40, b""
     for _ in range(_MAX_CHUNKS):
