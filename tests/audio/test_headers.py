@@ -96,6 +96,18 @@ def test_a_further_chunk_of_samples_in_a_w64() -> None:
     np.testing.assert_array_equal(loaded(w64[: start - 24] + further), load_audio(w64, max_duration_s=9))
 
 
+def test_the_messages_at_the_limit_of_joined_files_do_not_say_that_all_are_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tiny_audio.audio._containers._MAX_CHUNKS", 3)
+    joined = clip("wav", 1.0) * 4
+    with pytest.raises(AudioError) as caught:
+        load_audio(joined, max_duration_s=9, name="four")
+    assert len(load_audio(joined, max_duration_s=9, name="four", keep_damaged=True)) == 3 * SAMPLE_RATE
+    for text in (str(caught.value), *(record.getMessage() for record in caplog.records)):
+        assert_names(text, "four: more than 3 joined files not read")
+
+
 @pytest.mark.parametrize("kind", ["wav", "rf64", "aiff", "flac", "vorbis", "opus"])
 @pytest.mark.parametrize("junk", [bytes(512), b"HTTP/1.1 200 OK\r\nContent-Type: audio/x\r\n\r\n", b"\n"])
 def test_bytes_before_the_header_are_skipped(kind: str, junk: bytes, caplog: pytest.LogCaptureFixture) -> None:

@@ -91,7 +91,7 @@ def container_layout(data: Data) -> Layout | None:
         return None
     if len(parts) == _MAX_CHUNKS and parse is not None:
         cut_off = f"contains more than {len(parts):,} joined files or blocks of samples; the rest is not read"
-    if len(parts) > 1:
+    elif len(parts) > 1:
         notes.append(f"{len(parts)} joined files or blocks of samples; all of them are used")
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off)
 
