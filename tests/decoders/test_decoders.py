@@ -240,7 +240,11 @@ def rejection_of(config: DecoderConfig) -> UserError:
     ("fields", "values"),
     [
         ({"name": "causal_lm"}, "pretrained"),
-        ({"name": "causal_lm", "init": "random"}, "pretrained"),
+        ({"name": "causal_lm", "init": "random"}, "tokenizer is missing tokenizer: {kind: bpe} pretrained"),
+        (
+            {"name": "causal_lm", "init": "random", "model_type": "granite"},
+            "tokenizer is missing tokenizer: {kind: bpe} pretrained",
+        ),
         (
             {"name": "causal_lm", "init": "random", "tokenizer": {}},
             "model_type: granite",

@@ -31,8 +31,13 @@ class CausalLMConfig(DecoderConfig):
 
     @model_validator(mode="after")
     def _check_model_type(self) -> CausalLMConfig:
-        if not self.pretrained and (self.init == "pretrained" or self.tokenizer is None):
+        if not self.pretrained and self.init == "pretrained":
             raise ValueError("pretrained is missing and has no default; give a hub id or the folder of a checkpoint")
+        if not self.pretrained and self.tokenizer is None:
+            raise ValueError(
+                "tokenizer is missing; set it to train a tokenizer on the transcripts, such as tokenizer: {kind: bpe}, "
+                "or set pretrained to a checkpoint to use its tokenizer"
+            )
         if self.init == "random" and self.model_type is None:
             raise ValueError("model_type: init: random needs an architecture to build, such as model_type: granite")
         if self.init == "pretrained" and self.model_type is not None:
