@@ -219,6 +219,15 @@ def test_repeated_ids_are_made_unique(tmp_path: Path) -> None:
     assert source.encoded(source.index().utterances[3]) == encoded_clip(3, 0.5)
 
 
+def test_new_ids_differ_from_all_other_ids(tmp_path: Path) -> None:
+    names = ["same", "same", "same:1.parquet:0:1", "same:1.parquet:0:1'", "same:1.parquet:0:1'"]
+    write_parquet(tmp_path / "1.parquet", [simple(n, name=name) for n, name in enumerate(names)])
+    config = ParquetConfig(path=str(tmp_path), id_column="name")
+    ids = [utterance.id for utterance in SOURCES.build(config, SourceContext(tmp_path / "cache")).index().utterances]
+    assert len(set(ids)) == 5
+    assert [ids[0], *ids[2:4]] == [names[0], *names[2:4]], "the first clip with an id keeps it"
+
+
 def test_row_groups_in_memory_are_limited() -> None:
     reads: list[int] = []
 

@@ -63,8 +63,8 @@ def write_index(
 
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
     the others wait. If several clips have the same id, each clip except the first gets its shard, row group and row
-    appended to the id. The fingerprint of the index is a hash of ``identity`` and of the ids, durations and transcripts
-    of all usable rows.
+    appended to the id (only those that are not null). If another clip has this id, apostrophes are added. The
+    fingerprint of the index is a hash of ``identity`` and of the ids, durations and transcripts of all usable rows.
 
     Args:
         tables: the rows of all shards, in order, with the columns of
@@ -129,10 +129,10 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
     aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{_ASIDE}")
     try:
         aside.mkdir(parents=True)
-        repeated = _write(aside / _ROWS, _fingerprinted(tables, digest))
-        if repeated:
+        hashes, counts = _write(aside / _ROWS, _fingerprinted(tables, digest))
+        if len(hashes) < counts.sum():
             (aside / _ROWS).rename(aside / "repeated.arrow")
-            _write(aside / _ROWS, _renamed(_batches(aside / "repeated.arrow"), repeated, shards))
+            _write(aside / _ROWS, _renamed(_batches(aside / "repeated.arrow"), hashes, counts, shards))
             (aside / "repeated.arrow").unlink()
         about = {"shards": list(shards), "fingerprint": digest.hexdigest()}
         (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
@@ -292,11 +292,11 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
         yield table
 
 
-def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
-    """Write the tables with the schema of the first table. Return the hashes of all ids that occur more than once.
+def _write(path: Path, tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
+    """Write the tables with the schema of the first table. Return the sorted hashes of all ids, and their counts.
 
-    Only hashes are compared, because all ids together may not fit into memory. So the result may also contain a hash
-    that two different ids share. :func:`_renamed` then compares the ids themselves.
+    Only hashes are returned, because all ids together may not fit into memory. Two different ids may share a hash, so
+    :func:`_renamed` compares ids whose hash occurs more than once.
     """
     import numpy as np
     import pyarrow as pa
@@ -315,8 +315,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> set[int]:
         finally:
             if writer is not None:
                 writer.close()
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    return set(values[counts > 1].tolist())
+    return np.unique(np.concatenate(hashes), return_counts=True)
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -332,23 +331,36 @@ def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names)
 
 
-def _renamed(tables: Iterable[pa.Table], repeated: set[int], shards: Sequence[str]) -> Iterator[pa.Table]:
+def _renamed(
+    tables: Iterable[pa.Table], hashes: np.ndarray, counts: np.ndarray, shards: Sequence[str]
+) -> Iterator[pa.Table]:
     """Yield the tables, after changing repeated ids as :func:`write_index` describes.
 
     Args:
-        repeated: the hashes that :func:`_write` returned.
+        hashes, counts: the results of :func:`_write`.
     """
+    import numpy as np
     import pyarrow as pa
 
+    repeated = set(hashes[counts > 1].tolist())
     seen: set[str] = set()
+
+    def is_used(id_: str) -> bool:
+        at = np.searchsorted(hashes, hash(id_))
+        return id_ in seen or bool(at < len(hashes) and hashes[at] == hash(id_))
+
     for table in tables:
         ids = table.column("id").to_pylist()
         for index, id_ in enumerate(ids):
             if hash(id_) not in repeated:
                 continue
             if id_ in seen:
-                where = (table.column(name)[index].as_py() for name in ("row_group", "row"))
-                ids[index] = ":".join(map(str, (id_, shards[table.column("shard")[index].as_py()], *where)))
+                shard, *where = (table.column(name)[index].as_py() for name in ("shard", "row_group", "row"))
+                parts = [id_, shards[shard], *(number for number in where if number is not None)]
+                id_ = ":".join(map(str, parts))
+                while is_used(id_):
+                    id_ += "'"
+                ids[index] = id_
             seen.add(id_)
         yield table.set_column(0, "id", pa.array(ids, pa.string()))
 

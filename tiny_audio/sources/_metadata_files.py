@@ -14,12 +14,15 @@ from tiny_audio.config import UserError
 from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import Index
 from tiny_audio.sources._durations import UNREADABLE
-from tiny_audio.sources._index_table import FileAddresses, read_index, write_index
+from tiny_audio.sources._index_table import VERSION, FileAddresses, read_index, write_index
 from tiny_audio.sources._parquet import METADATA
 from tiny_audio.sources._shared import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+FILES_VERSION = (VERSION, 1)
+"""Version of the indexes of :func:`file_index`. It is part of the names of their folders."""
 
 _CHUNK = 50_000
 """Number of rows in memory at a time."""
@@ -200,7 +203,7 @@ def _table(rows: Sequence[ClipRow], columns: Sequence[str]) -> pa.Table:
             "text": texts(row.text for row in rows),
             "shard": pa.array([row.table for row in rows], pa.int32()),
             "row_group": pa.array([row.line for row in rows], pa.int32()),
-            "row": pa.array([0] * len(rows), pa.int32()),
+            "row": pa.nulls(len(rows), pa.int32()),  # the line number is enough to find the row
             "reason": texts(row.bad.reason if row.bad else None for row in rows),
             "detail": texts(row.bad.detail if row.bad else None for row in rows),
             **{f"{METADATA}{name}": texts(row.metadata.get(name) for row in rows) for name in columns},

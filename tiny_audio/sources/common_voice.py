@@ -13,8 +13,8 @@ from pydantic import Field
 from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
-from tiny_audio.sources._index_table import VERSION, FileAddresses
-from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
+from tiny_audio.sources._index_table import FileAddresses
+from tiny_audio.sources._metadata_files import FILES_VERSION, BadRow, ClipRow, Row, file_index, read_columns, read_rows
 from tiny_audio.sources._shared import cache_key, check_any_usable
 
 _CLIPS, _DURATIONS = "clips", "clip_durations.tsv"
@@ -72,7 +72,7 @@ class CommonVoiceSource(Source):
                 f"the folder {self.path / _CLIPS} cannot be read: {error.strerror}; {self._hint()}"
             ) from error
         tables = [_facts(path.stat()) for path in (table, durations) if path.is_file()]
-        facts = [VERSION, self.split, tables, sorted(there.items())]
+        facts = [FILES_VERSION, self.split, tables, sorted(there.items())]
         folder = self.cache_dir / "common_voice" / cache_key(["common_voice", *facts])
         addresses = FileAddresses(self.path / _CLIPS, _FILE)
         index = file_index(folder, lambda: self._made(table, set(there)), [table.name], "common_voice", addresses)

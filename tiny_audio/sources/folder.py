@@ -18,8 +18,8 @@ from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
 from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceConfig, SourceContext, Utterance
 from tiny_audio.sources._durations import Header, read_headers
-from tiny_audio.sources._index_table import VERSION, FileAddresses
-from tiny_audio.sources._metadata_files import BadRow, ClipRow, Row, file_index, read_columns, read_rows
+from tiny_audio.sources._index_table import FileAddresses
+from tiny_audio.sources._metadata_files import FILES_VERSION, BadRow, ClipRow, Row, file_index, read_columns, read_rows
 from tiny_audio.sources._shared import NonEmpty, cache_key, check_any_usable
 
 _TABLES = ("metadata.csv", "metadata.jsonl")
@@ -74,7 +74,7 @@ class FolderSource(Source):
         if not tables:
             raise UserError(f"there is no table in {self.path}; {_EXPECTED}")
         facts = {name: (status.st_size, status.st_mtime_ns) for name, status in files.items()}
-        key = cache_key(["folder", VERSION, self.text_column, facts])
+        key = cache_key(["folder", FILES_VERSION, self.text_column, facts])
         index = file_index(
             self.cache_dir / "folder" / key,
             lambda: self._made(tables, files),
