@@ -34,8 +34,7 @@ def decoder_gain(entries: Sequence[Mapping[str, Any]]) -> list[Markup]:
     note = (
         "The model is compared with its own CTC head, with the encoder's published checkpoint, or with both. This run "
         "has not trained the published checkpoint. Both systems of a comparison have the same clips and the same "
-        "normalizer. The time per clip is the median over clips that are transcribed one by one "
-        f"(at most {_timed(entries)} clips of each set)."
+        f"normalizer. {_times(entries)}"
     )
     return [
         table(_HEAD, [row for entry in entries for row in _rows(entry)], numbers=(2, 4, 5, 6, 7)),
@@ -58,8 +57,14 @@ def _rows(entry: Mapping[str, Any]) -> list[list[object]]:
     return rows
 
 
-def _timed(entries: Sequence[Mapping[str, Any]]) -> int:
-    return max(speed["num_clips"] if speed else 0 for entry in entries for speed in entry["speed"].values())
+def _times(entries: Sequence[Mapping[str, Any]]) -> str:
+    timed = [speed["num_clips"] for entry in entries for speed in entry["speed"].values() if speed]
+    if not timed:
+        return "The time per clip was not measured."
+    return (
+        "The time per clip is the median over clips that are transcribed one by one "
+        f"(at most {max(timed)} clips of each set)."
+    )
 
 
 def _slices(entry: Mapping[str, Any]) -> list[Markup]:
