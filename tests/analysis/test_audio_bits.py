@@ -46,6 +46,7 @@ def test_groups_widen_the_interval() -> None:
 def test_too_few_bits_give_a_warning(interval: list[float] | None, expected: bool) -> None:
     scores: dict[str, Any] = {} if interval is None else {"bits_from_audio": 0.6, "bits_from_audio_interval": interval}
     assert ignores_audio(scores) is expected
+    assert ("hardly" in progress_text(scores)) is expected, "the log and the warning agree"
     found = list(warnings_of(scores))
     assert len(found) == expected
     assert not expected or f"{interval[0]:.2f} to {interval[1]:.2f}" in found[0]  # type: ignore[index]
@@ -53,7 +54,10 @@ def test_too_few_bits_give_a_warning(interval: list[float] | None, expected: boo
 
 def test_log_lines_of_evaluations_contain_the_bits() -> None:
     assert progress_text({}) == progress_text({"bits_from_audio": None}) == ""
-    few, many = (progress_text({"bits_from_audio": bits}) for bits in (0.01, 2.345))
+    few, many = (
+        progress_text({"bits_from_audio": bits, "bits_from_audio_interval": [bits - 0.1, bits + 0.1]})
+        for bits in (0.01, 2.345)
+    )
     assert tuple(float(text.removeprefix(", ").split()[0]) for text in (few, many)) == (0.01, 2.35)
     assert "hardly" in few
     assert "hardly" not in many

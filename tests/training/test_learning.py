@@ -141,6 +141,8 @@ def test_evaluation_during_training_does_not_change_the_weights(
     for row in rows:
         more = row["reference_loss_with_other_audio"] - row["reference_loss"]
         assert row["bits_from_audio"] == pytest.approx(more / math.log(2))
+        low, high = row["bits_from_audio_interval"]
+        assert low <= row["bits_from_audio"] <= high
     assert [note for note in callback.notes if note.startswith("step 1: held_out WER ")]
 
 

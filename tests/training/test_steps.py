@@ -38,10 +38,11 @@ def test_a_restart_removes_log_lines_of_repeated_steps(tmp_path: Path) -> None:
 
 def test_nonfinite_values_are_null_in_the_log(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0)
-    log.write("train", 1, loss=math.nan, gradient_norm=math.inf, epoch=0, set="a", ctc_loss=None)
+    log.write("train", 1, loss=math.nan, gradient_norm=math.inf, epoch=0, set="a", ctc_loss=None, ends=[0.5, math.nan])
     log.close()
     row = (
-        '{"kind": "train", "step": 1, "loss": null, "gradient_norm": null, "epoch": 0, "set": "a", "ctc_loss": null}\n'
+        '{"kind": "train", "step": 1, "loss": null, "gradient_norm": null, "epoch": 0, "set": "a", "ctc_loss": null, '
+        '"ends": [0.5, null]}\n'
     )
     assert (tmp_path / "metrics.jsonl").read_text() == row
 

@@ -34,7 +34,7 @@ low (9.7 and 13.5 %), and the lower end was 4.2 or more. In the second group, th
 was untrained, and the lower end was at most 0.49. For some models of the second group, the lower end was above 0,
 although they do not use the content of the audio: the number of audio embeddings reveals the duration of the clip."""
 
-BITS = ("bits_from_audio", "reference_loss", "reference_loss_with_other_audio")
+BITS = ("bits_from_audio", "bits_from_audio_interval", "reference_loss", "reference_loss_with_other_audio")
 """Keys of the scores that are logged during training. :func:`score_bits` returns these and others."""
 
 
@@ -90,4 +90,5 @@ def progress_text(scores: Mapping[str, Any]) -> str:
     bits = scores.get("bits_from_audio")
     if bits is None:
         return ""
-    return f", {bits:.2f} bits per token from the audio{' (hardly used)' if bits < FEW_BITS else ''}"
+    doubt = " (the model may hardly use it)" if ignores_audio(scores) else ""
+    return f", {bits:.2f} bits per token from the audio{doubt}"

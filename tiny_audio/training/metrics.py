@@ -32,9 +32,7 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a row, and send its numbers to the trackers. Non-finite numbers become null."""
-        for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                values[name] = None
+        values = {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
@@ -64,6 +62,12 @@ class ClipsLog:
         """Append a line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _remove_later_rows(path: Path, step: int) -> None:
