@@ -24,7 +24,7 @@ def test_results_of_something_else_are_not_continued(call: Output, trained: Path
     (tmp_path / "manifest.jsonl").write_text("".join(lines[:4]))
     code, _, err = call(*arguments)
     assert code == 2
-    assert "has results of another data; give another --output-dir" in err
+    assert "has results of other data; give another --output-dir" in err
     (tmp_path / "manifest.jsonl").write_text("".join(lines))
     assert call(*arguments)[0] == 0
     (run / "model" / "model.safetensors").touch()

@@ -201,10 +201,11 @@ class TargetOnSet:
         except ValueError:
             before = None
         old = before if isinstance(before, dict) else {}
-        changed = [what for what in ("target", "data") if _given(old.get(what)) != _given(identity[what])]
+        names = {"target": "another target", "data": "other data"}
+        changed = [name for what, name in names.items() if _given(old.get(what)) != _given(identity[what])]
         if changed:
             raise UserError(
-                f"{self.folder} has results of another {' and other '.join(changed)}; give another --output-dir, or "
+                f"{self.folder} has results of {' and '.join(changed)}; give another --output-dir, or "
                 f"remove {self.folder}"
             )
 
