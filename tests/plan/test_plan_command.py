@@ -35,7 +35,7 @@ def test_the_table_shows_costs_of_each_gpu(shallow_card: Plan, capsys: pytest.Ca
         "activations of the encoder",
         "CUDA context and libraries (allowance)",
         "in clips of 10 s on average (--mean-clip-s), at 40% of the peak speed (--utilization).\nPadding is ",
-        "% of the computed audio, if durations are log-normal with sigma 0.6.",
+        "% of the processed audio, if durations are log-normal with sigma 0.6.",
         "Prices are approximate; set yours with --price-per-hour",
         "a40: fits; ",
     ):

@@ -91,7 +91,7 @@ def _time(plan: Plan) -> Iterator[str]:
         f"average (--mean-clip-s), at {plan.utilization:.0%} of the peak speed (--utilization)."
     )
     yield (
-        f"Padding is {plan.padding_share:.0%} of the computed audio, if durations are log-normal with sigma {SPREAD}."
+        f"Padding is {plan.padding_share:.0%} of the processed audio, if durations are log-normal with sigma {SPREAD}."
     )
     if any(row.price_per_hour is not None for row in plan.rows):
         yield "Prices are approximate; set yours with --price-per-hour."
