@@ -148,11 +148,11 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
     [
         (
             {"seeds": (0,)},
-            "--seeds: at least 2 seeds, all different, are needed to measure the variation between seeds, not 0",
+            "--seeds 0: at least 2 seeds, all different, are needed to measure the variation between seeds; give ",
         ),
         (
             {"seeds": (1, 1)},
-            "--seeds: at least 2 seeds, all different, are needed to measure the variation between seeds, not 1, 1",
+            "--seeds 1,1: at least 2 seeds, all different, are needed to measure the variation between seeds; give ",
         ),
         ({"baseline": "swigl"}, "--baseline: there is no variant 'swigl'; did you mean 'swiglu'?"),
         ({"variants": Variants(SMALL.compared[:1])}, "--variants: a comparison needs at least two variants"),

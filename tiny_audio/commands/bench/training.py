@@ -103,10 +103,10 @@ class TrainedBenchmark:
         self.plan, self.folder, self.note = plan, folder, note
         labels = [variant.label for variant in plan.variants.compared]
         if len(set(plan.seeds)) < max(MIN_SEEDS, len(plan.seeds)):
-            given = ", ".join(map(str, plan.seeds)) or "none"
+            given = ",".join(map(str, plan.seeds)) or "(none)"
             raise UserError(
-                f"--seeds: at least {MIN_SEEDS} seeds, all different, are needed to measure the variation between "
-                f"seeds, not {given}; give seeds such as --seeds 0,1,2"
+                f"--seeds {given}: at least {MIN_SEEDS} seeds, all different, are needed to measure the variation "
+                "between seeds; give seeds such as --seeds 0,1,2"
             )
         if plan.baseline is not None and plan.baseline not in labels:
             raise UserError(f"--baseline: there is no variant {plan.baseline!r}; {did_you_mean(plan.baseline, labels)}")
