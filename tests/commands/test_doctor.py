@@ -152,7 +152,7 @@ def not_finite(path: Path) -> None:
             0,
             "✓ encoder: somebody/hubert can be read, and its 0.0 million parameters are complete (hub",
         ),
-        (Path.unlink, 0, "✓ encoder: somebody/hubert can be read; its weights are not checked, because they are not d"),
+        (Path.unlink, 0, "✓ encoder: somebody/hubert: its config can be read; its weights are not checked, because "),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), 2, "✗ encoder: hubert: PATH is cut off: "),
         (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page"),
         (not_finite, 2, "✗ encoder: hubert: "),

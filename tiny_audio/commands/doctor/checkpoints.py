@@ -48,13 +48,13 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
         known = read_part(part)
         local = on_disk(part)
         if local is None:  # do not download the weights, which may be several gigabytes
-            detail = "can be read; its weights are not checked, because they are not downloaded yet"
+            detail = ": its config can be read; its weights are not checked, because they are not downloaded yet"
         else:
-            detail = f"can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are complete"
+            detail = f" can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are complete"
     except UserError as error:
         yield Finding(kind, str(error), True)
         return part
-    yield Finding(kind, f"{part.pretrained} {detail} ({part.name})")
+    yield Finding(kind, f"{part.pretrained}{detail} ({part.name})")
     return known
 
 
