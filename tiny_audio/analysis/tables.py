@@ -127,7 +127,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> str:
         rows.append([part.column, part.value, f"{part.num_utterances:,}", *rates])
     text = in_columns(rows, num_texts=2)
     note = "\n* The 95 % interval of the difference from the baseline excludes zero. This is a hint, not a test."
-    return text + note if "*" in text else text
+    return text + note if any(part.stands_out(name) for part in slices for name in names) else text
 
 
 def comparison_table(comparison: Comparison) -> str:
