@@ -129,6 +129,8 @@ def test_a_missing_pytest_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) ->
         (Options(steps=3), False, "--steps needs --train"),
         (Options(controls=True), False, "--controls needs --train"),
         (Options(max_time=1.0), True, "--max-time has no effect with --train; remove one of the two"),
+        (Options(max_time=0.0), True, "--max-time has no effect with --train; remove one of the two"),
+        (Options(durations=""), True, "--durations has no effect with --train; remove one of the two"),
         (
             Options(device="cpu"),
             True,

@@ -73,7 +73,8 @@ def benchmark_projectors(
         UserError: an option does not apply to this kind of benchmark, or the benchmark cannot run.
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
-        if getattr(options, name):
+        given = getattr(options, name)
+        if given is not None and given is not False:
             option = f"--{name.replace('_', '-')}"
             reason = "has no effect with --train; remove one of the two" if train else "needs --train"
             hint = "; with --train, set execution.device" if name == "device" else ""
