@@ -38,7 +38,8 @@ _LAYER_3 = 1
 _DECODER_DELAY = 529
 """Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
-"""Position of a VBRI length tag in the first frame. There are two kinds of length tags: VBRI, and Xing or Info."""
+"""Position of a VBRI length tag in the first frame. There are two kinds of length tags. One
+kind is marked VBRI, the other is marked Xing or Info."""
 _MAX_LOST_BYTES = 1 << 24
 """After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000
@@ -94,7 +95,7 @@ class _Run:
         return self.kind.samples / self.kind.rate
 
     def pieces(self) -> tuple[bytes | range, ...]:
-        """Return the content of a file with these frames: new bytes, and byte ranges of the original file.
+        """Return what a file with only these frames would contain: new bytes, and byte ranges of the original file.
 
         In layer III, a wrong length tag is replaced, and a missing one is added.
         """
@@ -104,8 +105,8 @@ class _Run:
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
         elif tag and tag[at + 7] & 1:
-            # Change the number of frames, the number of bytes, and the padding after the last sample, which becomes 0.
-            # Keep the other fields, such as the encoder's delay.
+            # Change the number of frames and the number of bytes. Set the padding after the last sample to 0. Keep
+            # the other fields, such as the encoder's delay.
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
@@ -328,8 +329,9 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
     """Yield the runs of each recording.
 
-    A run belongs to the same recording as the run before it if bytes between the two runs are lost, both have the same
-    kind of frames, and the later run does not begin with a length tag.
+    A run continues the recording of the run before it if three conditions hold: bytes between the two runs are lost
+    (joined files follow each other without lost bytes), both runs have the same kind of frames, and the later run does
+    not begin with a length tag.
     """
     first = 0
     for index in range(1, len(runs) + 1):

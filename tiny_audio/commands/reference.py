@@ -104,7 +104,8 @@ def _section(entry: Entry[Any, Any], shared: dict[str, FieldInfo]) -> Iterator[s
         layers = ", ".join(f"`{name}`" for name in entry.config.linear_layers or ())
         yield ""
         attentions = ", ".join(f"`{name}`" for name in entry.config.attentions)
-        yield f"Values of `attention`: {attentions}; `auto` uses the first. " + (
+        choice = "`auto` uses the first" if len(entry.config.attentions) > 1 else "`auto` uses it, too"
+        yield f"Values of `attention`: {attentions}; {choice}. " + (
             f"Names for `lora.targets`: {layers}."
             if layers
             else "The names for `lora.targets` depend on the checkpoint."

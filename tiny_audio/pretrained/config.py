@@ -85,10 +85,10 @@ class TransformersPartConfig(Config):
     """Implementation of attention. ``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as
     one sequence without padding. In half precision on a GPU, ``varlen`` uses PyTorch's kernel for such sequences.
     Otherwise, it computes attention clip by clip. ``flash_attention_2`` also avoids padding, but needs a GPU, half
-    precision and the flash-attn package. All clips have the same start of the prompt, up to the context or the audio.
-    When a decoder with ``varlen`` or ``auto`` is trained on a CPU, it computes this shared prefix only once per batch.
-    There are three exceptions, in which it computes the prefix for each clip: a prefix of fewer than 8 tokens, dropout,
-    and ``causal_lm`` with ``auto``."""
+    precision and the flash-attn package. In a decoder, the prompts of all clips begin with the same tokens, up to the
+    context, or up to the audio if there is no context. A decoder with ``varlen`` or ``auto`` that is trained on a CPU
+    computes this shared prefix only once per batch. It still computes the prefix for each clip in three cases: the
+    prefix has fewer than 8 tokens, there is dropout, or the decoder is ``causal_lm`` and has ``auto``."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""

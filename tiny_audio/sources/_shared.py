@@ -1,4 +1,4 @@
-"""Code for several sources: a type of config fields, names of cache folders, and texts for messages."""
+"""Code shared by several sources: a type for config fields, names for cache folders, and texts for messages."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class GigaSpeechConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which replace the hub by a local server."""
+        """Return a config for tests. The tests use a local server instead of the hub."""
         return cls(config="xs", split="dev")
 
 

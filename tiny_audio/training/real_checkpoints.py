@@ -60,7 +60,7 @@ def with_limits(recipe: Recipe) -> Recipe:
     """Return the recipe with its checkpoints' configs, which limit frames, clip durations and positions.
 
     Raises:
-        UserError: a checkpoint cannot be used, see :func:`read_part`, or the recipe does not fit these limits.
+        UserError: a checkpoint cannot be used (see :func:`read_part`), or the recipe does not fit these limits.
     """
     if recipe.encoder.init == "random" and recipe.decoder.init == "random":
         return recipe

@@ -379,13 +379,13 @@ class Trainer:
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Return text about the work that is lost if the process exits during a step or while saving, for a message."""
+        """Return text for a message: what work is lost if the process exits during a step or while saving."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save, unless weights may already be updated or there are several processes. Return the error to raise."""
+        """Save unless the failed step may have changed weights or there are several processes. Return the error."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()

@@ -131,7 +131,8 @@ def pair_set(
 
     Raises:
         UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the
-            references, the column does not exist, or the runs' recipes name different columns.
+            references, the column to group by does not exist, or the runs' recipes name different columns to group
+            by.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)

@@ -36,7 +36,7 @@ _FIELDS = (
 _NEEDED = ("text", "pred_text")
 
 _MAX_DIGITS = 300
-"""Integers with at least this many digits are read as infinity, so that all other integers fit into a float."""
+"""Integers with at least this many digits are read as infinity. All shorter integers fit into a float."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Target:
 
     @property
     def answered(self) -> dict[str, Row]:
-        """The rows that have a hypothesis, because they have no error."""
+        """The rows without an error. Only these rows have a hypothesis."""
         return {name: row for name, row in self.rows.items() if not row["error"]}
 
 

@@ -18,9 +18,9 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
-"""Name of the main process's log, and a pattern for the logs of all processes. A log records the model and options for
-each format, and the recording of each transcript. Each process has its own log, because lines can be lost if several
-machines append to one file."""
+"""Name of the main process's log, and a pattern for the logs of all processes. A log stores the model and options for
+each format. For each transcript, it stores the size and modification time of the recording. Each process has its own
+log, because lines can be lost if several machines append to one file."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -35,8 +35,8 @@ class OutputFolder:
         rank: rank of this process among the processes that write to the folder.
 
     Raises:
-        UserError: two recordings would have the same transcript file, or a transcript file already exists that was not
-            written by this command with the same model and options.
+        UserError: two recordings would have the same transcript file. Or a transcript file already exists, and it was
+            not written by this command, or it was written with another model or other options.
     """
 
     def __init__(
