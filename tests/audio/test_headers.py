@@ -87,13 +87,25 @@ def test_padding_after_a_further_chunk_of_samples_is_not_decoded() -> None:
     np.testing.assert_array_equal(loaded(wav[: start - 8] + further), load_audio(wav, max_duration_s=9))
 
 
-def test_a_further_chunk_of_samples_in_a_w64() -> None:
+@pytest.mark.parametrize("first", [16_000, 16_002])
+@pytest.mark.parametrize("last_is_unknown", [False, True])
+def test_a_further_chunk_of_samples_in_a_w64(first: int, last_is_unknown: bool) -> None:
     w64 = clip("w64")
     start = w64.index(b"data") + 24
     name, samples = w64[start - 24 : start - 8], w64[start:]
+    last_size = (1 << 64) - 1 if last_is_unknown else 24 + len(samples) - first
+    blocks = name + struct.pack("<Q", 24 + first) + samples[:first] + bytes(-first % 8)
+    blocks += name + struct.pack("<Q", last_size) + samples[first:]
+    np.testing.assert_array_equal(loaded(w64[: start - 24] + blocks), load_audio(w64, max_duration_s=9))
+
+
+def test_a_further_chunk_of_samples_in_a_caf() -> None:
+    caf = clip("caf")
+    start = caf.index(b"data") + 16
+    edits, samples = caf[start - 4 : start], caf[start:]
     parts = (samples[:16_000], samples[16_000:])
-    further = b"".join(name + struct.pack("<Q", 24 + len(part)) + part for part in parts)
-    np.testing.assert_array_equal(loaded(w64[: start - 24] + further), load_audio(w64, max_duration_s=9))
+    blocks = b"".join(b"data" + struct.pack(">q", 4 + len(part)) + edits + part for part in parts)
+    np.testing.assert_array_equal(loaded(caf[: start - 16] + blocks), load_audio(caf, max_duration_s=9))
 
 
 def test_the_messages_at_the_limit_of_joined_files_do_not_say_that_all_are_used(

@@ -8,12 +8,19 @@ states.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from tiny_audio.audio._chunks import (
+    KNOWN_CHUNK,
+    KNOWN_CHUNKS,
+    W64_ALIGNMENT,
+    ChunkReader,
+    chunk_reader,
+    w64_chunk_reader,
+)
 from tiny_audio.audio._mp3 import mp3_layout
 from tiny_audio.audio._parts import Data, Layout, Part
 from tiny_audio.audio._tags import before_tags, tag_at
@@ -24,15 +31,6 @@ _TAIL_BYTES = 1 << 20
 """If the size of the samples is wrong, this many bytes at the end of the file are searched for chunks."""
 _PLACEHOLDER_SLACK = 1 << 16
 """A size that differs by at most this many bytes from a placeholder counts as a placeholder."""
-_KNOWN_CHUNKS = (
-    *(b"LIST", b"list", b"bext", b"id3 ", b"ID3 ", b"iXML", b"axml", b"_PMX", b"cue ", b"fact", b"smpl", b"inst"),
-    *(b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"cart", b"DISP", b"acid", b"strc", b"afsp", b"umid", b"chna"),
-    *(b"minf", b"elm1", b"regn", b"plst", b"labl", b"note", b"levl", b"SAUR", b"PrmL", b"qlty", b"link", b"LGWV"),
-    *(b"MARK", b"COMT", b"NAME", b"AUTH", b"ANNO", b"(c) ", b"INST", b"MIDI", b"APPL", b"AESD", b"CHAN", b"SAXL"),
-    *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"umid", b"edct", b"kuki", b"pakt", b"midi"),
-)
-"""Names of chunks in WAV, AIFF and CAF files."""
-_KNOWN_CHUNK = re.compile(b"|".join(map(re.escape, _KNOWN_CHUNKS)))
 _MPEG_TAGS = (0x50, 0x55)
 """Codec codes in WAV files: MPEG layer 1 or 2 (0x50), and layer 3 (0x55)."""
 
@@ -48,13 +46,18 @@ class _Container:
     bytes_per_s: float
     header: Callable[[int], bytes]
     """Return the header of a file whose samples have this size in bytes."""
-    chunk: Callable[[int], tuple[bytes, int, range] | None]
-    """Return a chunk's name, its size with header and padding, and where its content is, from the chunk's position."""
+    chunk: ChunkReader
     frame_bytes: int = 1
     readable: bool = True
     """Whether libsndfile reads the file correctly if the size in the header is right."""
     codec: int = 0
     """Codec code of a WAV file; 0 for other formats."""
+    alignment: int = 2
+    """The samples are padded to a multiple of this number of bytes."""
+    size_bits: int = 32
+    """Number of bits of a chunk's size."""
+    before_samples: int = 0
+    """Number of bytes between the header of a chunk of samples and its first sample."""
 
 
 def container_layout(data: Data) -> Layout | None:
@@ -100,8 +103,9 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
     """Return the end of the samples and the end of the chunks after them."""
     if found.declared is not None and found.start + found.declared <= data.size:
         end = found.start + found.declared
-        # A chunk should begin at an even position, but some programs do not follow this rule.
-        for position in dict.fromkeys((end + end % 2, end)):
+        # Another chunk should begin after the padding, or at least at an even position, but some programs do not follow
+        # these rules.
+        for position in dict.fromkeys((end + -found.declared % found.alignment, end + end % 2, end)):
             after = _after_chunks(data, position, found.chunk)
             if after is not None:
                 return end, after
@@ -109,7 +113,7 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
     return _without_chunks(data, max(found.start, end - _TAIL_BYTES), end, found.chunk), data.size
 
 
-def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes, int, range] | None]) -> int | None:
+def _after_chunks(data: Data, position: int, chunk: ChunkReader) -> int | None:
     """Skip the chunks and tags that begin at ``position``.
 
     Returns:
@@ -129,8 +133,8 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
         found = chunk(position)
         if tag:
             position += tag
-        elif found is not None and (found[1] <= left + 1 or found[0] in _KNOWN_CHUNKS):
-            position += found[1]
+        elif found is not None and (found.size <= left + 1 or found.name in KNOWN_CHUNKS):
+            position += found.size
         else:
             return None
     return None
@@ -139,19 +143,22 @@ def _after_chunks(data: Data, position: int, chunk: Callable[[int], tuple[bytes,
 def _more_samples(first: _Container, data: Data, position: int) -> _Container | None:
     """Parse a further chunk of samples, which some programs write after a pause of the recording."""
     found = first.chunk(position)
-    return found and replace(first, start=found[2].start, declared=_stated(found[2].stop - found[2].start))
+    if found is None:
+        return None
+    start = found.content.start + first.before_samples
+    return replace(first, start=start, declared=_stated(max(0, found.content.stop - start), first.size_bits))
 
 
-def _without_chunks(data: Data, start: int, end: int, chunk: Callable[[int], tuple[bytes, int, range] | None]) -> int:
+def _without_chunks(data: Data, start: int, end: int, chunk: ChunkReader) -> int:
     """Return the start of the known chunks at the end of the range ``start`` to ``end``; ``end`` if there are none."""
     visited = set[int]()  # positions from which no chain of chunks leads to the end
-    for match in _KNOWN_CHUNK.finditer(data.read(start, end - start)):
+    for match in KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
-        while after < end and (found := chunk(after)) is not None and found[0] in _KNOWN_CHUNKS:
+        while after < end and (found := chunk(after)) is not None and found.name in KNOWN_CHUNKS:
             if after in visited:
                 break
             visited.add(after)
-            after += found[1]
+            after += found.size
         if end <= after <= end + 1:
             return start + match.start()
     return end
@@ -165,37 +172,20 @@ def _stated(size: int, bits: int = 32) -> int | None:
     return size
 
 
-def _chunk_reader(data: Data, layout: str) -> Callable[[int], tuple[bytes, int, range] | None]:
-    """Return the function :attr:`_Container.chunk` for chunks whose headers have this layout."""
-    header = struct.calcsize(layout)
-
-    def chunk(position: int) -> tuple[bytes, int, range] | None:
-        head = data.read(position, header)
-        if len(head) < header:
-            return None
-        name, size = struct.unpack(layout, head)
-        if size < 0 or not all(0x20 <= letter < 0x7F for letter in name):
-            return None
-        start = position + header
-        return name, header + size + (size % 2 if header == 8 else 0), range(start, start + size)
-
-    return chunk
-
-
 def _riff(data: Data, begin: int) -> _Container | None:
     head = data.read(begin, 12)
     if head[8:12] != b"WAVE":
         return None
     order = ">" if head[:4] == b"RIFX" else "<"
     riff_size = struct.unpack(f"{order}I", head[4:8])[0]
-    chunk = _chunk_reader(data, f"{order}4sI")
+    chunk = chunk_reader(data, f"{order}4sI")
     position, form, long_size, padded = begin + 12, b"", None, True
     for _ in range(_MAX_CHUNKS):
         found = chunk(position)
-        if found is None or found[0] not in (b"fmt ", b"data", b"ds64", *_KNOWN_CHUNKS):
+        if found is None or found.name not in (b"fmt ", b"data", b"ds64", *KNOWN_CHUNKS):
             # A chunk of odd size should be followed by a padding byte, but some programs leave it out.
             before = chunk(position - 1)
-            if before is not None and before[0] in (b"fmt ", b"data", *_KNOWN_CHUNKS):
+            if before is not None and before.name in (b"fmt ", b"data", *KNOWN_CHUNKS):
                 found, position, padded = before, position - 1, False
         if found is None:
             return None
@@ -245,13 +235,7 @@ def _w64(data: Data, begin: int) -> _Container | None:
     if len(head) < 40 or head[24:28] != b"wave":
         return None
 
-    def chunk(position: int) -> tuple[bytes, int, range] | None:
-        head = data.read(position, 24)
-        size = int.from_bytes(head[16:24], "little")
-        if len(head) < 24 or size < 24 or not all(0x20 <= letter < 0x7F for letter in head[:4]):
-            return None
-        return head[:4], size + -size % 8, range(position + 24, position + size)
-
+    chunk = w64_chunk_reader(data)
     position, form = begin + 40, b""
     for _ in range(_MAX_CHUNKS):
         found = chunk(position)
@@ -260,9 +244,9 @@ def _w64(data: Data, begin: int) -> _Container | None:
             break
         if found is None:
             return None
-        if found[0] == b"fmt " and found[1] <= _MAX_FORMAT_BYTES:
-            form = data.read(position, found[1])
-        position += found[1]
+        if found.name == b"fmt " and found.size <= _MAX_FORMAT_BYTES:
+            form = data.read(position, found.size)
+        position += found.size
     else:
         return None
     if len(form) < 40:
@@ -279,24 +263,27 @@ def _w64(data: Data, begin: int) -> _Container | None:
 
     # libsndfile reads everything after the header as samples, which is wrong if chunks follow the samples.
     readable = declared is None or start + declared + 8 > data.size
-    return _Container(start, declared, float(byte_rate or 1), header, chunk, max(1, frame_bytes), readable)
+    bytes_per_s, frame_bytes = float(byte_rate or 1), max(1, frame_bytes)
+    return _Container(
+        start, declared, bytes_per_s, header, chunk, frame_bytes, readable, alignment=W64_ALIGNMENT, size_bits=64
+    )
 
 
 def _aiff(data: Data, begin: int) -> _Container | None:
     head = data.read(begin, 12)
     if head[8:12] not in (b"AIFF", b"AIFC"):
         return None
-    chunk = _chunk_reader(data, ">4sI")
+    chunk = chunk_reader(data, ">4sI")
     position, common = begin + 12, 0
     for _ in range(_MAX_CHUNKS):
         found = chunk(position)
         if found is None:
             return None
-        if found[0] == b"COMM":
+        if found.name == b"COMM":
             common = position
-        elif found[0] == b"SSND":
+        elif found.name == b"SSND":
             break
-        position += found[1]
+        position += found.size
     else:
         return None
     offset = int.from_bytes(data.read(position + 8, 4), "big")
@@ -355,7 +342,7 @@ def _au(data: Data, begin: int) -> _Container | None:
 
 
 def _caf(data: Data, begin: int) -> _Container | None:
-    chunk = _chunk_reader(data, ">4sq")
+    chunk = chunk_reader(data, ">4sq")
     position, description = begin + 8, b""
     for _ in range(_MAX_CHUNKS):
         head = data.read(position, 12)
@@ -364,9 +351,9 @@ def _caf(data: Data, begin: int) -> _Container | None:
         found = chunk(position)
         if found is None:
             return None
-        if found[0] == b"desc":
+        if found.name == b"desc":
             description = data.read(position + 12, 32)
-        position += found[1]
+        position += found.size
     else:
         return None
     start = position + 16
@@ -381,8 +368,10 @@ def _caf(data: Data, begin: int) -> _Container | None:
     def header(size: int) -> bytes:
         return whole[:-12] + struct.pack(">q", size + 4) + whole[-4:]
 
-    bytes_per_s = rate * frame_bytes / max(1, per_packet)
-    return _Container(start, declared, bytes_per_s if bytes_per_s > 0 else 1.0, header, chunk, max(1, frame_bytes))
+    bytes_per_s, frame_bytes = rate * frame_bytes / max(1, per_packet), max(1, frame_bytes)
+    bytes_per_s = bytes_per_s if bytes_per_s > 0 else 1.0
+    # The samples follow a count of edits, which has 4 bytes.
+    return _Container(start, declared, bytes_per_s, header, chunk, frame_bytes, size_bits=64, before_samples=4)
 
 
 _PARSERS: dict[bytes, Callable[[Data, int], _Container | None]] = {
