@@ -131,6 +131,13 @@ def test_without_scores_front_matter_has_no_results(tmp_path: Path) -> None:
     assert "cite the base models" not in text
 
 
+def test_an_evaluation_during_training_without_a_rate_is_left_out() -> None:
+    monitored = [{"set": "held_out", "utterances": 400, "wer": 0.25}, {"set": "silence", "utterances": 9, "wer": None}]
+    text = model_card({**REPORT, "monitored": monitored})
+    assert "the word error rate at this step was 25.0% on 400 clips of held\\_out." in text
+    assert text.count("During training") == 1
+
+
 def test_licenses_come_from_the_cards_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     metadata_save(tmp_path / "README.md", {"license": "other", "license_name": "gemma"})

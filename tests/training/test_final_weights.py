@@ -308,6 +308,11 @@ def test_the_earliest_of_equal_values_is_the_best(
     assert not selection.stops_early(progress)
 
 
+def test_a_set_without_a_word_error_rate_has_a_dash(stopping: Document) -> None:
+    document = changed(stopping, training__keep_best=None)
+    assert Selection(parse(document)).text(Progress(step=1), {"wer": None}) == "WER –"
+
+
 # --- whole runs
 
 

@@ -82,6 +82,8 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
     yield from ("", "## Word error rate", "")
     yield from _scores(report["evaluation"])
     for row in report.get("monitored", ()):
+        if row["wer"] is None:
+            continue
         measured = f"{row['wer']:.1%} on {row['utterances']:,} clips of {_text(row['set'])}"
         yield from ("", f"During training, the word error rate at this step was {measured}.")
     yield from ("", "## Parts", "")

@@ -116,8 +116,8 @@ class Selection:
     def text(self, progress: Progress, scores: Mapping[str, Any]) -> str:
         """Return the message about the evaluation that was added last."""
         wer, metric = metric_of("wer"), self._metric
-        rates = [f"{shown.short} {shown.text(scores[shown.key])}" for shown in dict.fromkeys((wer, metric or wer))]
-        text = ", ".join(rates)
+        shown = dict.fromkeys((wer, metric or wer))
+        text = ", ".join(f"{entry.short} {entry.text(scores[entry.key]) or '–'}" for entry in shown)
         if metric is None:
             return text
         if progress.best_step == progress.step:
