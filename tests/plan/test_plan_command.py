@@ -47,6 +47,7 @@ def test_the_table_shows_suggested_changes(
     gpu: Callable[[float], str],
     write_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write_recipe(changed(document, data__max_duration_s=9.0))
     needed = plan_recipe(load_recipe(path), gpu=gpu(1e9)).rows[0].needed_bytes
@@ -54,9 +55,12 @@ def test_the_table_shows_suggested_changes(
     out = capsys.readouterr().out
     assert "thimble: does not fit; it needs " in out
     assert "To make it fit, append one of these lines:\n  training.precision=bf16    (" in out
-    assert "  to keep the recipe unchanged: --gpu l4, " in out
+    assert "\nTo keep the recipe unchanged, choose a larger GPU: --gpu l4, " in out
+    monkeypatch.setattr("tiny_audio.plan.table.GPUS", {})
     assert main(["plan", str(path), "--gpu", gpu(1000)]) == 0
-    assert "No change was found that makes it fit (attention, precision, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "No change was found that makes it fit (attention, precision, " in out
+    assert out.endswith("\nNo known GPU is large enough for the unchanged recipe.\n")
 
 
 def test_a_plan_can_be_printed_as_json(

@@ -121,9 +121,9 @@ def _verdict(plan: Plan, row: Row) -> Iterator[str]:
         )
     larger = [gpu.name for gpu in GPUS.values() if gpu.memory_bytes >= row.needed_bytes]
     yield (
-        f"  to keep the recipe unchanged: --gpu {', '.join(larger)}"
+        f"To keep the recipe unchanged, choose a larger GPU: --gpu {', '.join(larger)}"
         if larger
-        else "  to keep the recipe unchanged: no GPU in the table is large enough"
+        else "No known GPU is large enough for the unchanged recipe."
     )
 
 
