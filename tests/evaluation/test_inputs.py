@@ -55,6 +55,27 @@ def test_references_marked_as_not_scored_are_left_out(trained: Path) -> None:
     assert [clip.utterance.text for clip in read_data([str(trained / "marked.jsonl")], None)[0].clips] == ["yes"]
 
 
+@pytest.mark.parametrize(
+    ("indexes", "message"),
+    [
+        ((0, 0), "are both chunk 0 of the recording 'call'"),
+        ((0, 2), "chunk 1 of the recording 'call' is missing"),
+        ((-1, 0), 'chunk_index should be a whole number, not "-1"'),
+        ((0, "one"), 'chunk_index should be a whole number, not "one"'),
+    ],
+)
+def test_chunks_that_cannot_be_joined_are_rejected_before_they_are_transcribed(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path, indexes: tuple[object, ...], message: str
+) -> None:
+    row = {"audio_filepath": "clip000.wav", "duration": 1.1, "text": "yes", "parent_id": "call"}
+    path = trained / "chunks.jsonl"
+    path.write_text("".join(json.dumps(row | {"chunk_index": index}) + "\n" for index in indexes))
+    code, _, err = call(deepgram(server), "--data", path, "--output-dir", tmp_path)
+    assert (code, server.asked) == (2, [])
+    assert err.startswith(f"error: --data {path}: ")
+    assert message in err
+
+
 def test_presets_are_sources() -> None:
     assert {name: len(sets) for name, sets in GROUPS.items()} == {
         "leaderboard": 7,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.analysis.rescore import PARENT
+from tiny_audio.analysis.rescore import PARENT, check_chunks
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.config import UserError, expand_path
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import evaluation_clips
+from tiny_audio.evaluation.hypotheses import hypothesis
 from tiny_audio.evaluation.leaderboard import GROUPS, NORMALIZER, SETS
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.files import cache_dir
@@ -47,7 +48,8 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
         cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:
-        UserError: the data does not exist, cannot be read or is empty, or two sets have the same name.
+        UserError: the data does not exist, cannot be read or is empty; two sets have the same name; or the chunks of a
+            recording cannot be joined.
     """
     sets: dict[str, DataSet] = {}
     for text in texts:
@@ -115,6 +117,8 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
     if max_samples is not None and max_samples < len(set(names)):
         kept = set(sorted(set(names), key=_lot)[:max_samples])
         clips = [clip for clip, name in zip(clips, names, strict=True) if name in kept]
+    # Check the chunks now, because they are joined only after the transcription, which may have taken hours.
+    check_chunks({clip.id: hypothesis(clip, None) for clip in clips}, f"--data {text}")
     return DataSet(name, tuple(clips), gathered.dropped, gathered.fingerprint)
 
 

@@ -26,7 +26,7 @@ from tiny_audio.analysis.comparison import (
     compare_sets,
     units_column,
 )
-from tiny_audio.analysis.rescore._chunks import PARENT, join_chunks
+from tiny_audio.analysis.rescore._chunks import PARENT, check_chunks, join_chunks
 from tiny_audio.analysis.rescore._rows import Row, Target, common_ids, read_targets
 from tiny_audio.analysis.scoring import (
     Cost,
@@ -38,7 +38,7 @@ from tiny_audio.analysis.scoring import (
     score_transcripts,
 )
 
-__all__ = ["PARENT", "Rescored", "Target", "align_targets", "join_chunks", "read_targets", "rescore"]
+__all__ = ["PARENT", "Rescored", "Target", "align_targets", "check_chunks", "join_chunks", "read_targets", "rescore"]
 
 _NUM_BOOTSTRAP = 2000
 

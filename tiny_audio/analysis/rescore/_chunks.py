@@ -30,36 +30,66 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
         place: how error messages refer to the rows.
 
     Raises:
-        UserError: a ``chunk_index`` is not a whole number, chunks of a recording are missing or have the same
-            ``chunk_index``, or references of its chunks differ.
+        UserError: see :func:`check_chunks`.
+    """
+    recordings = check_chunks(rows, place)
+    if recordings is None:
+        return dict(rows)
+    return {parent: _joined(parent, chunks) for parent, chunks in recordings.items()}
+
+
+def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] | None:
+    """Check that the chunks of each recording can be joined. Only ids, references and metadata of the rows are used.
+
+    Args:
+        rows, place: see :func:`join_chunks`.
+
+    Returns:
+        The chunks of each recording, in order; None if not every row is a chunk.
+
+    Raises:
+        UserError: a ``chunk_index`` is not a whole number of at least 0, chunks of a recording are missing or have the
+            same ``chunk_index``, or references of its chunks differ.
     """
     if not rows or not all(map(_is_chunk, rows.values())):
-        return dict(rows)
+        return None
     recordings: dict[str, dict[int, _Row]] = defaultdict(dict)
     for row in rows.values():
         parent, given = str(row["metadata"][PARENT]), row["metadata"][INDEX]
-        try:
-            index = int(given)
-        except (TypeError, ValueError):
-            shown = json.dumps(given, ensure_ascii=False)[:60]
-            raise UserError(f"{place}: the clip {row['id']}: {INDEX} should be a whole number, not {shown}") from None
+        index = _index(given)
+        if index is None:
+            raise UserError(
+                f"{place}: the clip {row['id']}: {INDEX} should be a whole number, not "
+                f"{json.dumps(given, ensure_ascii=False)[:60]}; number the chunks of each recording from 0"
+            )
         other = recordings[parent].setdefault(index, row)
         if other is not row:
             raise UserError(
                 f"{place}: the clips {other['id']} and {row['id']} are both chunk {index} of the recording {parent!r}; "
                 f"give each chunk its own {INDEX}, or remove one of the rows"
             )
-    joined = {}
     for parent, chunks in sorted(recordings.items()):
-        missing = sorted(set(range(max(chunks) + 1)) - set(chunks))
-        if missing:
+        missing = next((index for index in range(len(chunks)) if index not in chunks), None)
+        if missing is not None:
             raise UserError(
-                f"{place}: chunk {missing[0]} of the recording {parent!r} is missing ({len(chunks)} chunks were "
-                "found). The reference covers the whole recording, so every chunk is needed; transcribe the missing "
-                "chunks"
+                f"{place}: chunk {missing} of the recording {parent!r} is missing ({len(chunks)} chunks were found). "
+                "The reference covers the whole recording, so every chunk is needed; add the missing chunks"
             )
-        joined[parent] = _joined(parent, [chunks[index] for index in sorted(chunks)], place)
-    return joined
+        if len({chunk["text"] for chunk in chunks.values()}) > 1:
+            raise UserError(
+                f"{place}: chunks of the recording {parent!r} have different references. Give every chunk the "
+                f"reference of the whole recording, or remove {PARENT} and {INDEX} to score each chunk on its own"
+            )
+    return {parent: [chunks[index] for index in sorted(chunks)] for parent, chunks in sorted(recordings.items())}
+
+
+def _index(given: object) -> int | None:
+    """Return a ``chunk_index`` as a number; None if it is not a whole number of at least 0."""
+    try:
+        index = int(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return None
+    return index if index >= 0 else None
 
 
 def _is_chunk(row: _Row) -> bool:
@@ -67,12 +97,7 @@ def _is_chunk(row: _Row) -> bool:
     return metadata.get(PARENT) is not None and INDEX in metadata
 
 
-def _joined(parent: str, chunks: Sequence[_Row], place: str) -> _Row:
-    if len({chunk["text"] for chunk in chunks}) > 1:
-        raise UserError(
-            f"{place}: chunks of the recording {parent!r} have different references. Give every chunk the "
-            f"reference of the whole recording, or remove {PARENT} and {INDEX} to score each chunk on its own"
-        )
+def _joined(parent: str, chunks: Sequence[_Row]) -> _Row:
     error = next((f"{chunk['id']}: {chunk['error']}" for chunk in chunks if chunk.get("error")), None)
     shared = {
         key: value
