@@ -137,6 +137,9 @@ def test_a_missing_pytest_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) ->
             "--device has no effect with --train; remove one of the two; with --train, set execution.device",
         ),
         (Options(device="tpu"), False, "--device 'tpu'"),
+        (Options(device=""), False, "--device ''"),
+        (Options(durations=""), False, "--durations: '' must be a comma-separated list of numbers above 0"),
+        (Options(batch_sizes=""), False, "--batch-sizes: '' must be a comma-separated list of whole numbers above 0"),
         (Options(durations="5,x"), False, "--durations: '5,x' must be a comma-separated list of numbers above 0"),
         (
             Options(batch_sizes="1.5"),
@@ -149,3 +152,8 @@ def test_a_missing_pytest_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_invalid_options_are_rejected(options: Options, train: bool, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         benchmark_projectors(None, [], options, train, None)
+
+
+def test_an_empty_list_of_seeds_is_rejected() -> None:
+    with pytest.raises(UserError, match=re.escape("--seeds: '' must be a comma-separated list of whole numbers")):
+        benchmark_projectors(Path("recipe.yaml"), [], Options(seeds=""), True, None)

@@ -74,7 +74,7 @@ def benchmark_projectors(
     """
     for name in _OF_TIMING if train else _OF_TRAINING:
         given = getattr(options, name)
-        if given is not None and given is not False:
+        if given is not None and given is not False:  # not `in (None, False)`, because 0 == False
             option = f"--{name.replace('_', '-')}"
             reason = "has no effect with --train; remove one of the two" if train else "needs --train"
             hint = "; with --train, set execution.device" if name == "device" else ""
@@ -83,11 +83,11 @@ def benchmark_projectors(
     if train:
         return _train(recipe, overrides, options, output_dir)
     effort = Effort(
-        durations_s=tuple(_numbers("--durations", options.durations or "5,20")),
-        batch_sizes=tuple(map(int, _numbers("--batch-sizes", options.batch_sizes or "1,4", whole=True))),
+        durations_s=tuple(_numbers("--durations", options.durations, "5,20")),
+        batch_sizes=tuple(map(int, _numbers("--batch-sizes", options.batch_sizes, "1,4", whole=True))),
         max_time_s=1.0 if options.max_time is None else options.max_time,
     )
-    device = options.device or "auto"
+    device = "auto" if options.device is None else options.device
     if device not in DEVICES:
         raise UserError(f"--device {device!r} is unknown; choose one of {', '.join(DEVICES)}")
     shape = ProjectorShape() if recipe is None else ProjectorShape.of(load_recipe(recipe, overrides))
@@ -109,7 +109,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
     budget = None
     if options.steps is not None or options.seconds is not None:
         budget = Budget(options.steps, options.seconds)
-    seeds = _numbers("--seeds", options.seeds or "0,1,2", whole=True, least=0)
+    seeds = _numbers("--seeds", options.seeds, "0,1,2", whole=True, least=0)
     plan = Plan(
         recipe,
         tuple(overrides),
@@ -129,12 +129,15 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
     return results
 
 
-def _numbers(option: str, text: str, *, whole: bool = False, least: float | None = None) -> list[float]:
-    """Parse comma-separated numbers.
+def _numbers(
+    option: str, text: str | None, default: str, *, whole: bool = False, least: float | None = None
+) -> list[float]:
+    """Parse comma-separated numbers. If ``text`` is None, parse ``default``.
 
     Each must be at least ``least``. If ``least`` is None, each must be above 0 and below 1,000,000.
     """
     found = []
+    text = default if text is None else text
     for item in text.split(","):
         try:
             number = int(item) if whole else float(item)
