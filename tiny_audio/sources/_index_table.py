@@ -2,8 +2,9 @@
 
 The clips come from shards. A shard is a parquet file, or a file that lists audio files, such as ``metadata.csv``. The
 table is written in parts, and it is read memory-mapped. Its columns are those of
-:func:`tiny_audio.sources._parquet.index_shard`. To plan an epoch, only a few columns are read. An :class:`Utterance` is
-created from its row only when it is needed.
+:func:`tiny_audio.sources._parquet.index_shard`. For listed audio files, ``row_group`` is the line number, and ``row``
+is null. To plan an epoch, only a few columns are read. An :class:`Utterance` is created from its row only when it is
+needed.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def write_index(
     """Write one table with the rows of all ``tables`` to a folder. The folder is created atomically.
 
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
-    the others wait. If several clips have the same id, each clip except the first gets its shard, row group and row
-    appended to the id (only those that are not null). If another clip has this id, apostrophes are added. The
-    fingerprint of the index is a hash of ``identity`` and of the ids, durations and transcripts of all usable rows.
+    the others wait. If several clips have the same id, each clip except the first gets its shard appended to its id,
+    and its row group and row if they are not null. If another clip has this id, apostrophes are added. The fingerprint
+    of the index is a hash of ``identity`` and of the ids, durations and transcripts of all usable rows.
 
     Args:
         tables: the rows of all shards, in order, with the columns of

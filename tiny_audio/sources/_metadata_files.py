@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILES_VERSION = (VERSION, 1)
-"""Version of the indexes of :func:`file_index`. It is part of the names of their folders."""
+"""Version of the indexes of :func:`file_index`. It is part of the names of their folders. ``VERSION`` covers the
+columns; the second number covers their content, such as ids."""
 
 _CHUNK = 50_000
 """Number of rows in memory at a time."""
