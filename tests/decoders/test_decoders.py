@@ -239,7 +239,7 @@ def rejection_of(config: DecoderConfig) -> UserError:
 @pytest.mark.parametrize(
     ("fields", "values"),
     [
-        ({"name": "causal_lm"}, "pretrained"),
+        ({"name": "causal_lm"}, "pretrained is missing"),
         ({"name": "causal_lm", "init": "random"}, "tokenizer is missing tokenizer: {kind: bpe} pretrained"),
         (
             {"name": "causal_lm", "init": "random", "model_type": "granite"},
