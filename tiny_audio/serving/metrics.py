@@ -62,7 +62,11 @@ class _OfTheEngine(Collector):
         ):
             yield CounterMetricFamily(name, help_text, value=value)
         for name, help_text, value in (
-            ("tiny_audio_active_requests", "Requests being uploaded, waiting or running.", self._admission.requests),
+            (
+                "tiny_audio_active_requests",
+                "Requests for transcription or subtitles that are being uploaded, are waiting, or are running.",
+                self._admission.requests,
+            ),
             ("tiny_audio_queued_chunks", "Chunks that wait for a batch.", found.waiting_chunks),
             ("tiny_audio_queued_audio_seconds", "Seconds of audio that wait for a batch.", found.waiting_s),
         ):
