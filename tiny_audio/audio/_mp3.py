@@ -38,8 +38,8 @@ _LAYER_3 = 1
 _DECODER_DELAY = 529
 """Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
-"""Position of a VBRI length tag in the first frame. There are two kinds of length tags. One
-kind is marked VBRI, the other is marked Xing or Info."""
+"""Position of a VBRI length tag in the first frame. There are two kinds of length tags. One kind is marked VBRI, the
+other is marked Xing or Info."""
 _MAX_LOST_BYTES = 1 << 24
 """After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000

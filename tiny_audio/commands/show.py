@@ -52,8 +52,7 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe with all defaults, its run id, and a table row for each part.
 
-    Models are built on the meta device, so no weights are read. Parts with random weights need no network
-    access.
+    Models are built on the meta device, so no weights are read. Parts with random weights need no network access.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.

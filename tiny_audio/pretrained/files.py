@@ -165,9 +165,10 @@ def _problem(path: Path) -> str | None:
         if start.startswith(_LFS):
             return "is a Git LFS pointer, not weights; run `git lfs pull` in its folder, or download it again"
         header_size = int.from_bytes(start[:8], "little")
-        # The size of a safetensors header can begin with the byte of "<". But then bytes 5 to 8 are 0, unlike in text.
-        has_size = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
-        if not has_size and start.lstrip()[:1] == b"<":
+        # The size of a safetensors header can begin with the byte of "<", also after bytes of whitespace. But bytes 5
+        # to 8 of the size are 0, unlike in text.
+        may_be_safetensors = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
+        if not may_be_safetensors and start.lstrip()[:1] == b"<":
             return "is a web page, not weights; download it again, and check `hf auth login` for gated models"
         if path.suffix != ".safetensors":
             # Before torch 1.6, checkpoints were pickles without a zip archive. Such a file can be checked only by
@@ -175,7 +176,7 @@ def _problem(path: Path) -> str | None:
             if start.startswith(b"PK") and not zipfile.is_zipfile(path):
                 return f"is cut off: its {size:,} bytes do not include the end of the zip archive; download it again"
             return None
-        if not has_size:
+        if not may_be_safetensors:
             return "is not a safetensors file; download it again"
         file.seek(8)
         try:

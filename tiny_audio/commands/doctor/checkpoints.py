@@ -48,13 +48,19 @@ def _part(kind: str, part: _Part) -> Generator[Finding, None, _Part]:
         known = read_part(part)
         local = on_disk(part)
         if local is None:  # do not download the weights, which may be several gigabytes
-            detail = ": its config can be read; its weights are not checked, because they are not downloaded yet"
+            text = (
+                f"{part.pretrained}: its config can be read; its weights are not checked, because they are not "
+                f"downloaded yet ({part.name})"
+            )
         else:
-            detail = f" can be read, and its {_num_parameters(local) / 1e6:,.1f} million parameters are complete"
+            millions = _num_parameters(local) / 1e6
+            text = (
+                f"{part.pretrained} can be read, and its {millions:,.1f} million parameters are complete ({part.name})"
+            )
     except UserError as error:
         yield Finding(kind, str(error), True)
         return part
-    yield Finding(kind, f"{part.pretrained}{detail} ({part.name})")
+    yield Finding(kind, text)
     return known
 
 
