@@ -163,9 +163,16 @@ def chunk(parent: str, index: int, **changes: Any) -> dict[str, Any]:
         ([chunk("a", 0, chunk_index="x")], "should be a whole number"),
         (
             [chunk("a", 0, metadata={"chunk_index": None})],
-            "a0.wav: chunk_index should be a whole number, not null; number the",
+            "a0.wav: chunk_index should be a whole number of at least 0, not null; number the",
         ),
-        ([chunk("a", -1)], 'a-1.wav: chunk_index should be a whole number, not "-1"; number the chunks of each'),
+        (
+            [chunk("a", 0, metadata={"chunk_index": 0.5})],
+            'a0.wav: chunk_index should be a whole number of at least 0, not "0.5"',
+        ),
+        (
+            [chunk("a", -1)],
+            'a-1.wav: chunk_index should be a whole number of at least 0, not "-1"; number the chunks of each',
+        ),
         ([chunk("a", 0), chunk("a", 10**12)], "chunk 1 of the recording 'a' is missing"),
         ([chunk("a", 0), chunk("a", 7, chunk_index="0")], "a0.wav and a7.wav are both chunk 0 of the recording 'a'"),
     ],

@@ -60,8 +60,8 @@ def test_references_marked_as_not_scored_are_left_out(trained: Path) -> None:
     [
         ((0, 0), "are both chunk 0 of the recording 'call'"),
         ((0, 2), "chunk 1 of the recording 'call' is missing"),
-        ((-1, 0), 'chunk_index should be a whole number, not "-1"'),
-        ((0, "one"), 'chunk_index should be a whole number, not "one"'),
+        ((-1, 0), 'chunk_index should be a whole number of at least 0, not "-1"'),
+        ((0, "one"), 'chunk_index should be a whole number of at least 0, not "one"'),
     ],
 )
 def test_chunks_that_cannot_be_joined_are_rejected_before_they_are_transcribed(

@@ -53,7 +53,7 @@ class _Container:
     codec: int = 0
     """Codec code of a WAV file; 0 for other formats."""
     alignment: int = 2
-    """The samples are padded to a multiple of this number of bytes."""
+    """The samples may be padded to a multiple of this number of bytes."""
     size_bits: int = 32
     """Number of bits of a chunk's size."""
     before_samples: int = 0

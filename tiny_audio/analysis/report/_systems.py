@@ -166,7 +166,7 @@ def slices_table(slices: Sequence[Slice], names: Sequence[str]) -> list[Markup]:
         "* In this slice, the 95 % interval of the difference from the baseline excludes zero. This is a hint, not a "
         "test. If two systems are equally good, the interval excludes zero in about one of twenty slices."
     )
-    is_marked = several and any(part.stands_out(name) for part in slices for name in names)
+    is_marked = any(part.stands_out(name) for part in slices for name in names)
     return [table(head, rows, numbers=range(2, len(head))), *([tag("p", note, class_="muted")] if is_marked else [])]
 
 

@@ -59,7 +59,7 @@ def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] 
         index = _index(given)
         if index is None:
             raise UserError(
-                f"{place}: the clip {row['id']}: {INDEX} should be a whole number, not "
+                f"{place}: the clip {row['id']}: {INDEX} should be a whole number of at least 0, not "
                 f"{json.dumps(given, ensure_ascii=False)[:60]}; number the chunks of each recording from 0"
             )
         other = recordings[parent].setdefault(index, row)
@@ -73,7 +73,8 @@ def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] 
         if missing is not None:
             raise UserError(
                 f"{place}: chunk {missing} of the recording {parent!r} is missing ({len(chunks)} chunks were found). "
-                "The reference covers the whole recording, so every chunk is needed; add the missing chunks"
+                "The reference covers the whole recording, so every chunk is needed; add the missing chunks, and "
+                "number the chunks of each recording from 0"
             )
         if len({chunk["text"] for chunk in chunks.values()}) > 1:
             raise UserError(
