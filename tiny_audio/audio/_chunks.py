@@ -14,7 +14,7 @@ KNOWN_CHUNKS = (
     *(b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"cart", b"DISP", b"acid", b"strc", b"afsp", b"umid", b"chna"),
     *(b"minf", b"elm1", b"regn", b"plst", b"labl", b"note", b"levl", b"SAUR", b"PrmL", b"qlty", b"link", b"LGWV"),
     *(b"MARK", b"COMT", b"NAME", b"AUTH", b"ANNO", b"(c) ", b"INST", b"MIDI", b"APPL", b"AESD", b"CHAN", b"SAXL"),
-    *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"umid", b"edct", b"kuki", b"pakt", b"midi"),
+    *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"edct", b"kuki", b"pakt", b"midi"),
 )
 """Names of chunks in WAV, AIFF and CAF files."""
 KNOWN_CHUNK = re.compile(b"|".join(map(re.escape, KNOWN_CHUNKS)))

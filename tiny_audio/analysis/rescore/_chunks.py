@@ -84,13 +84,9 @@ def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] 
     return {parent: [chunks[index] for index in sorted(chunks)] for parent, chunks in sorted(recordings.items())}
 
 
-def _index(given: object) -> int | None:
+def _index(given: str | None) -> int | None:
     """Return a ``chunk_index`` as a number; None if it is not a whole number of at least 0."""
-    try:
-        index = int(given)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        return None
-    return index if index >= 0 else None
+    return int(given) if given is not None and given.strip().isdecimal() else None
 
 
 def _is_chunk(row: _Row) -> bool:
