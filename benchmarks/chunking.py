@@ -1,18 +1,19 @@
-"""Compare the transcript of a long recording with the transcripts of its clips one by one.
+"""Compare the transcript of a long recording with the transcripts of its clips, which are transcribed one by one.
 
     python benchmarks/chunking.py runs/quickstart                                           60 synthesized sentences
     python benchmarks/chunking.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl
     python benchmarks/chunking.py runs/mine --only calls              simulated telephone calls, with pauses
 
-The clips are joined, once unchanged, and once without the pauses within and between them. Without pauses, every chunk
-of the maximum duration ends within speech. The joined clips without pauses are also transcribed in the frequency
-band of telephones. Each recording is transcribed in chunks, in several ways: with pauses found by loudness or by
-silero-vad, with and without the durations of the training clips, and with cuts that the model chooses. Words that are
-lost or repeated at a cut appear as more deletions and insertions than with single clips.
+The clips are joined into four recordings:
 
-Telephone calls are the clips with pauses of 0.5 to 3 s between them, in 8-bit mu-law at 8 kHz, with noise at 10 dB.
+- joined: the clips unchanged
+- dense: without pauses, so that every chunk of the maximum duration ends within speech
+- band: like dense, in the frequency band of telephones
+- calls: with pauses of 0.5 to 3 s, in 8-bit mu-law at 8 kHz, with a signal-to-noise ratio of 10 dB
 
-The benchmark also measures the speech probabilities of silero-vad for speech and for other sounds.
+Each recording is transcribed in chunks, with pauses found by loudness or by silero-vad, with and without the durations
+of the training clips, and with cuts that the model chooses. Words that are lost or repeated at cuts count as deletions
+and insertions. The part "voices" measures the speech probabilities of silero-vad for speech and for other sounds.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def without_pauses(wave: np.ndarray) -> np.ndarray:
 
 
 def row(name: str, references: list[str], hypotheses: list[str], chunks: object = "", suppressed: object = "") -> list:
-    # Score the transcripts of all clips as one text, like that of the recording. Then the error rates are comparable.
+    # Score all clips as one text, like the recording, so that the error rates are comparable.
     (one,) = align([" ".join(references)], [" ".join(hypotheses)], normalizer("lower"))
     errors = (one.substitutions, one.deletions, one.insertions)
     return [name, f"{one.errors / one.num_reference_words:.1%}", *errors, chunks, suppressed]

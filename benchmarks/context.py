@@ -2,14 +2,18 @@
 
     python benchmarks/context.py runs/mine --data test.jsonl --text train.jsonl --words 100
 
-Every clip is transcribed three times: without hotwords ("no list"), with a list that contains the rare words of its
-reference and also words that are not in the reference ("list"), and with a list that contains only words that are not
-in the reference ("other words"). A word is rare if it is not among the most frequent words of the manifest ``--text``,
-which should be the training data. As in Le et al. 2021 (arXiv 2104.02194), errors on rare words are substituted and
-deleted rare words, and inserted words of the list. Differences have 95 % intervals from a paired bootstrap over clips.
+Every clip is transcribed three times:
 
-Then silence, faint noise and loud noise are transcribed without a list and with a list, with and without the
-hallucination filters. Here, every transcribed word is an error.
+- no list: without hotwords
+- list: with the rare words of its reference, and with words that are not in the reference
+- other words: with only words that are not in the reference
+
+A word is rare if it is not among the most frequent words of ``--text``, which should be the training data. As in Le et
+al. 2021 (arXiv 2104.02194), errors on rare words are substituted and deleted rare words, and inserted words of the
+list. Differences have 95 % intervals from a paired bootstrap over clips.
+
+Silence, faint noise and loud noise are also transcribed, with and without hotwords and the hallucination filters. Here,
+every word is an error.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ _LEVELS = {"silence": 0.0, "faint noise": 0.001, "loud noise": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """A clip, its reference and its two lists of hotwords."""
+    """A clip, its reference, and its list of hotwords for each of :data:`WAYS`."""
 
     waveform: Tensor
     reference: str
@@ -55,7 +59,8 @@ class Case:
     def counts(self, hypothesis: str, way: str) -> tuple[int, ...]:
         """Return five counts for a hypothesis.
 
-        They are: errors on rare words, rare words, errors on other words, other words, and inserted words of the list.
+        They are: errors on rare words, rare words, errors on other words, other words, and words in the hypothesis that
+        are in the list of ``way`` but not in the reference.
         """
         (alignment,) = align([self.reference], [hypothesis], normalizer("none"))
         listed = {*self.lists["list"]}

@@ -2,12 +2,11 @@
 
     python benchmarks/cuts.py runs/mine --manifest an4/dev.jsonl --clips-of an4/train.jsonl   a ten-minute recording
 
-The pauses are removed from the clips. The clips are joined in random order, several times, until the recording lasts
-``--minutes``. The recording is transcribed in chunks. For comparison, each clip is also transcribed in one piece.
+The pauses are removed, and the clips are joined in random order, repeatedly, until the recording lasts ``--minutes``.
+The recording is transcribed in chunks. For comparison, each clip is also transcribed in one piece.
 
-Both texts are aligned with the reference. A cut is the time span that two neighboring chunks share. A reference word is
-"at a cut" if the time from the end of the word before it to the start of the word after it overlaps with a cut. The
-errors at these words are compared with those of transcription in one piece.
+A cut is the time span that two neighboring chunks share. A reference word is "at a cut" if the time from the end of the
+word before it to the start of the word after it overlaps with a cut. The errors at these words are compared.
 """
 
 from __future__ import annotations
@@ -83,7 +82,10 @@ def at_cuts(reference: str, words: Sequence[Word], cuts: Sequence[tuple[float, f
 
 
 def spans_of(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
-    """Return the span in seconds that each chunk shares with the next. Without overlap, start and end are equal."""
+    """Return the span in seconds that each chunk shares with the next.
+
+    Adjacent chunks share a span of 0 s. Chunks with a gap between them share no span.
+    """
     found = []
     for first, second in itertools.pairwise(chunks):
         end = first.start + len(first.waveform)
@@ -93,7 +95,7 @@ def spans_of(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
 
 
 def long_recording(clips: Clips, minutes: float, seed: int) -> list[int]:
-    """Return the clip indices of a recording: random orders of all clips, one after the other, up to its duration."""
+    """Return indices of clips that last ``minutes`` in all: all clips in random order, then in another, and so on."""
     rng, order, seconds = np.random.default_rng(seed), list[int](), 0.0
     while seconds < 60 * minutes:
         for index in rng.permutation(len(clips)).tolist():

@@ -1,4 +1,4 @@
-"""Measure how fast clips are loaded and epochs are planned. Baselines are plain streaming and only decoding the audio.
+"""Measure how fast clips are loaded, compared with streaming and with decoding alone, and how fast epochs are planned.
 
     python benchmarks/data.py                                       synthetic clips of noise with the envelope of speech
     python benchmarks/data.py --manifest librispeech/all.jsonl      real speech; clips are repeated if needed
@@ -8,22 +8,21 @@
 
 Loading: the clips are FLAC in Parquet files with LoquaciousSet's schema. Three loaders alternate, one epoch each:
 
-- ours: the source `parquet`, its planned order, two worker processes, padded batches with their targets
-- streaming: `datasets` in streaming mode with a shuffle buffer, `Audio(decode=False)`, soundfile and padding in the two
-  workers of a DataLoader, batches of a fixed number of clips, with their targets
-- decoding alone: two processes decode the same FLAC from memory with soundfile, and do nothing else
+- ours: two workers load padded batches with targets from the source `parquet`, in planned order
+- streaming: `datasets` streams with a shuffle buffer; the two workers of a DataLoader decode with soundfile, and make
+  padded batches of a fixed number of clips, with targets
+- decoding alone: two processes decode the same FLAC from memory with soundfile
 
 The time of an epoch of the first two loaders includes the start of the workers. Our loader must reach 70 % of the rate
 of decoding alone.
 
 Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). For
-comparison, the same loader also passes batches in the way in which a DataLoader passes tensors by default. The two ways
-alternate, and the order changes each time. Each pair of epochs gives one ratio. CPU times are compared, and not elapsed
-times, because other work on the machine affects CPU time less.
+comparison, it also passes batches in a DataLoader's default way. The two ways alternate. Each pair of epochs gives
+one ratio of CPU times, which other work on the machine affects less than elapsed times.
 
 Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
-index from the metadata columns. Another process opens the index and plans an epoch, like a run that is resumed. The
-second process may take at most 60 s and 4 GiB of resident memory, including pages of the memory-mapped index.
+index. Another process opens the index and plans an epoch, like a run that is resumed. The second process may take at
+most 60 s and 4 GiB of resident memory, including pages of the memory-mapped index.
 """
 
 from __future__ import annotations
@@ -133,7 +132,7 @@ def write_shards(folder: Path, clips: Iterator[tuple[bytes, float, str]], count:
 def ours(folder: Path, cache: Path, epoch: int, clock: Callable[[], float] = time.perf_counter) -> tuple[int, float]:
     """Return the number of clips and the seconds of one epoch.
 
-    One sample of each memory page of the waveforms is read, so that the pages must really have been transferred.
+    One sample of each memory page of the waveforms is read, so that the time includes the transfer of all pages.
     """
     clips = gathered(folder, cache)
     decoder = DECODERS.entry("smollm3").config.tiny()

@@ -1,4 +1,4 @@
-"""Compare our fine-tuning of pretrained parts with a plain variant, and with a loop that trains transformers' modules.
+"""Compare our fine-tuning of pretrained parts with a plain variant, and with a loop that trains transformers' decoder.
 
     python benchmarks/finetune.py                       small random checkpoints and noise; takes a minute
     python benchmarks/finetune.py --encoder whisper-tiny.en --decoder SmolLM2-135M-Instruct --manifest train.jsonl
@@ -6,18 +6,19 @@
 The model has a frozen Whisper encoder, a SwiGLU projector and a causal language model with LoRA on q_proj and v_proj.
 It is trained in three ways, in fp32, on the same planned batches of at most 60 s of audio, including padding:
 
-- ours: the start of the prompt is computed once per batch, decoder rows have no padding, and frames are kept on disk;
-- plain: every row contains the whole prompt and padding, and frames are computed in every epoch;
-- transformers: like plain, but with transformers' own modules (the layers of WhisperEncoder, AutoModelForCausalLM with
-  peft, right padding, logits at every position, and the loss of the transformers model). The encoder's front end and
-  the projector are ours.
+- ours: the start of the prompt is computed once per batch, decoder rows have no padding, and the encoder's frames are
+  kept on disk;
+- plain: every row contains the whole prompt and padding, and the frames are computed in every epoch;
+- transformers: like plain, but the decoder is transformers' AutoModelForCausalLM with peft, with logits at every
+  position and with its own loss.
 
-All three start from the same weights, and the losses of all steps must agree within 1e-4. They alternate step by step,
-so that other work on the machine affects them equally. For each step, the fastest of several epochs counts. The first
-epoch, in which ours writes the frames to disk, is shown separately. Compare the ratios, not the seconds.
+All three ways start from the same weights, and their losses must agree within 1e-4 in every step. The ways alternate
+step by step, so that other work on the machine affects them equally. For each step, the fastest of several epochs
+counts. The first epoch, in which ours writes the frames to disk, is shown separately. Compare the ratios, not the
+seconds.
 
-A profile shows where the time of a step goes. A change that keeps the results exact cannot avoid the matrix products.
-So their time limits the possible speedup.
+A profile shows where the time of a step goes. The time of the matrix products, which cannot be avoided, limits the
+possible speedup.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def recipe_of(arguments: argparse.Namespace, attention: str) -> Recipe:
         "prompt": {} if arguments.real else {"user": INSTRUCTION + "{audio}"},
         "data": {"target_text": "lower", "train": {"speech": {"name": "manifest", "path": str(arguments.manifest)}}},
         "batching": {"max_clips": 1000, "max_padded_s": arguments.padded_s},
-        # A tiny learning rate, because Adam's first steps would amplify rounding errors.
+        # The learning rate is tiny, because Adam's first steps amplify rounding errors, and the losses must agree.
         "training": {"steps": 100, "learning_rate": 1e-6, "schedule": "constant"},
         "execution": {"device": "cpu"},
     }
@@ -165,7 +166,7 @@ class Way:
 
 
 class OfTransformers(Way):
-    """A model of transformers' own modules, trained by the plain loop."""
+    """A model with transformers' own decoder, trained by the plain loop."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         import peft

@@ -5,20 +5,19 @@
     python benchmarks/inference.py                                     random weights, about 50 M parameters
     python benchmarks/inference.py --device cuda --full-size           the model card's recipe, random weights, bf16
 
-All variants decode greedily, because only greedy decoding uses drafts. The recipe's beams and CTC weight are ignored.
-Plain decoding is transformers' generate. Assisted decoding verifies a draft. It must give the same tokens as plain
-decoding for every clip, alone and in batches. (In half precision, only the share of clips with equal tokens is
-reported.) Also, plain decoding must need at least ``FEWER_PASSES`` times as many passes of the decoder as assisted
-decoding. A hook counts the passes, including the first pass over a clip's prompt.
+Plain decoding is transformers' generate. In assisted decoding, the decoder verifies a draft. A trained model's draft is
+the text of its CTC head. All variants decode greedily, because only greedy decoding uses drafts. Except in half
+precision, assisted decoding must give the same tokens as plain decoding for every clip, alone and in batches. Plain
+decoding must need at least ``FEWER_PASSES`` times as many passes of the decoder as assisted decoding, including passes
+over prompts.
 
-The measured time is that of ``model.transcribe``, from waveforms in memory to text, after a warm-up. RTFx is the
-seconds of audio divided by this time. Clips are sorted by length, longest first, and divided into batches of at most
-``--padded-s`` seconds of audio, including padding. All variants run once in each round, in random order. Medians and
-ranges are over rounds. Compare the ratios, not the seconds.
+The measured time starts with waveforms in memory and ends with texts, or with tokens if the weights are random. RTFx is
+the seconds of audio divided by this time. Batches have clips of similar length and at most ``--padded-s`` seconds of
+audio, including padding. All variants run once in each round, in random order. Medians and ranges are over rounds.
+Compare the ratios, not the seconds.
 
-A model with random weights gives random text, and its CTC head gives another random text, which is useless as a draft.
-So with random weights, the draft is the result of plain decoding, with a share of its tokens replaced by wrong tokens.
-These models are measured with merged adapters and with adapters that are not merged.
+With random weights, the text of the CTC head is useless as a draft. So the draft is the result of plain decoding, with
+a share of its tokens replaced by wrong tokens. These models are measured with and without merged adapters.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/live.py runs/quickstart                                  200 synthesized sentences
     python benchmarks/live.py runs/mine --manifest recordings.jsonl --clips 50  your own recordings
 
-The clips are joined to streams, with pauses of 0.7 to 2 s between them. The streams pass through the core of
-`/v1/audio/live`, in blocks of 100 ms. The clock is simulated: a block arrives when its last sample was spoken, and each
-decoding takes as long as it really took on this machine. So the benchmark does not wait for the audio.
+The clips are joined into streams, with pauses of 0.7 to 2 s between them. The streams pass through the core of
+`/v1/audio/live`, in blocks of 100 ms. The clock is simulated, so the benchmark does not wait for the audio: a block
+arrives when its last sample was spoken, and each decoding takes as long as it took on this machine.
 
 - Final texts: each must equal the text of `Transcriber.transcribe` for a recording of the same samples.
 - First word: time from the first sound of a clip to the first message with a text.
@@ -82,7 +82,7 @@ def first_sound(clip: np.ndarray) -> float:
 
 
 def joined(clips: Clips, seed: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Join clips to a stream. Return the stream, and each clip's first sound and end in seconds."""
+    """Join clips into a stream. Return the stream, and each clip's first sound and end in seconds."""
     rng, parts, spans, samples = np.random.default_rng(seed), [], [], 0
     for clip, _ in [*clips, (np.zeros(0, np.float32), "")]:
         pause = np.zeros(int(rng.uniform(*PAUSES_S) * SAMPLE_RATE), np.float32)

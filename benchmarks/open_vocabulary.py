@@ -7,10 +7,10 @@ The model of each saved step decodes the clips greedily. The table has the hours
 to that step, the word error rate, and the bits per token from the audio: how much less likely the reference becomes if
 the decoder gets the audio of another clip (see :mod:`tiny_audio.analysis.audio_bits`).
 
-For runs with an alignment loss, the table also has the word and character error rates of the projector alone. To
-compute these rates, each audio embedding is replaced by the token with the most similar embedding or by the blank. Then
-repeated tokens and blanks are removed. The first ``alignment.alone_steps`` steps do not train the decoder, so it cannot
-use the audio yet. Therefore, a model that was saved in these steps has only the error rates of the projector alone.
+For runs with an alignment loss, the table also has the word and character error rates of the projector alone. Its text
+consists of the tokens whose embeddings are most similar to the audio embeddings, without blanks and repetitions. The
+first ``alignment.alone_steps`` steps do not train the decoder, so models that were saved in these steps have only the
+rates of the projector alone.
 
 Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
 ``execution.keep_checkpoints`` set which steps of a run are saved.

@@ -6,8 +6,7 @@
 
 Each case trains for three steps with the real trainer, in its own process. On a CPU, the measured memory is the peak of
 the process's resident memory, as reported by the kernel, minus the resident memory before the model was built. On a
-GPU, it is the peak of PyTorch's allocator. Both are independent of the prediction. The exit code is 1 if a prediction
-differs by more than 15 %.
+GPU, it is the peak of PyTorch's allocator. The exit code is 1 if a prediction is off by more than 15 %.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ CUDA_CASES: dict[str, Document] = {
 
 @dataclass
 class StandInTokenizer:
-    """A tokenizer that needs no network. Vocabulary size and average number of tokens are those of a real tokenizer."""
+    """A tokenizer that needs no network. Its vocabulary size and characters per token are those of a real tokenizer."""
 
     size: int
     characters_per_token: float

@@ -5,10 +5,8 @@
         --manifest ../shared/speech/an4/train.jsonl --held-out ../shared/speech/an4/dev.jsonl
 
 All three decoders start from the same weights and train on the same batches. The size of the decoder's linear layers in
-bytes is compared with the size that `tiny-audio plan` predicts. The prediction does not use bitsandbytes. For nf4 and
-int8, held-out clips are transcribed three times: with quantized weights, with dequantized weights, and with dequantized
-weights into which the adapters are merged. The texts of the second and the third transcription are compared with those
-of the first.
+bytes is compared with the size that `tiny-audio plan` predicts. For nf4 and int8, held-out clips are transcribed with
+quantized weights. These texts are compared with those of dequantized weights, with and without merged adapters.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Record:
         self._add("", text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Add a table. The first column is left-aligned, and the others are right-aligned."""
+        """Add a table."""
         self._add("", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}")
         self._add(*(f"| {' | '.join(map(str, row))} |" for row in rows))
 

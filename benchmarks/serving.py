@@ -3,9 +3,8 @@
     python benchmarks/serving.py runs/quickstart                  64 clients, for at least 60 s and 2,000 requests
     python benchmarks/serving.py runs/quickstart --seconds 5 --requests 100 --clips 50     a quick look
 
-Three processes run one after the other: `transcribe`, the server, and `transcribe` again. Each client sends a short WAV
-file of synthesized speech, and sends the next file as soon as it has the answer. After the status 429, it waits as long
-as the server says. The benchmark measures
+`transcribe` runs before and after the server. Each client sends short WAV files of synthesized speech, one after the
+other. After the status 429, it waits as long as the server says. The benchmark measures
 
 - errors other than 429, and texts that differ from those of `transcribe`
 - seconds of audio per second of elapsed time, and per second of CPU time, which other processes affect less

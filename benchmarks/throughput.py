@@ -5,9 +5,9 @@
     python benchmarks/throughput.py --device cuda      on a GPU, in bf16
 
 In packed rows (attention `varlen`), the clips of a batch are in one row without padding. In padded rows (`sdpa`), each
-clip has its own row. The durations of the clips are log-normal. Batches have random clips or clips of similar length. A
-pass runs encoder, projector and decoder forward and backward. The variants alternate, so that other work on the machine
-affects them equally. Their losses must agree, except for rounding. Compare the ratios, not the seconds.
+clip has its own row. The durations of the clips are log-normal. Batches have random clips or clips of similar length.
+The variants alternate, so that other work on the machine affects them equally. Their losses must agree, except for
+rounding. Compare the ratios, not the seconds.
 """
 
 from __future__ import annotations

@@ -6,26 +6,22 @@
 
 The plain loop takes a fixed number of random clips, pads them to the longest, and computes logits at every position in
 fp32, like most training scripts. Our loop takes planned batches of clips of similar length, and computes logits only at
-label positions. Both use the same code for the model, the optimizer and gradient clipping. The loops alternate step by
-step, so that other work on the machine affects them equally. For each step, the fastest of several rounds counts.
-Compare the ratios, not the seconds.
+label positions. Both use the same model and optimizer. The loops alternate step by step, so that other work on the
+machine affects them equally. For each step, the fastest of several rounds counts. Compare the ratios, not the seconds.
 
-Same number of clips: in the first comparison, both loops take the same number of clips in each step. The possible gain
-is computed as follows. Each loop is timed on batches of equally long clips, for some durations. (One clip of each batch
-is slightly shorter, so that there is a mask.) A quadratic curve of time against duration is fitted for each loop. The
-curves predict the time of each loop's batches. The ratio of the predicted speeds (audio per second) is the bound: the
-gain from avoiding padding and logits, at this machine's speed. Our loop must reach 95 % of the bound.
+Same number of clips: in the first comparison, both loops take the same number of clips in each step. To find the
+possible gain, each loop is also timed on batches of clips of equal length, for several lengths. A quadratic curve of
+time against length is fitted, and predicts the speed (audio per second) on the loop's own batches. The ratio of the
+predicted speeds is the bound. Our loop must reach 95 % of the bound.
 
-Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit.
-PyTorch's allocator counts the memory, without the weights. Any random batch may contain the longest clips, so the plain
-loop takes as many clips as fit if all have the maximum duration. Our loop takes as many seconds of audio, including
-padding, as fit for clips of any length. Our loop must process 2.5 times as much audio per second as the plain loop. If
-it does not, profiles show where the time is spent. On a CPU, larger batches alone are not faster, so the gain comes
-from less padding and fewer logits. A plain loop with single clips, which has no padding, is also timed.
+Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit. The
+weights do not count. Any random batch may contain the longest clips, so the plain loop takes as many clips as fit if
+all have the maximum duration. Our loop takes as many seconds of audio, including padding, as fit for clips of any
+length. Our loop must process 2.5 times as much audio per second as the plain loop. A plain loop with single clips,
+which has no padding, is also timed.
 
-An epoch of either loop has 20,000 clips. The timed batches are an even sample of its batches, from the shortest to the
-longest. The small model has 32,000 token ids but only 256 channels, so logits are a larger share of its work than in
-the model card's model.
+An epoch of either loop has 20,000 clips. The timed batches are an even sample of its batches. The small model has
+32,000 token ids but only 256 channels, so logits are a larger share of its work than in the model card's model.
 """
 
 from __future__ import annotations

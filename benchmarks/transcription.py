@@ -5,8 +5,7 @@
 
 The benchmark needs a run of `recipes/quickstart.yaml` (or its `model` folder). It measures
 
-- the word error rate of a long recording, compared with that of its sentences one by one. The recording has sentences
-  in held-out voices, with pauses of 0.5 to 3 s
+- the word error rate of a long recording with pauses of 0.5 to 3 s, compared with that of its sentences one by one
 - the peak memory of the command, compared with that for a recording of a sixth of the duration
 - whether independent parsers can read the subtitles of the long recording
 - the start times of words, compared with espeak-ng's own word events
@@ -126,7 +125,7 @@ def long_recording(
     for path, number in ((long, used), (short, num_short)):
         seconds, peak = transcribed(model, path, "--format", "json", "--output-dir", str(folder))
         result = json.loads(path.with_suffix(".json").read_text())
-        # Score both as one long text, so that the error rates are comparable.
+        # Score the single clips as one text, like the recording, so that the error rates are comparable.
         whole = " ".join(references[:number])
         rates = wer([whole], [result["text"]]), wer([whole], [" ".join(one_by_one[:number])])
         rows[path] = (result, rates, peak, seconds, number)

@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio, and how well scores distinguish correct texts from invented texts.
+"""Measure how much a model uses the audio, and how well scores distinguish right texts from invented texts.
 
     python benchmarks/use_of_audio.py runs/quickstart/model --data DATA... --clips 100
 
@@ -6,16 +6,13 @@ For each set, the benchmark prints the word error rate of greedy decoding, and t
 their interval (see :mod:`tiny_audio.analysis.audio_bits`). The bits are also measured for the same model with random
 weights in its projector.
 
-Then the decoded texts of all sets are classified. A text counts as right if its word error rate is at most 0.2, and as
-invented if its word error rate is at least 0.8. Other texts and empty texts are ignored. Scores that need no reference
-are compared in two ways. One is the area under the ROC curve, which is 1 if every right text has a higher score than
-every invented text, and 0.5 for a random score. The other is the share of invented texts below the threshold that 99 %
-of the right texts reach. The scores are
+A decoded text counts as right if its word error rate is at most 0.2, and as invented if its word error rate is at least
+0.8. Other texts and empty texts are ignored. Scores that need no reference are compared by the area under the ROC
+curve, and by the share of invented texts below the threshold that 99 % of the right texts reach. The scores are
 
 - the text's log-probability per token
-- the log-probability with the audio minus the log-probability without the audio. "Without the audio" means one of four
-  prompts: with no audio embeddings, with those of digital silence of the same duration, with the clip's mean embedding
-  at every position, or with those of another clip
+- this log-probability minus that with other audio embeddings. There are four variants: no embeddings, those of digital
+  silence of the same duration, the clip's mean embedding at every position, and those of another clip
 """
 
 from __future__ import annotations

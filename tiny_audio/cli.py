@@ -222,24 +222,23 @@ def schema() -> None:
     print_schema()
 
 
-# `tiny-audio --help` lists the commands of this file first, then the commands that are added here.
+# Added last, so that `tiny-audio --help` lists these commands last.
 app.add_typer(model_app)
 app.add_typer(bench_app, name="bench")
 
 
 @functools.cache
 def _command() -> Any:
-    """Return the Click command of the whole program. It is built only once, because that is slow."""
+    """Return the Click command of the whole program. It is built only once, because building it is slow."""
     return typer.main.get_command(app)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # With this variable, PyTorch uses the CPU for operations that are not available on an Apple GPU. PyTorch reads the
-    # variable when PyTorch is imported.
+    # PyTorch then uses the CPU for operations that an Apple GPU does not support. It reads the variable on import.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
-    # Shells expand `~/a` but not `--output-dir=~/a`, and notebooks expand neither.
+    # Shells expand `~` in `~/a`, but not in `--output-dir=~/a`.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: _command()(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 

@@ -1,7 +1,7 @@
 """The strict pydantic base class of all configs, the identity of a config, and the package's errors.
 
-The identity of a config is a dict of the fields that affect a result. A saved result is reused if its identity equals
-the identity of the current config.
+The identity of a config is a dict of the fields that affect a result. It is saved with the result. The result is reused
+if the current config has the same identity.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added to an existing config. Its default must give the earlier behavior. If the field has its
-default value, it is left out of the identity. The identities of existing results thus stay the same."""
+"""Marks a field that was added to an existing config. Its default must give the earlier behavior. The default is left
+out of the identity, so the identities of existing results stay the same."""
 
 
 class Config(BaseModel):
@@ -54,15 +54,14 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of a field for a local path, and of a field for either a local path or a hub id. Paths differ between
-machines, so a field of this type in a recipe is marked with :data:`NO_IDENTITY`."""
+"""The type of a field for a local path. Paths differ between machines, so such fields of recipes are marked with
+:data:`NO_IDENTITY`."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
     """Return the identity of a config: its fields and their values, without fields marked with :data:`NO_IDENTITY`.
 
-    A field whose default is None is left out if its value is None. A new optional field therefore does not change
-    existing identities. A field marked with :data:`LATER` is left out if it has its default.
+    A field that is None by default, or is marked with :data:`LATER`, is left out if it has its default.
     """
     found: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
@@ -88,9 +87,7 @@ def _identity_of_value(value: Any) -> Any:
 def problems(error: ValidationError, skip: int = 0) -> str:
     """Return the errors of a validation in one line, as ``location: message; location: message``.
 
-    Args:
-        error: the errors.
-        skip: number of keys that are removed from the start of each location.
+    The first ``skip`` keys of each location are removed.
     """
     found = (
         (".".join(map(str, one["loc"][skip:])), one["msg"].removeprefix("Value error, ")) for one in error.errors()
@@ -107,8 +104,7 @@ class TinyAudioError(Exception):
     """An error that a command shows as a message, without a traceback."""
 
     origin: str | None = None
-    """Name of the process that prints the error, such as ``process 1``. The error usually occurred in this process.
-    None means the current process."""
+    """Name of the process that prints this error, such as ``process 1``. None if it is the current process."""
 
 
 class UserError(TinyAudioError, ValueError):
@@ -132,11 +128,7 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """The description of an error.
-
-    The process in which the error occurred sends the description to the other processes. Each of them then raises an
-    error with this description.
-    """
+    """The description of an error, which one process sends to the other processes, so that they raise it, too."""
 
     kind: type[TinyAudioError]
     """The class that the receivers raise: :class:`UserError`, :class:`RunFailed` or :class:`Stopped`."""
@@ -148,13 +140,11 @@ class Failure:
     def of(cls, error: Exception, origin: str) -> Failure:
         """Describe ``error``.
 
-        A :class:`UserError`, :class:`RunFailed` or :class:`Stopped` keeps its class. For an OSError of the operating
-        system, such as a full disk, the receivers raise :class:`UserError`. For all other errors, they raise
-        :class:`RunFailed`.
+        A :class:`UserError`, :class:`RunFailed` or :class:`Stopped` keeps its class. An OSError of the operating
+        system, such as a full disk, becomes a :class:`UserError`. All other errors become :class:`RunFailed`.
         """
         kinds = (kind for kind in (UserError, RunFailed, Stopped) if isinstance(error, kind))
-        # An OSError of the operating system has a file name or an error number. If an OSError has
-        # neither, a library raised it, for example because a shared library could not be loaded.
+        # An OSError with neither a file name nor an error number comes from a library, not from the system.
         is_of_system = isinstance(error, OSError) and (error.filename, error.errno) != (None, None)
         return cls(next(kinds, UserError if is_of_system else RunFailed), str(error), origin)
 

@@ -1,7 +1,4 @@
-"""Connectionist temporal classification (CTC; Graves et al. 2006) on the encoder's frames.
-
-This module has the settings, the labels, greedy decoding and the likelihood of a label sequence.
-"""
+"""Connectionist temporal classification (CTC; Graves et al. 2006): settings, labels, decoding and likelihoods."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class AlignmentConfig(Config):
     becomes a label."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
-    an audio embedding is less similar than this to every token, its most likely label is the blank."""
+    an audio embedding's similarity to every token is below this value, its most likely label is the blank."""
 
     def weight_at(self, step: int) -> float:
         """Return the weight of the loss in a step. Steps are counted from 0."""
@@ -124,9 +121,10 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
 
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:
-    """Return the log-probability ``[B]`` of each label sequence, summed over all alignments.
+    """Return the log-probability ``[B]`` of each clip's label sequence, summed over all alignments.
 
-    It is -inf if a clip has too few frames for its labels.
+    ``logits`` is ``[B, T, V]``, and ``lengths`` ``[B]`` are the numbers of frames. If a clip has too few frames for its
+    labels, its log-probability is -inf.
     """
     if logits.device.type == "mps":  # PyTorch has no CTC loss for MPS
         return log_likelihood(logits.cpu(), lengths.cpu(), labels).to(logits.device)

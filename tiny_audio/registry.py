@@ -10,8 +10,8 @@ builder that takes this config:
     def build_conv(config: ConvConfig, context: ProjectorContext) -> Projector: ...
 
 One builder can build several parts. Its first argument is then annotated with the union of their configs. In a pydantic
-model, ``Annotated[ProjectorConfig, PROJECTORS]`` is the discriminated union of all registered configs. The registry
-accepts no more parts after pydantic has built the schema of this union, because they would be missing from the schema.
+model, ``Annotated[ProjectorConfig, PROJECTORS]`` is the discriminated union of all registered configs. After pydantic
+has built the schema of this union, the registry accepts no more parts, because the schema would lack them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# The union's tag for a value that is only a name, or that has no registered name. The tag appears in the locations of
-# pydantic's errors, so it has brackets like pydantic's own tag "[key]".
+# The tag in the discriminated union for bare names and for values without a registered name. Pydantic's errors show it
+# in their locations, so it has brackets like pydantic's own tag "[key]".
 _BY_NAME = "[name]"
 
 
@@ -139,7 +139,7 @@ class Registry(Generic[ConfigT, PartT]):
         """Return the part called ``name``.
 
         Raises:
-            UnknownPartError: there is no such part. The message suggests the nearest name and lists all names.
+            UnknownPartError: there is no such part.
         """
         if not self._has(name):
             self.discover()
@@ -166,7 +166,7 @@ class Registry(Generic[ConfigT, PartT]):
         """Import the package's modules, then the installed plugins. After a successful call, further calls do nothing.
 
         Raises:
-            RegistryError: a plugin cannot be imported. The message names its distribution and module.
+            RegistryError: a plugin cannot be imported.
         """
         if self._discovered:
             return
@@ -179,8 +179,7 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In an exported model, all modules are in one folder, and the package is a single module without `__path__`.
-        # In that case, nothing is imported here, because the exported code imports its parts by name.
+        # In an exported model, the package is one module without `__path__`, and the exported code imports its parts.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -237,8 +236,8 @@ class Registry(Generic[ConfigT, PartT]):
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
         # An extra member of the union handles bare names, such as `projector: conv`, and values without a registered
-        # name. A validator before the union would not work: it turns JSON into Python objects, and strict validation
-        # of Python objects rejects a list where a tuple is expected.
+        # name. A validator before the union would not work: it would turn JSON input into Python objects. For Python
+        # objects, strict validation rejects a list where a tuple is expected. For JSON, it accepts the list.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 
@@ -249,8 +248,7 @@ class Registry(Generic[ConfigT, PartT]):
         alone = {"type": "string", "enum": self.names(), "description": description}
         parts = handler(core_schema.tagged_union_schema(choices, discriminator="name"))
         for part in parts["oneOf"]:
-            # Pydantic does not list `name` as required, because it has a default. But a mapping without `name` is
-            # rejected, because the union cannot choose a part.
+            # `name` has a default, so pydantic does not list it as required. But the union needs it to choose a part.
             try:
                 fields = handler.resolve_ref_schema(part)
             except LookupError:

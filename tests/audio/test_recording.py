@@ -154,7 +154,7 @@ def test_a_damaged_file_among_joined_files_is_left_out(place: Path, caplog: pyte
         caplog.clear()
         (place / f"damaged{number}.m4a").write_bytes(content)
         assert np.array_equal(decoded(place / f"damaged{number}.m4a"), expected)
-        assert_names(caplog.text, f"file {number} in it is left out")
+        assert_names(caplog.text, f"file {number} is left out")
     (place / "damaged.m4a").write_bytes(2 * damaged)
     with pytest.raises(AudioError):
         decoded(place / "damaged.m4a")

@@ -107,7 +107,7 @@ def test_contract(
 
 @pytest.mark.parametrize(
     ("text", "is_empty", "message"),
-    [("yes", True, "has a text, but Index.empty"), ("", False, "has no text")],
+    [("yes", True, "has a text, but Index.without_text"), ("", False, "has no text")],
 )
 def test_an_index_that_contradicts_its_texts_is_found(
     text: str, is_empty: bool, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,9 +9,9 @@ another clip of similar duration:
 
 Losses are teacher-forced, in nats, and summed over all label tokens of the clips. ``tokens`` is the number of these
 tokens, including the end tokens. A model that ignores the audio, including its duration, gets 0. The value is not
-mutual information. It can exceed the information in the text: if a model that trusts the audio gets the audio of
-another clip, the model expects the words of the other clip and gives the reference a very low probability. Values of
-decoders with different tokenizers cannot be compared.
+mutual information and can exceed the information in the text: with the audio of another clip, a good model expects
+other words, so it gives the reference a very low probability. Values of decoders with different tokenizers cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ hardly use the audio.
 
 The value separates two groups of models that ``benchmarks/use_of_audio.py`` measures. In the first group, the WER was
 low (9.7 and 13.5 %), and the lower end was 4.2 or more. In the second group, the WER was 99 % or more, or the projector
-was untrained, and the lower end was at most 0.49. For some models of the second group, the lower end was above 0,
-although they do not use the content of the audio: the number of audio embeddings reveals the duration of the clip."""
+was untrained, and the lower end was at most 0.49. It can be above 0 in the second group, because the number of audio
+embeddings reveals the duration of the clip."""
 
 BITS = ("bits_from_audio", "bits_from_audio_interval", "reference_loss", "reference_loss_with_other_audio")
-"""Keys of the scores that are logged during training. :func:`score_bits` returns these and others."""
+"""Keys of the scores that are logged during training."""
 
 
 @dataclass(frozen=True)

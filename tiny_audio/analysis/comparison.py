@@ -5,7 +5,7 @@
 2. **Difference.** The pooled WER of the other system minus the baseline's pooled WER. If it is below 0, the other
    system is better. With several training seeds, each WER is the mean over seeds.
 3. **Units.** The interval and the test below use single utterances as units, or whole groups such as speakers (see
-   :func:`units_column`). With several seeds, interval and test also include variation between seeds (Welch's t test).
+   :func:`units_column`). With several seeds, the interval and the test include variation between seeds (Welch's test).
 4. **Interval.** A 95 % interval from the paired bootstrap over the units. It is not corrected for the number of
    comparisons.
 5. **Test.** Two-sided approximate randomization over the same units gives ``p_value``.
@@ -13,11 +13,9 @@
 7. **Verdict.** If ``p_adjusted`` is below 0.05, the verdict is "better" or "worse", depending on the sign of the
    difference. Otherwise, it is "no difference shown", which does not mean that the systems are equal.
 
-If both systems have one seed, MAPSSWE, the matched-pairs test of NIST's sc_stats, is also reported. It does not affect
-the verdict, because it assumes many independent segments and ignores speakers and seeds. Slices, such as the longest
-quarter of a set, have intervals but no verdict. ``docs/comparing.md`` explains the rule.
-
-``run``, ``sweep``, ``compare``, ``rescore``, ``evaluate`` and ``bench projectors --train`` use this rule.
+If both systems have one seed, the matched-pairs test of NIST's sc_stats (MAPSSWE) is also reported. It does not affect
+the verdict, because it assumes many independent segments and ignores speakers. Slices, such as the longest quarter of a
+set, have intervals but no verdict. ``docs/comparing.md`` explains the rule.
 """
 
 from __future__ import annotations
@@ -60,8 +58,8 @@ _NUM_DRAWS = 2000
 _NUM_SLICE_DRAWS = 1000
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Each randomization test has at least this many draws per comparison of the command, such as 40,000 draws for 1,000
-comparisons. With fewer than 20 draws per comparison, no p-value could be below 0.05 after Holm's correction."""
+"""Minimum number of draws in each randomization test, per comparison of the command. With fewer than 20 per comparison,
+no p-value could be below 0.05 after Holm's correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units (utterances or groups) in a slice. Smaller slices have no interval."""
 SPEAKER = "speaker"
@@ -77,12 +75,12 @@ _BENCHMARK_KEYS = {
 
 @dataclass(frozen=True)
 class System:
-    """A system's transcripts of one set, for each training seed. There may be only one seed."""
+    """A system's transcripts of one set, for each training seed."""
 
     name: str
     seeds: Sequence[Transcripts]
     ctc: Sequence[Transcripts] | None = None
-    """Transcripts of the CTC head for each seed. None if any seed has none."""
+    """Transcripts of the CTC head for each seed. None if they are missing for any seed."""
 
     @cached_property
     def errors(self) -> Errors:
@@ -105,10 +103,10 @@ class AlignedSet:
     """Transcripts of several systems for the same utterances, in the same order.
 
     Args:
-        systems: the systems. The baseline is the first one. Each has one transcript per row.
+        systems: the systems, the baseline first. Each has one transcript per row and seed.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: the metadata column whose groups are resampled. A group consists of the utterances with the same value.
-            If the column is None, utterances are resampled.
+        column: the metadata column whose groups are resampled. The utterances with the same value are a group. If None,
+            utterances are resampled.
     """
 
     systems: Sequence[System]
@@ -152,7 +150,7 @@ class Rates:
 
     name: str
     wer: float | None
-    """None if no reference has a word. In this case, the other fields about words are None, 0 or empty."""
+    """None if no reference has a word."""
     interval: Interval | None
     num_reference_words: int
     by_seed: tuple[float, ...]
@@ -184,9 +182,9 @@ class Difference:
     p_adjusted: float
     verdict: Verdict
     probability_better: float | None = None
-    """Share of the resamples in which this system has the lower rate. Ties count half. None in benchmarks."""
+    """Share of resamples in which this system has the lower rate. Ties count half. None if read from a benchmark."""
     mapsswe: MatchedPairs | None = None
-    """Result of MAPSSWE. None if either system has several seeds, and in benchmarks."""
+    """Result of MAPSSWE. None if either system has several seeds, or if read from a benchmark."""
     ctc_difference: float | None = None
     """WER of this system's CTC head minus WER of the baseline's CTC head. None if a head is missing."""
     ctc_interval: Interval | None = None
@@ -288,11 +286,8 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
-    If no reference of a set has a word, its result has no differences.
-
-    Args:
-        sets: the sets by name.
-        num_draws: number of resamples for each interval.
+    If no reference of a set has a word, its result has no differences. Each interval is computed from ``num_draws``
+    resamples.
     """
     others = {name: aligned.systems[1:] if aligned.words.any() else () for name, aligned in sets.items()}
     tosses = num_tosses(sum(map(len, others.values())))
@@ -312,7 +307,7 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS)
 
 
 def num_tosses(num_comparisons: int) -> int:
-    """Return a number of draws with which p-values can be below 0.05 after Holm's correction."""
+    """Return the number of draws of each test. It is large enough for p-values below 0.05 after Holm's correction."""
     return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
 
 

@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # This is an average, because a run can continue on another machine, where the peak is measured again.
+        # The mean over the time of all steps, because a run can continue on another machine with another peak.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,
@@ -61,11 +61,7 @@ def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def ledger_rows(ledger: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of a table: quantity, value, and how the value was obtained.
-
-    Args:
-        ledger: the result of :func:`account`.
-    """
+    """Return table rows (quantity, value, how the value was obtained) from the result of :func:`account`."""
     return [
         ("throughput", f"{ledger['audio_hours_per_hour']:,.1f} hours of audio/h", "during training steps"),
         ("text", f"{ledger['tokens_per_s']:,.1f} tokens/s", f"{ledger['tokens']:,} target tokens"),

@@ -20,7 +20,7 @@ _MAX_WORDS = 60
 _MAX_WIDTH = 60
 _LEGEND = "errors are marked as [-reference-] and {+hypothesis+}"
 SEEDS_INCLUDED = "include the variation between seeds"
-"""The end of a sentence about intervals and p-values. It applies if a system has several seeds."""
+"""The end of a sentence about intervals and p-values, if a system has several seeds."""
 
 
 def scores_table(
@@ -30,16 +30,14 @@ def scores_table(
     grouped_by: str | None = None,
     after: Mapping[str, str] | None = None,
 ) -> str:
-    """Format a table with every known metric of each row. Some metrics and all failures are listed below the table.
+    """Format a table with every metric that any row has. Some metrics and all failures are listed below the table.
 
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
-            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
-            ``wer_interval_by_group``. None if there is only one interval.
-        after: columns of counts on the right of the metrics, as a mapping from the key in the scores to the column
-            head, such as ``{"num_utterances": "clips"}``.
+        grouped_by: the metadata column whose groups were resampled for the intervals with keys ``*_by_group``. None if
+            there are no such keys.
+        after: counts to show on the right of the metrics: column heads by key, such as ``{"num_utterances": "clips"}``.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)
@@ -78,7 +76,7 @@ def differences_table(baseline: str, differences: Sequence[tuple[str, Difference
     """Format a table of verdicts, one comparison per row. Holm's correction treats all rows as one family.
 
     Args:
-        baseline: the system that the others are compared with.
+        baseline: the name of the baseline.
         differences: pairs of set name and difference.
         units: the resampled units, such as ``utterances``.
     """
@@ -187,7 +185,7 @@ def _changed(set_name: str, changed: Changed, baseline: str) -> str:
 
 
 def rescore_table(rescored: Rescored) -> str:
-    """Format scores of hypotheses, and verdicts if there are several systems. The HTML page shows more."""
+    """Format scores of hypotheses, and verdicts if there are several systems."""
     names = [target.name for target in rescored.targets]
     blocks = [_about(rescored), _rescored_scores(rescored), *verdicts(names[0], {"": rescored.comparison})]
     if rescored.comparison.slices:

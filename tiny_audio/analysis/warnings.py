@@ -17,8 +17,8 @@ _NUM_EXAMPLES = 3
 By = Literal["clip", "sound", "recording", "speaker", "text"]
 """A property that clips of an evaluation set can share with training clips:
 
-- ``clip``: the address of the audio
-- ``sound``: the audio itself, stored at another address. Its compression, level, start and end may differ.
+- ``clip``: the audio file, or the cell of a Parquet file that contains the audio
+- ``sound``: the audio itself, stored in another place. Its compression, level, start and end may differ.
 - ``recording``, ``speaker``: the value of a column that names a recording or a speaker
 - ``text``: the transcript, apart from case and spaces
 """
@@ -37,10 +37,9 @@ class Overlap:
 
     by: By
     """The shared property. A clip counts only for the first property that it shares, in the order ``clip``, ``sound``,
-    ``recording``, ``speaker``. ``text`` is counted separately: a clip counts for it if its transcript is also in
-    training, unless the clip already counts for ``clip`` or ``sound``."""
+    ``recording``, ``speaker``. ``text`` is counted separately, for the clips that do not count for ``clip`` or
+    ``sound``."""
     num_shared: int
-    """Number of overlapping clips."""
     num_clips: int
     """Size of the evaluation set."""
     training_sets: tuple[str, ...]
@@ -82,10 +81,7 @@ def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
 def state_selection(scores: dict[str, Any], set_name: str, final_weights: Mapping[str, Any] | None) -> None:
     """If a set was used to choose the weights, add this fact to its scores.
 
-    Args:
-        scores: the scores.
-        set_name: name of the set.
-        final_weights: the entry ``training.final_weights`` of the run's report, if there is one.
+    ``final_weights`` is the entry ``training.final_weights`` of the run's report, if there is one.
     """
     if final_weights and final_weights["selected_on"] == set_name:
         scores[_SELECTION] = {key: final_weights[key] for key in ("metric", "num_evaluations")}
@@ -125,9 +121,9 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_of(scores: Mapping[str, Any]) -> str | None:
-    """State by which properties a set was compared with the training data, given the set's scores.
+    """Return a text with the properties by which a set was compared with the training data.
 
-    Return None if the set was not compared, or if a warning of :func:`warnings_of` already states the properties.
+    Return None if the set was not compared, or if :func:`warnings_of` already states the properties.
     """
     if not scores.get(_COMPARED) or scores.get(_NOT_COMPARED):
         return None

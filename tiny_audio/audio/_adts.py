@@ -1,8 +1,8 @@
 """Keep times correct in damaged raw AAC files (the ADTS format), whose frames have no timestamps.
 
 FFmpeg skips damaged bytes without counting their duration, so all later sound would begin too early. This module
-replaces damaged bytes by empty frames. FFmpeg outputs no samples for an empty frame, but counts its duration. The gap
-is then filled with silence and reported, like a gap in other formats.
+replaces damaged bytes by empty frames. FFmpeg outputs no samples for an empty frame, but counts its duration.
+:mod:`tiny_audio.audio.ffmpeg` fills the resulting gap between timestamps with silence and reports it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,7 @@ def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
-    """Return the content of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes.
-
-    Without damage, the number is 0, and no copy is needed.
-    """
+    """Return the pieces of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes."""
     start = after_id3(data, 0)
     if data.read(start, 1) != b"\xff":
         return (), 0
@@ -66,7 +63,7 @@ def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
     header[1] |= 1  # no checksum
     size = _HEADER_BYTES + len(_END)
     header[3:6] = header[3] & 0xFC | size >> 11, size >> 3 & 0xFF, (size & 7) << 5 | header[5] & 0x1F
-    header[6] &= 0xFC  # one block of samples
+    header[6] &= 0xFC  # one block of samples per frame
     mean_bytes = sum(run.end - run.start for run in runs) / sum(run.frames for run in runs)
     pieces: list[bytes | range] = [range(runs[0].end)]
     for before, run in pairwise(runs):
@@ -78,7 +75,7 @@ def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive frames."""
+    """Consecutive frames, and where they are in the file."""
 
     start: int
     end: int
@@ -86,7 +83,7 @@ class _Run:
 
 
 class _Stream:
-    """The frames of a file. A frame is valid only if another frame or the end of the file follows it."""
+    """The frames of a file. A frame is valid only if another frame or the end of the audio follows it."""
 
     def __init__(self, content: mmap.mmap, start: int, end: int) -> None:
         self._content, self._start, self._end = content, start, end
@@ -106,7 +103,7 @@ class _Stream:
             at = found.start()
 
     def _confirmed(self, at: int) -> int:
-        """Return the size of the frame at this position; 0 if there is no valid frame."""
+        """Return the size in bytes of the frame at this position; 0 if there is no valid frame."""
         size = self._size(at)
         after = at + size
         return size if size and (after == self._end or self._size(after)) else 0

@@ -16,7 +16,6 @@ KNOWN_CHUNKS = (
     *(b"MARK", b"COMT", b"NAME", b"AUTH", b"ANNO", b"(c) ", b"INST", b"MIDI", b"APPL", b"AESD", b"CHAN", b"SAXL"),
     *(b"info", b"strg", b"mark", b"uuid", b"peak", b"ovvw", b"free", b"edct", b"kuki", b"pakt", b"midi"),
 )
-"""Names of chunks in WAV, AIFF and CAF files."""
 KNOWN_CHUNK = re.compile(b"|".join(map(re.escape, KNOWN_CHUNKS)))
 W64_ALIGNMENT = 8
 """The size of each chunk in a W64 file is padded to a multiple of this number of bytes."""
@@ -38,7 +37,7 @@ ChunkReader = Callable[[int], Chunk | None]
 
 
 def chunk_reader(data: Data, layout: str) -> ChunkReader:
-    """Return a reader of chunks whose headers have this layout."""
+    """Return a reader of chunks. ``layout`` is the :mod:`struct` format of a chunk's header: first name, then size."""
     header = struct.calcsize(layout)
 
     def chunk(position: int) -> Chunk | None:

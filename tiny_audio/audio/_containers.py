@@ -2,8 +2,7 @@
 
 A recording program first writes a placeholder for the size of the samples, and replaces it when the recording ends. If
 the program is stopped or writes to a pipe, or if the file exceeds 4 GiB, the size in the header is wrong. The samples
-then end where another chunk (a named block of bytes) begins, or at the end of the file. "Declared" means: as the header
-states.
+then end where another chunk (a named block of bytes) begins, or at the end of the file.
 """
 
 from __future__ import annotations
@@ -37,17 +36,18 @@ _MPEG_TAGS = (0x50, 0x55)
 
 @dataclass(frozen=True)
 class _Container:
-    """A parsed header, with the information needed to rewrite it for another number of bytes."""
+    """A parsed header, which can be rewritten for samples of another size."""
 
     start: int
     """Position of the first sample in the file."""
     declared: int | None
-    """Size of the samples in bytes, according to the header; None if the header has no size or a placeholder."""
+    """Size of the samples in bytes that the header states. None if it states no size, or only a placeholder."""
     bytes_per_s: float
     header: Callable[[int], bytes]
-    """Return the header of a file whose samples have this size in bytes."""
+    """Returns a new header, given the size of the samples in bytes."""
     chunk: ChunkReader
     frame_bytes: int = 1
+    """Number of bytes for one sample of each channel. In compressed formats, the size of a block or a packet."""
     readable: bool = True
     """Whether libsndfile reads the file correctly if the size in the header is right."""
     codec: int = 0
@@ -55,20 +55,20 @@ class _Container:
     alignment: int = 2
     """The samples may be padded to a multiple of this number of bytes."""
     size_bits: int = 32
-    """Number of bits of a chunk's size."""
+    """Number of bits of the size field in a chunk's header."""
     before_samples: int = 0
-    """Number of bytes between the header of a chunk of samples and its first sample."""
+    """Number of bytes between the header of the chunk that contains the samples and the first sample."""
 
 
 def container_layout(data: Data) -> Layout | None:
-    """Return how to read a file with a wrong header, or several joined files; None for other files."""
+    """Return how to read a file that has a wrong header or consists of several joined files; None for other files."""
     parse = _PARSERS.get(data.read(0, 4))
     parts: list[Part] = []
     notes, cut_off = [], None
     position, wrong = 0, False
     while parse is not None and len(parts) < _MAX_CHUNKS:
         found = parse(data, position)
-        if found is None or found.start > data.size:  # no valid header, or the file ends inside of it
+        if found is None or found.start > data.size:  # no valid header, or the file ends within the header
             break
         end, after = _end_of_samples(data, found)
         size = end - found.start
@@ -103,8 +103,7 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
     """Return the end of the samples and the end of the chunks after them."""
     if found.declared is not None and found.start + found.declared <= data.size:
         end = found.start + found.declared
-        # Another chunk should begin after the padding, or at least at an even position, but some programs do not follow
-        # these rules.
+        # The next chunk should begin after padding, but some programs pad only to an even position, or not at all.
         for position in dict.fromkeys((end + -found.declared % found.alignment, end + end % 2, end)):
             after = _after_chunks(data, position, found.chunk)
             if after is not None:
@@ -370,7 +369,7 @@ def _caf(data: Data, begin: int) -> _Container | None:
 
     bytes_per_s, frame_bytes = rate * frame_bytes / max(1, per_packet), max(1, frame_bytes)
     bytes_per_s = bytes_per_s if bytes_per_s > 0 else 1.0
-    # The samples follow a count of edits, which has 4 bytes.
+    # The content of the data chunk begins with an edit count of 4 bytes.
     return _Container(start, declared, bytes_per_s, header, chunk, frame_bytes, size_bits=64, before_samples=4)
 
 

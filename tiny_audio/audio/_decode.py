@@ -22,17 +22,16 @@ if TYPE_CHECKING:
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 _BLOCK_SAMPLES = 1 << 20
-"""Number of samples decoded at a time, over all channels. The limit keeps memory use independent of the length that the
-header states."""
+"""Number of samples decoded at a time, over all channels. So memory use does not depend on the stated length."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` after which the rest of a recording may still be decodable."""
 _MP3_TRAILER_BYTES = 1_024
-"""At most ``max(_MP3_TRAILER_BYTES, file size / 20)`` bytes of an MP3 may follow the last decoded frame. If more bytes
-follow, the length in the header is wrong."""
+"""If more than ``max(_MP3_TRAILER_BYTES, file size / 20)`` bytes of an MP3 follow the last decoded frame, the length in
+the header is wrong."""
 _TOLERANCE_S = 0.05
-"""Missing sound that is shorter than this is not reported. Gaps less than this apart are reported as one gap."""
+"""Shorter gaps are not reported. Two gaps with less sound than this between them are reported as one gap."""
 
 
 class Block(NamedTuple):
@@ -47,7 +46,6 @@ class Decoder:
     """Decodes one recording.
 
     Args:
-        data: the bytes of the recording.
         name: the name of the recording in messages.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
         max_duration_s: longer recordings are rejected. If None, there is no limit.
@@ -89,7 +87,7 @@ class Decoder:
         return seconds
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the recording in blocks of at most 2^20 samples, which is about a minute at 16 kHz."""
+        """Yield the recording in blocks of at most 2^20 samples."""
         if self._layout is None:
             yield from self._whole()
         else:
@@ -156,8 +154,7 @@ class Decoder:
     def _divisible(self, part: Part) -> Iterator[Block]:
         """Yield the blocks of a part whose frames can be decoded independently.
 
-        If the part is damaged and ``keep_damaged`` is set, the part is halved again and again, down to single frames,
-        so that only damaged frames are lost.
+        With ``keep_damaged``, a damaged part is halved again and again, so that only damaged frames are lost.
         """
         assert part.start_s is not None
         samples = sum(frame.samples for frame in part.frames)
@@ -187,7 +184,10 @@ class Decoder:
         return Block(rate, mixed)
 
     def _without_bad_samples(self, rate: int, block: torch.Tensor) -> torch.Tensor:
-        """Replace samples that are NaN, infinite or out of range by silence, unless most of the block is bad."""
+        """Replace samples that are NaN, infinite or out of range by silence.
+
+        If most of the block is bad, return it unchanged. The down-mix then raises an error.
+        """
         bad = (~(block.abs() <= MAX_AMPLITUDE)).any(dim=1)
         count = int(bad.sum())
         if count == 0 or 2 * count > len(bad):
@@ -299,11 +299,11 @@ def _forward_file() -> type[soundfile.SoundFile]:
 
 
 def _read(file: soundfile.SoundFile, name: str) -> Iterator[torch.Tensor]:
-    """Yield decoded blocks ``[frames, channels]``. Their total length is at most the length that the header states."""
+    """Yield decoded blocks ``[frames, channels]``."""
     import soundfile
 
     size, left = _BLOCK_SAMPLES // file.channels, file.frames
-    # Never read after the last frame, because such a read takes as long as a search through the whole file.
+    # Never read after the last frame: such a read returns nothing, but takes as long as a search of the whole file.
     while left > 0:
         try:
             block = file.read(min(size, left), dtype="float32", always_2d=True)

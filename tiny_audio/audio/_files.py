@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 20
 _DISK_REASONS = ("undecodable", "truncated", "empty")
 """Reasons of an :class:`AudioError` that may be caused by a failing disk."""
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Numbers of errors that the path itself causes, such as a name that is too long. Retrying does not help."""
+"""Numbers of errors that the path itself causes, such as a name that is too long."""
 
 
 class _Memory(io.BytesIO):
@@ -36,11 +36,12 @@ class _Memory(io.BytesIO):
 def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     """Open a file, or the bytes of a file.
 
+    libsndfile treats a disk error as the end of the file. If the body of the ``with`` statement raises an
+    :class:`AudioError` that a disk error may have caused, the whole file is read again to find disk errors.
+
     Raises:
         AudioError: the source is empty or not a file.
-        FileError: the file cannot be read. libsndfile treats a disk error as the end of the file. So if the body of the
-            ``with`` statement raises an :class:`AudioError` that a disk error may have caused, the whole file is read
-            to check for a disk error.
+        FileError: the file cannot be read.
     """
     if isinstance(source, bytes):
         if not source:

@@ -14,12 +14,10 @@ _BLOCK_BYTES = 1 << 20
 _MAX_HEADER = 16
 _MIN_FRAME_BYTES = 10
 _PART_SAMPLES = 1 << 20
-"""A part ends after this number of samples, counted over all channels. If a part is damaged, only its own samples are
-decoded again."""
+"""A part ends after this number of samples, counted over all channels."""
 _MAX_BLOCK = 65_535
 _MAX_FRAMES = 2_000_000
-"""At most this many frames are read, to limit memory for hostile files. Ten hours of audio at 16 kHz have about a tenth
-of this number."""
+"""At most this many frames are read, to limit memory for hostile files. At 16 kHz, they usually last over 100 hours."""
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _BLOCK_SIZES = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{n: 256 << n - 8 for n in range(8, 16)}}
 
@@ -57,7 +55,7 @@ class _Stream:
 
     @property
     def header(self) -> bytes:
-        """The header of a FLAC file with this description, without the checksum of all samples."""
+        """The header of a FLAC file with the same STREAMINFO, but without the checksum of all samples."""
         return b"fLaC\x80\x00\x00\x22" + self.info[:18] + bytes(16)
 
     def frame(self, buffer: bytes, at: int) -> tuple[int, int] | None:
@@ -99,8 +97,8 @@ def flac_layout(data: Data, careful: bool) -> Layout | None:
         careful: check every frame. If False, only the last frame is checked.
 
     Returns:
-        None if the file is not FLAC or has no frames, or if ``careful`` is False and the last frame ends where the
-        header says.
+        None if the file is not FLAC or has no frames. If ``careful`` is False, the result is also None if the last
+        frame ends where the header says.
     """
     start = after_id3(data, 0)
     if data.read(start, 8) != b"fLaC\x00\x00\x00\x22":
@@ -179,7 +177,7 @@ def _ends_as_stated(data: Data, stream: _Stream, end: int) -> bool:
 
 
 def _frames(data: Data, stream: _Stream, end: int) -> Iterator[PartFrame]:
-    """Yield everything that looks like a frame. Each frame's ``end`` is preliminary: it is the end of the search."""
+    """Yield everything that looks like a frame. The ``end`` of each frame is corrected later by :func:`_consistent`."""
     position = stream.audio
     while position < end:
         block = data.read(position, min(_BLOCK_BYTES, end - position))
@@ -207,8 +205,8 @@ def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
         before = kept[-1].start + kept[-1].samples if kept else 0
         following = {other.start for other in seen[index + 1 : index + 4]}
         expected = frame.start == before or frame.start + frame.samples in following
-        # Damage on both sides may isolate a frame. The index of its first sample must then at least be possible, given
-        # the number of bytes before the frame.
+        # A frame between two damaged sections is not `expected`. It is kept if the next frames have later samples. The
+        # index of every frame's first sample must be possible, given the number of bytes since the last kept frame.
         bytes_before = frame.offset - (kept[-1].offset if kept else 0)
         possible = before <= frame.start <= before + bytes_before // _MIN_FRAME_BYTES * _MAX_BLOCK
         later = all(other.start > frame.start for other in seen[index + 1 : index + 4])

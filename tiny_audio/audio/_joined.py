@@ -1,6 +1,6 @@
 """Find the files inside a file that was made by joining files, for example with `cat a.mp4 b.mp4 >c.mp4`.
 
-Only MP4, Matroska, ASF and AVI are searched. FFmpeg would read only the first of the joined files.
+FFmpeg alone would read only the first of the joined files. Only MP4, Matroska, ASF and AVI files are searched.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def joined_files(path: Path) -> list[range]:
 
 
 def asf_size(head: bytes) -> int:
-    """Return the file size that an ASF header states; 0 if there is no ASF header or it states no size."""
+    """Return the file size that an ASF header states; 0 if no size is stated."""
     at = head.find(_ASF_SIZES)
     return int.from_bytes(head[at + 40 : at + 48], "little") if at >= 0 else 0
 
@@ -60,8 +60,7 @@ def _mp4_end(data: Data, start: int) -> int:
         if kind == b"ftyp" and {b"moov", b"mdat"} <= found:
             return position
         size = int.from_bytes(head[8:16], "big") if size == 1 else size
-        # A streamed file may repeat its header before each fragment (`moof`), but all fragments are one recording. So a
-        # file with fragments is not divided.
+        # A file with fragments (`moof`) is one recording, even if the file's header is repeated before each fragment.
         if size < 8 or kind == b"moof":
             break
         found.add(kind)

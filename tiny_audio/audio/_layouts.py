@@ -19,8 +19,8 @@ _BEGINNING = re.compile(
 )
 """The beginning of a file in a format that libsndfile reads."""
 _MATROSKA = b"\x1aE\xdf\xa3"
-"""The beginning of a Matroska file. A Matroska file is not searched for the header of another format: its tracks may
-contain such a header, for example of FLAC, but no second file begins there."""
+"""The beginning of a Matroska file. Its tracks may contain headers of other formats, such as FLAC, but no other file
+begins there."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:
@@ -31,8 +31,7 @@ def layout_of(data: Data, careful: bool) -> Layout | None:
             the file are checked.
 
     Returns:
-        None if libsndfile should read the file as it is. Files of unknown formats also give None. When the decoder
-        opens such a file, it raises an error.
+        None if libsndfile should read the file as it is, or if the format is unknown.
     """
     magic = data.read(0, 4)
     if magic == b"OggS":
@@ -48,7 +47,8 @@ def _layout_after_junk(data: Data, magic: bytes, careful: bool) -> Layout | None
     """Return how to read a file that has other bytes before its header, such as the HTTP header of a download."""
     head = data.read(0, _MAX_JUNK_BYTES)
     found = None if magic == _MATROSKA else _BEGINNING.search(head)
-    if found is None or found.start() == 0 or other_content(head):  # an archive may contain several recordings
+    # A header inside an archive is ignored, because the archive may contain several recordings.
+    if found is None or found.start() == 0 or other_content(head):
         return None
     data.skip(found.start())
     layout = layout_of(data, careful) or Layout((Part((range(data.size),)),))

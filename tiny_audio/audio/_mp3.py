@@ -20,7 +20,7 @@ _HEADER_BYTES = 4
 _CONFIRMED_BY = 2
 """A frame header that is found at an unexpected position counts only if this many frames follow it."""
 _MAX_TAG_BYTES = 1_024
-"""Larger tags at the end of a file are hidden from the decoder, because it would print warnings about them."""
+"""Larger tags (ID3, APE, Lyrics3) at the end of a file are hidden from the decoder, which would print warnings."""
 _TOLERANCE_S = 0.1
 _LEAST_BYTES_PER_S, _MOST_BYTES_PER_S = 500, 60_000
 """The size that a length tag states is trusted only if the resulting byte rate is in this range."""
@@ -38,8 +38,7 @@ _LAYER_3 = 1
 _DECODER_DELAY = 529
 """Delay of a layer III decoder, in samples."""
 _VBRI_AT = 36
-"""Position of a VBRI length tag in the first frame. There are two kinds of length tags. One kind is marked VBRI, the
-other is marked Xing or Info."""
+"""Position of a length tag of the kind VBRI in the first frame. Other length tags are marked Xing or Info."""
 _MAX_LOST_BYTES = 1 << 24
 """After this many bytes outside of frames and tags, the rest of a file is ignored."""
 _MAX_RUNS = 100_000
@@ -100,13 +99,13 @@ class _Run:
         In layer III, a wrong length tag is replaced, and a missing one is added.
         """
         if self.declared == self.frames or self.kind.layer != _LAYER_3:
-            return (range(self.start, self.end),)  # decoders know no length tags in other layers
+            return (range(self.start, self.end),)  # in other layers, decoders ignore length tags
         tag, at, count = bytearray(self.tag), self.kind.tag_at, self.frames.to_bytes(4, "big")
         if tag[_VBRI_AT : _VBRI_AT + 4] == b"VBRI":
             tag[_VBRI_AT + 14 : _VBRI_AT + 18] = count
         elif tag and tag[at + 7] & 1:
-            # Change the number of frames and the number of bytes. Set the padding after the last sample to 0. Keep
-            # the other fields, such as the encoder's delay.
+            # Correct the numbers of frames and bytes, and set the padding after the last sample to 0. Keep the other
+            # fields, such as the encoder's delay.
             tag[at + 8 : at + 12] = count
             if tag[at + 7] & 2:
                 tag[at + 12 : at + 16] = (self.end - self.start).to_bytes(4, "big")
@@ -122,7 +121,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
 
     Args:
         careful: check every frame. If False, only the length tag is checked.
-        inside: the byte range of the MP3 if it is inside another file, such as WAV. None if the whole file is the MP3.
+        inside: the byte range of an MP3 inside another file, such as WAV. If None, the whole file is the MP3.
 
     Returns:
         None if the length tag is right and no damage was found, or if the file is not an MP3.
@@ -133,7 +132,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     window = _Window(data, _BLOCK_BYTES if careful else _HEAD_BYTES)
     if start == begin and _parse(window(start)) is None:
         return None
-    is_tag_wrong = start == size  # the ID3 tag claims all bytes of the file
+    is_tag_wrong = start == size  # the size in the ID3 tag reaches the end of the file
     if is_tag_wrong:
         start = begin + _ID3_HEAD_BYTES
     end = before_tags(data, start, size)
@@ -155,6 +154,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
         for run, frames in zip(group, lost, strict=True):
             # The decoder treats each part as a separate file, so it removes its own delay from the start of each part.
+            # This delay is added to the gap before the part.
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
             parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
@@ -238,7 +238,7 @@ def _parse(head: bytes) -> tuple[_Kind, int] | None:
 
 
 def _tag(window: _Window, position: int, kind: _Kind, size: int) -> bytes:
-    """Return the frame at this position if it is a length tag, else no bytes."""
+    """Return the frame at this position if it is a length tag. Otherwise, return no bytes."""
     if window(position + kind.tag_at) in (b"Xing", b"Info") or window(position + _VBRI_AT) == b"VBRI":
         tag = window(position, size)
         if len(tag) >= max(kind.tag_at + 16, _VBRI_AT + 18):
@@ -329,9 +329,8 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
     """Yield the runs of each recording.
 
-    A run continues the recording of the run before it if three conditions hold: bytes between the two runs are lost
-    (joined files follow each other without lost bytes), both runs have the same kind of frames, and the later run does
-    not begin with a length tag.
+    A run continues a recording if bytes are lost before the run, its frames are of the recording's kind, and it does
+    not begin with a length tag. Between joined files, no bytes are lost.
     """
     first = 0
     for index in range(1, len(runs) + 1):

@@ -1,4 +1,8 @@
-"""Find the pages of Ogg files. Each page has a checksum, a number and the position of its last sample."""
+"""Find the pages of Ogg files.
+
+Each page has a checksum, a number and the position of its last sample. A page contains packets, which are the units
+that a codec decodes. A long packet continues in the next page.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,10 @@ _HEAD_BYTES = 27
 _FIRST, _LAST = 2, 4
 """Flags that mark the first and the last page of a stream."""
 _MAX_PAGES = 1_000_000
-"""Files with this many pages or more are not checked, to limit memory for hostile files. Instead, libsndfile reads a
-file of this size as it is. A page usually has 4 KB."""
+"""Files with this many pages or more (usually 4 GB or more) are not checked, to limit memory for hostile files."""
 _LATE_S = 30.0
-"""If the first page with samples ends later than this, the recording began in the middle of a running stream. The
-recording's times are then counted from the end of this page, not from the start of the stream."""
+"""If the first page with samples ends later than this, the recording began in the middle of a live stream. Times are
+then counted from the end of this page."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
@@ -28,8 +31,7 @@ class _Page(NamedTuple):
     end: int
     flags: int
     position: int
-    """End of the last packet that ends in this page, in samples since the start of the stream; -1 if no packet ends in
-    this page."""
+    """End of the last packet that ends in this page, in samples since the start of the stream; -1 if there is none."""
     serial: int
     number: int
     packets: int
@@ -42,17 +44,17 @@ class _Codec(NamedTuple):
     rate: int
     """Rate in Hz of the samples in which the positions of pages are counted. For Opus, it is always 48,000."""
     skipped: int = 0
-    """Number of samples at the start that do not belong to the recording, as the codec's header states."""
+    """Number of samples at the start that do not belong to the recording."""
 
 
 def ogg_layout(data: Data, careful: bool) -> Layout | None:
-    """Return how to read an Ogg file that is damaged or consists of several consecutive streams.
+    """Return how to read an Ogg file that is damaged or consists of several joined recordings.
 
     Args:
         careful: verify the checksum of every page.
 
     Returns:
-        None if the file is one undamaged stream, or if no audio is found.
+        None if the file is one undamaged recording, or if no audio is found.
     """
     if data.read(0, 4) != b"OggS":
         return None
@@ -125,7 +127,15 @@ def _pages(data: Data, end: int, careful: bool) -> Iterator[_Page]:
 
 
 def _whole_packets(data: Data, last: _Page, end: int) -> bytes:
-    """Return a new page with the whole packets of a page that is cut off; empty if it has no whole packets."""
+    """Make a new page from the whole packets of a cut-off page.
+
+    Args:
+        last: the page before the cut-off page.
+        end: the end of the data, before any tags.
+
+    Returns:
+        the new page. It is empty if it cannot be made, for example because no packet is whole.
+    """
     head = data.read(last.end, _HEAD_BYTES + 255)
     if head[:5] != b"OggS\0" or len(head) < _HEAD_BYTES or head[14:18] != last.serial.to_bytes(4, "little"):
         return b""
@@ -164,8 +174,8 @@ def _checksum(page: bytes) -> int:
 def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
     """Yield the pages of each of the joined recordings.
 
-    A recording begins with the first pages of all its streams. If the first page of a stream follows a page that is not
-    a first page, the next recording begins there.
+    A stream (track) begins with a page that is marked as first. A recording begins with the first pages of all its
+    streams. If a first page follows any other page, it begins the next recording.
     """
     first = 0
     for index in range(1, len(pages) + 1):
@@ -231,10 +241,9 @@ def _ranges(pages: Sequence[_Page]) -> list[range]:
 
 
 def _renumbered(data: Data, headers: Sequence[_Page], following: int) -> bytes:
-    """Return the header pages with new numbers, the last of which comes just before ``following``.
+    """Return the header pages with new numbers just before ``following``, such as 88 and 89 before 90.
 
-    For example, two header pages before page 90 get the numbers 88 and 89. A decoder would treat a gap between the
-    numbers as lost pages.
+    A decoder would treat a gap between the numbers as lost pages.
     """
     pages = []
     for index, page in enumerate(headers):

@@ -49,7 +49,7 @@ class Data:
         self._begin, self.size = self._begin + count, self.size - count
 
     def rewind(self) -> None:
-        """Move to the start of the file, so that a decoder can begin."""
+        """Move to the start of a file on disk. In memory, nothing is done, because :meth:`read` keeps the position."""
         if isinstance(self.stream, int):
             os.lseek(self.stream, 0, os.SEEK_SET)
 
@@ -75,9 +75,10 @@ class Part:
     start_s: float | None = None
     """Time in the recording at which the part begins; None if unknown."""
     end_s: float | None = None
-    """Time at which the part ends. If None, the part follows the previous part, after a gap of ``gap_s``."""
+    """Time in the recording at which the part ends. If None, the part begins ``gap_s`` after the end of the previous
+    part."""
     gap_s: float = 0.0
-    """Seconds that are lost before this part, used if ``end_s`` is None."""
+    """Duration in seconds of the lost sound before this part. Used only if ``end_s`` is None."""
     frames: tuple[PartFrame, ...] = ()
     """Frames into which the part can be divided if it cannot be decoded as a whole; empty if it cannot be divided."""
 

@@ -14,8 +14,8 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The numerator of the ratio is the number of the filter's phases. For 44,101 Hz, the exact ratio is
-    # 16,000 / 44,101, and 16,000 phases would need gigabytes. Therefore the ratio is rounded.
+    # The numerator of the ratio is the filter's number of phases. For 44,101 Hz, the exact numerator is 16,000, which
+    # would need gigabytes, so the ratio is rounded.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 
@@ -31,10 +31,7 @@ def resampled(waveform: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torch.Tensor]:
-    """Resample block by block. The joined result equals :func:`resampled` of the joined blocks.
-
-    Each block is resampled together with the samples around it that the filter needs.
-    """
+    """Resample block by block. The joined result equals :func:`resampled` of the joined blocks."""
     if rate == SAMPLE_RATE:
         yield from blocks
         return
@@ -43,7 +40,7 @@ def resampled_blocks(blocks: Iterator[torch.Tensor], rate: int) -> Iterator[torc
     # Number of samples that the filter needs on each side, rounded up to whole periods.
     reach = -(-(_FILTER_WIDTH * max(1, -(-period // made)) + 1) // period) * period
     held = torch.zeros(0)
-    before = 0  # number of already resampled samples kept in `held` for the filter; a multiple of the period
+    before = 0  # number of samples at the start of `held` whose result was yielded; the filter still needs them
     for block in blocks:
         held = torch.cat([held, block])
         after = (len(held) - reach) // period * period

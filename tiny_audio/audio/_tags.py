@@ -55,7 +55,7 @@ def tag_at(data: Data, start: int, end: int) -> int:
         return 227 if head[3:4] == b"+" else 128
     if head[:8] == b"APETAGEX":
         size, flags = int.from_bytes(head[12:16], "little"), int.from_bytes(head[20:24], "little")
-        # If the flag is set, this is the header of a tag, and the tag's content follows. Otherwise, this is a footer.
+        # With this flag, the 32 bytes are the header of a tag, and the content follows. Otherwise, they are a footer.
         return size + 32 if flags & 0x20000000 else 32
     if head[:11] == b"LYRICSBEGIN":
         after = data.find(b"LYRICS", start + 11, min(end, start + 1_000_000))

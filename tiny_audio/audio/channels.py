@@ -12,17 +12,16 @@ from tiny_audio.config import UserError
 
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
-"""Largest allowed absolute value of a sample. The limit is above 1 because some float files use the scale of 16-bit
-samples. Values above the limit would overflow in later computations."""
+"""Largest allowed absolute value of a sample. It is above 1 because some float files use the scale of 16-bit samples.
+Larger values would overflow in later computations."""
 _CANCELED = 0.5
 """Channels cancel each other if the quotient ``energy(sum of the channels) / sum(energy of each channel)`` is below
 this value. The quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite
 phase."""
 _WINDOW, _STEP = 4_096, 4
-"""Channels are compared in windows of 4,096 frames. The samples ``x`` of a channel are not compared directly. The
-differences ``x[4 * (n + 1)] - x[4 * n]`` are compared instead."""
+"""Channels are compared in windows of 4,096 frames, by the changes ``x[4 * (n + 1)] - x[4 * n]`` of their samples x."""
 _FLOOR = 1e-4
-"""Channels are not compared in a window whose energy is below this share of the strongest window's energy."""
+"""Windows with less than this share of the strongest window's energy are not compared."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
@@ -44,8 +43,8 @@ def parse_channel(channel: str) -> int:
 class DownMix:
     """Mix blocks to one channel: the mean of all channels, or a chosen channel.
 
-    If channels have opposite phases, such as those of a balanced cable, their mean is almost silent. In the sections
-    where channels cancel each other, the strongest channel is used instead of the mean.
+    If channels have opposite phases, such as those of a balanced cable, their mean is almost silent. Where channels
+    cancel each other, the strongest channel is used instead.
 
     Args:
         name: the name of the recording in messages.
@@ -82,16 +81,13 @@ class DownMix:
             f"{self._name}: its channels have opposite phases and cancel each other; channel {stronger + 1} is used"
             + ("" if bool(canceled.all()) else " where they cancel")
         )
-        # In windows where channels cancel each other, and in the adjacent windows, use the strongest channel. Fade
-        # between this channel and the mean, so that there are no clicks.
+        # Use the strongest channel in canceled windows and adjacent windows. Fade at the borders to avoid clicks.
         share = F.max_pool1d(canceled.float()[None, None], 3, stride=1, padding=1)
         share = F.interpolate(share, size=len(canceled) * _WINDOW, mode="linear")[0, 0, : len(block)]
         return torch.lerp(mean, block[:, stronger], share)
 
     def check(self, block: torch.Tensor) -> None:
-        """Check samples before they are mixed.
-
-        Mixing and resampling would spread a bad sample to other samples.
+        """Check samples before mixing and resampling, which would spread a bad sample to other samples.
 
         Raises:
             AudioError: a sample is NaN, infinite or out of range.
@@ -115,8 +111,8 @@ def _canceled(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ``[windows]`` of bool, and ``[windows, channels]``.
     """
     frames, channels = block.shape
-    # Compare changes between samples, not the samples. Hum and constant offsets, which all channels share, would make
-    # the channels look alike, but are weak in the changes.
+    # Compare changes between samples, not the samples themselves. All channels may have the same hum or constant
+    # offset, which would make the samples look similar.
     changes = block[_STEP::_STEP] - block[:-_STEP:_STEP]
     windows = -(-frames // _WINDOW)
     changes = F.pad(changes, (0, 0, 0, windows * (_WINDOW // _STEP) - len(changes))).view(windows, -1, channels)

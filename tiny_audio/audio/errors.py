@@ -20,7 +20,7 @@ class AudioError(UserError):
         reason: a code by which rejected clips can be counted: ``not_a_file``, ``not_audio``, ``unreadable``,
             ``undecodable``, ``truncated``, ``empty``, ``too_short``, ``too_long``, ``non_finite``, ``out_of_range``,
             ``sample_rate``, ``channels``, ``no_such_channel``, ``no_such_track``, ``unknown_length``,
-            ``duration_differs``.
+            ``duration_differs``, ``audio_missing``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -46,7 +46,7 @@ def warn_of_gaps(name: str, gaps: Sequence[tuple[float, float]], problem: str, c
         name: the recording's name in messages.
         gaps: start and end of each gap in seconds.
         problem: a description of the gaps, such as ``no sound``.
-        cause: the decoder's message, which is appended to the warning. If None, nothing is appended.
+        cause: the decoder's message, which is appended to the warning.
     """
     listed = ", ".join(f"{start:.2f} to {end:.2f} s" for start, end in gaps[:_LISTED_GAPS])
     more = f" and {len(gaps) - _LISTED_GAPS} more" if len(gaps) > _LISTED_GAPS else ""

@@ -29,14 +29,14 @@ _BLOCK_BYTES = 1 << 22
 """Bytes read from FFmpeg at a time: a little more than a minute of mono float samples at 16 kHz."""
 _SILENCE_SAMPLES = 1 << 20
 _FIRST_FRAME = ("-frames:a", "1", "-af", "ashowinfo", "-f", "null", "-")
-"""FFmpeg options for an output that decodes one frame and writes its time to the log."""
+"""FFmpeg options that decode one audio frame and write its time to the log."""
 _MAX_LOG_BYTES = 1 << 22
 _MAX_MESSAGE = 300
 """A message contains at most this many characters of FFmpeg's error output, taken from its end."""
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
-"""If a track starts later than this, its start is ignored: the file is probably a recording of a running stream, whose
+"""If a track starts later than this, its start is ignored: the file is probably a recording of a live stream, whose
 times may begin at any value."""
 _STREAM_START = re.compile(r"^Input #0, mpeg(?:ts)?,.*?^ *Duration: [^\n]*start: (-?[0-9.]+)", re.MULTILINE | re.DOTALL)
 _MONO = re.compile(r"\bmono\b|\b1 channels\b")
@@ -71,7 +71,7 @@ class Track:
     """An audio track of a file."""
 
     description: str
-    """Language, codec and channels, in FFmpeg's words."""
+    """Language, codec and channels, as FFmpeg prints them."""
     is_default: bool
 
 
@@ -85,12 +85,10 @@ def ffmpeg_blocks(
 ) -> Iterator[torch.Tensor]:
     """Yield an audio track of a file as mono float32 blocks at 16 kHz.
 
-    Audio keeps its position in time: if a track begins late or has a gap, silence is inserted. Damaged sections are
-    also replaced by silence, and a warning with their positions is logged. If the file refers to other files or to
-    network addresses, FFmpeg does not open them.
+    Silence is inserted if a track begins late, has a gap or is damaged, and a warning with the positions is logged. If
+    the file refers to other files or to network addresses, FFmpeg does not open them.
 
     Args:
-        path: the file.
         name: the file's name in messages.
         track: the audio track, counted from 1. If None, the default track is used, or else the first.
         channel: see :class:`tiny_audio.audio.channels.DownMix`.
@@ -115,7 +113,7 @@ def ffmpeg_blocks(
     if len(failed) == len(files):
         raise failed[1]
     for number, problem in failed.items():
-        warn_once(f"{name}: joined file {number} in it is left out: {str(problem).removeprefix(f'{name}: ')}")
+        warn_once(f"{name}: joined file {number} is left out: {str(problem).removeprefix(f'{name}: ')}")
 
 
 @contextmanager
@@ -136,8 +134,8 @@ def _blocks(
     chosen = _choose(tracks, track, name)
     selected = ("-map", f"0:a:{chosen}")
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # FFmpeg mixes more than two channels to stereo, because it knows the speaker position of each channel. A fixed
-    # layout is also needed because the number of channels may change within the track, but the output has one format.
+    # The number of channels may change within a track, but the output has one format. So if no channel is chosen, let
+    # FFmpeg mix to mono or stereo, because it knows the speaker position of each channel.
     mono = bool(tracks) and _MONO.search(tracks[chosen].description) is not None
     layouts = [] if channel is not None else [f"aformat=channel_layouts={'mono' if mono else 'stereo'}"]
     # The first timestamp is often the encoder's delay. FFmpeg has already removed this delay from the samples, so a
@@ -174,7 +172,7 @@ def _blocks(
             process.kill()
             process.wait()
             process.stdout.close()
-        # FFmpeg's messages contain the file's name. Remove it, because it may be the name of a temporary copy.
+        # Remove the file's name from FFmpeg's messages, because it may be the name of a temporary copy.
         log = _text(messages).replace(f"file:{path.absolute()}: ", "")
     problems = [*_PROBLEM.findall(log), *_shorter_than_stated(path, headers, samples / SAMPLE_RATE)]
     if num_lost_bytes:
@@ -222,7 +220,7 @@ def _first_time_s(log: str) -> float:
 
 
 def _late_s(path: Path, headers: str, selected: Sequence[str]) -> float:
-    """Return how many seconds after the start of the file a track begins, in MPEG files; 0 for other formats.
+    """Return how many seconds after the start of an MPEG file a track begins; 0 for other formats.
 
     The times in MPEG files (MPEG-PS and MPEG-TS) may begin at any value.
     """
@@ -246,8 +244,7 @@ def _tracks(log: str) -> list[Track]:
 def _begins_late(log: str) -> bool:
     """Whether all tracks of a file begin late, in a format whose times should begin at 0.
 
-    By default, FFmpeg removes the gap before such tracks. Other formats are not checked: their times may begin at any
-    value, as in MPEG-TS.
+    By default, FFmpeg removes the gap before such tracks.
     """
     start = _START.search(log)
     return start is not None and _LEAST_GAP_S <= float(start[1]) <= _MAX_START_S
@@ -256,8 +253,7 @@ def _begins_late(log: str) -> bool:
 def _shorter_than_stated(path: Path, log: str, found_s: float) -> Iterator[str]:
     """Yield a message if the file has less audio than its headers state.
 
-    The duration of a video is not checked, because its audio may be shorter than its images. The file size in AVI and
-    ASF headers is always checked.
+    The duration of a video is not checked, because its audio may be shorter than its images.
     """
     stated = _DURATION.search(log)
     if stated and "Estimating duration" not in log and ": Video: " not in log:

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 _WINDOW, _HOP = 1024, 256
 _BLOCK_FRAMES = 4096
 _LOWEST, _HIGHEST = 16, 240
-"""Range of frequency bins: 250 to 3,750 Hz. Each bin is 15.6 Hz wide. Telephones and low bit rates keep this range."""
+"""Range of frequency bins: 250 to 3,750 Hz. Telephone audio and audio with a low bit rate still contain this range."""
 _NEAR_FRAMES, _NEAR_BINS = 4, 8
-"""A peak is the largest value within this many frames and bins."""
+"""A peak is the largest value within this many frames and bins on each side."""
 _FLOOR_DB = 45.0
-"""Peaks more than this many dB below the clip's highest peak are ignored, since noise and compression change them."""
+"""Peaks more than this many dB below the clip's highest peak are ignored, because noise and compression change them."""
 _FAN_OUT = 6
 """Each peak is paired with at most this many of the following peaks."""
 _MAX_FRAMES, _MAX_BINS = 63, 127
@@ -62,7 +62,7 @@ def _peaks(waveform: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         waveform = F.pad(waveform, (0, _WINDOW - len(waveform)))
     window = torch.hann_window(_WINDOW, device=waveform.device)
     num_frames = 1 + (len(waveform) - _WINDOW) // _HOP
-    blocks = [  # Only some of the bins are kept, so computing the spectrum in blocks saves memory.
+    blocks = [  # To save memory, compute the spectrum in blocks, and keep only the needed bins of each block.
         torch.stft(
             waveform[first * _HOP : (min(first + _BLOCK_FRAMES, num_frames) - 1) * _HOP + _WINDOW],
             *(_WINDOW, _HOP),

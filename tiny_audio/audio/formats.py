@@ -34,7 +34,7 @@ FFMPEG = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".3gp", ".3g2", ".avi", ".wmv", ".asf", ".flv", ".f4v"),
     *(".mpg", ".mpeg", ".vob", ".m2ts", ".ogv", ".ogx", ".rm", ".rmvb", ".mxf"),
 )
-"""Suffixes of the formats that need FFmpeg: audio, then video. A video without an audio track cannot be decoded."""
+"""Suffixes of the formats that need FFmpeg: audio, then video."""
 
 SUFFIXES = frozenset(suffix for suffixes in (*SNDFILE.values(), FFMPEG) for suffix in suffixes)
 

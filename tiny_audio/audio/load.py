@@ -16,8 +16,7 @@ from tiny_audio.audio.channels import MAX_CHANNELS, DownMix
 from tiny_audio.audio.errors import AudioError
 
 MIN_DURATION_S = 0.025
-"""Shorter clips are rejected, because they cannot contain speech. The usual window for computing mel features has this
-duration."""
+"""Shorter clips are rejected. The usual window for computing mel features has this duration."""
 
 
 def load_audio(
@@ -30,9 +29,8 @@ def load_audio(
 ) -> torch.Tensor:
     """Load a clip as a mono float32 waveform ``[samples]`` at 16 kHz.
 
-    The channels are averaged, then the result is resampled. For sampling rates without a simple ratio to 16 kHz, such
-    as 44,101 Hz, the ratio is rounded by less than 0.1 %. If the file contains more audio than its header states, all
-    audio is used and a warning is logged.
+    For sampling rates without a simple ratio to 16 kHz, such as 44,101 Hz, the ratio is rounded by less than 0.1 %. If
+    the file contains more audio than its header states, all audio is used and a warning is logged.
 
     Args:
         source: a file, or the bytes of a file, in a format that libsndfile reads: WAV, FLAC, Ogg, MP3 and others.
@@ -62,7 +60,7 @@ def audio_blocks(
 ) -> Iterator[torch.Tensor]:
     """Decode a clip of any length in blocks ``[samples]``. The joined blocks equal the result of :func:`load_audio`.
 
-    A block usually lasts from a few seconds to a minute. Only a few blocks are held in memory.
+    Only a few blocks are held in memory.
 
     Args:
         source, name, channel, keep_damaged: see :func:`load_audio`.
@@ -93,8 +91,7 @@ def audio_duration(source: Path | bytes, *, name: str | None = None) -> float:
 def waveform_of(samples: torch.Tensor, rate: int, *, max_duration_s: float, name: str) -> torch.Tensor:
     """Down-mix and resample decoded samples, as :func:`load_audio` does.
 
-    For at most 2^20 samples over all channels (one block), the result equals the result of :func:`load_audio` for a
-    file with these samples.
+    For at most 2^20 samples over all channels (one block), the result equals that of :func:`load_audio`.
 
     Args:
         samples: floating-point, ``[samples]`` or ``[channels, samples]``, between -1 and 1.
@@ -140,7 +137,7 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 
 def _checked(decoder: Decoder, name: str) -> Iterator[Block]:
-    """Yield the blocks. Raise an error after the last block if they are too short in total."""
+    """Yield the blocks. After the last block, raise an error if all blocks together are too short."""
     frames, seconds, rate = 0, 0.0, 1
     for block in decoder.blocks():
         frames, seconds, rate = frames + len(block.samples), seconds + len(block.samples) / block.rate, block.rate

@@ -1,4 +1,4 @@
-"""Decode recordings with libsndfile or FFmpeg. Everything that can be decoded in a damaged file is used."""
+"""Decode recordings with libsndfile or FFmpeg. If a file is damaged, everything that can be decoded is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def recording_blocks(
     Damaged sections are replaced by silence, and a warning with their positions is logged.
 
     Args:
-        path: the file.
         name: the file's name in messages.
         track: the audio track, counted from 1. If None, the default track is used, or else the first.
         channel: the channel to use, counted from 1. If None, the channels are averaged. Where channels cancel each

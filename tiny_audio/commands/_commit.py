@@ -9,13 +9,12 @@ from pathlib import Path
 
 @cache  # the code of a running process does not change
 def git_commit() -> str | None:
-    """Return the commit if the package is imported from a checkout of its repository, otherwise None.
+    """Return the commit of this package's checkout, or None if there is no checkout or git fails.
 
-    The suffix ``-dirty`` means that tracked files have changed since the commit. The result is also None if git fails,
-    or if the package is installed inside a checkout of another project.
+    The suffix ``-dirty`` means that tracked files have changed since the commit.
     """
     checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
+    if not (checkout / ".git").exists():  # git would find the repository of an enclosing project
         return None
     try:
         found = subprocess.run(

@@ -22,10 +22,6 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Check that the folder of the HTML page exists. Call this before any work begins.
-
-    Raises:
-        UserError: the folder of the page does not exist.
-    """
+    """Raise a UserError if the folder of the HTML page does not exist. Call this before any work begins."""
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: the folder {html.absolute().parent} does not exist; create it first")

@@ -1,6 +1,6 @@
 """Arguments and options of the commands, in the order in which the help lists the commands.
 
-A short declaration that only one command uses is in the signature of that command. This file has no slow imports,
+Short declarations that only one command uses are in the signature of that command. This file has no slow imports,
 because ``--help`` imports it.
 """
 
@@ -52,16 +52,16 @@ GroupBy = Annotated[
     str | None,
     Option(
         help="Metadata column, such as speaker, that groups clips. Confidence intervals and significance tests "
-        "resample whole groups. Default: the recipe's evaluation.group_by, else speaker if every clip has one and "
-        "there are several speakers, else no groups."
+        "resample whole groups. Default: the recipe's evaluation.group_by. If it is not set: speaker if every clip has "
+        "a speaker and there are several speakers, otherwise no groups."
     ),
 ]
 GroupByOfHypotheses = Annotated[
     str | None,
     Option(
         help="Metadata column, such as speaker, that groups clips. Confidence intervals and significance tests "
-        "resample whole groups. Default for comparisons: speaker if every clip has one and there are several speakers, "
-        "else no groups."
+        "resample whole groups. Default for comparisons: speaker if every clip has a speaker and there are several "
+        "speakers, otherwise no groups."
     ),
 ]
 HtmlPage = Annotated[Path | None, Option(help="Also write an HTML page to this file.")]
@@ -112,8 +112,8 @@ MergeLora = Annotated[
 Weights = Annotated[
     str | None,
     Option(
-        help="Weights to write: all, or trained (only the trained weights). An export without the other weights is "
-        "smaller, but loading it downloads the base models. Default: all."
+        help="Weights to write: all, or trained (only the trained weights). With trained, the export is smaller, but "
+        "loading it downloads the base models. Default: all."
     ),
 ]
 Step = Annotated[
@@ -217,9 +217,9 @@ Targets = Annotated[
 EvaluationData = Annotated[
     list[str],
     Option(
-        help="A manifest of JSON lines, a YAML file with sources, SOURCE:key=value,... such as "
-        "librispeech:split=test.clean, a track of the Open ASR Leaderboard (leaderboard, leaderboard_long, "
-        "leaderboard_multilingual), or one of its sets such as leaderboard/ami_cleaned. Can be repeated."
+        help="A manifest of JSON lines; a YAML file with sources; SOURCE:key=value,... such as "
+        "librispeech:split=test.clean; a track of the Open ASR Leaderboard (leaderboard, leaderboard_long or "
+        "leaderboard_multilingual); or one set of a track, such as leaderboard/ami_cleaned. Can be repeated."
     ),
 ]
 EvaluationFolder = Annotated[
@@ -235,15 +235,15 @@ Hypotheses = Annotated[
 Cost = Annotated[
     str | None,
     Option(
-        help="Costs of edits: unit (1 each, as in jiwer), sclite (substitutions 4, deletions and insertions 3, as in "
-        "NIST's sclite), compounds (as unit, but 'white paper' matches 'whitepaper', as on the Open ASR Leaderboard "
-        "for English) or joined (as compounds, but a matched 'white paper' in the reference counts as one word, as "
-        "on this leaderboard for other languages). Default: the costs of the normalizer."
+        help="Costs of edits. unit: 1 each, as in jiwer. sclite: substitutions 4, deletions and insertions 3, as in "
+        "NIST's sclite. compounds: as unit, but 'white paper' matches 'whitepaper', as on the Open ASR Leaderboard for "
+        "English. joined: as compounds, but a matched 'white paper' in the reference counts as one word, as on this "
+        "leaderboard for other languages. Default: the costs of the normalizer."
     ),
 ]
 
 
 def expanded(word: str) -> str:
-    """Replace ``~`` and variables in a command-line argument of the form ``path`` or ``--option=path``."""
+    """Replace ``~`` and environment variables in a command-line argument ``path`` or ``--option=path``."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{expand_path(value)}" if value.startswith(("~", "$")) else word

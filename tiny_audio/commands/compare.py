@@ -22,10 +22,7 @@ def compare(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the comparison, and write it to the page ``html`` if one is given.
-
-    See :func:`tiny_audio.analysis.compare.compare_folders`.
-    """
+    """Print the comparison, and write it to the page ``html`` if one is given."""
     check_page(html)
     comparison = compare_folders(runs, set_name=set_name, common=common, normalizer_name=normalizer, group_by=group_by)
     if html is not None:

@@ -1,4 +1,4 @@
-"""``tiny-audio evaluate``: score models and providers on the same clips."""
+"""``tiny-audio evaluate``: score models and providers (the targets) on the same clips."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate each target on each set, and print the scores.
-
-    See :func:`tiny_audio.evaluation.harness.evaluate_targets`.
 
     If a target fails, the other targets are still evaluated. Then one error with the messages of all failed targets is
     raised.
@@ -78,11 +76,7 @@ def evaluate(
 
 
 def _check_same(sets: Sequence[DataSet], world: World) -> None:
-    """Check that this process has the same clips as the main process.
-
-    Raises:
-        UserError: a set has different clips.
-    """
+    """Raise a UserError if a set has other clips in this process than in the main process."""
     fingerprints = world.broadcast_from_main(lambda: {data.name: data.fingerprint for data in sets})
 
     def check() -> None:
@@ -108,20 +102,14 @@ def _note(text: str) -> None:
 
 
 class _SharedWithTraining:
-    """Finds evaluation clips that are also in the training data of a run.
-
-    If several runs have the same training data, the data is read once.
-    """
+    """Finds evaluation clips that are also in the training data of a run. Data that several runs share is read once."""
 
     def __init__(self, sets: Sequence[DataSet]) -> None:
         self._evaluation = EvaluationSounds({data.name: data.clips for data in sets})
         self._known: dict[str, Compared] = {}
 
     def of(self, target: Target) -> Compared:
-        """Return the overlap of each evaluation set with the training data of ``target``.
-
-        The result is empty if the target is not a run. The overlaps are None if the training data cannot be read.
-        """
+        """Return the overlap of each evaluation set with the training data of ``target``."""
         path = _recipe_of(target)
         if path is None:
             return {}
@@ -139,7 +127,7 @@ class _SharedWithTraining:
 
 
 def _recipe_of(target: Target) -> Path | None:
-    """Return the path of a run's recipe, or None if the target is not a run."""
+    """Return the path of the run's recipe, or None if the target is not a run."""
     if "path" not in target.identity:
         return None
     recipe = Path(target.identity["path"]).parent / "recipe.yaml"

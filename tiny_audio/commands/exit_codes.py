@@ -41,8 +41,8 @@ def exit_code_of(command: Callable[[], object]) -> int:
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))
-        # An OSError of the operating system, such as a full disk, has an errno or a filename. An OSError has neither if
-        # a shared library could not be loaded.
+        # Errors of the operating system, such as a full disk, have an errno or a filename. An OSError with neither is
+        # from a shared library that could not be loaded.
         if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
             discard_unwritable_output()
             return _fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), USER_ERROR, "error: ")

@@ -18,7 +18,7 @@ _CARD = "README.md"
 def export(
     run: Path, folder: Path, output_format: str, *, merge_lora: bool, weights: str | None, step: int | None = None
 ) -> None:
-    """Write the model of a run, of a checkpoint or of an exported folder to another folder, and print its size.
+    """Write a model to another folder, and print the output's size.
 
     Args:
         run: folder of a run, of one of its checkpoints, or of an exported model.
@@ -26,8 +26,7 @@ def export(
         output_format: a registered format, or ``NAME:key=value,...`` to set its options.
         merge_lora: merge LoRA adapters into the base weights.
         weights: the format's option ``weights``. If None, the format's default is used.
-        step: export the checkpoint of this step of the run. If None and ``run`` is the folder of a checkpoint, this
-            checkpoint is exported. If None and ``run`` is another folder, its trained model is exported.
+        step: export the run's checkpoint of this step. If None, the model in ``run`` is exported.
 
     Raises:
         UserError: the format or an option is unknown, the model is missing or damaged, or the output folder

@@ -24,8 +24,8 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
     Args:
         folder: folder of an exported model or of a finished run.
         repo: ``owner/name``.
-        private: make a new repository private. An existing repository is not changed.
-        space: also upload a Space of the same name: an app in which visitors can try the model.
+        private: make a new repository private. An existing repository keeps its visibility.
+        space: also upload a Space of the same name, in which visitors can try the model.
 
     Yields:
         the URLs of the commits: first the model's, then the Space's.

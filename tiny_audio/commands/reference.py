@@ -45,12 +45,10 @@ _FIELDS_INTRODUCTION = (
 
 
 def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> None:
-    """Print the pages, or write them to ``<output_dir>/<kind>.md`` and print their paths.
+    """Print the pages. If ``output_dir`` is given, write them to ``<output_dir>/<kind>.md`` instead.
 
     Args:
         kind: a kind of parts, ``fields`` or ``commands``. If None, all pages are selected.
-        output_dir: folder for the pages. If None, the pages are printed.
-        app: the command line.
 
     Raises:
         UserError: the kind does not exist.
@@ -104,7 +102,7 @@ def _section(entry: Entry[Any, Any], shared: dict[str, FieldInfo]) -> Iterator[s
         layers = ", ".join(f"`{name}`" for name in entry.config.linear_layers or ())
         yield ""
         attentions = ", ".join(f"`{name}`" for name in entry.config.attentions)
-        choice = "`auto` uses the first" if len(entry.config.attentions) > 1 else "`auto` uses it, too"
+        choice = "`auto` uses the first" if len(entry.config.attentions) > 1 else "`auto` means the same"
         yield f"Values of `attention`: {attentions}; {choice}. " + (
             f"Names for `lora.targets`: {layers}."
             if layers

@@ -20,10 +20,7 @@ def rescore(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Print the scores, and write them to the page ``html`` if one is given.
-
-    See :func:`tiny_audio.analysis.rescore.rescore`.
-    """
+    """Print the scores, and write them to the page ``html`` if one is given."""
     check_page(html)
     found = rescore_files(hypotheses, normalizer_name=normalizer, cost=cost, group_by=group_by)
     if html is not None:

@@ -52,7 +52,7 @@ def list_parts(kind: str | None, *, as_json: bool) -> None:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe with all defaults, its run id, and a table row for each part.
 
-    Models are built on the meta device, so no weights are read. Parts with random weights need no network access.
+    Models are built on the meta device, so no weights are read.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -89,11 +89,7 @@ def print_description(description: dict[str, Any]) -> None:
 
 
 def check_kind(kind: str, known: Iterable[str]) -> None:
-    """Check the name of a kind of part.
-
-    Raises:
-        UserError: the kind does not exist.
-    """
+    """Raise a UserError if the kind of part does not exist."""
     if kind not in known:
         raise UserError(f"unknown kind {kind!r}; {did_you_mean(kind, known)}")
 

@@ -13,7 +13,7 @@ def validate(path: Path, overrides: Sequence[str]) -> None:
     """Print the parts, the steps and the run id of a valid recipe.
 
     Raises:
-        UserError: the recipe is not valid. The message lists every error.
+        UserError: the recipe is not valid.
     """
     recipe = load_recipe(path, overrides)
     parts = ", ".join(part.name for part in (recipe.encoder, recipe.projector, recipe.decoder))

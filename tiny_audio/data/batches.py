@@ -1,4 +1,7 @@
-"""Padded training batches. Loader processes load and augment the clips of a planned epoch, and encode transcripts."""
+"""Padded training batches of a planned epoch.
+
+Loader processes make the batches. They load and augment the clips, and encode the transcripts.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Batch:
     waveforms: Tensor
     """``[B, S]`` float32 at 16 kHz, padded with zeros."""
     lengths: Tensor
-    """``[B]`` int64, samples."""
+    """``[B]`` int64: number of samples of each clip, without padding."""
     targets: list[Tensor]
     """For each clip, the token ids to predict. The last id is the end token."""
     ctc_targets: list[list[int]] | None
@@ -44,7 +47,7 @@ class Batch:
     """For each clip, the token ids of its context (see :class:`tiny_audio.data.contexts.TrainingContexts`). None if the
     recipe has no contexts."""
     dropped: list[Dropped] = field(default_factory=list)
-    """Clips that the plan assigned to this batch, but that could not be used."""
+    """Planned clips of this batch that could not be used."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Send short tensors as lists. Otherwise, each tensor would get its own shared memory, which takes longer.
@@ -66,10 +69,7 @@ class Batch:
         return self.waveforms.numel() / SAMPLE_RATE
 
     def pin_memory(self) -> Batch:
-        """Return a copy in page-locked memory, so that its transfer to a GPU can overlap with computation.
-
-        The DataLoader calls this method.
-        """
+        """Return a page-locked copy, for asynchronous transfers to a GPU. The DataLoader calls this method."""
         return replace(
             self,
             waveforms=self.waveforms.pin_memory(),
@@ -90,9 +90,9 @@ class Batch:
 class PlannedBatches(Dataset[Batch]):
     """The batches of one planned epoch. Batch k does not depend on the number of loader processes.
 
-    If a run has several training processes, each of them takes a slice of every planned batch: the clips with the
-    indices ``rank``, ``rank + world_size``, and so on. The clips of a batch are sorted by duration, so all slices take
-    about the same time. If a batch has fewer clips than there are training processes, some slices are empty.
+    Each training process takes a slice of every planned batch: the clips with the indices ``rank``,
+    ``rank + world_size``, and so on. The clips of a batch are sorted by duration, so all slices take about the same
+    time. If a batch has fewer clips than there are processes, some slices are empty.
     """
 
     def __init__(
@@ -175,9 +175,9 @@ class PlannedBatches(Dataset[Batch]):
 
 
 def _padded(waveforms: list[Tensor]) -> Tensor:
-    """Return the waveforms padded with zeros: ``[B, S]``.
+    """Pad the waveforms with zeros to a tensor ``[B, S]``.
 
-    In a loader process, return a :class:`SharedBatches` instead. Unpickling it gives the padded tensor.
+    Loader processes return :class:`SharedBatches` instead. The training process unpickles it and gets the tensor.
     """
     if not waveforms:
         return torch.zeros(0, 0)

@@ -98,8 +98,8 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the utterance that precedes a clip in its set.
 
-        The text is empty if the clip is the first of its set. It is also empty if the two utterances do not have the
-        same value in the metadata ``column``, such as ``chapter``, or if either lacks this column.
+        The text is empty for the first utterance of a set, and if the two utterances do not have the same value in the
+        metadata ``column``, such as ``chapter``.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:
@@ -134,7 +134,7 @@ class ClipSet:
     dropped: tuple[Dropped, ...]
     fingerprint: str
     max_duration_s: float
-    """Maximum duration of a clip. It is checked when clips are indexed and when they are loaded."""
+    """Maximum duration of a clip, which is checked again when the clip is loaded."""
 
     @classmethod
     def gather(
@@ -147,9 +147,6 @@ class ClipSet:
         keep_empty: bool = False,
     ) -> ClipSet:
         """Select the usable clips of all sources. No audio is decoded.
-
-        Clips outside the duration bounds are dropped. Clips with an empty transcript are also dropped, unless
-        ``keep_empty`` is set.
 
         Args:
             sources: the sources, by the name of the set.
@@ -210,7 +207,7 @@ class ClipSet:
 
     @property
     def num_inside(self) -> int:
-        """Number of all clips, except clips that were dropped because they are too short or too long."""
+        """Number of usable clips, plus the number of clips that were dropped for a reason other than their duration."""
         return len(self.clips) + sum(drop.reason not in BOUNDS for drop in self.dropped)
 
     @property

@@ -1,8 +1,7 @@
 """Draw random contexts for training clips.
 
 A context is a part of the prompt. It can contain hotwords (words that may be spoken in the clip), the previous text,
-and the language. Random seeds depend only on the run's seed, the clip and the epoch, so contexts do not depend on the
-number of loader processes or on restarts.
+and the language. Contexts do not depend on the number of loader processes or on restarts.
 """
 
 from __future__ import annotations
@@ -56,11 +55,10 @@ class TrainingContexts:
 
     @classmethod
     def learn(cls, config: ContextConfig, clips: ClipSet, tokenizer: Any) -> TrainingContexts:
-        """Return an instance. If the config has hotwords, they are drawn from the rare words of the transcripts.
+        """Return an instance whose hotwords are rare words of the transcripts.
 
         Args:
             config: the recipe's section ``prompt.context``.
-            clips: the training clips.
             tokenizer: the decoder's tokenizer.
 
         Raises:
@@ -82,12 +80,10 @@ class TrainingContexts:
     def ids(self, clips: Clips, index: int, seed: int) -> tuple[int, ...]:
         """Return the token ids of a random context for a clip.
 
-        The result is empty if the drawn context is empty. It is also empty if the context cannot be encoded, for
-        example because it contains a special token of the decoder.
+        The result is empty if the context is empty or cannot be encoded, for example because it contains a special
+        token of the decoder.
 
         Args:
-            clips: the training clips.
-            index: index of the clip.
             seed: seed of the clip in this epoch.
         """
         rng, clip = random.Random(f"context/{seed}"), clips[index]
@@ -96,7 +92,7 @@ class TrainingContexts:
         try:
             found = self.encoder.encode(Context(tuple(hotwords), previous, language))
             while (excess := len(hotwords) - found.num_hotwords) > 0:
-                # The list is too long, so leave out words that are not in the transcript.
+                # Not all hotwords fit, so leave out words that are not in the transcript.
                 others = [word for word in hotwords if word not in spoken]
                 if not others:
                     break
@@ -108,7 +104,7 @@ class TrainingContexts:
         return found.ids
 
     def _hotwords(self, text: str, rng: random.Random) -> tuple[list[str], set[str]]:
-        """Return hotwords in random order, and the set of those hotwords that were chosen from the transcript."""
+        """Return hotwords in random order, and the set of those hotwords that are in the transcript."""
         config = self.config.hotwords
         if config is None or rng.random() >= config.probability:
             return [], set()
@@ -165,8 +161,7 @@ def _check_metadata(config: ContextConfig, clips: Clips) -> None:
     """Check that at least one of the first 1,000 clips has the metadata that the config needs.
 
     Raises:
-        UserError: none of these clips has the column that ``previous_text.same`` names, or none has one of the
-            languages ``language.codes`` in the column ``language.column``.
+        UserError: none of these clips has the column ``previous_text.same``, or none has one of the languages.
     """
     rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
     names = sorted({name for row in rows for name in row})

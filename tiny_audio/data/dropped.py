@@ -124,7 +124,10 @@ def check_dropped(dropped: Sequence[Dropped], num_clips: int, max_share: float) 
 
 
 def usable_again(clips: ClipSet, ids: Collection[str], target_encoder: TargetEncoder) -> list[str]:
-    """Return those ``ids`` whose clips can be used now or are no longer part of the data. The clips are decoded."""
+    """Decode the clips with these ids. Return the ids that no longer count as unusable.
+
+    Their clips can be used now, or were removed from the data.
+    """
     unusable = {drop.id for drop in clips.dropped}.intersection(ids)
     left = set(ids) - unusable
     for clip in clips.clips if left else ():

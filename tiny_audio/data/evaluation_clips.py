@@ -1,4 +1,4 @@
-"""Select which clips of an evaluation set are scored by the commands ``run``, ``bench`` and ``evaluate``."""
+"""Select the clips of an evaluation set that the commands ``run``, ``bench`` and ``evaluate`` score."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ UNBOUNDED_DURATION_S = 120.0
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
-    """Return those clips of an evaluation set that are scored.
+    """Return the clips of an evaluation set that are scored.
 
     **All clips that the source lists are scored, with one exception:** ``run`` and ``bench`` leave out clips that are
-    too long for the model (see :mod:`tiny_audio.model.limits`). ``evaluate`` keeps these clips, because it
-    compares recognizers with different limits on the same clips. A clip that is too long for a recognizer counts as a
-    failure of this recognizer. ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only.
+    too long for the model (see :mod:`tiny_audio.model.limits`). ``evaluate`` compares recognizers with different limits
+    on the same clips, so a clip that is too long for a recognizer counts as a failure of this recognizer.
+    ``data.min_duration_s`` and ``data.max_duration_s`` limit training clips only.
 
     ``data.target_text`` does not rewrite the transcripts of evaluation clips. An empty reference means that nobody
     speaks, so every word of the hypothesis is an error.
@@ -42,7 +42,6 @@ def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
     """Check that at least one clip has a value for the metadata column of ``evaluation.group_by``.
 
     Args:
-        clips: the clips of an evaluation set.
         column: the value of ``evaluation.group_by``. If None, nothing is checked.
 
     Raises:

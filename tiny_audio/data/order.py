@@ -1,8 +1,8 @@
 """Plan the batches of an epoch.
 
-The plan depends only on the settings, the seed, the epoch, and the durations, groups and weights of the clips. It is
-computed with array operations on whole columns, so ten million clips take less than a minute. To resume, a run needs
-only the hash of the plan, the epoch and the index of the batch.
+The plan depends only on the settings, the seed, the epoch, and the durations, groups and weights of the clips. Array
+operations plan ten million clips in less than a minute. To resume, a run needs only the hash of the plan, the epoch and
+the index of the batch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Third number in the seed ``[seed, 0, _PHASES]`` of the random phases in :func:`_weighted`. The order of clips has
-another seed, ``[seed, epoch]``, so the phases and the order are independent."""
+"""Third number in the seed of :func:`_weighted`, which must differ from ``[seed, epoch]``, the seed of the order."""
 
 
 class BatchingConfig(Config):
@@ -45,7 +44,7 @@ class BatchingConfig(Config):
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan(Sequence[np.ndarray]):
-    """The batches of one epoch. If a run has several training processes, each of them takes a slice of every batch."""
+    """The batches of one epoch. Each training process takes a slice of every batch."""
 
     order: np.ndarray
     """``[n]`` int64: the clip indices, batch after batch."""
@@ -90,9 +89,8 @@ def plan_epoch(
 
     The groups are shuffled and divided into windows of ``shuffle_clips`` clips. In each window, the clips are shuffled
     and divided into pools. Each pool is sorted by duration and divided into batches within the limits ``max_clips`` and
-    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs`` epochs, these
-    batches are sorted by duration instead. The result does not depend on the number of loader processes or training
-    processes.
+    ``max_padded_s``. Then the batches of the window are shuffled. In the first ``short_first_epochs`` epochs, they are
+    sorted by duration instead.
 
     Args:
         durations_s: ``[n]``: duration of each clip.
@@ -152,7 +150,7 @@ def _windows(
     by_group = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
     shuffled = rng.permutation(len(firsts))
-    # A window ends with the group that reaches shuffle_clips, so it may have more clips than that.
+    # A window ends with the group that reaches shuffle_clips, so it may have more clips.
     filled = np.cumsum(sizes[shuffled])
     start, done = 0, 0
     while start < len(shuffled):
@@ -186,7 +184,7 @@ def _cut(durations: np.ndarray, config: BatchingConfig, pool_size: int | None) -
     """Divide the clips into batches without changing their order. Return the end of each batch."""
     if config.max_padded_s is not None:
         return np.array(list(_ends(durations.tolist(), pool_size, config.max_clips, config.max_padded_s)))
-    # Pools consist of whole batches, so only the last batch of the window can be smaller.
+    # Every pool except the last consists of whole batches of max_clips clips, so the pools need no cuts of their own.
     ends = np.arange(config.max_clips, len(durations) + config.max_clips, config.max_clips)
     return np.minimum(ends, len(durations))
 

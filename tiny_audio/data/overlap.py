@@ -28,8 +28,9 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. A clip counts only for the first of these kinds that applies. A clip
-with the text of a training clip also counts for the kind ``text``, unless it counts for ``clip`` or ``sound``."""
+"""Kinds of overlap in order of priority. Of these kinds, a clip counts only for the first that applies. The kind
+``text`` is counted separately. A clip counts for it if its text is the text of a training clip, and if it does not
+count for ``clip`` or ``sound``."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ class Shared:
 
 @dataclass
 class _Found:
-    """Values that the training data has in common with evaluation sets.
-
-    A value is the name of a speaker, for example, or the address of a clip.
-    """
+    """Values, such as a speaker's name or a clip's address, that training data and evaluation sets have in common."""
 
     wanted: dict[By, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Values that occur in the evaluation sets."""
@@ -74,13 +72,11 @@ def find_overlaps(
 ) -> dict[str, Shared]:
     """Return the overlaps of each evaluation set with the training clips.
 
-    Each index is read once. Of all values to compare, only the values of the evaluation sets are kept in memory.
+    Only the values of the evaluation sets are kept in memory.
 
     Args:
-        training: the training clips.
-        evaluation: the evaluation sets by name.
-        sounds: for each evaluation set, the clips that sound like a training clip, as index of the clip -> name of the
-            training set. None if sound was not compared.
+        sounds: for each evaluation set, the clips that sound like a training clip. The index of each such clip is
+            mapped to the name of the training set. None if sound was not compared.
         why_no_sounds: the reason why sound was not compared. If None, reports do not state a reason.
     """
     found = _Found()
@@ -129,15 +125,13 @@ def _overlap(
 
 
 def _keys(clips: Sequence[Clip]) -> Iterator[tuple[str, dict[By, str]]]:
-    """Yield the name of the set and the values to compare for every clip.
-
-    If ``clips`` is a :class:`Clips`, only the needed columns are read.
-    """
+    """Yield the name of the set and the values to compare for every clip."""
     if not isinstance(clips, Clips):
         for clip in clips:
             utterance = clip.utterance
             yield clip.id.partition("/")[0], _keys_of(Origin(utterance.audio, utterance.metadata), utterance.text)
         return
+    # Read only the needed columns.
     for run in runs(clips.members):
         name, _, utterances = clips.sets[clips.members[run.start]]
         rows: np.ndarray = clips.rows[run]
@@ -158,7 +152,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return an address as text. All paths to a folder, and all commits of a dataset on the hub, give the same text."""
+    """Return an address as text, the same for all paths to the file's folder and all commits of a hub dataset."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

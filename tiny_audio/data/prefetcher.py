@@ -24,17 +24,16 @@ _POLL_S = 0.5
 class Prefetcher:
     """Fetches row groups in the order of the plan, by reading one clip of each row group.
 
-    The training process calls :meth:`reached` for each batch. The threads then fetch the row groups of the next
-    ``ahead_clips`` clips. Without prefetching, each batch would wait for the many row groups that its clips are in.
+    The training process calls :meth:`reached` for each batch. Background threads then fetch the row groups of the next
+    ``ahead_clips`` clips.
 
-    Enter this context after the loader processes have started, and exit it before new loader processes start.
+    Enter this context manager after the loader processes have started, and exit it before new loader processes start.
     Otherwise, a loader process could be forked while a thread holds a lock, and would wait for this lock forever. For
-    the same reason, exiting waits for running fetches. If the process is about to end, exiting does not wait, because a
-    fetch from a stalled hub may take minutes. The threads are daemons, so they end with the process.
+    the same reason, exiting waits for running fetches. If the training process is about to end, exiting does not wait,
+    because a fetch from a stalled hub may take minutes.
 
     Args:
         clips: the clips of the plan. If ``clips.groups`` is None, nothing is fetched ahead.
-        plan: the plan of the epoch.
         first: index of the first batch.
         ahead_clips: number of clips to fetch ahead.
         stopped: returns whether the process is about to end.

@@ -28,11 +28,7 @@ _OFFSETS = 1 << 24
 
 
 class SoundIndex:
-    """The fingerprints of evaluation clips.
-
-    Args:
-        fingerprints: the landmarks of each clip.
-    """
+    """The fingerprints of evaluation clips."""
 
     def __init__(self, fingerprints: Sequence[Landmarks]) -> None:
         self._sizes = np.array([len(each) for each in fingerprints], dtype=np.int64)
@@ -43,11 +39,7 @@ class SoundIndex:
         self._clips = np.repeat(np.arange(len(fingerprints), dtype=np.int32), self._sizes)[order]
 
     def copies(self, found: Landmarks) -> list[int]:
-        """Return the indices of the evaluation clips that sound like a given clip, as a whole or in part.
-
-        Args:
-            found: the landmarks of the given clip.
-        """
+        """Return the indices of evaluation clips that sound like a clip with these landmarks, at least in part."""
         starts = np.searchsorted(self._hashes, found.hashes, "left")
         counts = np.searchsorted(self._hashes, found.hashes, "right") - starts
         if not counts.any():
@@ -57,7 +49,7 @@ class SoundIndex:
         rows = np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])
         offsets = self._frames[rows].astype(np.int64) - np.repeat(found.frames, counts) + _OFFSETS // 2
         keys, shared = np.unique(self._clips[rows].astype(np.int64) * _OFFSETS + offsets, return_counts=True)
-        # The true offset is rarely a whole number of hops, so shared landmarks are spread over two adjacent offsets.
+        # The true offset is rarely a whole number of hops, so the counts of two adjacent offsets are added.
         shared[:-1] += np.where(np.diff(keys) == 1, shared[1:], 0)
         clips = keys // _OFFSETS
         enough = np.maximum(_MIN_SHARED, _CHANCE + _MIN_SHARE * np.minimum(self._sizes[clips], len(found)))
@@ -66,11 +58,7 @@ class SoundIndex:
 
 
 class EvaluationSounds:
-    """The audio fingerprints of evaluation sets. The clips are decoded once, before the first comparison.
-
-    Args:
-        sets: the clips of each evaluation set, by name.
-    """
+    """The audio fingerprints of evaluation sets. The clips are decoded once, before the first comparison."""
 
     def __init__(self, sets: Mapping[str, Sequence[Clip]]) -> None:
         self.sets = sets
@@ -86,8 +74,7 @@ class EvaluationSounds:
         such as a clip of half a second, are never found to be copies.
 
         Returns:
-            for each evaluation set, the clips that sound like training clips, as index of the clip in the evaluation
-            set -> name of the training set.
+            for each evaluation set, index of the clip in the set -> name of the training set.
         """
         places = [(name, row) for name, clips in self.sets.items() for row in range(len(clips))]
         copies: dict[str, dict[int, str]] = {name: {} for name in self.sets}

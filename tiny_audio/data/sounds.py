@@ -22,7 +22,7 @@ from tiny_audio.runtime.files import files_below
 MAX_SOUND_S = 600.0
 """Maximum duration of a sound. Decoded sounds are kept in memory, and ten minutes take 38 MB."""
 _MAX_KEPT_BYTES = 256 * 2**20
-"""Maximum size of the sounds that each loader process keeps in memory. The newest sound is always kept."""
+"""Maximum size of the sounds that each loader process keeps in memory."""
 _THREADS = 8
 
 _LOG = logging.getLogger(__name__)

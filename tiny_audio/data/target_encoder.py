@@ -12,12 +12,11 @@ from tiny_audio.encoders import EncoderConfig
 from tiny_audio.frames import SAMPLE_RATE
 
 MAX_CHARACTERS_PER_S = 200.0
-"""Maximum number of characters per second of audio. Even auctioneers speak only about 50 characters per second, so a
-text above this limit is not the transcript of the clip. Such a text is rejected before tokenization, because tokenizing
-thousands of words could need gigabytes."""
+"""Maximum number of characters per second of audio. Even auctioneers speak only about 50 characters per second. Longer
+texts are rejected before tokenization, which could need gigabytes."""
 _ANY_CLIP_S = 5.0
-"""Minimum duration for :func:`too_many_characters`. Clips that are shorter are treated as if they had this duration,
-because durations in metadata may be rounded."""
+""":func:`too_many_characters` treats shorter clips as if they had this duration, because durations in metadata may be
+rounded."""
 
 
 class TargetError(ValueError):

@@ -1,7 +1,6 @@
 """Rewrite transcripts as target text, which is the text that the model learns to write (``data.target_text``).
 
-The normalizers are those of :mod:`tiny_audio.analysis.scoring`. Target text is not affected by
-``evaluation.normalizer``, which scoring applies to references and hypotheses.
+Target text is not affected by ``evaluation.normalizer``, which scoring applies to references and hypotheses.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def _kind(given: object) -> str:
     return "[section]" if isinstance(given, dict | BaseModel) else "[name]"
 
 
-# The names of these tags are in brackets, so that they are left out of the locations in validation errors.
+# The names of these pydantic tags are in brackets, so that they are left out of the locations in validation errors.
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]

@@ -20,8 +20,8 @@ from tiny_audio.pretrained.quantization import Quantization
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""A function that replaces the computation of logits, such as a fused cross-entropy. It is called with hidden states
-``[K, H]`` and the head's weights ``[V, H]``."""
+"""A function that replaces the computation of logits, such as a fused cross-entropy. It is called with the hidden
+states ``[K, H]`` of K positions and the head's weights ``[V, H]``."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -66,10 +66,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
     @final
     def num_embeddings(self) -> int | None:
-        """Return the number of rows in a pretrained decoder's embedding table, or None if it is unknown.
-
-        This is the number of token ids that the decoder accepts.
-        """
+        """Return the number of token ids that a pretrained decoder accepts, or None if it is unknown."""
         rows = self.known_fields().get("vocab_size")
         return rows if isinstance(rows, int) else None
 
@@ -114,8 +111,8 @@ class DecoderCache(ABC):
 
         Args:
             embeddings: ``[B, L, H]``.
-            mask: ``[B, L]`` bool, True on real positions, which are contiguous in each row. In the first call, both
-                sides may be padded. In later calls, only the right side may be padded.
+            mask: ``[B, L]`` bool, True on real positions, which are contiguous in each row. The right side may be
+                padded, and in the first call also the left side.
             num_kept: number of positions, counted from the end, whose logits are returned.
 
         Returns:
@@ -155,10 +152,8 @@ class Decoder(nn.Module, ABC):
         Args:
             embeddings: ``[B, L, H]``, right-padded.
             mask: ``[B, L]`` bool, True on real positions.
-            keep: ``[B, L]`` bool, True on positions whose logits are needed. Logits of all positions would take
-                gigabytes of memory.
-            head: a function that replaces the computation of logits. It is supported only if the config's
-                ``plain_head`` is True.
+            keep: ``[B, L]`` bool, True on positions whose logits are needed.
+            head: see :data:`Head`. It is supported only if the config's ``plain_head`` is True.
             num_shared: number of positions at the start that are the same in all rows and not in ``keep``, such as the
                 start of the prompt. A decoder may compute these positions only once.
 
@@ -178,7 +173,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def cache(self) -> DecoderCache | None:
-        """Return an empty cache, or None if the model's state cannot be cropped, such as a recurrent state."""
+        """Return an empty cache, or None if the model has a state that cannot be cropped, such as a recurrent state."""
 
     @abstractmethod
     def embedding_rms(self) -> float:

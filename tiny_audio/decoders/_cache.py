@@ -30,9 +30,8 @@ class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
     In assisted decoding, each row accepts a different number of draft tokens. The rows are then moved, so that all of
-    them end at the same position. Masking the rejected positions would be faster. But layers with sliding windows or
-    linear position biases (ALiBi) compute distances from positions in the cache, so masked positions would increase the
-    distances.
+    them end at the same position. Masking the rejected positions would be faster, but they would stay in the cache.
+    Layers with sliding windows or linear position biases (ALiBi) would count them in the distance between two tokens.
 
     Args:
         model: a ``…ForCausalLM``.
@@ -49,8 +48,8 @@ class CausalLMCache(DecoderCache):
         argument = _cache_argument(model)
         assert argument is not None, "can_crop is False for such a model"
         self._argument = argument
-        # The model's config is not passed. With it, sliding-window layers would discard old positions, and the cache
-        # could not be cropped.
+        # Do not pass the model's config. The cache would then discard old positions of sliding-window layers, and these
+        # layers could not be cropped.
         self._states = DynamicCache()
         self._mask: Tensor | None = None  # [B, P]
 
@@ -86,7 +85,7 @@ class CausalLMCache(DecoderCache):
             # [K, W]: the old index of each of the W new positions. Positions before the start of a row are masked.
             columns = (torch.arange(size, device=rows.device) + shifts[:, None]).clamp(min=0)
             for layer in self._layers():
-                # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D]
+                # [B, G, P, D] -> [K, W, G, D] -> [K, G, W, D], for G heads of D channels
                 layer.keys, layer.values = (
                     states.transpose(1, 2)[rows[:, None], columns].transpose(1, 2)
                     for states in (layer.keys, layer.values)

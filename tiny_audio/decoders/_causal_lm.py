@@ -34,10 +34,9 @@ TINY_LLAMA: dict[str, Any] = {
 """Fields of a Llama config with two layers of 32 channels."""
 
 _LEAST_SHARED = 8
-"""Minimum number of positions of a prefix that is computed only once. A shorter prefix is computed in each row, because
-packing would save little."""
-# The result of `CausalLMDecoder.architecture` contains the undecodable ids under this key, because transformers' config
-# has no field for them.
+"""A prefix that all rows share is computed only once if it has at least this many positions. With fewer, packing would
+save little."""
+# `CausalLMDecoder.architecture` stores the ids that must never be generated under this key.
 _UNDECODABLE = "undecodable_ids"
 
 
@@ -53,8 +52,6 @@ def build_causal_lm(
 
     Args:
         model_class: a model class of ``transformers``.
-        config: the decoder's config.
-        context: see :class:`DecoderContext`.
         config_class: a config class of ``transformers``. If None, the model's own config class is used.
         can_share: whether ``varlen`` attention is known to work for this family. If so, ``attention: auto`` may pack
             rows that share a prefix.
@@ -82,8 +79,7 @@ def build_causal_lm(
     attention = _attention(model_class, architecture, config, can_share=can_share)
     model = build_or_load(model_class, architecture, config, rebuilt=known is not None, attention=attention)
     if known is None:
-        # Record in the config whether the loaded head shares its weights with the embeddings, so that a model that is
-        # rebuilt from the config shares them, too.
+        # Models are rebuilt from this config, so it must state whether head and embeddings share their weights.
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         model.config.tie_word_embeddings = tied
         if config.init == "pretrained" and tokenizer is not None:
@@ -97,7 +93,7 @@ def build_causal_lm(
 
 
 def configure_dropout(architecture: Any, probability: float) -> None:
-    """Set every dropout of a transformers config of any family, and switch other random operations off."""
+    """Set every dropout in a transformers config to ``probability``, and switch other random operations off."""
     from transformers import PreTrainedConfig
 
     for name, value in vars(architecture).items():
@@ -111,16 +107,16 @@ def configure_dropout(architecture: Any, probability: float) -> None:
 
 
 def _has_dropout(config: DecoderConfig) -> bool:
-    """Whether there is dropout. If so, a shared prefix is computed in each row, so that each row has its own
-    dropout."""
+    """Whether there is dropout. It must differ between rows, so no prefix can be shared."""
     return bool(config.dropout or (config.lora and config.lora.dropout))
 
 
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, can_share: bool) -> str:
-    """Return transformers' name of the attention implementation. ``auto`` is SDPA if the architecture supports it.
+    """Return transformers' name of the attention implementation.
 
-    With ``can_share`` and without dropout, ``auto`` is ``varlen`` instead of SDPA if the architecture supports both.
-    ``varlen`` equals SDPA unless :class:`CausalLMDecoder` packs rows.
+    ``auto`` is the first implementation in ``config.attentions`` that the architecture supports. It is ``varlen``
+    instead of SDPA if ``can_share`` is True, there is no dropout, and the architecture supports both. Without packed
+    rows, both give the same result.
 
     Raises:
         UserError: the architecture does not support the requested implementation.
@@ -185,12 +181,10 @@ class CausalLMDecoder(Decoder):
     """A transformers ``…ForCausalLM``.
 
     Args:
-        model: the model.
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
-        packs: whether :meth:`forward` packs rows into one sequence without padding. :meth:`generate` never packs rows,
-            because it uses a cache.
-        shares: whether :meth:`forward` may compute the common prefix of all rows only once. It does so only on a CPU,
-            and packs the rows for this purpose.
+        packs: whether :meth:`forward` packs rows into one sequence without padding.
+        shares: whether :meth:`forward` packs rows that share a prefix, to compute it only once. It does so only on a
+            CPU.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False, shares: bool = False) -> None:
@@ -210,7 +204,7 @@ class CausalLMDecoder(Decoder):
     def forward(
         self, embeddings: Tensor, mask: Tensor, keep: Tensor, head: Head | None = None, num_shared: int = 0
     ) -> Tensor:
-        """Run the model's own forward, which may scale or cap logits. The head is applied only at ``keep``.
+        """Run the model's own forward, which may scale or cap logits.
 
         Raises:
             UserError: a ``head`` is given, but the model's own head has a bias or caps logits.
@@ -239,11 +233,11 @@ class CausalLMDecoder(Decoder):
         return logits
 
     def generate(self, embeddings: Tensor, mask: Tensor, **settings: Any) -> Any:
-        """Run transformers' ``generate``, which counts positions from the start of each row."""
+        """Run transformers' ``generate``, which counts positions from the first real position of each row."""
         spare = [index for start, stop in self._undecodable for index in range(start, stop)]
         if spare:
             settings["suppress_tokens"] = sorted({*spare, *(settings.get("suppress_tokens") or ())})
-        # A process that has all weights generates independently, so it must not wait for other processes.
+        # Every process has all weights while it generates, so it must not wait for other processes.
         settings.setdefault("synced_gpus", False)
         return self.model.generate(inputs_embeds=embeddings, attention_mask=mask.long(), **settings)
 

@@ -11,8 +11,7 @@ from tiny_audio.config import UserError, first_line
 from tiny_audio.decoders._causal_lm import CausalLMDecoder
 
 _LONG, _SHORT = 6, 3
-"""Number of real positions of the first and the second row in the test batch. The second row is padded to the length of
-the first row."""
+"""Number of real positions of the first and the second row in the test batch."""
 _PADDING = 10.0
 """Value of the embeddings in the padding, relative to the root mean square of the token embeddings."""
 
@@ -22,8 +21,7 @@ def probe(decoder: CausalLMDecoder, name: str) -> None:
     """Reject a model that does more with token ids than look up embeddings, is not causal, or depends on padding.
 
     Some causal LMs of transformers accept an attention mask but ignore it in some of their layers. Others have a
-    recurrent state that padding changes. The check needs five forward passes over two rows of six positions. On the
-    meta device, nothing is checked.
+    recurrent state that padding changes. On the meta device, nothing is checked.
 
     Raises:
         UserError: the model does not meet a requirement.

@@ -111,8 +111,8 @@ def _no_tokenizer(folder_or_id: str, reason: str) -> UserError:
 def unknown_id(tokenizer: Any) -> int | None:
     """Return the id of the token for unknown text, or None if the tokenizer can encode every text.
 
-    GPT-2, Pythia and similar models can encode every text as bytes. Their only special token starts and ends texts.
-    Their config also names this token as the unknown token.
+    GPT-2, Pythia and similar models can encode every text as bytes. Their config names the end token as the unknown
+    token.
     """
     unknown: int | None = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown

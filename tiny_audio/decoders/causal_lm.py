@@ -1,4 +1,4 @@
-"""A decoder for causal language models of transformers that are not in ``families``. Code from the hub is not run."""
+"""The decoder ``causal_lm``: any causal language model of transformers. Code from the hub is not run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny_audio.registry import did_you_mean
 
 
 class CausalLMConfig(DecoderConfig):
-    """Any other causal LM of transformers, such as Granite, OLMo or Pythia, with or without a chat template."""
+    """Any causal LM of transformers, such as Granite, OLMo or Pythia. A chat template is optional."""
 
     attentions: ClassVar[tuple[str, ...]] = ALL_ATTENTIONS
 
@@ -64,12 +64,12 @@ class CausalLMConfig(DecoderConfig):
 def build_any_causal_lm(config: CausalLMConfig, context: DecoderContext) -> Decoder:
     """Build a transformers causal LM with the architecture of the checkpoint or of ``model_type``.
 
-    Families treat embeddings, masks and positions differently, so :func:`probe` checks the decoder. If the decoder is
-    rebuilt, the check is skipped.
+    Architectures treat embeddings, masks and positions differently, so :func:`probe` checks a new decoder. If
+    ``context.architecture`` is given, the decoder was built and checked before, and is not checked again.
 
     Raises:
-        UserError: transformers has no causal LM of that architecture, or the model fails a check of :func:`probe`, such
-            as the check of embeddings in padded batches.
+        UserError: transformers has no suitable causal LM of that architecture, or the model fails a check of
+            :func:`probe`.
     """
     architecture = context.architecture or published_architecture(config) or {"model_type": config.model_type}
     model_class, config_class = _classes(config, architecture)
@@ -100,7 +100,7 @@ def _classes(config: CausalLMConfig, architecture: dict[str, Any]) -> tuple[Any,
         )
     config_class = CONFIG_MAPPING[model_type]
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    # The config of a model for images or sound contains the config of its language model.
+    # The config of a model for images or sound contains the config of its language model as `text_config`.
     if "text_config" in config_class.sub_configs or config_class().is_encoder_decoder:
         raise UserError(
             f"causal_lm: {model_type} is not a text-only decoder; choose a checkpoint without an encoder and without "

@@ -27,7 +27,7 @@ class FamilyConfig(DecoderConfig):
     model_class: ClassVar[str]
     """Name of the model class in ``transformers``."""
     tiny_overrides: ClassVar[dict[str, Any]] = {}
-    """Fields of the transformers config in which the family's :meth:`tiny` config differs from a small Llama."""
+    """Fields of the transformers config in which the family's :meth:`tiny` config differs from ``TINY_LLAMA``."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -43,7 +43,7 @@ class Gemma3Config(FamilyConfig):
 
     # Kamath et al. 2025, arXiv 2503.19786: sliding windows in five of six layers, scaled embeddings.
     model_class: ClassVar[str] = "Gemma3ForCausalLM"
-    # One of the two layers has a sliding window. The window is shorter than a sentence, so it has an effect in tests.
+    # The sliding window is shorter than a sentence, so it has an effect in tests.
     tiny_overrides: ClassVar[dict[str, Any]] = {
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
@@ -94,7 +94,7 @@ class SmolLM2Config(FamilyConfig):
 class SmolLM3Config(FamilyConfig):
     """SmolLM3: 3 billion parameters, or any size with random weights."""
 
-    # Hugging Face 2025: grouped-query attention, no positions in every fourth layer, tied embeddings.
+    # Hugging Face 2025: grouped-query attention, no position encoding in every fourth layer, tied embeddings.
     model_class: ClassVar[str] = "SmolLM3ForCausalLM"
 
     name: Literal["smollm3"] = "smollm3"

@@ -16,11 +16,11 @@ from tiny_audio.registry import Registry
 
 FeatureTransform = Callable[[Frames], Frames]
 """A function that changes the features between the front end and the layers, such as SpecAugment. It must not change
-their lengths."""
+the number of frames of a clip."""
 
 
 class EncoderConfig(TransformersPartConfig, ABC):
-    """Base of every encoder's config.
+    """Base of every encoder's config. Each family of encoders, such as Whisper, has its own config class.
 
     A config computes frame counts without a model, so that a recipe can be checked before anything is downloaded.
     """
@@ -40,7 +40,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
     @abstractmethod
     def max_duration_s(self) -> float | None:
-        """Return the duration of the longest clip that the encoder accepts; None if there is no limit."""
+        """Return the maximum duration of a clip that the encoder accepts, in seconds. None if there is no limit."""
 
     @abstractmethod
     def front_end(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class EncoderContext:
 
 
 class Encoder(nn.Module, ABC):
-    """A speech encoder with its own front end.
+    """A speech encoder with its own front end, which computes features from waveforms.
 
     Dimensions: B clips · S samples of the longest clip · F feature frames, C channels · T encoder frames, D channels
 
@@ -91,10 +91,7 @@ class Encoder(nn.Module, ABC):
         """Return a JSON object from which the builder can rebuild this encoder without its checkpoint."""
 
     def forward(self, waveforms: Tensor, lengths: Tensor, transform: FeatureTransform | None = None) -> Frames:
-        """Encode float32 ``waveforms [B, S]`` at 16 kHz, with ``lengths [B]`` in samples, to frames ``[B, T, D]``.
-
-        If ``transform`` is given, it is applied to the features before the layers.
-        """
+        """Encode float32 ``waveforms [B, S]`` at 16 kHz, with ``lengths [B]`` in samples, to frames ``[B, T, D]``."""
         features = self.features(waveforms, lengths)
         return self.encode(transform(features) if transform else features)
 

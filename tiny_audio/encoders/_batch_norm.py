@@ -9,8 +9,8 @@ from torch.nn import functional as F
 class FixedBatchNorm(nn.BatchNorm1d):
     """Batch norm that uses the checkpoint's statistics, even in training.
 
-    With the batch's statistics, a clip's frames would depend on padding and on the other clips of the batch. The
-    running statistics of a frozen encoder would also change.
+    If the norm used the batch's statistics in training, a clip's frames would depend on padding and on the other clips
+    of the batch. Even in a frozen encoder, the running statistics would change.
     """
 
     @classmethod

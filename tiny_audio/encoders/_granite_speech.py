@@ -1,4 +1,7 @@
-"""A layer of Granite Speech's Conformer that supports padding. Imported only when an encoder is built."""
+"""A layer of Granite Speech's Conformer that supports padding.
+
+This module imports transformers, so it is imported only when an encoder is built.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,8 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         """Run the layer: ``[B, T, D]`` -> ``[B, T, D]``.
 
         Args:
-            hidden: the layer's input.
             mask: ``[B, T]`` bool, True on real frames.
-            distances: ``[block, block]`` int64. For each query and key in a block, the index of the embedding of their
-                relative position.
+            distances: ``[block size, block size]`` int64, index of the position embedding for each query and key.
         """
         hidden = 0.5 * self.ff1(hidden) + hidden
         hidden = self._attend(hidden, mask, distances) + hidden
@@ -42,7 +43,7 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         return output
 
     def _attend(self, hidden: Tensor, mask: Tensor, distances: Tensor) -> Tensor:
-        """Compute self-attention within blocks of equal size. The first block starts at the first frame of the clip."""
+        """Compute self-attention within blocks of the same size. The last block is padded to this size."""
         attention = self.attn
         batch, num_frames, _ = hidden.shape
         size = min(attention.context_size, num_frames)
@@ -55,7 +56,7 @@ class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  #
         )
         positions = attention.rel_pos_emb(distances[:size, :size])
         bias = torch.einsum("bhqd,qkd->bhqk", query, positions) * attention.scale
-        # -inf would give NaN in blocks that contain only padding.
+        # Mask with the smallest finite value, because -inf would give NaN in blocks that contain only padding.
         real = F.pad(mask, (0, padding)).reshape(-1, 1, 1, size)
         bias = bias.masked_fill(~real, torch.finfo(bias.dtype).min)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attention.scale)

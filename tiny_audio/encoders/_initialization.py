@@ -8,8 +8,8 @@ from torch import nn
 def scale_by_fan_in(model: nn.Module) -> None:
     """Reinitialize the weights of convolutions (He initialization) and linear layers (Xavier initialization).
 
-    transformers draws these weights with a standard deviation of 0.02, which suits the widths of published models. In a
-    narrow encoder with such weights, the output of the convolutions would be much too small.
+    transformers draws these weights with a standard deviation of 0.02, which suits the widths of published models. But
+    in a narrow encoder, the output of convolutions with such weights would be much too small.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):

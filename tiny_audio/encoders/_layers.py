@@ -1,4 +1,4 @@
-"""Settings for the layers of transformers' encoders, and the choice of the output: a layer or a weighted sum."""
+"""Settings for the layers of transformers' encoders, and the choice of the output: one layer, or a weighted sum."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
     Args:
         architecture: the transformers config, which is modified.
-        config: the encoder's config.
         path: regular expression for the layers' path in a checkpoint, such as ``(hubert\\.)?encoder\\.layers``.
 
     Returns:
@@ -52,9 +51,9 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with an adapter, which adds convolutions on top of the layers.
+    """Reject a checkpoint with an adapter: convolutions on top of the layers, not LoRA.
 
-    Such an adapter lowers the frame rate and changes the width. In this package, the projector does both.
+    Such an adapter lowers the frame rate. In this package, the projector has this task.
 
     Raises:
         UserError: the checkpoint has an adapter.
@@ -88,8 +87,8 @@ class WeightedLayers(nn.Module):
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
         ``run()`` must call each of the ``layers`` once. The sum is computed by hooks on the layers, because hooks work
-        for every architecture and run outside of gradient checkpointing. Each hook immediately adds its layer's output
-        to the sum. If no gradients are computed, earlier outputs are therefore not kept in memory.
+        for every architecture, and do not run again when gradient checkpointing recomputes a layer. Without gradients,
+        the outputs of earlier layers are not kept in memory.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []
@@ -111,5 +110,5 @@ class WeightedLayers(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        assert not shares, "every layer runs once, because parts switch layerdrop off"
+        assert not shares, "every layer must run once, so layerdrop must be off"
         return terms[0]

@@ -20,15 +20,15 @@ HOP = 160
 LEAST = -10.0
 """log10 of the lowest allowed power. Lower powers are raised to this value."""
 RANGE = 8.0
-"""log10 of the largest allowed ratio between two powers of a clip (80 dB). Powers that are further below the clip's
-maximum are raised."""
+"""log10 of the largest allowed ratio of a clip's maximum power to its other powers (80 dB). Lower powers are raised."""
 
 
 def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:
     """Extend both ends of each clip by ``margin`` reflected samples: ``[B, S]`` -> ``[B, S' + 2·margin]``.
 
     S' is the largest of ``lengths``. ``torch.stft`` with ``center=True`` does the same for a single clip, but in a
-    batch, it would reflect the padding of shorter clips. Values after the margin at a clip's end have no meaning.
+    batch, it would reflect the padding of shorter clips. In a shorter clip, values after the second margin have no
+    meaning.
     """
     position = torch.arange(-margin, int(lengths.max()) + margin, device=waveforms.device)
     last = (lengths - 1).clamp(min=1)[:, None]
@@ -41,10 +41,9 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
     """Compute log10 of the power in each mel bin: ``[B, S]`` -> ``[B, F, mels]``.
 
     Args:
-        audio: the first Fourier transform starts at the first sample, and the last one ends within the last HOP
-            samples.
+        audio: waveforms that are already extended at both ends, because this function adds no padding.
         filters: ``[bins, mels]``. The Fourier transform has 2·(bins - 1) samples.
-        least: log10 of the lowest allowed power. Lower powers are raised to this value.
+        least: see ``LEAST``.
     """
     num_fft = 2 * (len(filters) - 1)
     window = torch.hann_window(WINDOW, dtype=audio.dtype, device=audio.device)
@@ -56,7 +55,7 @@ def log_mel(audio: Tensor, filters: Tensor, least: float = LEAST) -> Tensor:
 
 
 def limit_range(mel: Tensor, mask: Tensor) -> Tensor:
-    """Raise features ``[B, F, mels]`` that are more than 80 dB below the maximum of their clip to this limit.
+    """Raise features ``[B, F, mels]`` to at least 80 dB below the maximum of their clip.
 
     The maximum is taken over the frames for which ``mask [B, F]`` is True.
     """
@@ -74,9 +73,9 @@ def mel_filters(num_mels: int, num_fft: int = WINDOW, *, slaney: bool = True) ->
     """Return mel filters ``[bins, mels]``. Modules do not store them as buffers, so checkpoints do not contain them.
 
     Args:
-        num_mels: number of mel bins.
         num_fft: number of samples of the Fourier transform.
-        slaney: use the scale and the norm of Slaney's toolbox, as Whisper does, instead of HTK's scale without a norm.
+        slaney: use the mel scale and the filter normalization of Slaney's toolbox, as in Whisper. If False, use HTK's
+            mel scale without normalization.
     """
     import torchaudio
 

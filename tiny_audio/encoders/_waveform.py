@@ -20,8 +20,7 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them. The product of the strides
-is 320, so there are 320 samples per frame."""
+"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them: 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 """Names of the linear layers that all three families have."""
@@ -49,8 +48,8 @@ class WaveformConfig(EncoderConfig, ABC):
 
     normalize: bool = True
     """Scale each clip to mean 0 and variance 1. Checkpoints with layer norms in their front end, such as the large
-    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead. The group norm removes
-    the mean and the scale of a clip, so this setting does not change the output of the base checkpoints."""
+    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead. It removes the mean
+    and the scale of a clip, so this setting does not change their output."""
     train_front_end: bool = False
     """Train the convolutions too. If false, no gradient is computed for them."""
 
@@ -73,8 +72,7 @@ class WaveformConfig(EncoderConfig, ABC):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. With a group norm (transformers' default), ``normalize`` has no effect
-        and is left out."""
+        """Return the settings of the front end. With a group norm, ``normalize`` has no effect and is left out."""
         has_group_norm = self.known_fields().get("feat_extract_norm", "group") == "group"
         return {"sampling_rate": SAMPLE_RATE} | ({} if has_group_norm else {"do_normalize": self.normalize})
 
@@ -87,19 +85,16 @@ def build_waveform_encoder(
     not_used: Collection[str] = (),
     attention: str | None = None,
 ) -> WaveformEncoder:
-    """Build an encoder with random weights, or from a checkpoint, which may have a head.
+    """Build an encoder with random weights, or from a checkpoint with or without a CTC head.
 
     Args:
         model_class: the family's ``transformers`` model class without a head.
-        config: the encoder's config.
-        context: see :class:`EncoderContext`.
-        not_used: regular expressions for keys that the family's checkpoints may contain but the encoder does not use.
-            The CTC head's keys are always ignored.
+        not_used: regular expressions for checkpoint keys that the encoder does not use. The CTC head's keys are always
+            ignored.
         attention: name of transformers' attention implementation. If None, the implementation in the config is used.
 
     Raises:
-        UserError: the checkpoint has an adapter, has no layer with the number ``config.layer``, or cannot be used for
-            a reason that :mod:`tiny_audio.pretrained.building` describes.
+        UserError: the checkpoint has an adapter, has no layer ``config.layer``, or cannot be loaded.
     """
     architecture = transformers_config(
         model_class.config_class,
@@ -122,10 +117,7 @@ def build_waveform_encoder(
 
 
 class WaveformEncoder(Encoder):
-    """A HuBERT, wav2vec 2.0 or WavLM model of transformers.
-
-    If clips are normalized, a clip's mean and variance do not include its padding.
-    """
+    """A HuBERT, wav2vec 2.0 or WavLM model of transformers."""
 
     def __init__(self, model: Any, config: WaveformConfig) -> None:
         super().__init__()
@@ -145,10 +137,7 @@ class WaveformEncoder(Encoder):
         return _num_frames(num_samples, self.model.config.conv_kernel, self.model.config.conv_stride)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Run the convolutions, and return features ``[B, T, C]``.
-
-        If the convolutions contain a group norm, they run clip by clip, because padding would change its statistics.
-        """
+        """Run the convolutions, and return features ``[B, T, C]``."""
         mask = length_mask(lengths, waveforms.shape[1])
         audio = waveforms.float() * mask
         if self.normalize:
@@ -175,8 +164,8 @@ class WaveformEncoder(Encoder):
     def encode(self, features: Frames) -> Frames:
         """Run the projection, positional convolution and layers. Padded frames are zeroed and masked throughout.
 
-        If the attention supports packed rows (one sequence without padding), rows are packed after the positional
-        convolution. If they were packed earlier, this convolution would read across the borders between clips.
+        If the attention supports packing, the clips are packed into one sequence without padding. They are packed after
+        the positional convolution, which would otherwise read across the borders between clips.
         """
         # The convolutions may be frozen in half precision while the layers train in full precision.
         values = features.values.to(self.model.feature_projection.projection.weight.dtype)

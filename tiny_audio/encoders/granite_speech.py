@@ -1,4 +1,4 @@
-"""Granite Speech's encoder, a Conformer that attends in blocks of 4 s (Saon et al. 2025, arXiv 2505.08699)."""
+"""Granite Speech's encoder, a Conformer with attention in blocks of 4 s (Saon et al. 2025, arXiv 2505.08699)."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ class GraniteSpeechConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. The layers' input is a pair of mel frames, so ``n_mels`` is half of the
-        input's width."""
+        """Return the settings of the front end. The input of the layers is a pair of mel frames."""
         mels = self.known_fields().get("input_dim", 160) // STACK
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "n_mels": mels}
         return {"sampling_rate": SAMPLE_RATE, "melspec_kwargs": {"sample_rate": SAMPLE_RATE} | sizes}
@@ -88,7 +87,7 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     from tiny_audio.encoders._granite_speech import MaskedConformerLayer
 
     architecture = transformers_config(Architecture, config, context.architecture, dropout=config.dropout)
-    # The middle layer also predicts characters. Find it before `keep_layers` removes layers.
+    # The middle layer also predicts characters. Store its number before `keep_layers` changes the number of layers.
     middle = getattr(architecture, "middle_layer", architecture.num_layers // 2)
     architecture.middle_layer = middle
     cut = keep_layers(architecture, config, r"layers")
@@ -97,16 +96,17 @@ def build_granite_speech(config: GraniteSpeechConfig, context: EncoderContext) -
     if config.init == "random" and not rebuilt:
         scale_by_fan_in(model)
     model.layers = nn.ModuleList(MaskedConformerLayer(layer) for layer in model.layers)
-    # Allow gradient checkpointing. With the default `main_input_name`, transformers would look for token embeddings.
+    # Allow gradient checkpointing. With the default `main_input_name`, transformers would look for token embeddings,
+    # but this encoder has none.
     model.supports_gradient_checkpointing, model.main_input_name = True, "input_features"
     if len(model.layers) <= middle:
-        del model.out, model.out_mid  # only the layers above the middle layer use the output of these modules
+        del model.out, model.out_mid  # only layers above the middle layer use the output of these modules
     prepare_training(model, config)
     return GraniteSpeechEncoder(model, config)
 
 
 class GraniteSpeechEncoder(Encoder):
-    """transformers' Granite Speech encoder with masks. Log-mel features are computed on the waveforms' device."""
+    """transformers' Granite Speech encoder with masks."""
 
     def __init__(self, model: Any, config: GraniteSpeechConfig) -> None:
         super().__init__()
@@ -118,14 +118,14 @@ class GraniteSpeechEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Return half the number of mel frames, rounded down. A clip has at least one pair of mel frames."""
+        """Return half the number of mel frames, rounded down. Every clip counts as at least two mel frames."""
         return _num_frames(num_samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Granite Speech's feature extractor. F is even.
 
-        Features that are more than 80 dB below the clip's maximum are raised to this limit. If the number of mel frames
-        is odd, the last mel frame is dropped, but the maximum includes it.
+        Features are raised to at least 80 dB below the clip's maximum. If the number of mel frames is odd, the last mel
+        frame is dropped, but the maximum includes it.
         """
         padded = lengths.clamp(min=HOP)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
@@ -161,7 +161,7 @@ class GraniteSpeechEncoder(Encoder):
 
 
 def _num_mel_frames(num_samples: Tensor) -> Tensor:
-    """Return the number of mel frames, at least two. The first is at the first sample, and one follows every 10 ms."""
+    """Return the number of mel frames, at least two. The first is centered on the first sample."""
     return num_samples.clamp(min=HOP) // HOP + 1
 
 

@@ -102,7 +102,6 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
     rebuilt = context.architecture is not None
     model = build_or_load(Layers, architecture, config, rebuilt=rebuilt, ignored=(*_NOT_USED, *cut))
     if config.init == "random" and not rebuilt:
-        # After three convolutions with transformers' initial weights, the signal would be close to zero.
         scale_by_fan_in(model)
     for layer in model.layers:
         layer.conv.norm = FixedBatchNorm.of(layer.conv.norm)
@@ -111,7 +110,7 @@ def build_parakeet(config: ParakeetConfig, context: EncoderContext) -> Encoder:
 
 
 class ParakeetEncoder(Encoder):
-    """transformers' Parakeet encoder, always called with a mask."""
+    """transformers' Parakeet encoder, always called with a mask of the real frames."""
 
     def __init__(self, model: Any, config: ParakeetConfig) -> None:
         super().__init__()
@@ -122,7 +121,7 @@ class ParakeetEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Return the number of frames after the strided convolutions. A clip has at least one mel frame."""
+        """Return the number of frames after the strided convolutions. Every clip counts as at least one mel frame."""
         return _num_frames(_num_mel_frames(num_samples), *self.subsampling)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
@@ -135,8 +134,8 @@ class ParakeetEncoder(Encoder):
         audio = waveforms.float()[:, :size]
         audio = torch.cat([audio[:, :1], audio[:, 1:] - PREEMPHASIS * audio[:, :-1]], dim=1)
         audio = audio * length_mask(lengths, audio.shape[1])
-        # Pad with silence: half a Fourier transform (NUM_FFT // 2 samples) before the clip, and the rest of the last
-        # Fourier transform after the clip.
+        # Add silence at the start, so that the first Fourier transform is centered on the first sample. Add silence at
+        # the end, so that the last transform is complete.
         audio = F.pad(audio, (NUM_FFT // 2, size - audio.shape[1]))
         window = torch.hann_window(WINDOW, periodic=False, device=audio.device)
         spectrum = torch.stft(audio, NUM_FFT, HOP, WINDOW, window=window, center=False, return_complex=True)

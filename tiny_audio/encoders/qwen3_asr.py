@@ -100,10 +100,7 @@ def build_qwen3_asr(config: Qwen3AsrConfig, context: EncoderContext) -> Encoder:
 
 
 class Qwen3AsrEncoder(Encoder):
-    """transformers' Qwen3-ASR encoder on packed frames, that is, the frames of all clips without padding.
-
-    The convolutions skip chunks that contain only padding.
-    """
+    """transformers' Qwen3-ASR encoder on packed frames: the frames of all clips as one sequence without padding."""
 
     def __init__(self, model: Any, config: Qwen3AsrConfig) -> None:
         super().__init__()
@@ -118,7 +115,7 @@ class Qwen3AsrEncoder(Encoder):
         self.attention = config.attention
         self.dropout = config.dropout
         for layer in model.layers:
-            # transformers ignores attention_dropout in its config, so set the attention dropout in each layer.
+            # transformers ignores attention_dropout in its config.
             layer.self_attn.attention_dropout = config.dropout
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
@@ -129,12 +126,7 @@ class Qwen3AsrEncoder(Encoder):
         return _num_frames(_num_mel_frames(num_samples), self.chunk)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
-        """Compute log-mel features ``[B, F, mels]``.
-
-        Each clip gets the features that Qwen3-ASR's feature extractor computes for this clip alone.
-
-        Features that are more than 80 dB below the clip's maximum are raised to this limit.
-        """
+        """Compute log-mel features ``[B, F, mels]`` like Qwen3-ASR's feature extractor for a single clip."""
         padded = lengths.clamp(min=SHORTEST)
         audio = waveforms.float() * length_mask(lengths, waveforms.shape[1])
         audio = F.pad(audio, (0, max(0, int(padded.max()) - audio.shape[1])))
@@ -170,9 +162,7 @@ class Qwen3AsrEncoder(Encoder):
     def _convolve(self, features: Frames, lengths: Tensor) -> Tensor:
         """Run the convolutions and add positions: ``[B, F, mels]`` -> packed frames ``[T, D]`` of all clips.
 
-        Args:
-            features: the features. Their padding is set to zero, as in transformers' feature extractor.
-            lengths: ``[B]``, the number of frames of each clip.
+        Padding is set to zero, as in transformers' feature extractor. ``lengths [B]`` are numbers of frames.
         """
         model = self.model
         values = features.zeroed().values
@@ -191,15 +181,14 @@ class Qwen3AsrEncoder(Encoder):
         return packed
 
     def _windows(self, lengths: Tensor) -> dict[str, Any]:
-        """Return the layers' keyword arguments that limit attention to the frames of the same clip and window."""
+        """Return keyword arguments that limit the layers' attention to frames of the same clip and window."""
         sizes = [
             min(self.window, length - start) for length in lengths.tolist() for start in range(0, length, self.window)
         ]
         offsets, longest = torch.tensor([0, *accumulate(sizes)], dtype=torch.int32), max(sizes)
         if self.attention == VARLEN:
-            # Unless the attention is Flash Attention, transformers splits the frames at `cu_seqlens`, and calls the
-            # attention once for each range. `varlen` must get all frames in one call, because it splits them itself, at
-            # `cu_seq_lens_q`. Therefore, `cu_seqlens` has only one range, which contains all frames.
+            # transformers would split the frames at `cu_seqlens`, and call the attention once per range. But `varlen`
+            # splits the frames itself, at `cu_seq_lens_q`. So `cu_seqlens` has only one range, with all frames.
             on_device = offsets.to(lengths.device)
             own = {"cu_seq_lens_q": on_device, "cu_seq_lens_k": on_device}
             return {"cu_seqlens": offsets[[0, -1]], "max_length_q": longest, "max_length_k": longest} | own

@@ -1,4 +1,4 @@
-"""W2v-BERT 2.0 (Barrault et al. 2023, arXiv 2312.05187): a Conformer pre-trained on 4.5 million hours."""
+"""W2v-BERT 2.0 (Barrault et al. 2023, arXiv 2312.05187): a Conformer pre-trained on 4.5 million hours of speech."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ class W2vBertConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. The layers' input is a pair of filter-bank frames, so ``num_mel_bins``
-        is half of the input's width."""
+        """Return the settings of the front end. The input of the layers is a pair of filter-bank frames."""
         mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
         return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
 
@@ -98,7 +97,7 @@ def build_w2v_bert(config: W2vBertConfig, context: EncoderContext) -> Encoder:
 
 
 class W2vBertEncoder(Encoder):
-    """transformers' W2v-BERT. Filter-bank features are computed on the waveforms' device."""
+    """transformers' W2v-BERT with filter-bank features."""
 
     def __init__(self, model: Any, config: W2vBertConfig) -> None:
         super().__init__()
@@ -109,14 +108,14 @@ class W2vBertEncoder(Encoder):
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
-        """Return half the number of full analysis windows, rounded down. Every clip counts as at least two windows."""
+        """Return half the number of full analysis windows, rounded down, at least 1."""
         return _num_frames(num_samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute filter-bank features ``[B, F, mels]`` like Kaldi and W2v-BERT's feature extractor. F is even.
 
-        Each bin of a clip has mean 0 and variance 1 over all windows of the clip. If the number of windows is odd, the
-        last window is dropped, but the mean and the variance include it.
+        Each bin of a clip has mean 0 and variance 1. If the number of analysis windows is odd, the last window is
+        dropped, but the mean and the variance include it.
         """
         num_windows = _num_windows(lengths)
         size = (int(num_windows.max()) - 1) * HOP + WINDOW
@@ -161,7 +160,7 @@ class W2vBertEncoder(Encoder):
 
 
 def _num_windows(num_samples: Tensor) -> Tensor:
-    """Return the number of full windows in a clip. A clip that is too short for two windows is padded with silence."""
+    """Return the number of full analysis windows in a clip. Clips shorter than two windows are padded."""
     return (num_samples.clamp(min=WINDOW + HOP) - WINDOW) // HOP + 1
 
 
@@ -171,10 +170,7 @@ def _num_frames(num_samples: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> Tensor:
-    """Return the filters ``[bins, mels]`` between 20 Hz and 8 kHz.
-
-    Modules do not store them as buffers, so checkpoints do not contain them.
-    """
+    """Return the filters ``[bins, mels]`` between 20 Hz and 8 kHz."""
     from torchaudio.compliance import kaldi
 
     with torch.device("cpu"):  # even if the model is built on the meta device

@@ -43,10 +43,12 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> tuple[Tensor, None]:
-    """Compute attention on ``hidden [B, T, D]`` with a bool ``mask [B, T]`` and the gated ``bias [B·heads, T, T]``.
+    """Compute attention on ``hidden [B, T, D]`` with the gated position ``bias [B·heads, T, T]``.
 
-    This replaces transformers' code, which passes the projections' weights to a fused function of torch. That function
-    ignores adapters and stores the attention weights of every head.
+    ``mask [B, T]`` is bool and True on real frames. If it is None, there is no padding.
+
+    transformers' own method passes the projections' weight matrices to a fused function of torch, so LoRA adapters
+    would have no effect. The fused function also stores the attention weights of every head.
     """
     batch, size, dim = hidden.shape
     query, key, value = (

@@ -19,9 +19,8 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest allowed power with ``level_invariant``. Features are also raised to 80 dB below the clip's
-maximum. Even in very soft speech, this second limit is higher than the lowest allowed power, so only the second limit
-has an effect. The features then do not depend on the loudness."""
+"""log10 of the lowest allowed power with ``level_invariant``. Even in very soft speech, only the other limit has an
+effect: 80 dB below the clip's maximum. That limit is relative, so features can be independent of the loudness."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -41,8 +40,7 @@ class WhisperConfig(EncoderConfig):
         return -(-max(1, -(-num_samples // HOP)) // 2)
 
     def max_duration_s(self) -> float | None:
-        """Return the duration that the position embeddings cover. Each covers 20 ms, and published checkpoints have
-        1,500 of them, which is 30 s."""
+        """Return the duration in seconds that the position embeddings cover: 20 ms each, 30 s with the usual 1,500."""
         positions = self.known_fields().get("max_source_positions", 1500)
         return positions * 2 * HOP / SAMPLE_RATE if isinstance(positions, int) else None
 
@@ -120,16 +118,16 @@ class WhisperEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Whisper.
 
-        Features that are more than 80 dB below the clip's maximum are raised to this limit. With ``level_invariant``,
-        all features are also shifted so that the maximum is the level of loud speech. The start of a clip is padded by
-        reflection and its end with silence, as in Whisper's 30 s window.
+        Features are raised to at least 80 dB below the clip's maximum. With ``level_invariant``, all features are also
+        shifted so that the maximum is that of loud speech. The start of a clip is padded by reflection. The end is
+        padded with silence, like the end of a clip in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
         precise = torch.promote_types(waveforms.dtype, torch.float32)
         audio = waveforms.to(precise) * (torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None])
         audio = F.pad(audio, (0, max(0, size + WINDOW // 2 - audio.shape[1])))[:, : size + WINDOW // 2]
-        # Keep the samples of F windows. The last window starts at `size - HOP`.
+        # Reflect the first samples, and keep the samples that F windows cover. The last window starts at `size - HOP`.
         audio = torch.cat([audio[:, 1 : WINDOW // 2 + 1].flip(1), audio[:, : size + WINDOW // 2 - HOP]], dim=1)
         least = _LEAST_OF_ANY_LEVEL if self.level_invariant else LEAST
         mel = log_mel(audio, mel_filters(self.model.config.num_mel_bins), least)

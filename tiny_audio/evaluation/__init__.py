@@ -34,13 +34,11 @@ def transcribe_clips(
     max_duration_s: float,
     max_padded_s: float,
 ) -> tuple[list[Hypothesis], list[Dropped]]:
-    """Transcribe clips in batches of similar length, longest first.
-
-    The hallucination filters are off. A clip that is longer than the transcriber's ``max_chunk_s`` is split at pauses.
+    """Transcribe clips without the hallucination filters. Clips longer than a transcriber's chunk are split at pauses.
 
     Returns:
-        The hypotheses, in the order of the clips, and the dropped clips, which have no hypothesis. A clip is dropped if
-        it cannot be read, or if it is longer than ``max_duration_s``.
+        The hypotheses in the order of the clips, and the dropped clips, which cannot be read or are longer than
+        ``max_duration_s``.
     """
     transcriber = Transcriber(model, tokenizer, max_padded_s=max_padded_s, filter_hallucinations=False)
     by_id, dropped = {}, []
@@ -65,8 +63,8 @@ def evaluate_clips(
     """Transcribe and score clips.
 
     Args:
-        group_by: metadata column. The bootstrap resamples whole groups of utterances with the same value in this
-            column. If None, it resamples utterances.
+        group_by: metadata column. The bootstrap resamples utterances with the same value in this column together. If
+            None, it resamples single utterances.
 
     Raises:
         UserError: nothing can be scored, or no clip has the column ``group_by``.

@@ -119,8 +119,8 @@ class TransformersTarget(ModelTarget):
     def _takes_batches(self) -> bool:
         """Whether clips can be padded and batched.
 
-        A model needs a padding token for this, and a CTC model also needs an attention mask. The base models of wav2vec
-        2.0 use no mask, so they would treat padding as silence in the recording.
+        A CTC model needs an attention mask for this. The base models of wav2vec 2.0 use no mask, so they would treat
+        padding as silence in the recording.
         """
         masks = self._pipeline.feature_extractor.return_attention_mask or not self._pipeline.type.startswith("ctc")
         return masks and self._pipeline.tokenizer.pad_token_id is not None

@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio: its losses with the clip's own audio and with another clip's audio."""
+"""Measure how much a model uses the audio: its loss on each clip, with the clip's audio and with another clip's."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
 NUM_CLIPS = 100
-"""Maximum number of clips of a set that are measured. These clips are spread evenly over the set."""
+"""Maximum number of clips of a set that are measured."""
 _NUM_NEAREST = 8
-"""For each clip, another clip is chosen at random among this number of clips: of the clips with a different text, those
-with the most similar durations."""
+"""The other clip is chosen at random among at most this many clips: those with a different text and the most similar
+durations."""
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class _Embedded:
-    """A clip, its target and its audio embeddings."""
+    """A clip, its reference, and its audio embeddings."""
 
     clip: Clip
     text: str
     target: Tensor
     """Token ids of the reference, including the end token."""
     audio: Tensor
-    """``[N, H]``."""
+    """Audio embeddings ``[N, H]``: N vectors of the decoder's hidden size H."""
 
 
 def spread(clips: Sequence[Clip], most: int) -> Sequence[Clip]:
-    """Return at most ``most`` clips, spread evenly over the set, because corpora are often sorted."""
+    """Return at most ``most`` clips, spread evenly over the set.
+
+    Corpora are often sorted, so their first clips are not a fair sample.
+    """
     return clips[:: -(-len(clips) // most)] if clips else clips
 
 
@@ -53,17 +56,14 @@ def measure_losses(
     max_duration_s: float,
     max_padded_s: float,
 ) -> dict[str, ClipLosses]:
-    """Return the losses of at most :data:`NUM_CLIPS` clips by id.
+    """Return the losses of at most :data:`NUM_CLIPS` clips, by id of the clip.
 
-    Each clip is encoded once. Then the decoder makes two teacher-forced passes over the reference: one with the
-    clip's own audio, and one with another clip's audio. These passes take much less time than decoding. A clip is left
-    out if it cannot be read, or if its reference cannot be turned into a target. If all references are equal, there is
-    no clip with a different text, so the result is empty.
+    The decoder makes two teacher-forced passes over each reference: one with the clip's own audio, and one with another
+    clip's audio. A clip is left out if it cannot be read, or if its reference cannot be turned into a target. The
+    result is empty if all references are equal.
 
     Args:
         model: the model, in evaluation mode.
-        target_encoder: turns references into targets.
-        clips: the clips of a set.
         rewrite: rewrites the references in the same way as the training transcripts.
         max_duration_s: longer clips are left out.
         max_padded_s: maximum seconds of audio in a batch, including padding.
@@ -98,7 +98,6 @@ def choose_partners(texts: Sequence[str], seed: int = _SEED) -> list[int | None]
 
     Args:
         texts: the text of each clip. The clips are sorted by duration.
-        seed: seed of the choice.
 
     Returns:
         For each clip, the index of the other clip. None if all texts are equal.

@@ -1,4 +1,4 @@
-"""Contexts of the clips in an evaluation (hotwords, previous text, language), from a file, columns or an option."""
+"""Contexts (hotwords, previous text, language) of the clips in an evaluation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ContextOptions(Config):
     hotwords_column: _NonEmpty | None = None
     """Metadata column with the hotwords of each clip, separated by commas."""
     previous_text_column: _NonEmpty | None = None
-    """Metadata column with the text before each clip."""
+    """Metadata column with the text that was spoken before each clip."""
     language: _NonEmpty | None = None
     """Language of all clips. It must be one of the languages that the model was trained with."""
 
@@ -47,7 +47,7 @@ class ClipContexts:
 
     @classmethod
     def of(cls, options: ContextOptions) -> ClipContexts | None:
-        """Read the file of hotwords. Return None if no option is given.
+        """Read the file of hotwords. Return None if all options are None.
 
         Raises:
             UserError: the file cannot be used.
@@ -58,7 +58,7 @@ class ClipContexts:
         return cls(Context(words, language=options.language), options)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect the hypotheses, as JSON. The file is represented by a hash of its words."""
+        """Return the settings that affect the hypotheses, as JSON. Hotwords from a file are represented by a hash."""
         options = self.options.model_dump(exclude_none=True, exclude={"hotwords"})
         words = self.shared.hotwords
         digest = {"hotwords": hashlib.sha256("\n".join(words).encode()).hexdigest()} if words else {}
@@ -87,11 +87,7 @@ class ClipContexts:
         return Context.of(words, previous, options.language)
 
     def check_columns(self, clips: Sequence[Clip]) -> None:
-        """Check that the metadata columns exist.
-
-        Raises:
-            UserError: there is a column that no clip's metadata has.
-        """
+        """Raise a UserError if a metadata column of the options is missing from all clips."""
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):
                 known = ", ".join(sorted({key for clip in clips for key in clip.utterance.metadata})) or "none"

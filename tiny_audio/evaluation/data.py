@@ -44,7 +44,7 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
         texts: values of ``--data``. Each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the
             name of a preset, such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            pseudorandom and always the same. A larger number chooses all clips that a smaller number chooses, and more.
+            pseudorandom and always the same. A larger number adds clips to those of a smaller number.
         cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:
@@ -117,7 +117,7 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
     if max_samples is not None and max_samples < len(set(names)):
         kept = set(sorted(set(names), key=_lot)[:max_samples])
         clips = [clip for clip, name in zip(clips, names, strict=True) if name in kept]
-    # Check the chunks now, because they are joined only after the transcription, which may have taken hours.
+    # Check the chunks now, because they are joined only after the transcription, which can take hours.
     check_chunks({clip.id: hypothesis(clip, None) for clip in clips}, f"--data {text}")
     return DataSet(name, tuple(clips), gathered.dropped, gathered.fingerprint)
 

@@ -1,7 +1,7 @@
 """Recognizers that use a model's encoder, but not its decoder. They are compared with the whole model.
 
-There are two: the encoder's published checkpoint, with the head or decoder that it was published with, and the model's
-encoder with the model's CTC head.
+There are two: the encoder's published checkpoint with its own head or decoder, and the model's encoder with the model's
+CTC head.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ def checkpoint_recognizer(encoder: EncoderConfig, device: str) -> TransformersTa
 
     Return None if the encoder has random weights, or if transformers cannot use the checkpoint as a recognizer.
 
-    Args:
-        encoder: the encoder's config.
-        device: the value of ``execution.device``.
-
     Raises:
         UserError: the checkpoint's ``config.json`` cannot be read.
     """
@@ -51,7 +47,8 @@ def checkpoint_recognizer(encoder: EncoderConfig, device: str) -> TransformersTa
     if fields is None:
         return None
     kind = str(fields.get("model_type"))
-    # A checkpoint without a head, such as HuBERT before fine-tuning, would get a head with random weights.
+    # transformers would add a head with random weights to a checkpoint without a head, such as HuBERT before
+    # fine-tuning.
     known = {mapping.get(kind) for mapping in (MODEL_FOR_CTC_MAPPING_NAMES, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES)}
     if not known - {None} & set(fields.get("architectures") or ()):
         return None

@@ -1,8 +1,8 @@
-"""Evaluate targets on data sets. Each pair of target and set has a folder with hypotheses, scores, times and costs.
+"""Evaluate targets (models and providers) on sets of clips.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
-manifests. Rows are appended one by one. After an interruption, the evaluation transcribes only the missing and failed
-clips. ``scores.json`` is computed from these rows.
+manifests. ``scores.json`` is computed from these rows. After an interruption, the evaluation transcribes only the
+missing and failed clips.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Evaluated:
     def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON.
 
-        The scores of a target that is not the first have the key ``comparison``: the difference from the first target.
+        The scores of each target except the first have the key ``comparison``, with the difference from the first
+        target.
         """
         found: dict[str, Any] = {target: dict(sets) for target, sets in self.scores.items()}
         for name, compared in self.comparisons.items():
@@ -81,25 +82,19 @@ def evaluate_targets(
 ) -> Evaluated:
     """Evaluate each target on each set.
 
-    Each process transcribes a share of the clips. The main process reads and writes the folders.
-
     Args:
         group_by: as in :func:`tiny_audio.evaluation.evaluate_clips`.
         compare: callback that compares a target's training data with the sets. By default, they are not compared.
-        note: callback for progress messages.
-        failed: callback for a target that could not be evaluated, with its label and the error. The evaluation
+        failed: callback that gets the label and the error of a target that could not be evaluated. The evaluation
             continues with the next target. If there is only one target, its error is raised instead.
         world: the processes that share the clips. All of them call this function, with the same targets and sets.
 
     Returns:
-        The scores, with the keys of :func:`tiny_audio.analysis.scoring.score_set`, and ``target``, ``set``,
-        ``num_clips``, ``num_failed``, ``failure_rate``, ``failures`` (the first messages), ``truncated_hypotheses``,
-        ``audio_s``, ``time_s``, ``rtfx``, ``load_s`` (None if the target was not loaded, because no clip was missing),
-        ``cost_usd``, ``price`` and ``dropped``.
+        The scores and comparisons. The scores of a target on a set are the result of :meth:`TargetOnSet.score`.
 
     Raises:
-        UserError: a folder has results of another target or other data; nothing can be scored; a key or package is
-            missing; or the only target cannot be loaded.
+        UserError: a folder has results of another target or other data; nothing can be scored; an API key or a package
+            is missing; or the only target cannot be loaded.
         RunFailed: there is only one target, and it transcribed no clip.
     """
     for data in sets:
@@ -186,7 +181,7 @@ def comparison_commands(
 
 
 def evaluation_table(evaluated: Evaluated) -> str:
-    """Return the scores by set, the verdicts and the clips that were not scored, as text."""
+    """Return the scores by set, the verdicts of the comparisons and the clips that were not scored, as text."""
     results = evaluated.scores
     sets = dict.fromkeys(name for scores in results.values() for name in scores)
     entries = [scores[name] for name in sets for scores in results.values() if name in scores]

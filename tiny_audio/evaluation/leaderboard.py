@@ -112,8 +112,8 @@ def chunked_manifest(repo: str, parent: str, split: str, cache: Path) -> Path:
     joined before they are scored.
 
     Args:
-        repo: the data set of chunks, with the columns ``file_name``, ``parent_id`` and ``chunk_index`` and a folder
-            ``audio``. ``repo`` is a local folder, or a repository on the hub, which is downloaded.
+        repo: the data set of chunks: a local folder, or a repository on the hub. It has the columns ``file_name``,
+            ``parent_id`` and ``chunk_index``, and a folder ``audio``.
         parent: the data set of recordings, with ``id`` and the text of each recording.
         split: the split of both data sets.
         cache: folder for the manifest.
@@ -177,9 +177,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    Sets that were scored with another normalizer, or have clips that were not transcribed, are left out. If none of the
-    remaining sets has a task id, write nothing and return None. The mean WER is included if all current sets of the
-    English track are scored. RTFx is not included, because the leaderboard measures it on its own machine.
+    A set is left out if it was not scored with the leaderboard's normalizer, or if some of its clips were not
+    transcribed. If no remaining set has a task id, write nothing and return None. The mean WER is included if all
+    current sets of the English track are scored. RTFx is left out, because the leaderboard measures it itself.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.

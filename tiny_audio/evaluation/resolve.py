@@ -1,4 +1,4 @@
-"""Find the targets that the command line names."""
+"""Find the targets (models and providers) that the command line names."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 
 Compared = Mapping[str, Comparison | None]
 """Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
-cannot be read. The mapping is empty if the target is not a run, because its training data is then unknown."""
+cannot be read. The mapping is empty if the target is not a run."""
 _Row = tuple[Hypothesis, bool]
 """A row, and True if the clip failed because of its audio (see ``Outcome.is_audio``)."""
 
@@ -47,7 +47,7 @@ class TargetOnSet:
         self.missing: list[Clip] = []
         """Clips that still need to be transcribed, including clips that failed before."""
         self._others: list[Hypothesis] = []
-        """Hypotheses of clips that are not in this set, for example after an evaluation with more samples."""
+        """Hypotheses of clips that are not in this set, for example because an earlier evaluation had more samples."""
 
     def open(self) -> list[str]:
         """Read the folder, and return the ids of the clips that are missing.
@@ -150,7 +150,10 @@ class TargetOnSet:
         load_s: float | None,
         compared: Compared,
     ) -> dict[str, Any]:
-        """Score the transcribed clips, and write ``scores.json``."""
+        """Score the transcribed clips, write ``scores.json``, and return its content.
+
+        ``load_s`` is None if the target was not loaded, because no clip was missing.
+        """
         rows = list(self.scored.values())
         has_ctc = all(row["ctc_text"] is not None for row in rows)
         scores = score_set(
@@ -162,7 +165,7 @@ class TargetOnSet:
             groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
             durations_s=[row["duration"] for row in rows],
         )
-        # `fsum` is exact. So the sums do not depend on the order in which several processes finish their clips.
+        # `fsum` is exact, so the sums do not depend on the order in which processes finish their clips.
         audio_s, time_s = (math.fsum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()
         scores |= {
@@ -211,11 +214,7 @@ class TargetOnSet:
 
 
 def _given(value: Any) -> Any:
-    """Remove options that are None.
-
-    A file from an older version of this package lacks newer options. Without None values, it equals a new file in which
-    these options are None.
-    """
+    """Remove options that are None, because files from older versions of this package lack newer options."""
     return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 

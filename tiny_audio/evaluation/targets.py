@@ -28,8 +28,8 @@ from tiny_audio.runtime.device import device_of
 
 _BATCH_PADDED_S = 120.0
 _GIVE_UP_AFTER = 20
-"""The evaluation of a provider stops after this number of failed clips in a row. Each clip was already retried. Clips
-whose audio cannot be used do not count."""
+"""The evaluation of a provider stops after this number of failed clips in a row. Clips whose audio cannot be used do
+not count."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Target(ABC):
     identity: dict[str, Any]
     """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
     is_remote: bool = False
-    """Whether a provider transcribes the clips. Then only the main process sends requests."""
+    """Whether a provider transcribes the clips. If True, only the main process sends requests."""
 
     warnings: Sequence[str] = ()
     """Messages for the user. They are complete after :meth:`load`."""
@@ -68,10 +68,8 @@ class Target(ABC):
     def check(self) -> None:
         """Raise an error if it is already clear that :meth:`load` would fail.
 
-        Each target that still has clips to transcribe is checked before the first target is evaluated.
-
         Raises:
-            UserError: a key or a package is missing, or the kind of model is not supported.
+            UserError: an API key or a package is missing, or the kind of model is not supported.
         """
 
     @abstractmethod
@@ -111,11 +109,7 @@ class ModelTarget(Target, ABC):
     def transcribe_batch(
         self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
     ) -> list[Transcript]:
-        """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory.
-
-        Args:
-            contexts: the context of each clip. None if the target uses no contexts.
-        """
+        """Transcribe waveforms ``[S]``, which are on the CPU. Split the batch if it does not fit into memory."""
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. The longest clips come first."""
@@ -198,7 +192,7 @@ class ProviderTarget(Target):
         """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the responses.
 
         After an error or Ctrl-C, responses to pending requests are still yielded, because the provider may charge for
-        them. After a second Ctrl-C, no more responses are yielded, but running requests are not interrupted.
+        them. After a second Ctrl-C, they are discarded, but running requests are not interrupted.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None
@@ -249,7 +243,7 @@ class ProviderTarget(Target):
             return Outcome(clip, None, None, str(error))
         except UserError:
             raise
-        except Exception as error:  # a bug in a third-party provider fails the clip, not the evaluation
+        except Exception as error:  # after an error in a third-party provider, only this clip counts as failed
             return Outcome(clip, None, None, f"{self._config.name}: {type(error).__name__}: {error}")
         time_s = time.perf_counter() - began
         if not isinstance(transcript, ProviderTranscript) or not isinstance(transcript.text, str):

@@ -1,8 +1,8 @@
 """Build the flat bundle: all modules that a model needs in one folder, as Hugging Face's remote code.
 
-transformers copies the main file and the files that the main file imports. It finds the imports with a regular
-expression for ``from .name import``, and does not support packages. So ``tiny_audio.encoders.whisper`` becomes
-``encoders_whisper.py``, and imports are rewritten.
+When transformers loads a model, it copies the main file of the model's code, and the files that the main file imports.
+It finds the imports with a regular expression for ``from .name import``, and does not support packages. So
+``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``, and imports are rewritten.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MAIN_FILES = {
     PROCESSOR: "processing_tiny_audio",
     PIPELINE: "pipeline_tiny_audio",
 }
-"""File names that Hugging Face users expect, without suffixes."""
+"""Module -> file name that Hugging Face users expect, without suffix."""
 
 
 @dataclass(frozen=True)
 class _Import:
-    """An import statement and its replacement."""
+    """An import statement, the statements that replace it, and the bundled modules that it imports."""
 
     node: ast.Import | ast.ImportFrom
     statements: list[str]
@@ -48,7 +48,7 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
             bundled. Other packages must be installed on the machine that loads the model.
 
     Raises:
-        UserError: a module has no source, or has an import that cannot be flattened.
+        UserError: a module has no source, or has an import that cannot be rewritten for a flat folder.
     """
     for part in parts:
         if part == "__main__":
@@ -85,7 +85,7 @@ def flat_name(module: str) -> str:
 
 
 def _flattened(module: str, owned: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """Return a module's text with flat imports, and the names of the bundled modules that it imports."""
+    """Return a module's source with imports for a flat folder, and the names of the bundled modules that it imports."""
     spec = importlib.util.find_spec(module)
     loader = spec.loader if spec else None
     source = loader.get_source(module) if isinstance(loader, importlib.abc.InspectLoader) else None
@@ -124,7 +124,7 @@ def _with_flat_imports(
 
 
 def _flat_import(node: ast.Import | ast.ImportFrom, package: str, path: str, owned: Collection[str]) -> _Import | None:
-    """Return the flat form of an import, or None if the imported package is not bundled."""
+    """Return the import rewritten for a flat folder, or None if the imported package is not bundled."""
     if isinstance(node, ast.Import):
         own = [alias for alias in node.names if alias.name.partition(".")[0] in owned]
         if not own:
@@ -167,7 +167,8 @@ def _is_module(package: str, name: str) -> bool:
 def _module_import(module: str, name: str) -> list[str]:
     """Return statements that bind ``name`` to the module.
 
-    transformers does not find files that are imported with ``from . import``, so the first statement names the file.
+    transformers does not find files that are imported with ``from . import``, so the first statement imports a name
+    from the file.
     """
     flat = flat_name(module)
     renamed = "" if flat == name else f" as {name}"

@@ -27,10 +27,9 @@ this folder."""
 
 
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return the licenses of a recipe's base checkpoints, from the checkpoints' model cards.
+    """Return checkpoint -> license, from the model cards of the recipe's base checkpoints.
 
-    There is one request for each checkpoint on the hub. If a request fails, the license is omitted, so a card can be
-    written without a network.
+    If a request to the hub fails, the license is omitted, so a card can be written without a network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -45,7 +44,7 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
             else:
                 card: Any = HfApi().model_info(base, timeout=5).card_data
                 metadata = card.to_dict() if card else {}
-        # There is no such file, network or repository, or the YAML is invalid.
+        # The file or repository does not exist, there is no network, or the YAML is invalid.
         except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
             continue
         license = metadata.get("license_name" if metadata.get("license") == "other" else "license")
@@ -103,7 +102,7 @@ def _lines(report: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterator[s
 
 
 def _final_weights(training: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the origin of the weights, if the report has an entry ``final_weights``."""
+    """If the report has an entry ``final_weights``, yield a sentence on the steps that the weights come from."""
     final = training.get("final_weights")
     if final is None:
         return
@@ -128,7 +127,8 @@ def _front_matter(report: Mapping[str, Any]) -> str:
             task_name="Automatic Speech Recognition",
             dataset_type=str(source.get("repo") or source["name"]),
             dataset_name=name,
-            dataset_split=name,  # huggingface_hub merges results of the same type and split under one name
+            # huggingface_hub would merge two sets that have the same dataset_type and dataset_split.
+            dataset_split=name,
             metric_type=metric,
             metric_name=metric.upper(),
             metric_value=round(100 * scores[metric], 2),
@@ -144,7 +144,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["tiny-audio", "automatic-speech-recognition"],
-        # The model's name is part of the model-index, which is omitted if there are no results.
+        # The hub's metadata contains the model's name only in the model-index, which is omitted without results.
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )
@@ -219,7 +219,8 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _origin(source: Mapping[str, Any]) -> str:
-    """Return the repository on the hub, or the name of a local file without its path, which may be private."""
+    """Return the repository on the hub, or the name of a local file. The file's path is left out, because it may be
+    private."""
     if source.get("repo"):
         return str(source["repo"])
     return Path(source["path"]).name if source.get("path") else ""

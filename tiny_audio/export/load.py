@@ -81,7 +81,10 @@ def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[Tin
 
 
 def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, Any]) -> None:
-    """Convert each parameter to its type in the folder's files or, for base weights, to its type in training."""
+    """Convert each parameter to the type that it had in training.
+
+    ``references`` (``base_weights`` in ``config.json``) states the types of weights that are not in the folder's files.
+    """
     types = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -99,7 +102,7 @@ def _restore_types(model: TinyAudioModel, folder: Path, references: dict[str, An
 
 
 def model_folder(folder: Path) -> Path:
-    """Return the folder with the model's files: an export itself, or the subfolder ``model`` of a run's folder.
+    """Return the folder with the model's files: ``folder`` itself, or the subfolder ``model`` of a run's folder.
 
     Raises:
         UserError: the folder does not exist or has no model.
@@ -133,7 +136,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_exported(folder: Path) -> dict[str, Any]:
-    """Return the content of the ``config.json`` of an exported model. ``folder`` comes from :func:`model_folder`.
+    """Return the content of the ``config.json`` in an exported model's folder (see :func:`model_folder`).
 
     Raises:
         UserError: the file does not belong to an exported model.

@@ -1,1 +1,1 @@
-"""Waveforms of any length -> timed text: transcriber, pipeline, chunking, filters, word times and subtitles."""
+"""Transcribe waveforms of any length: chunking, hallucination filters, word times and subtitles."""

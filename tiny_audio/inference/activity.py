@@ -1,4 +1,4 @@
-"""Compute the level and the speech probability of each frame of a recording, with silero-vad or from the loudness."""
+"""Compute the level and the probability of speech of each frame, by silero-vad or, without it, by loudness."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ _SMOOTHED = 5
 _QUIETEST_DB = -110.0
 """Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
-"""A frame is speech if it is at least ``_ABOVE_FLOOR_DB`` above the noise floor and at most ``_BELOW_SPEECH_DB`` below
-the loudest frames. If the noise floor is less than 18 dB (the sum of the first and the last value) below the loudest
-frames, any frame that is at most ``_RANGE_DB`` below the loudest frames is speech."""
+"""The threshold of speech is ``_ABOVE_FLOOR_DB`` above the noise floor, which is the 10th percentile of the levels. But
+it is at least the 99th percentile minus ``_BELOW_SPEECH_DB``, and at most the 99th percentile minus ``_RANGE_DB``."""
 
 Levels = NDArray[np.float64]
 Frames = list[tuple[float, float]]
-"""Level in decibels relative to full scale, and probability of speech, of consecutive frames."""
+"""For each frame: level in decibels relative to full scale, and probability of speech."""
 
 
 class Activity(Protocol):
@@ -42,7 +41,10 @@ class Activity(Protocol):
 
 
 class LearnedActivity:
-    """Takes the probability of speech from silero-vad. A frame's values are known about a second after its audio."""
+    """Takes the probability of speech from silero-vad.
+
+    A frame's values are known at most about a second after its audio.
+    """
 
     def __init__(self, network: SileroNetwork) -> None:
         self._powers, self._probabilities = _Powers(), SpeechProbabilities(network)
@@ -60,13 +62,14 @@ class LearnedActivity:
         probabilities = self._probabilities.end()
         last = float(np.concatenate([[0.0], self._known, probabilities])[-1])
         found = self._frames(self._powers.end(), probabilities)
-        # The middle of an incomplete last frame may be later than silero-vad's last frame. So use the last probability.
+        # The middle of an incomplete last frame (10 ms) may come after the end of silero-vad's last frame (32 ms). Use
+        # the probability of silero-vad's last frame in this case.
         return found + [(level, last) for level in _decibels(self._waiting).tolist()]
 
     def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
         """Return the frames whose probability is known.
 
-        silero-vad's frames are longer (32 ms), so each frame gets the probability at its middle.
+        Each frame gets the probability of the silero-vad frame (32 ms) that contains its middle.
         """
         self._waiting = np.concatenate([self._waiting, powers])
         self._known = np.concatenate([self._known, probabilities])
@@ -89,7 +92,7 @@ class Loudness:
     def __init__(self) -> None:
         self._measured = _Powers()
         self._powers, self._first = np.zeros(0), 0  # powers that may still be needed, and the index of the first one
-        self._judged = 0
+        self._judged = 0  # number of frames whose values were returned
 
     def add(self, block: Tensor) -> Frames:
         """See :class:`Activity`."""
@@ -119,7 +122,7 @@ class Loudness:
 
 
 class _Powers:
-    """Computes the mean square of each frame, after a pre-emphasis that attenuates rumble."""
+    """Computes the mean square of each frame, after a pre-emphasis filter that attenuates low frequencies."""
 
     def __init__(self) -> None:
         self._held: Levels = np.zeros(0)
@@ -152,6 +155,6 @@ def _decibels(powers: Levels) -> Levels:
 
 
 def speech_level(levels: Levels) -> float:
-    """Return the level above which a frame is speech, from the levels around it."""
+    """Return the level above which a frame counts as speech, from the levels of the frames around it."""
     floor, loud = np.percentile(levels, [10, 99])
     return float(min(max(floor + _ABOVE_FLOOR_DB, loud - _BELOW_SPEECH_DB), loud - _RANGE_DB))

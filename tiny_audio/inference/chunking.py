@@ -1,7 +1,7 @@
 """Cut long recordings into chunks at pauses, with bounded memory.
 
-A pause is a section in which :mod:`tiny_audio.inference.voice_activity` finds no speech. If silero-vad is not
-installed, a pause is a section in which the audio is soft.
+A pause is a part of a recording in which :mod:`tiny_audio.inference.voice_activity` finds no speech. If silero-vad is
+not installed, a pause is a part in which the audio is soft.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Leve
 from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
-"""A pause of at least this duration ends a chunk. It separates sentences: pauses between words are shorter."""
+"""A pause of at least this duration ends a chunk. Most pauses between sentences are longer."""
 BRIEF_PAUSE_S = 0.1
-"""Minimum duration of a brief pause. A chunk that reaches the maximum duration is cut at a brief pause, if there is one
-after the usual duration. The value is silero-vad's default for the shortest silence."""
+"""Minimum duration of a brief pause. A chunk that would become too long is cut at a brief pause. The value is
+silero-vad's default for the shortest silence."""
 _MAYBE = 0.1
-"""Audio is left out as a pause only if the probability of speech is below this value."""
+"""A frame can be part of a pause only if its probability of speech is below this value. Brief pauses are found by level
+instead."""
 _SHORTEST_S = 0.03
-"""A sound between two pauses is treated as a click, not as speech, if it is shorter than this."""
+"""If a sound between two pauses is shorter than this, it is treated as a click and not as speech."""
 _MAX_OVERLAP_S, _MAX_SHARED = 2.0, 0.25
-"""Maximum overlap of two chunks, in seconds, and as a share of a chunk's maximum duration."""
+"""Limits of the overlap of two chunks: in seconds, and as a share of a chunk's maximum duration. Both apply."""
 _SMOOTHED = 11
 """Number of frames in the moving average that finds the quietest point (0.11 s)."""
 
@@ -73,7 +74,7 @@ class Chunk:
 def chunk_recording(
     blocks: Iterable[Tensor], durations: ChunkDurations, *, keep_pauses: bool = False
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a recording. A recording of at most ``durations.max_s`` is one chunk.
+    """Yield the chunks of a recording. If it is longer than ``durations.max_s``, :func:`split_at_pauses` cuts it.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
@@ -109,7 +110,7 @@ def split_at_pauses(
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
         activity: finds the pauses. If None, silero-vad is used if it is installed, else loudness.
-        keep_pauses: leave nothing out. A pause, except its first 0.1 s, becomes the start of the next chunk.
+        keep_pauses: leave nothing out. The first 0.1 s of a pause end one chunk, and the rest begins the next one.
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)
@@ -130,8 +131,8 @@ def split_at_pauses(
 
 
 def _of_a_second(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Join short blocks to blocks of at least a second. This saves time, because :func:`split_at_pauses` copies all
-    audio that it holds each time it adds a block."""
+    """Join short blocks to blocks of at least a second, because :func:`split_at_pauses` copies all held audio for each
+    block."""
     gathered: list[Tensor] = []
     for block in blocks:
         gathered.append(block)
@@ -164,20 +165,22 @@ def _cut_out(held: Tensor, first: int, span: _Span) -> Chunk:
 
 @dataclass
 class _Chunker:
-    """Receives frames one by one, and yields chunks."""
+    """Receives frames one by one, and yields chunks. Durations are in frames, and positions are indices of frames."""
 
     longest: int
     usual: int
     keep_pauses: bool
     start: int | None = None
+    """The first frame of the current chunk. None if no chunk is open."""
     last: int = -1
     """The last frame that may be speech."""
     free_from: int = 0
-    """The end of the previous chunk."""
+    """The first frame at which the next chunk may start."""
     history: list[tuple[float, float]] = field(default_factory=list)
     """Level and probability of speech of each frame since ``start``."""
     waiting: _Span | None = None
-    """The previous chunk, if it overlaps the current one. It waits until the current chunk has speech of its own."""
+    """The previous chunk, if it overlaps the current one. If the current one ends without speech after the overlap,
+    the two chunks are merged."""
 
     def first_needed(self, judged: int) -> int:
         """Return the first frame that may still become part of a chunk."""
@@ -186,10 +189,7 @@ class _Chunker:
         return self._start_at(judged) if self.start is None else self.start
 
     def _start_at(self, index: int) -> int:
-        """Return the first frame of a chunk whose first speech is in frame ``index``.
-
-        The chunk begins before the speech, with a margin or with a kept pause.
-        """
+        """Return the first frame of a chunk whose first speech is in frame ``index``."""
         return self.free_from if self.keep_pauses else max(self.free_from, index - _MARGIN)
 
     def add_frame(self, index: int, level: float, probability: float) -> Iterator[_Span]:
@@ -247,7 +247,7 @@ class _Chunker:
             self.start = None
 
     def _emitted(self, span: _Span) -> Iterator[_Span]:
-        """Yield the waiting chunk, if there is one, then ``span``. But if ``span`` has an overlap, it waits instead."""
+        """Yield the waiting chunk, if there is one. Then yield ``span``, or let it wait if it has an overlap."""
         if self.waiting is not None:
             yield self.waiting
         self.waiting = span if span.overlap else None
@@ -255,15 +255,15 @@ class _Chunker:
             yield span
 
     def _longest_brief_pause(self) -> tuple[int, int] | None:
-        """Return the first frame and the end of the longest brief pause that ends after the usual duration.
+        """Return the start and the end of the longest brief pause that ends after the usual duration.
 
-        Return None if there is no such pause. A brief pause is found by its level, because silero-vad reacts too slowly
-        to the shortest of these pauses.
+        Both are indices in the history. Brief pauses are found by level, because silero-vad reacts too slowly.
         """
         levels = self._smooth_levels(_SMOOTHED // 2)
         threshold = speech_level(levels[np.isfinite(levels)])
         pauses, index = [], 0
-        first = self.usual if self.keep_pauses else 1  # a kept pause can be longer than a chunk
+        # A kept pause can be very long. Use only its part after the usual duration, so that the chunk is not too short.
+        first = self.usual if self.keep_pauses else 1
         for is_speech, group in itertools.groupby((levels > threshold).tolist()):
             begin, index = index, index + len(list(group))
             if not is_speech and index - begin >= _BRIEF_PAUSE and index > self.usual:
@@ -271,11 +271,11 @@ class _Chunker:
         return max(pauses, key=lambda pause: pause[1] - pause[0], default=None)
 
     def _quietest(self, begin: int, end: int) -> int:
-        """Return the frame in the middle of the quietest point within a span of the history."""
+        """Return the index of the quietest frame between ``begin`` and ``end`` in the history, after smoothing."""
         return max(1, begin + int(self._smooth_levels(_SMOOTHED)[begin:end].argmin()))
 
     def _smooth_levels(self, num_frames: int) -> Levels:
-        """Return the levels of the history, averaged over an odd number of frames."""
+        """Return the levels of the history, smoothed over ``num_frames`` (an odd number)."""
         levels = np.array([level for level, _ in self.history])
         padded = np.pad(levels, num_frames // 2, mode="edge")
         return np.asarray(np.convolve(padded, np.ones(num_frames) / num_frames, "valid"))

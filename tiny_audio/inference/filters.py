@@ -1,9 +1,9 @@
 """Hallucination filters: find sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
 The thresholds for noise and tones lie between the values measured on speech and the values measured on noises and
-tones. The speech was synthetic, read aloud or spelled. It was measured clean, with white noise of the same loudness,
-limited to the bands of telephones and other narrow channels, and encoded at low bit rates.
-``benchmarks/transcription.py`` repeats these measurements. A sound that may be speech is not filtered.
+tones. The speech (synthetic, read aloud, or spelled letter by letter) was clean, mixed with white noise of the same
+loudness, limited to narrow bands such as a telephone's, or encoded at low bit rates. ``benchmarks/transcription.py``
+checks the filters. A sound that may be speech is not filtered.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Reason = NonSpeech | Literal["ctc_silent", "ctc_disagrees", "loop"]
 """Why a text differs from the decoder's output:
 
 - ``silence``, ``noise``, ``tones``, ``no_voice``: the sound is not speech, so it was not decoded
-- ``ctc_silent``: the CTC head's own text is empty
-- ``ctc_disagrees``: the CTC head gives the text a much lower likelihood than the head's own text
+- ``ctc_silent``: the CTC head's own text (by greedy decoding) is empty
+- ``ctc_disagrees``: under the CTC head, the decoder's text is much less likely than the head's own text
 - ``loop``: words that were repeated many times are written once
 """
 
@@ -44,7 +44,7 @@ EMPTY_BECAUSE: dict[Reason, str] = {
 """The reasons as phrases for messages."""
 
 _SILENT_PEAK = 1e-4
-"""A sound with a lower peak is silence. The value is about three steps of 16-bit audio. Speech is louder."""
+"""A sound with a lower peak is silence. The value is about three steps of 16-bit audio."""
 # Audio with a peak below the first value is amplified to a peak of at least the second value.
 _QUIET_PEAK = 0.02
 _USUAL_PEAK = 0.25
@@ -56,30 +56,30 @@ _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
 """A sound is measured in a band whose lower limit is in the first range and whose upper limit is in the second."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if its power is this far below the power of the strongest part."""
-# The fine structure of the spectrum (the spectrum minus its moving average over frequency) is measured up to here.
+# Highest frequency of the measured fine structure, which is the spectrum minus its moving average over frequency.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
-"""A sound is noise if every band changes less than this, because the spectrum of noise keeps its shape. In noise, bands
-change by at most 4.2 dB. In speech with noise of the same loudness, at least one band changes by 6.1 dB or more."""
+"""A sound is noise if every band's share of the power changes by less than this (see :func:`_shape_range_db`), because
+the spectrum of noise keeps its shape. In noise, bands change by at most 4.2 dB. In speech with noise of the same
+loudness, at least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -40.0
 """A sound consists of tones if the 90th percentile of its frames' flatness is below this value. Pure tones have -45 dB
-or less. Speech has -23 dB or more. Speech in an MP3 with 8 kbit/s has -33 dB, because the format omits most of the
-spectrum of every frame."""
+or less. Speech has -23 dB or more, except for -33 dB in an MP3 with 8 kbit/s."""
 # Number of frames between two frames that are compared (80 ms).
 _STEADY_LAG = 8
 _HALF = 12
 """Half the width, in bins, of the moving average that is subtracted to get the fine structure of the spectrum."""
 _STEADY_FRAME, _STEADY_SHARE, _STEADY_MEAN = 0.8, 0.25, 0.58
 """A frame is steady if the correlation between its fine structure and that of the frame 80 ms before is above the first
-value. A sound also consists of tones if its share of steady frames is above the second value, and its mean correlation
-is above the third value. In tones, the share is at least 0.31 and the mean at least 0.60. In speech, the share is at
-most 0.18 and the mean at most 0.57."""
+value. A sound also counts as tones if its share of steady frames is above the second value, and its mean correlation is
+above the third value. In tones, the share is at least 0.31 and the mean at least 0.60. In speech, the share is at most
+0.18 and the mean at most 0.57."""
 
 NO_VOICE = 0.03
-"""A sound has no voice if the probability of speech is below this value in every frame. The highest probability of a
-clip was at least 0.40 in recorded speech (AN4 and LibriSpeech) and at least 0.035 in synthetic speech. These clips
-include speech in louder noise and in the bands and codecs of telephones. White noise reaches 0.07 and melodies 0.91, so
-this rule does not replace the rules above. ``benchmarks/chunking.py`` measures these values."""
+"""A sound has no voice if the probability of speech is below this value in every frame. Even in white noise that is
+5 dB louder, and in the bands and codecs of telephones, every clip of recorded speech (AN4 and LibriSpeech) reached at
+least 0.40, and every clip of synthetic speech at least 0.035. White noise reaches 0.07 and melodies 0.91, so the rules
+for noise and tones are still needed. ``benchmarks/chunking.py`` measures these values."""
 
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
@@ -97,9 +97,7 @@ Array = NDArray[np.float64]
 def boost_quiet(waveform: Tensor) -> Tensor:
     """Amplify audio that is very soft, but not silent, by a power of two. Return other audio unchanged.
 
-    Very soft audio has a peak below 2 % of full scale.
-
-    Training data does not contain such soft audio, and some encoders' feature extractors would treat it as silence.
+    Very soft audio has a peak below 2 % of full scale. Some encoders' feature extractors would treat it as silence.
     """
     peak = float(waveform.abs().max()) if len(waveform) else 0.0
     if not _SILENT_PEAK <= peak < _QUIET_PEAK:
@@ -111,8 +109,8 @@ def boost_quiet(waveform: Tensor) -> Tensor:
 def non_speech_reason(waveform: Tensor) -> NonSpeech | None:
     """Return the class of a sound that is certainly not speech, or None if the sound may be speech.
 
-    Even in loud noise, the spectrum of speech changes its shape and does not consist of steady tones. A single word in
-    a long noise hardly changes the average, so each section of four seconds is classified separately.
+    A single word in a long noise hardly changes the average, so overlapping sections of four seconds are classified
+    separately. If any section may be speech, silero-vad (if installed) decides whether the sound has a voice.
 
     Args:
         waveform: ``[S]``.
@@ -129,7 +127,7 @@ def non_speech_reason(waveform: Tensor) -> NonSpeech | None:
 
 
 def _has_no_voice(waveform: Tensor) -> bool:
-    """Whether silero-vad finds no voice in any frame. False if it is not installed."""
+    """Whether silero-vad finds no voice. False if silero-vad is not installed."""
     network = silero()
     if network is None:
         return False
@@ -176,7 +174,7 @@ def _bins(window: int, low_hz: float, high_hz: float) -> slice:
 
 
 def _occupied_band(loud: Array) -> tuple[float, float]:
-    """Return the limits in Hz of the part of the spectrum that is not empty. The part includes 500 to 2,500 Hz.
+    """Return the limits in Hz of the band that is not empty. It always includes 500 to 2,500 Hz.
 
     Telephones, codecs and low sampling rates leave parts of the spectrum empty. Empty parts must not be measured,
     because they would look like the valleys between tones.
@@ -207,7 +205,7 @@ def _shape_range_db(spectra: Array, loud: NDArray[np.bool_], low_hz: float, high
 
 
 def _flatness_db(spectra: Array, low_hz: float, high_hz: float) -> Array:
-    """Return the spectral flatness of each frame: the geometric mean of its power divided by the arithmetic mean.
+    """Return each frame's spectral flatness in dB: the geometric mean of its power divided by the arithmetic mean.
 
     The power of empty bins is raised to a minimum, because an empty bin would make any frame look tonal.
     """
@@ -233,7 +231,7 @@ def _similarity(spectra: Array, low_hz: float, high_hz: float) -> Array:
 def collapse_repeats(text: str) -> str:
     """Write a word or group of words once if it occurs four or more times in a row.
 
-    The longest run is collapsed first, until there are no runs left. Case and punctuation are ignored.
+    The longest run is collapsed first. Case and punctuation are ignored.
     """
     words = text.split()
     while (found := _loop(words)) is not None:
@@ -275,7 +273,7 @@ def collapse_impossible_repeats(text: str, *, truncated: bool, duration_s: float
 def filter_text(
     transcript: Transcript, frames: Frames, duration_s: float, vocabulary: CtcVocabulary | None
 ) -> tuple[str, Reason | None]:
-    """Return the filtered text, and the reason why it differs from the decoder's text, or None if it does not.
+    """Return the filtered text, and the reason if it differs from the decoder's text.
 
     Args:
         transcript: the transcript of one clip.
@@ -303,7 +301,8 @@ def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVo
     """Whether the text is so unlikely under the CTC head's ``logits [1, T, V]`` that it was probably not spoken."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
-    # If the text needs more frames than the clip has, it has no likelihood. It was spoken very fast, or not at all.
+    # If the text needs more frames than the clip has, it has no alignment and no likelihood. It was spoken very fast,
+    # or not at all, so decide by the rate of speech.
     if ctc.min_frames(spelled) > num_frames:
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])

@@ -1,4 +1,4 @@
-"""Read a file of hotwords: a word or a name on each line, or separated by commas."""
+"""Read a file of hotwords."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_BYTES = 1_000_000
 
 
 def read_hotwords(path: Path) -> tuple[str, ...]:
-    """Return the hotwords of a file, see :func:`tiny_audio.model.prompt.hotwords_in`.
+    """Return the hotwords of a file. :func:`tiny_audio.model.prompt.hotwords_in` describes the separators.
 
     Raises:
         UserError: the file cannot be read, is not text, is too large, or has no hotword.

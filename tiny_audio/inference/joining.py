@@ -13,7 +13,7 @@ from tiny_audio.inference.word_times import Word, evenly_spread
 _TOLERANCE_S = 0.3
 """Two aligned words with the same text are the same spoken word if their middles are at most this far apart."""
 _LEAST_S = 0.001
-"""If a cut shortens the word before it or the word after it, at least this much of the word remains."""
+"""Minimum duration of a word that a cut shortens."""
 
 
 class Joiner:
@@ -28,7 +28,7 @@ class Joiner:
         self._waiting: Segment | None = None
 
     def add(self, chunk: Chunk, segment: Segment) -> Iterator[Segment]:
-        """Yield the segments that are finished. A segment is not finished while the next chunk overlaps it.
+        """Yield the segments that are finished. A segment that overlaps the next one is finished by the next call.
 
         Args:
             chunk: the next chunk.
@@ -44,7 +44,7 @@ class Joiner:
             yield self._finished(segment)
 
     def end(self) -> Iterator[Segment]:
-        """Yield the last segment if it is unfinished, because its chunk has an overlap but no chunk followed."""
+        """Yield the segment that still waits for the next chunk, if there is one."""
         if self._waiting is not None:
             yield self._finished(self._waiting)
             self._waiting = None
@@ -69,11 +69,11 @@ class _Cut:
 
 
 def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
-    """Divide the words of two overlapping segments, so that each spoken word is in one of them.
+    """Divide the words of two overlapping segments, so that each spoken word is in exactly one of them.
 
-    The cut is after a word that both segments contain. This word is chosen from their longest sequence of equal words,
-    near the middle of the overlap. If the segments have no word in common, the cut is at the middle of the overlap. If
-    only one of the segments has text, it keeps all of its text.
+    The cut is after a word near the middle of the overlap, in the longest sequence of words that both segments contain.
+    Without a common word, the cut is at the middle of the overlap. If only one of the segments has text, that segment
+    keeps all of its text.
 
     Args:
         first, second: segments with words. The second one begins before the first one ends.
@@ -129,7 +129,7 @@ def _run(first: Sequence[str], second: Sequence[str], i: int, j: int) -> int:
 
 
 def _between(before: Sequence[Word], after: Sequence[Word], begin_s: float, end_s: float) -> float:
-    """Return the time at which the first segment ends."""
+    """Return the time at which the first segment ends and the second begins."""
     if not before or not after:
         return begin_s if after else end_s
     middle_s = (before[-1].end_s + after[0].start_s) / 2
@@ -137,7 +137,7 @@ def _between(before: Sequence[Word], after: Sequence[Word], begin_s: float, end_
 
 
 def _joined_ctc(first: Segment, second: Segment) -> tuple[str | None, str | None]:
-    """Divide the CTC head's texts in the same way as the decoder's words, but with estimated times of the words."""
+    """Divide the CTC head's texts like the decoder's texts, with estimated word times."""
     if not first.ctc_text or not second.ctc_text:
         return first.ctc_text, second.ctc_text
     words = [evenly_spread(str(one.ctc_text).split(), one.start_s, one.end_s) for one in (first, second)]

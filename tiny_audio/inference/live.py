@@ -1,6 +1,6 @@
 """Live text of a running stream: blocks of audio in, partial and final texts out.
 
-This module uses no network, threads or clocks. The caller decodes the audio:
+This module uses no network, threads or clocks. The caller transcribes the audio:
 
     stream = LiveStream(Utterances(activity, longest_s=15.0, pause_s=0.5))
     for block in microphone:
@@ -26,15 +26,15 @@ from tiny_audio.inference.utterances import Utterances
 from tiny_audio.inference.word_times import Word, shifted
 
 LONGEST_UTTERANCE_S = 15.0
-"""Maximum duration of an utterance. The final text of a longer utterance would come late. Its partial texts would also
-take long, because the whole utterance is decoded again for each of them."""
+"""Maximum duration of an utterance. The final text of a longer utterance would come late. Its partial texts would take
+long, because each of them is decoded from the whole utterance."""
 ENDPOINT_PAUSE_S = 0.5
 """A pause of at least this duration ends an utterance."""
 PARTIAL_INTERVAL_S = 0.4
 """Minimum duration of new audio between two partial texts."""
 EARLY_PAUSE_S = 0.2
-"""After a pause of this duration, the utterance is decoded at once. If the pause continues, this result becomes the
-final text."""
+"""After a pause of this duration, the utterance is decoded at once. If the pause continues until it ends the utterance,
+this result becomes the final text."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,14 @@ class Final:
     start_s: float
     end_s: float
     text: str
-    """The same text as ``Transcriber.transcribe`` gives for a recording of this utterance. Empty if the sound was not
-    speech."""
+    """The text that ``Transcriber.transcribe`` gives for this utterance. Empty if the sound was not speech."""
     words: tuple[Word, ...] | None
     """Words with times in seconds from the beginning of the stream. None unless word timestamps were requested."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An utterance to be decoded."""
+    """An utterance that the caller has to decode (transcribe)."""
 
     utterance: int
     chunk: Chunk
@@ -77,9 +76,9 @@ class Job:
 class LiveStream:
     """Turns one stream into partial and final texts.
 
-    There is at most one job at a time, so a slow machine produces fewer partial texts. Utterances that have ended are
-    decoded before the one that is being spoken. After a partial text, the stream waits at least as long as the decoding
-    of this text took, before it decodes the next partial text. A pause of :data:`EARLY_PAUSE_S` ends this wait. Events
+    There is at most one job at a time. Utterances that have ended are decoded before the one that is being spoken.
+    After a partial text, the stream waits before it decodes the next one: at least :data:`PARTIAL_INTERVAL_S`, and at
+    least as long as the decoding of the last partial text took. A pause of :data:`EARLY_PAUSE_S` ends this wait. Events
     are in the order of their utterances.
 
     Args:
@@ -146,7 +145,7 @@ class LiveStream:
         return events
 
     def _is_due(self, chunk: Chunk) -> bool:
-        """Whether it is time for a new partial text of the utterance that is being spoken."""
+        """Whether it is time for a new partial text."""
         if self._decoded is not None and _is_same(chunk, self._decoded[0]):
             return False
         if self._utterances.pause >= EARLY_PAUSE_S * SAMPLE_RATE:

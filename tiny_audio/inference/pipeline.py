@@ -46,7 +46,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
 
     - a path, a URL, or the bytes of a file
     - an array of samples at 16 kHz
-    - a decoder of torchcodec, as in rows of ``datasets`` 4 and later
+    - a torchcodec decoder, as in rows of ``datasets`` 4 and later
     - a mapping with ``raw`` or ``array``, and ``sampling_rate``
     - a mapping with ``bytes`` or ``path``, as in data sets with ``Audio(decode=False)``
     - a mapping with one of these in ``audio``, as in rows of data sets
@@ -143,7 +143,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     def preprocess(self, recording: Any) -> dict[str, Any]:
         """Decode, down-mix and resample a recording to ``waveform [S]`` at 16 kHz.
 
-        The waveform is an array, because transformers would pad tensors in a batch and drop their lengths.
+        The waveform is a NumPy array, because transformers would pad tensors in a batch and drop their lengths.
         """
         return {"waveform": _waveform(recording).numpy()}
 
@@ -161,7 +161,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             self.model, self.tokenizer, generation=settings, filter_hallucinations=filter_hallucinations
         )
         for warning in transcriber.encode_context(context).warnings:
-            logger.warning_once(warning)  # this is called for each batch
+            logger.warning_once(warning)  # only once, because this method is called for each batch
         transcriptions = transcriber.transcribe(waveforms, word_timestamps=word_timestamps, contexts=context)
         return {"transcription": transcriptions if isinstance(given, list) else transcriptions[0]}
 
@@ -208,7 +208,7 @@ def _waveform(recording: Any) -> torch.Tensor:
         return load_audio(Path(recording), max_duration_s=MAX_DURATION_S, keep_damaged=True)
     if isinstance(recording, np.ndarray | torch.Tensor):
         return _from_samples(recording, SAMPLE_RATE)
-    # torchcodec is not a dependency, so its class cannot be imported here. Its decoder is recognized by its method.
+    # torchcodec is not a dependency, so its decoder is recognized by a method instead of its class.
     if callable(decode := getattr(recording, "get_all_samples", None)):
         decoded = decode()
         return _from_samples(decoded.data, int(decoded.sample_rate))

@@ -1,9 +1,10 @@
-"""Cut speech without pauses where the model's own scores are best.
+"""Choose better cuts within speech by the model's own scores.
 
 If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
-not spoken. So if at least half of the chunks of a section have bad scores, other cuts are tried. The model transcribes
-the chunks between these cuts, and the decoder and the CTC head score the texts. The cuts with the best total score are
-chosen.
+not spoken. Therefore chunks are checked in sections. A section is a series of chunks that overlap or follow each other
+directly. If a section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score
+the texts. If at least half of the chunks have bad scores, other cuts are scored in the same way. The cuts with the
+lowest total cost (see :class:`Score`) are chosen.
 """
 
 from __future__ import annotations
@@ -31,28 +32,25 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
 _SECTION = 6
-"""Speech without pauses is divided into sections of this many times the maximum duration of a chunk. The cuts of a
-section are chosen together."""
+"""Approximate maximum duration of a section, as a multiple of the maximum duration of a chunk."""
 _BAD = 1.0
 """A chunk is bad if its ``Score.excess`` is more than this many nats per character. In the quickstart's sentences,
-joined without pauses, most correct texts had at most 0.7 nats per character, a few had more than 2, and wrong texts
-usually had 1.3 or more. The shares of wrong words in the comments below refer to the 183 words of 32 of these
-sentences."""
+joined without pauses, most correct texts had at most 0.7 nats per character, and most wrong texts had 1.3 or more. With
+this value and the values below, 3.8 % of 183 words (32 of these sentences) were wrong."""
 _SPACING = 24
-"""The minimum distance of two possible cuts is the maximum duration of a chunk, divided by this number. With this
-value, 3.8 % of the words were wrong. With more possible cuts, 6.0 % were wrong."""
+"""The minimum distance between two possible cuts is the maximum duration of a chunk, divided by this number. With more
+possible cuts, 6.0 % of the words were wrong."""
 _ENDS = 12
-"""For each possible start of a chunk, at most this many possible ends are tried. With this value, 3.8 % of the
-words were wrong. With 8 ends, 4.9 % were wrong. With more than 12 ends, the share was still 3.8 %."""
+"""For each possible start of a chunk, at most this many possible ends are tried. With 8 ends, 4.9 % of the words were
+wrong. More than 12 ends were no better."""
 _MARGIN = 20.0
-"""The search gives up a possible cut if the best chunks up to it cost more than the best chunks up to a later cut, and
-the difference is more than this many nats. With this value, 3.8 % of the words were wrong. With 10 nats, 5.5 % were
-wrong. With values above 20, the share was still 3.8 %."""
+"""The cost of a possible cut is the total cost of the best chunks up to this cut. If a later cut costs less by more
+than this many nats, the search drops the earlier cut. With 10 nats, 5.5 % of the words were wrong. Values above 20 were
+no better."""
 _TRIED = 2
 """A search is checked once, when it has covered this many times the maximum duration of a chunk. If at least two thirds
 of the best chunks up to this point are bad, the search stops. In searches that succeeded, at most 57 % of the chunks
-were bad at this point. In the frequency band of telephones, on which the quickstart's model was not trained, 69 % were
-bad."""
+were bad at this point. In the band of telephones, which the quickstart's model does not know, 69 % were bad."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -62,17 +60,16 @@ class Score:
     """How badly the model's text of a chunk fits the chunk."""
 
     cost: float
-    """Negative log-likelihood of the text under the decoder and the CTC head, in nats. The costs of all chunks of a
-    recording can be added."""
+    """Sum of the negative log-likelihoods of the text under the decoder and the CTC head, in nats."""
     excess: float
-    """Negative log-likelihood of the text under the decoder, plus the difference between the log-likelihoods that the
-    CTC head gives to its own text and to this text (0 if negative), in nats."""
+    """``-log p_decoder(text) + max(0, log p_ctc(own) - log p_ctc(text))`` in nats, where ``own`` is the text of the CTC
+    head's greedy decoding."""
     num_characters: int
     """Number of the text's characters that the CTC head can spell."""
 
     @property
     def is_bad(self) -> bool:
-        """Whether the text was probably not spoken, or only in part."""
+        """Whether the text probably differs from the spoken words."""
         return self.excess > _BAD * (self.num_characters + 1)
 
 
@@ -132,7 +129,7 @@ class ModelScorer:
 
 @dataclass(frozen=True)
 class Recutter:
-    """Replaces chunks that were cut within speech if they have bad scores."""
+    """Finds better cuts for chunks that were cut within speech and have bad scores."""
 
     scorer: Scorer
     shortest_s: float
@@ -141,13 +138,12 @@ class Recutter:
     """Maximum duration of a chunk."""
 
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
-        """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are held.
+        """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are in memory.
 
-        Other cuts are tried if the section has a cut within speech, and if at least half of its chunks are bad. This
-        fails if at least half of the chunks are bad even with the best cuts, or at least two thirds at the beginning of
-        the section. Then the model probably does not know this kind of speech. The original chunks are kept, and some
-        later sections are not tried: one section after the first failure, three after the second in a row, then seven,
-        and so on.
+        The search for better cuts fails if at least half of the chunks are bad even with the best cuts. It also fails
+        if too many of the first chunks are bad (see ``_TRIED``). In both cases, the model probably does not know this
+        kind of speech, and the original chunks are kept. To save time, the next sections with cuts within speech
+        are not checked: one after the first failure, three after the second failure in a row, then seven, and so on.
 
         Args:
             chunks: the chunks in order.
@@ -178,10 +174,7 @@ class Recutter:
         return _are_bad(self.scorer([chunk.waveform for chunk in section]))
 
     def _best(self, section: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
-        """Return the best chunks of a section.
-
-        Return None if the search found none (see :meth:`_best_path`), or if at least half of the best chunks are bad.
-        """
+        """Return the best chunks of a section. None if the search fails (see :meth:`__call__`)."""
         waveform, overlap = _joined(section), section[-1].overlap
         places, levels = self._quiet_points(waveform, len(waveform) - overlap)
         path = self._best_path(waveform, places, levels, is_stopped)
@@ -202,7 +195,7 @@ class Recutter:
 
         Args:
             waveform: ``[S]``.
-            places: samples at which chunks may start and end, beginning with 0 and ending with S.
+            places: indices of the samples at which chunks may start and end, beginning with 0 and ending with S.
             levels: the level at each of ``places``.
             is_stopped: see :meth:`__call__`.
         """
@@ -232,10 +225,10 @@ class Recutter:
         return _path_to(len(places) - 1, places, before)
 
     def _quiet_points(self, waveform: Tensor, last_start: int) -> tuple[list[int], list[float]]:
-        """Return the samples at which chunks may start and end, and the level at each.
+        """Return the indices of the samples at which chunks may start and end, and the level at each.
 
-        These are the minima of the level that are not after ``last_start``, and the start and the end of the waveform.
-        The end of the waveform has the level -inf, so it is the first choice as the end of a chunk.
+        These are the start and the end of the waveform, and the minima of the level up to ``last_start``. The end of
+        the waveform has the level -inf, so it is the first choice as the end of a chunk.
         """
         levels = levels_of(waveform)
         padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
@@ -248,7 +241,7 @@ class Recutter:
 
 
 def _path_to(last: int, places: Sequence[int], before: Mapping[int, tuple[int, Score]]) -> list[tuple[int, int, Score]]:
-    """Return starts, ends and scores of the best chunks up to ``places[last]``.
+    """Return the starts, ends and scores of the best chunks up to ``places[last]``.
 
     ``before`` maps the index of a chunk's end in ``places`` to the index of its start and to its score.
     """

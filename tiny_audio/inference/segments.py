@@ -27,8 +27,7 @@ class Segment:
     words: tuple[Word, ...] | None
     """Words with times in seconds from the beginning of the recording. None unless word timestamps were requested."""
     suppressed: Reason | None
-    """The reason why the text differs from the decoder's text, or why the chunk was not decoded. None if the text is
-    the decoder's text."""
+    """Why the text differs from the decoder's text, or why the chunk was not decoded. None if neither applies."""
 
     @property
     def duration_s(self) -> float:
@@ -46,11 +45,11 @@ class Transcription:
     segments: tuple[Segment, ...]
     """Segments in order. Pauses of a long recording have no segment."""
     warning: str | None = None
-    """A warning that the text is unreliable because the recording is far shorter than the training clips; else None."""
+    """A warning that the text is unreliable, if the recording is far shorter than the training clips."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], duration_s: float, warning: str | None = None) -> Transcription:
-        """Join the segments of a recording."""
+        """Return the transcription of a recording that has these segments."""
         return cls(" ".join(segment.text for segment in segments if segment.text), duration_s, tuple(segments), warning)
 
     @property
@@ -67,7 +66,7 @@ class Transcription:
     def suppressed(self) -> str | None:
         """The durations of the segments whose text was suppressed, by reason, such as ``2.5 s: the audio is silent``.
 
-        None if no text was suppressed, or if there is no text at all; see :attr:`why_empty`.
+        None if no text was suppressed. Also None if there is no text at all, because :attr:`why_empty` has the reasons.
         """
         seconds: dict[Reason, float] = {}
         for segment in self.segments:

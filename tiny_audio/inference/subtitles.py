@@ -111,7 +111,7 @@ def _lines(words: Sequence[Word]) -> str:
 
 
 def _shown(cue: Cue, following_s: float | None) -> Cue:
-    """Extend a short cue to the minimum duration. End each cue no later than the next one starts."""
+    """Return the cue with at least the minimum duration, but end it no later than the next cue starts."""
     end = max(cue.end_s, cue.start_s + SHORTEST_S)
     if following_s is not None:
         end = min(end, following_s)

@@ -34,7 +34,7 @@ _LARGEST_POOL = 8
 """Maximum number of batches in a pool. A pool is a group of chunks that are sorted by length and divided into batches.
 The first pools are smaller, so that output starts early."""
 _LEAST_S = 2.0
-"""In the computation of a batch's size, a chunk has at least this duration, because even a short chunk needs memory for
+"""When the size of a batch is computed, shorter chunks count as this long, because even a short chunk needs memory for
 its prompt, text and beams."""
 
 Contexts = Context | Sequence[Context | None] | None
@@ -44,9 +44,9 @@ Contexts = Context | Sequence[Context | None] | None
 class Transcriber:
     """Transcribes recordings of any length in batches.
 
-    A recording of at most ``max_chunk_s`` is one chunk. If ``filter_hallucinations`` is False, its text is the same as
-    from ``model.transcribe``. Longer recordings are cut at pauses (see :mod:`tiny_audio.inference.chunking`). Batches
-    contain chunks of similar length from all recordings. In fp32, the text of a chunk does not depend on its batch.
+    A recording of at most ``max_chunk_s`` is one chunk. If ``filter_hallucinations`` is False, the text of such a
+    recording is the same as from ``model.transcribe``. Longer recordings are cut at pauses (see
+    :mod:`tiny_audio.inference.chunking`). In fp32, the text of a chunk does not depend on its batch.
 
     Args:
         model: the model, in evaluation mode, on its device.
@@ -54,8 +54,7 @@ class Transcriber:
         max_padded_s: maximum seconds of audio in a batch, including padding. A longer chunk gets its own batch.
         generation: decoding settings. If None, the model's own settings are used.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
-            soft audio, and leave the pauses of long recordings out. If False, all audio is transcribed, and the model's
-            text of every chunk is returned unfiltered.
+            soft audio, and leave the pauses of long recordings out.
     """
 
     def __init__(
@@ -74,8 +73,7 @@ class Transcriber:
         self._max_padded_s = max_padded_s
         self._generation = generation
         self._filter = filter_hallucinations
-        # Held while the model is used. In a server, the threads that read uploads use the model to choose cuts, while
-        # another thread transcribes.
+        # Held while the model is used. In a server, several threads use it.
         self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
         if model.ctc_head is not None and model.clip_durations is not None:
@@ -98,9 +96,10 @@ class Transcriber:
 
     @property
     def max_chunk_s(self) -> float:
-        """Maximum duration of a chunk.
+        """Maximum duration of a chunk in seconds.
 
-        This is :data:`LONGEST_CHUNK_S`, unless the limit of the model or the longest training clip is lower.
+        This is the lowest of :data:`LONGEST_CHUNK_S`, the model's own limit, and the duration of the longest training
+        clip (if it is recorded).
         """
         return self._durations.max_s
 
@@ -142,9 +141,9 @@ class Transcriber:
         return [event for _, event in events if isinstance(event, Transcription)]
 
     def transcripts(self, waveforms: Sequence[Tensor], contexts: Contexts = None) -> list[Transcript]:
-        """Transcribe like :meth:`transcribe`, and return the transcript of each recording as if it were one clip.
+        """Transcribe like :meth:`transcribe`, but return transcripts, as if each recording were one clip.
 
-        If the model has a CTC head, ``ctc_text`` is never None. It is empty if a long recording has no speech.
+        If the model has a CTC head, ``ctc_text`` is never None.
         """
         found = self.transcribe(waveforms, contexts=contexts)
         silent = "" if self.can_time_words else None
@@ -162,17 +161,16 @@ class Transcriber:
     ) -> Iterator[tuple[int, Segment | Transcription]]:
         """Transcribe like :meth:`transcribe`, but yield each segment as soon as it is finished.
 
-        The transcription of a recording follows its last segment. Recordings are read in order. At most a few batches
-        are read ahead, so memory stays bounded.
+        Recordings are read in order. At most a few batches are read ahead, so memory stays bounded.
 
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
             word_timestamps, on_progress, contexts: see :meth:`transcribe`.
             on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
-                seconds, and the chunk's text so far. This is the decoder's text before filtering.
+                seconds, and the chunk's text so far, before filtering.
 
         Yields:
-            The index of a recording, with one of its segments or its transcription.
+            The index of a recording, with one of its segments or, after all of them, its transcription.
         """
         if word_timestamps and not self.can_time_words:
             raise UserError(
@@ -182,7 +180,7 @@ class Transcriber:
         for context in {contexts} if isinstance(contexts, Context | None) else {*contexts}:
             self.encode_context(context)  # reports an error before anything is transcribed
         report = on_progress or (lambda seconds: None)
-        last: int | None = None  # the recording of the last chunk
+        last: int | None = None  # index of the recording that the last chunk belongs to
         done: list[Segment] = []  # segments of the unfinished recording
         joiner, trained = Joiner(keep_words=word_timestamps), self._model.clip_durations
         for pool in self._pools(recordings):
@@ -220,8 +218,7 @@ class Transcriber:
     def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> Iterator[Chunk]:
         """Cut a recording into chunks that suit the model.
 
-        Cuts within speech may be replaced by better cuts, which the model itself chooses (see
-        :mod:`tiny_audio.inference.recutting`).
+        The model itself may choose cuts within speech (see :mod:`tiny_audio.inference.recutting`).
 
         Args:
             blocks: mono float32 ``[S]`` at 16 kHz, in order.
@@ -231,9 +228,9 @@ class Transcriber:
         return chunks if self._recutter is None else self._recutter(chunks, is_stopped)
 
     def _pools(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[list[tuple[int, Chunk | _End]]]:
-        """Yield pools, each with enough chunks for several batches.
+        """Yield pools of chunks (see ``_LARGEST_POOL``).
 
-        Each item is the index of a recording, with one of its chunks or its end.
+        Each item of a pool is the index of a recording, with one of its chunks or its end.
         """
         pool: list[tuple[int, Chunk | _End]] = []
         batches, waiting_s = 1, 0.0

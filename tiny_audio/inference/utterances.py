@@ -1,4 +1,4 @@
-"""Find utterances in a running stream by voice activity. The duration of an utterance and the memory are bounded."""
+"""Find utterances in a running stream by voice activity. Memory and the duration of an utterance are bounded."""
 
 from __future__ import annotations
 
@@ -22,16 +22,10 @@ _MARGIN, _SHORTEST, _BRIEF_PAUSE = (round(s * SAMPLE_RATE) for s in (MARGIN_S, _
 
 
 class VoiceActivity(Protocol):
-    """Computes the probabilities of speech of a stream.
-
-    An example is ``SpeechProbabilities`` with one frame per step, so that each probability is known without delay.
-    """
+    """Computes the probabilities of speech of a stream, such as ``SpeechProbabilities`` with one frame per step."""
 
     def add(self, samples: Tensor) -> list[float]:
-        """Add ``samples [S]``, and return the probability of each frame that is now complete.
-
-        A frame has :data:`FRAME` samples.
-        """
+        """Add ``samples [S]``, and return the probability of each frame of 512 samples that is now complete."""
         ...
 
 
@@ -40,8 +34,8 @@ class Utterances:
 
     An utterance ends after a pause of ``pause_s``. Once it has reached half of ``longest_s``, a pause of
     :data:`BRIEF_PAUSE_S` is enough. If there is no such pause before ``longest_s``, the utterance is cut at the softest
-    moment of its second half. The rest begins the next utterance, so no speech is lost. The division into blocks does
-    not affect the utterances.
+    moment of its second half. The rest begins the next utterance, so no speech is lost. The utterances do not depend on
+    the sizes of the blocks.
 
     Args:
         activity: finds the speech. It must not be shared with other streams.
@@ -98,7 +92,7 @@ class Utterances:
         return ended
 
     def end(self) -> list[Chunk]:
-        """Return a list with the utterance that is still open at the end of the stream; empty if there is none."""
+        """Return the utterance that is still open at the end of the stream, if there is one."""
         if self._start is None:
             return []
         chunk = self._close(min(self._speech_end + _MARGIN, self.num_samples))

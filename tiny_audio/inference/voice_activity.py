@@ -1,8 +1,8 @@
 """Compute the probability of speech in each frame, with silero-vad's network and weights.
 
 The weights are in the wheel of silero-vad (https://github.com/snakers4/silero-vad, MIT license). The package itself is
-not imported, because it sets the number of threads of the whole process. Only the weights of its TorchScript model are
-used. That model takes one frame per call. The network below takes many frames per call, and is several times as fast.
+not imported, because it sets the number of threads of the whole process. Its TorchScript model takes one frame per
+call. The network below uses the same weights, takes many frames per call, and is several times as fast.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""Seconds at each end of a pause that are kept, because they may contain soft consonants. The start of a pause is kept
-with the speech before it, and the end of a pause with the speech after it."""
+"""Seconds before and after speech that are kept with it, because they may contain soft consonants."""
 _CONTEXT = 64
 """Number of samples before each frame that the network receives together with the frame."""
 _WEIGHTS = "silero_vad.jit"
@@ -76,7 +75,7 @@ class SileroNetwork:
             samples: float32 ``[T * 512]`` at 16 kHz, on the CPU.
             state: the state after the previous frame.
         """
-        # Callers may run the model under autocast, which would round these weights.
+        # The caller may have enabled autocast for the speech recognizer. Autocast would round these weights.
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             frames = torch.cat([state.context, samples]).unfold(0, _CONTEXT + FRAME, FRAME)  # [T, 576]
             features = conv1d(
@@ -108,11 +107,7 @@ class SileroNetwork:
 
 @functools.cache
 def silero() -> SileroNetwork | None:
-    """Return silero-vad's network. It is loaded once.
-
-    Returns:
-        None if the package or its weights are not installed, or if the weights are those of another network.
-    """
+    """Return silero-vad's network. None if its weights are not installed or do not have the expected shapes."""
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or spec.origin is None:
         return None
@@ -130,7 +125,7 @@ def silero() -> SileroNetwork | None:
 class SpeechProbabilities:
     """The probabilities of speech of a recording that arrives in blocks.
 
-    The probabilities do not depend on the sizes of the blocks. At most ``frames_per_step`` frames are held.
+    The probabilities do not depend on the sizes of the blocks.
 
     Args:
         network: from :func:`silero`.
@@ -144,11 +139,7 @@ class SpeechProbabilities:
         self._held = torch.zeros(0)
 
     def add(self, samples: Tensor) -> list[float]:
-        """Return the probabilities that are known after these samples.
-
-        Args:
-            samples: the next samples, ``[S]`` at 16 kHz.
-        """
+        """Add samples ``[S]`` at 16 kHz, and return the probabilities that are now known."""
         self._held = torch.cat([self._held, samples.detach().to("cpu", torch.float32)])
         found: list[float] = []
         while len(self._held) >= self._step:
@@ -162,7 +153,7 @@ class SpeechProbabilities:
         if not len(self._held):
             return []
         num_frames = -(-len(self._held) // FRAME)
-        # Always compute a full step, because another size could be rounded differently.
+        # Always compute a full step, because the results for another number of frames could be rounded differently.
         probabilities, _ = self._network(pad(self._held, (0, self._step - len(self._held))), self._state)
         self._held = self._held[:0]
         return probabilities[:num_frames]

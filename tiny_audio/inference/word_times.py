@@ -69,7 +69,7 @@ class Spelling:
 
 
 def _readable(word: str, known: dict[str, int]) -> str:
-    """Return the word, with numbers and symbols as words if one of its digits or symbols is not in ``known``."""
+    """Return the word. If ``known`` lacks any of its digits or symbols, return it as it is read aloud in English."""
     if all(_labels(character, known) for character in word if character.isdecimal() or spoken(character) != character):
         return word
     return spoken(word)
@@ -96,10 +96,9 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
     """Find the most likely alignment of a text.
 
     A word lasts from the first frame of its first character to the last frame of its last character. A word that the
-    head cannot spell fills the gap between its neighbors. If the gap is too short, the word takes time from its
-    neighbors. If there are too few frames for the text, the words divide the clip evenly. Every word lasts at least one
-    frame, or the clip's duration divided by the number of words if that is shorter. Words do not overlap, and no word
-    ends after the clip.
+    head cannot spell fills the gap between its neighbors. If there are too few frames for the text, the words divide
+    the clip evenly. Words do not overlap, and no word ends after the clip. Every word lasts at least one frame, unless
+    the clip is too short for this.
 
     Args:
         spelling: the spelling of the text.
@@ -131,7 +130,7 @@ def evenly_spread(words: Sequence[str], start_s: float, end_s: float) -> tuple[W
 
 
 def shifted(word: Word, by_s: float) -> Word:
-    """Return the word with its times shifted by ``by_s``, for example from a chunk to its recording."""
+    """Return the word with its times shifted by ``by_s``."""
     return replace(word, start_s=word.start_s + by_s, end_s=word.end_s + by_s)
 
 
@@ -180,7 +179,8 @@ def _filled(texts: Sequence[str], words: Sequence[Word | None], end_s: float, st
 def _apart(words: Sequence[Word], least_s: float, duration_s: float) -> tuple[Word, ...]:
     """Shift the times so that words are within the clip and do not overlap.
 
-    No word is shorter than ``least_s``, or than the clip's duration divided by the number of words if that is shorter.
+    Every word lasts at least ``least_s``. If the clip is too short for this, every word lasts at least the clip's
+    duration divided by the number of words.
     """
     least_s = min(least_s, duration_s / max(1, len(words)))
     starts, ends, now = [], [], 0.0

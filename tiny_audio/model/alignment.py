@@ -1,6 +1,7 @@
 """An auxiliary CTC loss that aligns audio embeddings with the text. Its labels are tokens of the decoder.
 
-The logit of a label is the cosine similarity of an audio embedding and the token's embedding, divided by a temperature.
+The logit of a label is the cosine similarity of the audio embedding and the label's token embedding, divided by a
+temperature.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ class AlignmentLoss(nn.Module):
 
     Args:
         config: the recipe's section ``alignment``.
-        token_ids: token ids of the labels, ascending. Using only a part of the vocabulary saves time and memory.
-        pieces: for each token in the training transcripts that is not a label, the token ids of the labels that
-            together spell it.
+        token_ids: token ids of the labels, ascending.
+        pieces: id of a token that is not a label -> ids of the labels that together spell this token.
     """
 
     token_ids: Tensor
@@ -56,14 +56,14 @@ class AlignmentLoss(nn.Module):
             decoder: the model's decoder. Its embeddings get no gradient from this loss.
             audio: audio embeddings ``[B, N, H]``.
             audio_lengths: ``[B]``.
-            targets: B rows of token ids, each ending in the end token, which is not aligned.
+            targets: B rows of token ids. Each row ends in the end token, which is not aligned.
         """
         logits = self._logits(decoder, audio)
         tokens = iter(torch.cat(list(targets)).tolist())  # one copy from the GPU
         texts = [list(itertools.islice(tokens, len(row)))[:-1] for row in targets]
         labels = [[label for token in text for label in self._labels[token]] for text in texts]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
-        # The gradient of an infinite loss is not finite, so a target that does not fit is replaced by an empty one.
+        # A target that does not fit would have an infinite loss without a finite gradient, so use an empty target.
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]
         fitting = torch.tensor(fits, device=audio.device)
         return -ctc.log_likelihood(logits, audio_lengths, labels) * fitting, fitting
@@ -74,9 +74,6 @@ class AlignmentLoss(nn.Module):
 
         Each audio embedding is replaced by the label with the most similar token embedding, or by the blank if no
         similarity is above ``blank_similarity``. Then adjacent repetitions are merged, and blanks are removed.
-
-        Args:
-            decoder, audio, audio_lengths: see :meth:`forward`.
         """
         labels = ctc.greedy(self._logits(decoder, audio), audio_lengths)
         return [self.token_ids[torch.tensor(row, dtype=torch.long) - 1].tolist() for row in labels]

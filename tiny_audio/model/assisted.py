@@ -1,9 +1,8 @@
 """Assisted (speculative) greedy decoding: the decoder verifies a draft of the text, many tokens in one pass.
 
-See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text, which takes no extra time to
-compute. One forward pass of the decoder over prompt, audio and draft predicts the next token at every position. Up to
-the first draft token that differs from the prediction, the draft is accepted, because plain greedy decoding would give
-the same tokens. In place of the token that differs, the predicted token is used.
+See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text. One forward pass of the
+decoder over prompt, audio and draft predicts the next token at every position. The draft is accepted up to the first
+token that differs from the prediction. There, the predicted token is used, as in plain greedy decoding.
 """
 
 from __future__ import annotations
@@ -60,9 +59,8 @@ class Draft(Protocol):
 class TextDraft:
     """A draft from a text that is nearly correct, such as the text of a CTC head.
 
-    The verified tokens are matched to the prefix of the text that has the lowest Levenshtein distance to them. The
-    draft is the text after this prefix. Therefore an inserted, missing or wrong word usually does not affect the draft
-    of the following words.
+    The draft is the text after the prefix that has the lowest Levenshtein distance to the verified tokens. So a wrong
+    word usually does not affect the draft of the following words.
 
     Args:
         text: the whole text.
@@ -92,19 +90,18 @@ class TextDraft:
     def _rest(self) -> str:
         """Return the part of the text that follows the verified text."""
         best = np.flatnonzero(self._distances == self._distances.min()).tolist()
-        # If several prefixes have the lowest distance, prefer one that ends at the end of a word. Verified tokens
-        # usually end there, and errors usually concern whole words.
+        # Prefer a prefix that ends at the end of a word, because verified tokens usually end there.
         word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # the last ids ended in the middle of a multi-byte character
+        if not verified.startswith(self._verified):  # the ids of the previous call ended inside a multi-byte character
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
             substituted = self._distances[:-1] + (self._codes != code)
             row = np.concatenate([self._distances[:1] + 1, np.minimum(self._distances[1:] + 1, substituted)])
-            # Skip characters of the text: row[j] = min over k <= j of row[k] + (j - k)
+            # Characters of the text can also be skipped: row[j] = min over k <= j of row[k] + (j - k)
             self._distances = np.minimum.accumulate(row - positions) + positions
         self._verified = verified
 
@@ -122,7 +119,7 @@ class AssistedDecode:
     """The result of greedy decoding for one clip."""
 
     ids: list[int]
-    """Token ids. The last one is the end token, unless the text was truncated."""
+    """Token ids. If the text was not truncated, the last id is the end token."""
     num_passes: int
     """Number of forward passes of the decoder that included the clip."""
 
@@ -140,18 +137,17 @@ def decode_assisted(
 ) -> list[AssistedDecode]:
     """Decode B rows greedily, and verify drafts.
 
-    Rows advance independently. After a pass, each row continues with a new draft after its own last verified token.
-    Finished rows leave the batch.
+    After each pass, each row continues with a new draft after its own last verified token.
 
     Args:
-        decoder: the decoder, which is used here only to embed tokens.
+        decoder: used only to embed tokens.
         cache: an empty cache of ``decoder``.
         embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
         mask: ``[B, L]`` bool, True at positions that are not padding.
         drafts: one draft for each row.
         max_new_tokens: number of tokens after which a row without an end token is truncated.
         end_id: the token that ends a row.
-        on_ids: called after each pass, once for each row in it, with the row's index and its verified ids so far.
+        on_ids: called after each pass for each of its rows, with the row's index and its verified ids so far.
     """
     device = embeddings.device
     verified: list[list[int]] = [[] for _ in drafts]
@@ -162,8 +158,8 @@ def decode_assisted(
         proposed = [
             _until(drafts[row].after(verified[row]), end_id)[: max_new_tokens - len(verified[row]) - 1] for row in rows
         ]
-        # The decoder predicted the last verified token, but has not read it. So it is read now, before the draft. The
-        # first pass reads the prompt instead.
+        # The last verified token is not in the cache yet, so the pass reads it before the draft. The first pass reads
+        # the prompt before the draft.
         last = [verified[row][-1:] for row in rows]
         ids = [torch.tensor([*known, *draft], dtype=torch.long) for known, draft in zip(last, proposed, strict=True)]
         read = pad_sequence(ids, batch_first=True).to(device)

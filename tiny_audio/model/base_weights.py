@@ -1,8 +1,7 @@
 """Exports without base weights: find the tensors that an export can leave out, and fill them in when it is loaded.
 
-If the encoder and the decoder are frozen, often only about 1% of the weights are trained. An export without base
-weights contains only the trained weights. For all other weights, it refers to a commit on the hub or to a folder. A
-tensor counts as trained if it differs from the checkpoint in any value.
+An export without base weights contains only the trained weights, often about 1% of all weights. The other weights come
+from a checkpoint: a commit on the hub, or a folder. A tensor counts as trained if it differs from the checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
     Each reference also has ``names``, the names of the tensors that can be left out.
 
     Args:
-        parts: the configs of encoder and decoder as mappings, by kind.
+        parts: the configs of encoder and decoder as mappings. The keys are those in :data:`KINDS`.
         tensors: the tensors of the whole model, by name. Tied tensors occur once.
 
     Raises:
@@ -75,7 +74,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
 
 
 def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str]:
-    """Fill in the missing tensors from the checkpoints. Return the names of the tensors that were filled in.
+    """Fill in the missing tensors from the checkpoints, and return their names.
 
     Args:
         model: the model, directly after loading.
@@ -103,7 +102,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
                 "all its weights"
             )
         base = _base_tensors(kind, part)
-        # Weights that will be quantized keep the checkpoint's data type, because training also quantized them from it.
+        # Weights that will be quantized keep the checkpoint's data type, as in training.
         exact = {
             f"{kind}.{path}.weight"
             for path in quantizable(getattr(model, kind))
@@ -147,8 +146,7 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: if the part's config has ``quantization``, the weights are quantized, and then dequantized to this
-            data type, as in training. If None, the checkpoint's weights are returned unchanged.
+        quantized: the type to which quantized weights are dequantized, as in training. If None, nothing is quantized.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):
@@ -168,7 +166,7 @@ def without_adapters(name: str) -> str:
 
 
 def _hash_of_weights(folder: Path) -> str:
-    """Return the identity that older exports recorded for a folder. It depends on the weights only."""
+    """Return the identity that older exports recorded for a folder."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(path.name.encode())

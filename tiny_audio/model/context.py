@@ -1,12 +1,13 @@
 """Encode the context of a clip as token ids. In the prompt, these ids are directly before the audio.
 
-The text has a line for each kind of context that is given::
+A context is information about a clip that is known in advance. Its text has a line for each kind of information that is
+given::
 
     Language: en
     Words: Ada Lovelace, Babbage
     Previous text: The first program was written in
 
-Without context there are no lines, and the prompt is the same as for a model that was trained without context.
+Without context, the prompt is the same as for a model that was trained without context.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class EncodedContext:
     ids: tuple[int, ...] = ()
     """Token ids between the prompt's prefix and the audio. Empty without context."""
     num_hotwords: int = 0
-    """Number of hotwords in ``ids``. The others were left out."""
+    """Number of hotwords in ``ids``."""
     left_out: tuple[str, ...] = ()
     """The hotwords that were left out."""
     warnings: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class ContextEncoder:
 
     @cached_property
     def encode(self) -> Callable[[Context | None], EncodedContext]:
-        """Return the ids of a context.
+        """A cached function that encodes a context as token ids.
 
         Hotwords and previous text that do not fit, or that the tokenizer cannot encode, are left out with a warning.
         The last hotwords of the list are left out first. Of the previous text, the first words are left out first.
@@ -106,8 +107,7 @@ class ContextEncoder:
         given = {word.lower() if self.settings.lower_case else word: word for word in context.hotwords}
         if self.settings.lower_case:
             previous = [word.lower() for word in previous]
-        # Each hotword has at least one token, so the hotwords in `rest` cannot fit. Leave them out now, because a huge
-        # list would otherwise be encoded many times.
+        # Each hotword has at least one token, so the hotwords in `rest` cannot fit. Encoding a huge list would be slow.
         hotwords, rest = tuple(given)[: self.max_tokens], tuple(given)[self.max_tokens :]
         warnings = list(self._untrained(context))
         ids = self._ids(context_text(hotwords, " ".join(previous), language))
@@ -193,10 +193,8 @@ class ContextEncoder:
 
 
 def _most(number: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest number of words for which ``fits`` returns True, at most ``number``. 0 if none fits.
-
-    Binary search works, because more words never need fewer tokens.
-    """
+    """Return the largest number of words for which ``fits`` returns True, at most ``number``. 0 if none fits."""
+    # Binary search works, because more words never need fewer tokens.
     low, high = 0, number
     while low < high:
         middle = (low + high + 1) // 2

@@ -24,10 +24,10 @@ class GenerationConfig(Config):
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
     faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
-    errors may change which of them is chosen, just as another batch size may. This is very rare in single precision,
-    but sometimes happens in half precision. ``none`` is plain decoding. If None, ``ctc`` is used if decoding is greedy
-    and in single precision, the model has a CTC head, and the decoder's cache can be rewound (unlike a recurrent
-    state). Otherwise, ``none`` is used."""
+    errors may change which of them is chosen. This is very rare in single precision, but sometimes happens in half
+    precision. A different batch size can have the same effect. ``none`` is plain decoding. If None, ``ctc`` is used
+    under four conditions: greedy decoding, single precision, a CTC head, and a decoder cache that can be rewound
+    (unlike a recurrent state). Otherwise, ``none`` is used."""
 
     @model_validator(mode="after")
     def _check(self) -> GenerationConfig:

@@ -21,7 +21,6 @@ def best_text(
         texts: K candidates for one clip.
         by_decoder: ``[K]``, their log-likelihoods under the decoder.
         frames: the clip's frames, with CTC logits.
-        vocabulary: vocabulary of the CTC head.
         ctc_weight: see ``GenerationConfig``.
     """
     assert frames.ctc_logits is not None

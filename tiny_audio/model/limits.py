@@ -25,12 +25,11 @@ def longest_clip_s(
     If not even a clip of 0.1 s fits, the result is 0.1.
 
     Args:
-        encoder: the encoder's config. If the encoder comes from a checkpoint, the config must be the result of
-            ``with_architecture``.
+        encoder: the encoder's config, completed by ``with_architecture`` if the encoder comes from a checkpoint.
         projector: the projector, on any device.
         max_positions: maximum number of positions of the decoder. None if there is no limit.
         num_text_ids: number of positions that prompt and transcript need.
-        at_most_s: upper bound of the result. It applies if the model's own limits are higher.
+        at_most_s: upper bound of the result.
     """
     longest_s = min(encoder.max_duration_s() or at_most_s, at_most_s)
     if max_positions is None:

@@ -71,7 +71,7 @@ class TinyAudioModel(SavedModel):
         generation: GenerationConfig | None = None,
         context: ContextSettings | None = None,
     ) -> TinyAudioModel:
-        """Build the model from the configs of its parts. Load pretrained weights if the configs name a checkpoint.
+        """Build the model from the configs of its parts, with pretrained or random weights.
 
         Raises:
             UserError: a part cannot be built (see :mod:`tiny_audio.pretrained.building`), or the model does not
@@ -128,7 +128,7 @@ class TinyAudioModel(SavedModel):
             audio_lengths: ``[B]``.
             ids: B rows of token ids that follow the prompt. Rows are empty at inference.
             padding_side: ``right`` to train, ``left`` to generate.
-            contexts: B rows of token ids of contexts, see :meth:`encode_context`. None if no row has a context.
+            contexts: the token ids of each row's context, see :meth:`encode_context`. None if no row has a context.
 
         Returns:
             Embeddings ``[B, L, H]`` and their bool mask ``[B, L]``.
@@ -170,11 +170,10 @@ class TinyAudioModel(SavedModel):
             waveforms: ``[B, S]`` float32 at 16 kHz.
             waveform_lengths: ``[B]`` in samples.
             targets: B rows of token ids, each ending in the end token.
-            ctc_targets: B rows of CTC labels. They are required if the model has a CTC head.
-            transform: a function such as SpecAugment. It is applied to the features before the encoder's layers.
+            ctc_targets: B rows of CTC labels, required if the model has a CTC head.
+            transform: a function such as SpecAugment, applied to the features before the encoder's layers.
             label_smoothing: share of each target's probability that is spread over the vocabulary.
-            linear_cross_entropy: a function that computes losses directly from hidden states. If None, logits are
-                computed first.
+            linear_cross_entropy: computes losses directly from hidden states. If None, logits are computed first.
             frames: the encoder's frames of these clips. If given, the encoder is not run.
             contexts: see :meth:`splice`.
             skip_decoder: do not run the decoder. The decoder's loss is then 0.
@@ -221,7 +220,7 @@ class TinyAudioModel(SavedModel):
     ) -> Any:
         """Generate the transcripts' token ids ``[B, new tokens]``. Rows are padded after their end token.
 
-        This method has no joint or assisted decoding with the CTC head, but :meth:`transcribe` supports both.
+        For joint or assisted decoding with the CTC head, use :meth:`transcribe`.
 
         Args:
             waveforms: ``[B, S]`` float32 at 16 kHz.
@@ -261,12 +260,12 @@ class TinyAudioModel(SavedModel):
         return None if recorded is None else ClipDurations(**recorded)
 
     def longest_clip_s(self, at_most_s: float) -> float:
-        """Return the maximum duration of a clip, given the encoder's limit and the decoder's number of positions.
+        """Return the maximum duration of a clip in seconds, given the limits of the encoder and the decoder.
 
         If the model was trained with context (such as hotwords), there is also room for the longest context.
 
         Args:
-            at_most_s: upper bound of the result. It applies if the model's own limits are higher.
+            at_most_s: upper bound of the result.
         """
         return Room(self.config, self.projector).longest_clip_s(at_most_s)
 
@@ -369,7 +368,7 @@ class TinyAudioModel(SavedModel):
         Args:
             audio: ``[B, N, H]``, from the projector.
             audio_lengths: ``[B]``.
-            texts: B drafts. A wrong draft makes decoding slower, but does not change the result, apart from rounding.
+            texts: B drafts. A wrong draft only makes decoding slower.
             tokenizer: the decoder's tokenizer.
             on_ids: see :func:`tiny_audio.model.assisted.decode_assisted`.
             max_new_tokens: maximum number of tokens of a clip. If None, the model's own setting is used.

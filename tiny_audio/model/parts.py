@@ -30,7 +30,7 @@ def build_parts(
     decoder_architecture: dict[str, Any] | None = None,
     embedding_rms: float | None = None,
 ) -> Parts:
-    """Build the parts. The projector is built last, because its sizes depend on the encoder and the decoder.
+    """Build an encoder, a projector and a decoder with matching sizes.
 
     Args:
         tokenizer: see :class:`DecoderContext`.

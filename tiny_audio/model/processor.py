@@ -40,8 +40,8 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
             ``waveforms [B, S]`` (float32, padded with zeros), and ``waveform_lengths [B]`` in samples.
 
         Raises:
-            UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is empty,
-                or is not an array, not mono, not floating-point or not finite.
+            UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is not a
+                nonempty mono array of finite floating-point samples.
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(

@@ -14,22 +14,23 @@ from tiny_audio.config import Config, UserError
 from tiny_audio.decoders import unknown_id
 
 AUDIO = "{audio}"
-# Placeholders for the audio and for the reply while a template is rendered. They are private-use characters: templates
-# do not strip them, and transcripts do not contain them.
+# Placeholders for the audio and the reply while a template is rendered. Templates do not strip these private-use
+# characters, and transcripts do not contain them.
 _SENTINEL, _REPLY = "\ue000", "\ue001"
-# Some templates print today's date, but a prompt must not change from day to day. So these templates print this date
-# instead, which is the default date of Llama 3's template.
+# Templates that print today's date get Llama 3's default date instead, so that a prompt does not change every day.
 _DAY = date(2024, 7, 26)
 _DAY_PARTS = {f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBdFHIjmMpSyY"}
 _DAY_PARTS |= {f"%-{code}": _DAY_PARTS[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSy"}
-# Prepended to templates that call strftime_now, to replace transformers' own function. The empty expression at the end
-# keeps a line break at the start of the template, which Jinja would remove after a block.
+# Prepended to templates that call strftime_now, to replace transformers' own function. Jinja removes a line break
+# directly after a block (`{% … %}`). A template may start with a line break, so this text ends with an expression
+# (`{{- '' }}`) instead of a block.
 _CLOCK = (
     "{%- macro strftime_now(format) -%}{%- set shown = namespace(text=format) -%}"
     "{%- for code, part in day_parts.items() -%}{%- set shown.text = shown.text.replace(code, part) -%}{%- endfor -%}"
     "{{- shown.text -}}{%- endmacro -%}{{- '' }}"
 )
-# The reply of a thinking model starts with `<think>`. If thinking is off, a line break and `_THOUGHT` follow.
+# The reply of a thinking model starts with `<think>`. To turn thinking off, the prompt ends with an empty thought:
+# "<think>\n\n</think>\n\n". This is `_THINK`, an additional line break and `_THOUGHT`.
 _THINK, _THOUGHT = "<think>", "\n</think>\n\n"
 
 
@@ -174,10 +175,7 @@ class Context:
 
 
 def hotwords_in(text: str) -> tuple[str, ...]:
-    """Return the hotwords in a text, such as the content of a file.
-
-    They are separated by commas, semicolons or line breaks.
-    """
+    """Split a text at commas, semicolons and line breaks, and return the hotwords."""
     return tuple(_distinct(_BETWEEN_WORDS.split(text)))
 
 
@@ -189,8 +187,7 @@ def _distinct(words: Iterable[str]) -> Iterable[str]:
 def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
     """Render the messages with the tokenizer's chat template, or as plain text if it has none.
 
-    If the template prints a date, it is a fixed date. Thinking is switched off. The template determines whether the
-    text starts with a special token, and which token ends a reply.
+    If the template prints a date, it is a fixed date. Thinking is switched off.
 
     Raises:
         UserError: the tokenizer has no end token or lacks a token of the prompt, or its template rejects, drops or
@@ -280,23 +277,20 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 
 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
-    """Return the token that ends a reply, or None if the template shows no such token.
-
-    This token often differs from the end-of-text token.
-    """
+    """Return the token that ends a reply, often not the end-of-text token. None if the template shows no such token."""
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
     except UserError:
         return None
     _, found, after = text.rpartition(_REPLY)
     ids = tokenizer.encode(after.lstrip(), add_special_tokens=False) if found else []
-    # Only a special token can end a reply. Transcripts may contain a plain word, such as the next speaker's name.
+    # A plain word after the reply, such as the next speaker's name, cannot end it: transcripts may contain this word.
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     return int(ids[0]) if ids and ids[0] in special else None
 
 
 def encode_inside(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Encode text as in the middle of a document, where SentencePiece tokenizers do not add a space."""
+    """Encode text without the space that SentencePiece tokenizers add at the start of a text."""
     letter = tokenizer.encode("a", add_special_tokens=False)
     if letter and str(tokenizer.convert_ids_to_tokens(letter[0])).startswith("▁"):
         ids = tokenizer.encode(f"a{text}", add_special_tokens=False)

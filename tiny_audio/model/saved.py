@@ -20,10 +20,10 @@ class SavedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is unty
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load like transformers, but reject wrong keys. Weights that the export left out come from their checkpoints.
+        """Load like transformers, but reject missing, unexpected and mismatched keys.
 
-        With ``output_loading_info``, wrong keys are returned and raise no error. By default, only safetensors files
-        are read.
+        Weights that are not in the export come from the pretrained checkpoints of encoder and decoder. With
+        ``output_loading_info``, wrong keys are returned and raise no error. By default, only safetensors are read.
 
         Raises:
             UserError: a key is missing or unexpected or has another shape, or a base checkpoint cannot be read.

@@ -25,7 +25,7 @@ Contexts = Sequence[Sequence[int]]
 class TargetScores:
     """Negative log-likelihoods of the targets, summed over tokens.
 
-    They are not means. So the exact mean over any group of rows is ``sum(losses) / sum(numbers of tokens)``.
+    The exact mean over any group of rows is ``sum(losses) / sum(numbers of tokens)``.
     """
 
     decoder_loss: Tensor
@@ -75,7 +75,7 @@ def splice(
 
 
 def _with_contexts(decoder: Decoder, prefix: Tensor, contexts: Contexts) -> list[Tensor]:
-    """Return B rows of embeddings. Each row is the prefix, followed by the row's context."""
+    """Return B rows of embeddings: the prefix, followed by the row's context."""
     ids = torch.tensor([index for row in contexts for index in row], dtype=torch.long, device=prefix.device)
     embedded = torch.split(decoder.embed(ids).to(prefix.dtype), [len(row) for row in contexts])
     return [torch.cat([prefix, row]) for row in embedded]
@@ -93,10 +93,8 @@ def target_losses(
     """Return the negative log-likelihoods ``[B]`` of B rows of targets. Each row ends in the end token.
 
     Args:
-        decoder: the model's decoder.
         embeddings: ``[B, L, H]``, right-padded, without the end tokens.
         mask: ``[B, L]``.
-        targets: B rows of token ids.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
         num_shared: number of positions at the start that are the same in all rows.
     """

@@ -24,7 +24,6 @@ class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is 
 
     Args:
         num_clips: number of clips. transformers passes one row for each beam of each clip.
-        on_ids: the callback.
     """
 
     def __init__(self, num_clips: int, on_ids: OnIds) -> None:

@@ -1,12 +1,11 @@
 """Estimate the costs of a recipe before it runs: memory, FLOPs, time and money.
 
-The model is built on the meta device, without weights and without network access. A **dry run** (``_dry_run``) executes
-one training step of the largest batch (``_step``). It counts the bytes of all live tensors and the FLOPs of each part.
-**Autocast emulation** (``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``)
-cover memory that tensors do not use: the CUDA context and fragmentation. The time is
-``FLOPs / (peak speed · utilization · (1 - padding share))``. The FLOPs are those of the audio without padding, and
-``_order`` estimates the padding share. If the recipe does not fit, ``_changes`` tries changes, each in a separate dry
-run.
+The model is built on the meta device, without weights. A **dry run** (``_dry_run``) executes one training step on the
+largest batch (``_step``), and counts the bytes of all live tensors and the FLOPs of each part. **Autocast emulation**
+(``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``) cover memory outside of
+tensors: fragmentation, and the CUDA context or the Python process. The time is
+``FLOPs / (peak speed · utilization · (1 - padding share))``, where the FLOPs are those without padding, and ``_order``
+estimates the padding share. If the recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Plan:
         }
 
     def total_parameters(self) -> dict[str, int]:
-        """Return ``total`` and ``trainable``: the number of parameters of all parts."""
+        """Return ``total`` and ``trainable``: the numbers of parameters of all parts together."""
         return {key: sum(part[key] for part in self.worst.parameters.values()) for key in ("total", "trainable")}
 
     def as_json(self) -> dict[str, Any]:
@@ -153,10 +152,9 @@ def plan_recipe(
     utilization: float = UTILIZATION,
     mean_clip_s: float | None = None,
 ) -> Plan:
-    """Estimate costs from dry runs of the recipe's largest batch and of a clip of mean length.
+    """Estimate costs from a dry run of the recipe's largest batch and a dry run of a clip of mean length.
 
     Args:
-        recipe: the recipe.
         gpu: a name in the table of GPUs, or ``cpu`` for this machine. If None, all GPUs are compared.
         price_per_hour: US dollars. If None, the price in the table of GPUs is used.
         utilization: share of the peak speed that training reaches.
@@ -164,7 +162,8 @@ def plan_recipe(
             duration.
 
     Raises:
-        UserError: an argument is out of range, or a part cannot be built without network access.
+        UserError: an argument is out of range, or a part cannot be built; see
+            :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     data = recipe.data
     mean_s = max(data.max_duration_s / 2, data.min_duration_s) if mean_clip_s is None else mean_clip_s
@@ -204,7 +203,7 @@ def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Lit
     """Predict the bytes that a training step on one batch needs, including the allowances of a plan.
 
     Raises:
-        UserError: a part cannot be built without network access.
+        UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     allowances = machine("cpu") if device == "cpu" else next(iter(GPUS.values()))
     return allowances.needed_bytes(dry_run(recipe, Shape(num_clips, duration_s), device).peak_bytes)

@@ -1,6 +1,6 @@
 """Emulate two ways in which PyTorch changes a model's calls on a device: autocast, and the choice of fused kernels.
 
-Both depend on the device of the tensors. In a dry run, tensors are on the meta device, so PyTorch does neither.
+On the meta device, which a dry run uses, PyTorch makes neither change.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ class AutocastEmulation(TorchFunctionMode):
     def leave_autocast(self) -> None:
         """Release the cast copies of weights, as PyTorch does at the end of autocast.
 
-        The autograd graph keeps the copies that the backward pass needs.
+        The autograd graph still has the copies that the backward pass needs.
         """
         self._weights.clear()
 
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of ``loss``.
 
-        ``loss.backward()`` cannot be used, because it would hide the recomputation of layers from function modes.
+        ``loss.backward()`` cannot be used: PyTorch turns this mode off inside it, so layers that are recomputed in the
+        backward pass would not be emulated.
         """
         self._keeps_weights = False  # each recomputed layer enters autocast again, and casts its weights again
         engine = torch.autograd.Variable._execution_engine
@@ -120,7 +121,8 @@ class AutocastEmulation(TorchFunctionMode):
     ) -> Tensor:
         """Run fused attention.
 
-        For the backward pass, it saves queries, keys, values, the result and one number per query, but no scores.
+        Fused kernels save queries, keys, values, the result and one number per query for the backward pass, but no
+        scores.
         """
         trains_bias = attn_mask is not None and attn_mask.requires_grad
         if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel supports these on a CPU
@@ -128,7 +130,7 @@ class AutocastEmulation(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # Fused kernels add the mask to the scores, so every layer creates and keeps a floating-point copy of it.
+            # Fused kernels add the mask to the scores, so every layer creates and keeps a floating-point mask.
             attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
         if attn_mask is not None and trains_bias:
             bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
@@ -153,11 +155,11 @@ class _Region:
 
 
 def use_flash_attention(part: nn.Module) -> None:
-    """Make a part's transformers models use an emulation of Flash Attention 2. The package need not be installed.
+    """Emulate Flash Attention 2 and ``attention: varlen`` in a part's transformers models, without flash-attn.
 
-    Attention skips padding, so no layer creates or keeps a mask. ``attention: varlen`` is emulated in the same way.
+    Attention skips padding, so no layer creates or keeps a mask.
     """
-    name = "dry_run"  # if the name had "flash" in it, transformers would look for the package
+    name = "dry_run"  # if the name had "flash" in it, transformers would look for the package flash-attn
     AttentionInterface.register(name, _flash_attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
     for module in part.modules():
@@ -176,7 +178,7 @@ def _flash_attention(
     max_length_q: int = 0,
     **__: Any,
 ) -> Any:
-    if cu_seq_lens_q is None:  # transformers removes the padding in each layer
+    if cu_seq_lens_q is None:  # the rows are padded; with the real kernel, transformers removes the padding here
         # [B, H, T, D] -> [B, T, H, D]
         return _fused(query, key, value).transpose(1, 2), None
     # [1, H, T, D] -> [T, H, D]. The sliding window is left out, because it does not affect sizes.
@@ -186,7 +188,7 @@ def _flash_attention(
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **settings: Any) -> Tensor:
-    # All fused kernels save the same tensors. The CPU's kernel also works without a GPU.
+    # All fused kernels save the same tensors. Use the CPU's kernel, which also works on machines without a GPU.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended: Tensor = kernel(query, key, value, 0.0, is_causal, **settings)[0]
     return attended

@@ -16,7 +16,6 @@ from tiny_audio.plan._step import DryRunResult, dry_run_worst
 from tiny_audio.recipe import Recipe
 
 _MAX_CHANGES = 3
-"""Maximum number of suggested changes."""
 _LOW_RANK = 8
 """The LoRA rank that is suggested if the recipe has a higher rank."""
 _PRETRAINED = ("encoder", "decoder")
@@ -28,7 +27,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """Changes to fields that together make the recipe fit."""
+    """New values of fields that together make the recipe fit."""
 
     fields: Mapping[str, Any]
     needed_bytes: int
@@ -45,7 +44,7 @@ def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> l
     """Return up to three changes, each of which alone makes the recipe fit.
 
     Changes that affect neither the batch nor the parameters come first. If no single change is enough, return a
-    combination of several. If no combination was found either, return an empty list.
+    combination of several, or an empty list if none was found.
     """
     found: list[Change] = []
     for fields in _single(recipe, worst, machine):
@@ -98,7 +97,7 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         if lora is None or lora.rank <= _LOW_RANK:
             continue
         # A trainable parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for
-        # activations. If this estimate is wrong, the only cost is one more dry run.
+        # activations. If the change saves less than this estimate, the only cost is one more dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
@@ -107,9 +106,9 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
 
 
 def _savers(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Fields:
-    """Return fields that save memory without changing the batch.
+    """Return new values of fields that save memory without changing the batch.
 
-    The last fields switch on gradient checkpointing, first for the part with more bytes of activations.
+    The last fields switch on gradient checkpointing, first for the part with the larger activations.
     """
     savers: Fields = {}
     for part in _PRETRAINED:
@@ -128,7 +127,7 @@ def _could_checkpoint(recipe: Recipe, worst: DryRunResult, part: str) -> bool:
 
 
 def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
-    """Return fields for a smaller batch, with more batches per step."""
+    """Return new values of fields for a batch of ``clips`` clips, and for more batches per step."""
     batching, steps = recipe.batching, recipe.training.accumulation
     fields: Fields
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
@@ -140,9 +139,9 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
 
 
 def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Combine all changes of :func:`_savers`. If these are not enough, also use fewer clips per batch.
+    """Combine all fields of :func:`_savers`. If these are not enough, also use fewer clips per batch.
 
-    If that is not enough, try again with a half, then with a quarter of the maximum clip duration.
+    If this is not enough, repeat both with a half, then with a quarter of the maximum clip duration.
     """
     savers = _savers(recipe, worst, machine)
     data = recipe.data

@@ -1,9 +1,8 @@
 """The dry run: count the bytes and FLOPs of a model that runs without storage.
 
 The model runs forward and backward on the meta device. Each tensor has a shape, a type and a lifetime, but no data. Its
-bytes are counted from its creation until its last reference is released. So no formulas are needed for the bytes of
-saved activations, recomputed activations, gradients and temporary tensors. Lengths, ids and masks are real tensors on
-the CPU, because control flow depends on them.
+bytes are counted from its creation until its last reference is released. Lengths, ids and masks are real tensors on the
+CPU, because control flow depends on them.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ OTHER = "other"
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of attention's two matrix products, for queries ``[B, H, T, D]``. Heads may share keys."""
+    """Return the FLOPs of attention's two matrix products, for queries ``[B, H, T, D]``. Query heads may share keys."""
     return 4 * query.numel() * key.shape[2]
 
 
 def _attention_backward_flops(_gradient: Tensor, query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of five matrix products, one of which computes the scores again."""
+    """Return the FLOPs of the backward pass: five matrix products, one of which computes the scores again."""
     return 10 * query.numel() * key.shape[2]
 
 
@@ -53,7 +52,7 @@ def _packed_backward_flops(
 
 
 _FLOPS: dict[Any, Callable[..., int]] = flop_registry | {
-    # torch itself only counts the attention kernels of GPUs.
+    # torch does not count these attention operators itself.
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.torch_attn._varlen_attn: _packed_flops,
@@ -79,8 +78,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # Key: address of a storage. Value: a weak reference, whose callback runs when the storage is released; the size
-        # in bytes; the label.
+        # Address of a storage -> weak reference to it, its size in bytes, its label. The callback of the reference runs
+        # when the storage is released.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -103,7 +102,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
-        """Count the tensors that are created inside the ``with`` block, and the FLOPs of the block, for ``part``."""
+        """Count the new tensors and the FLOPs of the ``with`` block for ``part``."""
         before = self._label, self._part
         # Tensors that are recomputed in the backward pass are temporary.
         self._label, self._part = (part if self._direction == "forward" else BACKWARD), part
@@ -114,9 +113,9 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Count tensors that are created inside the ``with`` block as temporary.
+        """Count the new tensors of the ``with`` block as temporary, and its FLOPs as ``backward``.
 
-        Tensors that become gradients of parameters are not counted as temporary.
+        To count the gradients of parameters under another label, call :meth:`account` for them.
         """
         before = self._label, self._direction
         self._label, self._direction = BACKWARD, "backward"
@@ -130,8 +129,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Args:
             module: the module.
-            part: label of the tensors that the module creates in its forward pass. The FLOPs of both passes are also
-                counted for this part.
+            part: label of the tensors of the forward pass, and of the FLOPs of both passes.
             output: label of the module's outputs. If None, they keep the label ``part``.
         """
         entered: list[Any] = []
@@ -232,15 +230,14 @@ def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: b
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 _LAYOUTS: dict[Any, list[_Layout] | None] = {}
 """Cache. Key: an operator, the layouts of its tensor arguments, and its other arguments. Value: the layouts of its
-results, or None if the results cannot be recreated from their layouts alone, for example because they share memory."""
+results, or None if they are not enough to recreate the results, for example because results share memory."""
 _MAX_LAYOUTS = 50_000
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator on meta tensors.
 
-    Most of the time of a dry run is spent in PyTorch's Python code that computes the shapes of results. Layers
-    repeat, so the layouts of results are reused.
+    Computing the shapes of results takes most of the time of a dry run, so the layouts of results are cached.
     """
     key = func, _without_values(args), _without_values(tuple(kwargs.items()))
     try:
@@ -259,10 +256,7 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _without_values(value: Any) -> Any:
-    """Return what determines the layouts of an operator's results.
-
-    This is the layout of each tensor argument, and the type and value of each other argument.
-    """
+    """Return the layout of each tensor argument, and the type and value of each other argument."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
@@ -271,7 +265,7 @@ def _without_values(value: Any) -> Any:
 
 
 def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layout] | None:
-    """Return the layouts of the results, or None unless all results are new, dense tensors with their own memory."""
+    """Return the layouts of the results if all results are new, dense tensors with their own memory, else None."""
     results = out if isinstance(out, tuple) else (out,)
     if func._schema.is_mutable or not all(isinstance(result, Tensor) and result.is_meta for result in results):
         return None
@@ -287,9 +281,9 @@ def _layouts_of_new(func: Any, given: Iterator[Tensor], out: Any) -> list[_Layou
 
 
 def _resolve_masks(args: Any) -> Any:
-    """Turn boolean masks that are not on the meta device into the positions that they select.
+    """Return the arguments of an indexing operator, with boolean masks replaced by the positions that they select.
 
-    The number of positions determines the shape of the result of the indexing.
+    The number of selected positions determines the shape of the result. Masks on the meta device are kept.
     """
 
     def positions(index: Tensor | None) -> list[Tensor | None]:
@@ -302,7 +296,7 @@ def _resolve_masks(args: Any) -> Any:
 
 
 def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-    """Whether a call creates integers or booleans. They are lengths, positions or masks, and must keep their values."""
+    """Whether a call creates integers or booleans. Such lengths, positions and masks must keep their values."""
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)

@@ -21,8 +21,8 @@ CONTEXT_BYTES = int(0.6 * GIB)
 PROCESS_BYTES = int(0.7 * GIB)
 """Allowance on a CPU for the Python interpreter and its libraries."""
 FRAGMENTATION = 0.06
-"""Allowance for fragmentation, as a share of the peak. Blocks that one batch frees rarely fit the tensors of the next
-batch."""
+"""Allowance for fragmentation, as a share of the peak memory of tensors. Blocks that one batch frees rarely fit the
+tensors of the next batch."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Machine:
     """Memory reported by PyTorch. It is less than the nominal size, because error correction and the driver use
     memory."""
     bf16_tflops: float
-    """Peak of dense matrix products with fp32 accumulation. Datasheets also have larger numbers for sparse matrices."""
+    """Peak speed of dense matrix products with fp32 accumulation, in TFLOPs per second. Datasheets also have larger
+    numbers for sparse matrices."""
     tf32_tflops: float
     fp32_tflops: float
     price_per_hour: float | None
@@ -42,7 +43,7 @@ class Machine:
     rated_watts: float
     """Maximum sustained power of the chip or card."""
     reported_as: tuple[str, ...] = ()
-    """Names of the GPU in PyTorch. Variants with another peak have other names."""
+    """Names of the GPU in PyTorch. Variants of the GPU with other peak speeds are not included."""
     device: Literal["cuda", "cpu"] = "cuda"
 
     def peak_flops(self, training: TrainingConfig) -> float:
@@ -52,12 +53,12 @@ class Machine:
         return (self.tf32_tflops if training.tf32 else self.fp32_tflops) * 1e12
 
     def needed_bytes(self, peak_bytes: int) -> int:
-        """Return the bytes that a step with this peak needs in total, including the allowances."""
+        """Return the bytes that a step needs, given the peak memory of its tensors. The allowances are included."""
         share, constant = self._allowances()
         return int(peak_bytes * (1 + share)) + constant
 
     def peak_that_fits(self) -> int:
-        """Return the highest peak of a step that fits into the memory, in bytes."""
+        """Return the largest ``peak_bytes`` for which :meth:`needed_bytes` is at most the machine's memory."""
         share, constant = self._allowances()
         return max(0, int((self.memory_bytes - constant) / (1 + share)))
 

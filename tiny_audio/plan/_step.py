@@ -30,13 +30,13 @@ PARTS = ("encoder", "projector", "decoder", "ctc_head")
 CHARACTERS_PER_S = 15
 """Average number of characters per second of English speech."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
-"""Characters per token: for the tokenizer of a large language model, for trained BPE, and for single characters."""
+"""Assumed characters per token, by the kind of tokenizer: that of a pretrained decoder, a trained BPE tokenizer, or
+single characters."""
 _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
 """Assumed characters per hotword, and per word of the previous text, including separators. The number for hotwords is
-larger, because hotwords are rare words, which have more tokens."""
+larger, because rare words are split into more tokens."""
 _MAX_CLIPS = 10_000
-"""Maximum number of clips in a batch. A limit is needed, because the dry run creates a length and a transcript for each
-clip."""
+"""Maximum number of clips in a batch. It is limited, because the dry run creates real lengths and transcripts."""
 TEMPLATE_TOKENS = 30
 """Assumed number of tokens that a chat template adds to the messages."""
 
@@ -122,11 +122,9 @@ def dry_run(
     The optimizer already has its moments, as after the first step.
 
     Args:
-        recipe: the recipe.
-        shape: the shape of the batch.
         device: the device whose kernels and allocator are emulated.
         context_tokens: number of tokens of each clip's context. If None, it is the maximum of the recipe.
-        text_share: factor for the amount of text. 1 is the usual amount for a clip of the shape's duration.
+        text_share: amount of text, relative to the usual amount for a clip of the shape's duration.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.
@@ -137,7 +135,7 @@ def dry_run(
     built = build_on_meta(recipe, prompt_tokens)
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    # Set the same types as the trainer.
+    # Use the same data types as the trainer.
     in_half = autocast if device == "cuda" else None
     for tensor in model.parameters():
         tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
@@ -205,10 +203,7 @@ def _loss(recipe: Recipe, model: TinyAudioModel, shape: Shape, num_tokens: int, 
 
 
 def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Compute the losses in chunks, like liger-kernel.
-
-    The chunk size is chosen so that the logits of a chunk take about as much memory as all hidden states.
-    """
+    """Compute the losses in chunks, like liger-kernel. The logits of a chunk are about as large as ``hidden``."""
 
     def losses(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = F.linear(hidden, weight).float()
@@ -244,12 +239,7 @@ def text_tokens_of(recipe: Recipe, duration_s: float) -> int:
 
 
 def prompt_tokens_of(recipe: Recipe, context_tokens: int | None = None) -> int:
-    """Estimate the number of tokens of the prompt.
-
-    Args:
-        recipe: the recipe.
-        context_tokens: number of tokens of the context. If None, it is the maximum of the recipe.
-    """
+    """Estimate the number of tokens of the prompt. If ``context_tokens`` is None, the recipe's maximum is used."""
     text = f"{recipe.prompt.system or ''}{recipe.prompt.user.replace('{audio}', '')}"
     template = 3 if recipe.decoder.tokenizer else TEMPLATE_TOKENS
     if context_tokens is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
 
 LETTERS = 28
-"""Assumed number of different characters in the transcripts: a to z, space and apostrophe. Transcripts are not read."""
+"""Assumed number of different characters in the transcripts: a to z, space and apostrophe."""
 
 _PartConfig = TypeVar("_PartConfig", bound=TransformersPartConfig)
 
@@ -48,10 +48,6 @@ class _StandInTokenizer:
 def build_on_meta(recipe: Recipe, prompt_tokens: int = 0) -> MetaModel:
     """Build the model that ``recipe`` would train, on the meta device.
 
-    Args:
-        recipe: a valid recipe.
-        prompt_tokens: number of tokens of the prompt.
-
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read and is not in the table of well-known
             checkpoints.
@@ -67,8 +63,6 @@ def build_stand_in(
     """Build a model with the recipe's shapes. A vocabulary that is learned from the transcripts gets a typical size.
 
     Args:
-        recipe: a valid recipe.
-        device: device of the model's tensors.
         prompt_tokens: number of tokens of the prompt.
         random_weights: if True, parts get the architectures of their checkpoints, but not the weights. If False, the
             weights are also loaded.
@@ -116,10 +110,7 @@ def build_stand_in(
 
 
 def _portable(part: _PartConfig) -> _PartConfig:
-    """Return a part's config with an attention that needs no extra package.
-
-    The parameters do not depend on the attention.
-    """
+    """Return a part's config with an implementation of attention that needs no extra package."""
     if part.attention != "flash_attention_2":
         return part
     return part.model_copy(update={"attention": VARLEN if VARLEN in part.attentions else "auto"})

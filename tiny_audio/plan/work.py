@@ -15,7 +15,7 @@ from tiny_audio.recipe import Recipe, content_hash
 class Work:
     """FLOPs of a forward and a backward pass over a clip, without padding.
 
-    Layers that are recomputed to save memory count twice, as in ``tiny-audio plan``.
+    As in ``tiny-audio plan``, the forward pass of a layer counts twice if gradient checkpointing recomputes it.
     """
 
     audio: tuple[float, float, float]
@@ -54,13 +54,12 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Return curves for the FLOPs of a clip, fitted to dry runs of a short, a medium and the longest clip.
+    """Return curves for the FLOPs of a clip, fitted to dry runs of a short clip, a medium clip and the longest clip.
 
-    The curves are quadratic in the length of the clip, because the FLOPs of attention are quadratic in it. All other
-    FLOPs are linear in it.
+    The curves are quadratic in the length of the clip, because the FLOPs of attention are. All other FLOPs are linear.
 
     Raises:
-        UserError: the dry run of the model failed.
+        UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     parts = recipe.model_dump(mode="json", include={"encoder", "projector", "decoder", "ctc", "prompt"})
     key = content_hash(

@@ -1,1 +1,1 @@
-"""Build parts from checkpoints in Hugging Face format: architectures, weights, LoRA and packed rows."""
+"""Build encoders and decoders from checkpoints in Hugging Face format: architectures, weights, LoRA and packed rows."""

@@ -1,7 +1,7 @@
-"""Build the transformers model of a part: its config, its attention implementation and its weights.
+"""Build the transformers model of a part (an encoder or a decoder): its config, its attention and its weights.
 
 A checkpoint is rejected if a key is missing, unexpected or of another shape, or if a weight is NaN or infinite. Each
-part has a list of keys that may be missing or unexpected.
+part can list keys that may be missing or unexpected.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def transformers_config(
     if architecture is None and part.init == "random":
         config = _config_with_overrides(config_class, part)
     else:
-        # Read the raw fields, because `from_pretrained` would accept and relabel the fields of another family.
+        # Read the raw fields, because `from_pretrained` would accept the fields of another model family, and replace
+        # their `model_type`.
         fields = check_config(part) if architecture is None else architecture
         assert fields is not None
         fields = dict(part.own_fields(fields))
@@ -54,7 +55,7 @@ def transformers_config(
                 "choose the encoder or decoder of the checkpoint's family, or another checkpoint"
             )
         fields["model_type"] = config_class.model_type
-        # To rebuild a part, do not read its checkpoint, which may be on another machine.
+        # When a part is rebuilt, do not read its checkpoint, which may be on another machine.
         if architecture is None:
             config = read_checkpoint(part, config_class.from_dict, fields)
         else:
@@ -108,11 +109,10 @@ def attention_implementation(part: TransformersPartConfig) -> str:
 
 
 def build_model(model_class: Any, config: Any, part: TransformersPartConfig) -> Any:
-    """Build a transformers model with the weights that its class initializes.
+    """Build a transformers model with newly initialized weights.
 
     Raises:
-        UserError: each override is valid, but their combination is not. For example, the width is not a multiple of
-            the number of heads.
+        UserError: the overrides do not fit each other. For example, the width is not a multiple of the number of heads.
     """
     try:
         return model_class._from_config(config)
@@ -203,7 +203,7 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
     """Reject weights that are NaN or infinite, because every loss would be NaN or infinite, too.
 
     Raises:
-        UserError: a weight is NaN or infinite. The message names up to three tensors.
+        UserError: a weight is NaN or infinite.
     """
     damaged = [
         name
@@ -219,6 +219,6 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # If a value is NaN, both results are NaN. Unlike `isfinite` on all values, this allocates no mask.
+    # Unlike `isfinite` on all values, `aminmax` allocates no mask. If a value is NaN, `aminmax` returns NaN twice.
     least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
     return bool(least.isfinite() and most.isfinite())

@@ -70,7 +70,8 @@ def config_file(part: TransformersPartConfig) -> Path:
 def _read_config(part: TransformersPartConfig) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    # First check that a local file contains a JSON object. Otherwise, transformers would raise errors of many types.
+    # First check that a local config.json contains a JSON object. Otherwise, transformers would raise errors of many
+    # types.
     if Path(part.pretrained).is_dir():
         _read_json(part, "config.json")
     fields: dict[str, Any]
@@ -109,7 +110,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
     """Call ``read(*args, **kwargs)`` and report a missing or damaged checkpoint in one message.
 
     Raises:
-        UserError: the checkpoint cannot be read. The message names the part, the checkpoint and the reason.
+        UserError: the checkpoint cannot be read.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -120,7 +121,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
             "as owner/name"
         )
     try:
-        with errors_only():  # transformers' warnings about keys are not needed, because `building` checks every key
+        with errors_only():  # transformers' warnings about keys are not needed, because building.py checks every key
             return read(*args, **kwargs)
     except UserError:
         raise

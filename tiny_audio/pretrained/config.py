@@ -52,14 +52,14 @@ class TransformersPartConfig(Config):
     """Base of encoder and decoder configs."""
 
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
-    """Attention implementations of the family. With ``auto``, an encoder uses the first. A decoder uses the first that
-    its architecture supports. Decoder families that are known to work with ``varlen`` use it instead of ``sdpa``,
-    unless there is dropout."""
+    """Attention implementations of the model family. With ``attention: auto``, an encoder uses the first one, and a
+    decoder uses the first one that its architecture supports. Without dropout, decoder families that are known to work
+    with ``varlen`` use it instead of ``sdpa``."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
-    """Names of the nested sections of a whole model's ``config.json`` that lead to this part's fields, from the
-    outermost to the innermost. Sections that are missing in a checkpoint are skipped."""
+    """Path to this part's fields in a whole model's ``config.json``, such as ``("thinker_config", "audio_config")``.
+    Sections that are missing in a checkpoint are skipped."""
     other_model_types: ClassVar[tuple[str, ...]] = ()
     """Values of ``model_type`` in the publisher's own format of this family, if they differ from transformers'."""
     prefix: ClassVar[str | None] = None
@@ -130,10 +130,10 @@ class TransformersPartConfig(Config):
         return fields
 
     def own_keys(self, keys: Iterable[str]) -> list[str]:
-        """Return the keys of the tensors that have to be read from a checkpoint: those that start with :attr:`prefix`.
+        """Return the keys to read from a checkpoint: those that start with :attr:`prefix`.
 
-        All keys are returned if there is no prefix. They are also returned if no key starts with the prefix, because
-        the checkpoint then contains only this part.
+        All keys are returned if there is no prefix. If no key starts with the prefix, the checkpoint contains only this
+        part, so all keys are returned, too.
         """
         keys = list(keys)
         return [key for key in keys if self.prefix and re.match(self.prefix, key)] or keys

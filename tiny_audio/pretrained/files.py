@@ -113,11 +113,7 @@ def check_weight_files(part: TransformersPartConfig) -> None:
 
 
 def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
-    """Reject a checkpoint if its config says that the weights are quantized.
-
-    Raises:
-        UserError: the weights are quantized.
-    """
+    """Raise a :class:`UserError` if a checkpoint's config says that its weights are quantized."""
     # MLX uses the name `quantization`.
     quantized = fields.get("quantization_config") or fields.get("quantization")
     if quantized:
@@ -165,8 +161,8 @@ def _problem(path: Path) -> str | None:
         if start.startswith(_LFS):
             return "is a Git LFS pointer, not weights; run `git lfs pull` in its folder, or download it again"
         header_size = int.from_bytes(start[:8], "little")
-        # The size of a safetensors header can begin with the byte of "<", also after bytes of whitespace. But bytes 5
-        # to 8 of the size are 0, unlike in text.
+        # A safetensors file starts with the size of its header in 8 bytes. Their start can look like a web page
+        # (whitespace and "<"), but as a number, the first 8 bytes of a web page exceed the maximum size of a header.
         may_be_safetensors = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
         if not may_be_safetensors and start.lstrip()[:1] == b"<":
             return "is a web page, not weights; download it again, and check `hf auth login` for gated models"

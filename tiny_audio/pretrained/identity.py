@@ -1,9 +1,8 @@
 """Compute the identity of a checkpoint: a commit on the hub, or a hash of the files of a folder that affect the model.
 
 The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
-either, because decoding settings come from the recipe. JSON files smaller than 1 MiB are hashed by their parsed
-content, without fields that only record which program wrote the file, or from which path the model was loaded. Other
-files are hashed byte by byte.
+either, because decoding settings come from the recipe. In JSON files smaller than 1 MiB, whitespace and the order of
+keys are ignored, and so are fields that only record which program wrote the file, or where the model was loaded from.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ class _Digests:
         self._changed = False
         try:
             self._known: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # it is only a cache
+        except (OSError, ValueError, TypeError):  # digests from a missing or damaged cache are computed again
             self._known = {}
 
     def of(self, path: Path) -> str:
@@ -157,7 +156,10 @@ class _Digests:
 
 
 def _values(content: bytes) -> bytes:
-    """Return the values of a JSON object in a canonical form, and any other content unchanged."""
+    """Return a JSON object in a canonical form, without the fields in ``_ABOUT_THE_WRITER``.
+
+    Content that is not a JSON object is returned unchanged.
+    """
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError):

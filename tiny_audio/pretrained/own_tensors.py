@@ -50,10 +50,10 @@ def _read(part: TransformersPartConfig) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _files(part: TransformersPartConfig) -> dict[str, str]:
-    """Return the file of each key."""
+    """Return the name of the file that contains each tensor, by the tensor's key."""
     from safetensors import safe_open
 
-    # If there is a single file, read it instead of an index, as transformers does.
+    # If the checkpoint has model.safetensors, ignore the index, as transformers does.
     single = _path(part, _SINGLE)
     if single is not None:
         with safe_open(single, "pt") as file:
@@ -65,7 +65,7 @@ def _files(part: TransformersPartConfig) -> dict[str, str]:
 
 
 def _path(part: TransformersPartConfig, name: str) -> Path | None:
-    """Return the path of a file of the checkpoint; None if there is no such file. Download it if it is on the hub."""
+    """Return the path of a file of the checkpoint, downloaded if needed; None if there is no such file."""
     from transformers.utils import cached_file
 
     folder = Path(part.pretrained)

@@ -1,8 +1,7 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then do not compute padding. Attention needs no mask, so it can use fast kernels, which do not support masks. If
-all rows share a prefix, such as the start of the prompt, it can be packed a single time, with the first row. All other
-rows then attend to this prefix, and its gradient is the sum over the rows.
+Layers then do not compute padding, and attention can use fast kernels, which do not support masks. If all rows share a
+prefix, such as the start of the prompt, it can be packed once, with the first row. All rows then attend to it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ PACKED = (VARLEN, "flash_attention_2")
 """Attention implementations that support packed rows."""
 
 _LARGEST_HEAD = 256
-"""Maximum number of channels per head that the kernel supports. The number must also be a multiple of 8."""
+"""Maximum number of channels per head in ``varlen_attn``, PyTorch's kernel for packed rows. The number must also be a
+multiple of 8."""
 _CHANGES = ("softcap", "s_aux", "position_bias")
 """Arguments that change attention scores. Some models use them, but the kernel does not support them."""
 
@@ -133,7 +133,8 @@ def attend(
         query, key, value = query.to(half), key.to(half), value.to(half)
     cu_seq_lens_k = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
     in_half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    # Compare the identity of the offsets, because comparing their values would be slow.
+    # `attend_by_kernel` does not support a shared prefix. Without one, both offsets are the same tensor, so there is no
+    # need for a slow comparison of their values.
     if in_half and takes_heads(query.shape[3]) and cu_seq_lens_k is cu_seq_lens_q:
         # [1, H, T, D] -> [T, H, D]
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -162,7 +163,8 @@ def attend_by_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if sliding_window is None else sliding_window - 1  # the kernel does not count the query's own position
-    # [T, H/g, D] -> [T, H, D], because the kernel's documentation does not mention grouped queries
+    # Repeat the heads of keys and values, because the kernel's documentation does not mention grouped-query attention.
+    # With g query heads for each key head: [T, H/g, D] -> [T, H, D]
     shared = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(shared, 1) if shared > 1 else tensor for tensor in (key, value))
     window = (left, 0) if causal else (-1, -1)
@@ -174,8 +176,7 @@ def attend_by_kernel(
 def exclude_rows_from_compilation() -> None:
     """Exclude row-by-row attention from ``torch.compile``, which would compile it again for each number of rows.
 
-    A decorator on the function would import the compiler whenever this module is imported. Importing the compiler takes
-    longer than the rest of ``validate``.
+    A decorator would import the compiler together with this module, which takes longer than the rest of ``validate``.
     """
     global _attend_row_by_row
     _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]
@@ -191,8 +192,10 @@ def _attend_row_by_row(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    """Compute the attention of :func:`attend_by_kernel` in any precision and on any device, with one call of SDPA per
-    row."""
+    """Compute the attention of packed rows with one SDPA call per row: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
+
+    Unlike the kernel, this function supports every precision and device, and rows that share a prefix.
+    """
     sizes, num_keys = offsets.diff().tolist(), key_offsets.diff().tolist()
     attended = []
     rows = zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), num_keys, strict=True)

@@ -26,8 +26,8 @@ class QuantizedLinear(nn.Module):
     """A frozen linear layer whose weight is stored in few bits, and dequantized for every matrix product.
 
     ``nf4`` has 4 bits for each weight, and a scale for each block of 64 weights. The scales are quantized to 8 bits.
-    ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized. The outputs
-    are those of a linear layer with :attr:`weight`, so padding and other rows of the batch do not affect a row.
+    ``int8`` has 8 bits for each weight, and one scale in fp32 for each output. Inputs are never quantized, so padding
+    and other rows of the batch do not affect a row.
 
     The state dict has only the bias, because the quantized weight can be computed again from the checkpoint.
     :func:`whole_state` adds the dequantized weights.
@@ -94,10 +94,7 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer that dequantizes its weight again in the backward pass.
-
-    The autograd graph therefore does not keep the dequantized weight.
-    """
+    """A linear layer that dequantizes its weight again in the backward pass, so that autograd does not keep it."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -169,7 +166,7 @@ def check_available(kind: Quantization) -> None:
     """Check that bitsandbytes can be imported.
 
     Raises:
-        UserError: bitsandbytes cannot be imported. The message says what to install.
+        UserError: bitsandbytes cannot be imported.
     """
     try:
         import bitsandbytes  # noqa: F401

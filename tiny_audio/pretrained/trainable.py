@@ -16,7 +16,6 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
     """Freeze weights, turn gradient checkpointing on, and add adapters, as the part's config requires.
 
     Call this once per build, before trained weights are loaded, because adapters add modules to the model.
-    transformers uses gradient checkpointing only in training mode.
 
     Raises:
         UserError: a LoRA target matches no linear layer.
@@ -31,7 +30,7 @@ def prepare_training(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def inject_lora(model: nn.Module, lora: LoraConfig) -> None:
-    """Add the adapters in place, without peft's wrapper, so that only the keys of adapted layers change.
+    """Add the adapters in place, without peft's wrapper. In the state dict, only the keys of adapted layers change.
 
     Raises:
         UserError: a target matches no linear layer.

@@ -10,11 +10,7 @@ from tiny_audio.projectors._layers import init_normal
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Check that the width is a multiple of the number of heads. Validators of configs use this function.
-
-    Raises:
-        ValueError: the width is not a multiple.
-    """
+    """Raise ValueError if the width is not a multiple of the number of heads."""
     if dim % num_heads:
         raise ValueError(
             f"dim {dim} is not a multiple of num_heads {num_heads}; set dim to a multiple, such as "
@@ -23,17 +19,14 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 
 def initialize(module: nn.Module) -> None:
-    """Initialize a linear layer as in BERT: normal weights with standard deviation 0.02, biases 0.
-
-    Use this with ``Module.apply``.
-    """
+    """Initialize a linear layer as in BERT: normal weights with standard deviation 0.02, biases 0."""
     if isinstance(module, nn.Linear):
         init_normal(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention. Its linear layers have biases."""
+    """Multi-head scaled dot-product attention."""
 
     def __init__(
         self, dim: int, num_heads: int, *, key_dim: int | None = None, dropout: float = 0.0, rotary: bool = False
@@ -75,11 +68,11 @@ class Attention(nn.Module):
 
 
 def rotated(values: Tensor) -> Tensor:
-    """Return ``values [B, heads, T, C]``, C even, with rotary positions (Su et al. 2021, arXiv 2104.09864)."""
+    """Apply rotary positions (Su et al. 2021, arXiv 2104.09864) to ``[B, heads, T, C]``. C must be even."""
     half = values.shape[-1] // 2
     positions = torch.arange(values.shape[-2], device=values.device, dtype=torch.float32)
     frequencies = 10_000 ** (-torch.arange(half, device=values.device, dtype=torch.float32) / half)
-    # Angles are computed in fp32 for values of any type, because bf16 cannot represent position 257.
+    # Angles are computed in fp32, because bf16 cannot represent position 257.
     angles = positions[:, None] * frequencies
     cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
     first, second = values[..., :half], values[..., half:]

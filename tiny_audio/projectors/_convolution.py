@@ -64,7 +64,7 @@ class StridedConvs(nn.Module):
         return num_frames
 
     def forward(self, frames: Frames) -> Frames:
-        """Reduce frames ``[B, T, D]`` to ``[B, ⌈T/strides⌉, C]``. Outside of a clip, windows contain zeros."""
+        """Reduce frames ``[B, T, D]`` to ``[B, ⌈T/s⌉, C]``, where s is the product of the strides."""
         for conv, stride in zip(self.convs, self.strides, strict=True):
             assert isinstance(conv, nn.Conv1d)
             kernel, size = conv.kernel_size[0], frames.values.shape[1]

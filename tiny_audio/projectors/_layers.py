@@ -21,7 +21,7 @@ def output_norm(config: ProjectorConfig, context: ProjectorContext) -> nn.RMSNor
 
 def init_normal(tensor: Tensor, std: float) -> None:
     """Draw initial values from a normal distribution with mean 0 and standard deviation ``std``."""
-    # Do nothing on the meta device. Otherwise, torch would import its compiler, and `validate` would take 2 s longer.
+    # Do nothing on the meta device. Otherwise, torch would import its compiler, which takes 2 s.
     if not tensor.is_meta:
         nn.init.normal_(tensor, std=std)
 

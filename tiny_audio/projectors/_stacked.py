@@ -1,4 +1,4 @@
-"""Two linear layers on stacked or averaged frames. Activation, width, norm and biases can be chosen."""
+"""Two linear layers on stacked or averaged frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StackedProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of stacks. The last stack may be incomplete."""
+        """Return the number of stacks."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:

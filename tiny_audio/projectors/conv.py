@@ -55,10 +55,10 @@ class ConvProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of frames after the last convolution, where each convolution reduces T to ⌈T/stride⌉."""
+        """Return the number of frames after the last convolution."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/strides⌉, H]``."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/s⌉, H]``, where s is the product of the strides."""
         shortened: Frames = self.convs(frames)
         return normalize(self.output_norm, self.feedforward(shortened.values)), shortened.lengths

@@ -60,17 +60,14 @@ class CtcCompressProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of frames, which is an upper bound.
-
-        The bound is reached if all neighboring frames have different labels.
-        """
+        """Return the number of frames, an upper bound of the number of embeddings."""
         return num_frames
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Map frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` to embeddings ``[B, N, H]``.
 
-        N is the maximum number of runs in a clip. A run is a sequence of frames with the same label. The labels are the
-        argmax of the CTC logits, so no gradient reaches the CTC head.
+        N is the maximum number of runs of equal labels in a clip. The labels are the argmax of the CTC logits, so no
+        gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
@@ -99,8 +96,7 @@ def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Te
     starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     lengths = starts.sum(1)
     runs = starts.cumsum(1) - 1
-    # [B, T] -> [B, N, T], True on a run's frames. The sums are a matrix product, because index_add is not deterministic
-    # on a GPU.
+    # [B, T] -> [B, N, T], True on a run's frames. On a GPU, index_add is not deterministic, but a matrix product is.
     indices = torch.arange(int(lengths.max()), device=values.device)
     members = (runs[:, None, :] == indices[:, None]) & kept[:, None, :]
     sums = members.to(values.dtype) @ values

@@ -18,12 +18,12 @@ class MlpConfig(ProjectorConfig):
     Voxtral (Liu et al. 2025, arXiv 2507.13264) stacks four frames of Whisper, which has 50 frames per second. Voxtral's
     authors find that 12.5 embeddings per second are the best compromise between quality and sequence length. Voxtral
     Mini 3B has an average WER of 7.05% on the Open ASR Leaderboard (2026-03). The defaults of this projector are those
-    of Voxtral. Other models differ in a few fields.
-    GLM-ASR has ``bias: true`` and a ``hidden_dim`` of twice the decoder's width. Tiny Audio (2026) has
-    ``hidden_norm: true`` and ``hidden_dim: 2048``. With 1280 encoder channels and a decoder width of 1024, Tiny Audio's
-    projector has 12.6 million parameters. MOSS-Transcribe-Diarize (arXiv 2601.01554) has ``activation: silu, bias:
-    true``. Unlike this projector, it has a LayerNorm at its output. Audio Flamingo 3 (arXiv 2507.08128) has ``merge:
-    average, stack: 2, bias: true``. Unlike this projector, it averages the frames before the encoder's last norm.
+    of Voxtral. Other models differ in a few fields. GLM-ASR has ``bias: true`` and a ``hidden_dim`` of twice the
+    decoder's width. The Tiny Audio model of 2026 has ``hidden_norm: true`` and ``hidden_dim: 2048``. With 1280 encoder
+    channels and a decoder width of 1024, its projector has 12.6 million parameters. MOSS-Transcribe-Diarize (arXiv
+    2601.01554) has ``activation: silu, bias: true`` and, unlike this projector, a LayerNorm at the output. Audio
+    Flamingo 3 (arXiv 2507.08128) has ``merge: average, stack: 2, bias: true``. Unlike this projector, it averages the
+    frames before the encoder's last norm.
     """
 
     name: Literal["mlp"] = "mlp"

@@ -15,10 +15,10 @@ from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 class MoeConfig(ConvolutionsConfig):
     """Dense mixture of experts on convolved frames: all experts run, and a router weighs their outputs.
 
-    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. Every expert runs for every
-    language, but the weights can differ: the router can give an expert a high weight for several languages, or for only
-    one. On average over eight languages, MOSA reports a 15.4% lower WER than its baseline with one adapter. With 60% of
-    the baseline's parameters, the WER is 13.3% lower. The paper has no results for models with only one language.
+    In MOSA (Li et al. 2025, arXiv 2508.18998), the experts are simple two-layer adapters. The router can give an expert
+    a high weight for several languages, or for only one. On average over eight languages, MOSA reports a 15.4% lower
+    WER than its baseline with one adapter. With 60% of the baseline's parameters, the WER is 13.3% lower. The paper has
+    no results for models with only one language.
     """
 
     name: Literal["moe"] = "moe"
@@ -57,11 +57,11 @@ class MoeProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of frames after the last convolution, where each convolution reduces T to ⌈T/stride⌉."""
+        """Return the number of frames after the last convolution."""
         return self.convs.num_outputs(num_frames)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/strides⌉, H]``."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/s⌉, H]``, where s is the product of the strides."""
         shortened: Frames = self.convs(frames)
         # [B, N, D] -> weights [B, N, experts], in fp32 so that they sum to 1
         shares = self.router(shortened.values).float().softmax(-1)

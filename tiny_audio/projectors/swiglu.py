@@ -58,7 +58,7 @@ class SwigluProjector(Projector):
             init_normal(linear.weight, std=0.02)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of stacks. The last stack may be incomplete."""
+        """Return the number of stacks."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:

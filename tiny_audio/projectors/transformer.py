@@ -76,7 +76,7 @@ class TransformerProjector(Projector):
         self.output_norm = output_norm(config, context)
 
     def max_embeddings(self, num_frames: Tensor) -> Tensor:
-        """Return the number of stacks. The last stack may be incomplete."""
+        """Return the number of stacks."""
         return num_windows(num_frames, self.stack)
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:

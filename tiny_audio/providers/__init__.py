@@ -1,4 +1,4 @@
-"""The Provider contract: an external recognizer that transcribes one clip per call."""
+"""The interface of providers. A provider is an external speech recognizer that transcribes one clip per call."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ProviderConfig(Config, ABC):
 
 
 class Provider(ABC):
-    """A recognizer behind an API, or in another program."""
+    """A recognizer behind an API, or in another package or program."""
 
     @abstractmethod
     def transcribe(self, audio: bytes) -> ProviderTranscript:

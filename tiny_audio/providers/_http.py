@@ -1,4 +1,4 @@
-"""Requests to providers over HTTP: keys, timeouts, retries like those of official clients, and checked responses."""
+"""Requests to providers over HTTP: keys, timeouts, retries and checked responses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ AUDIO_TYPE = "audio/flac"
 _LONGEST_BACKOFF_S = 60.0
 
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
+"""HTTP statuses after which no clip can be transcribed."""
 _EMPTY_ACCOUNT = "insufficient_quota"
-"""Error code in OpenAI's responses with status 429 if an account has no money left. A retry would not help."""
+"""OpenAI's error code, with status 429, for an account without money. A retry would not help."""
 _MAX_SHOWN = 300
+"""Maximum number of characters of a response that are shown in an error message."""
 
 
 class HttpConfig(ProviderConfig):

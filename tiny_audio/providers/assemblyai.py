@@ -61,10 +61,7 @@ class _Transcript(BaseModel):
 
 
 class AssemblyAI(HttpProvider):
-    """Uploads each clip and polls until the transcript is ready.
-
-    The requests are ``POST /v2/upload``, ``POST /v2/transcript``, and then repeated ``GET /v2/transcript/<id>``.
-    """
+    """Uploads each clip and polls until the transcript is ready."""
 
     def __init__(self, config: AssemblyAIConfig, key: str) -> None:
         self._config = config

@@ -60,7 +60,7 @@ class _Answer(BaseModel):
 
 
 class Deepgram(HttpProvider):
-    """Sends each clip as the body of ``POST /v1/listen``. All settings are in the query."""
+    """Sends each clip as the body of ``POST /v1/listen``."""
 
     def __init__(self, config: DeepgramConfig, key: str) -> None:
         super().__init__(config, {"Authorization": f"Token {key}"}, key)

@@ -1,4 +1,4 @@
-"""Provider ``pocketsphinx``: CMU PocketSphinx on this machine, with hidden Markov models and a trigram model."""
+"""Provider ``pocketsphinx``: local CMU PocketSphinx, with hidden Markov models and a trigram language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.providers import PROVIDERS, Price, Provider, ProviderConfig, ProviderTranscript, ProviderWord
 
 _VARIANT = re.compile(r"\(\d+\)$")
-"""End of the dictionary entry of a word's second or later pronunciation, such as ``(2)``."""
+"""The suffix, such as ``(2)``, that the dictionary adds to a word for its second and later pronunciations."""
 _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 """Dictionary entries for silence, breath and noise."""
 

@@ -1,6 +1,7 @@
-"""The recipe: reading YAML and validating its settings.
+"""Read recipes from YAML, and validate them.
 
-All errors in single fields are reported at once. If there are none, all errors in combinations of fields are reported.
+Validation reports all errors in single fields together. If there are none, it reports all errors in combinations of
+fields.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class DataConfig(Config):
     min_duration_s: float = Field(default=0.3, gt=0, le=_MAX_DURATION_S)
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
-    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of
-    evaluation sets may be longer. Only the encoder and the decoder's number of positions limit their duration."""
+    """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of evaluation sets
+    may last up to 120 s, or less if the encoder's limit or the number of the decoder's positions requires it."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
@@ -77,8 +78,8 @@ class KeepBest(Config):
 
     set: _SetName
     """A set of ``data.evaluation``. It must also be ``execution.evaluate_set``. The weights are chosen by the scores on
-    this set, so its error rates are too low. The report warns about these rates. Clips that
-    ``evaluation.exclude_shared`` leaves out of the final score are also used to choose the weights."""
+    this set, so the final error rates on this set are biased toward low values. The report warns about this bias. Clips
+    that ``evaluation.exclude_shared`` leaves out of the final score are also used to choose the weights."""
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
@@ -124,15 +125,15 @@ class TrainingConfig(Config):
     """Start from another run's weights. If None, training starts from the weights of the parts."""
     keep_best: KeepBest | None = None
     """Take the weights of the best evaluation during training. Evaluations are made every ``execution.evaluate_every``
-    steps and after the last step. Of equal values, the earliest is the best. With this section, the run id also depends
-    on the set, ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every`` and
-    ``execution.evaluate_utterances``, because these affect the weights. If None, the weights of the last step are
+    steps and after the last step. If several evaluations have the best value, the first of them is taken. With this
+    section, the run id also depends on the set, ``generation``, ``evaluation.normalizer``, ``execution.evaluate_every``
+    and ``execution.evaluate_utterances``, because these affect the weights. If None, the weights of the last step are
     taken, or the average that ``average_last`` describes."""
     average_last: int | None = Field(default=None, ge=2)
-    """Take the mean of the trainable tensors of this number of checkpoints. The checkpoints are those of the last step
-    and of the latest earlier steps that are multiples of ``execution.checkpoint_every``. These checkpoints are kept.
-    The run id then also depends on ``execution.checkpoint_every``. With ``keep_best``, the average is also scored, and
-    is used if it is better than the best checkpoint. If None, no checkpoints are averaged."""
+    """Average the trainable tensors of this number of checkpoints. The checkpoints are those of the last step and of
+    the latest earlier steps that are multiples of ``execution.checkpoint_every``. These checkpoints are kept. The run
+    id then also depends on ``execution.checkpoint_every``. With ``keep_best``, the averaged weights are also scored.
+    They are used if they are better than the best checkpoint. If None, no checkpoints are averaged."""
 
 
 class EvaluationConfig(Config):
@@ -144,7 +145,7 @@ class EvaluationConfig(Config):
     """Number of bootstrap resamples for each confidence interval."""
     group_by: str | None = None
     """Metadata column, such as ``speaker``. For confidence intervals, the bootstrap resamples all clips with the same
-    value together. If None, it resamples single clips. Comparisons of systems use the same column. If this field is
+    value together. If None, single clips are resampled. Comparisons of systems use the same column. If this field is
     None, comparisons use ``speaker``, provided that every clip has a speaker and there are several speakers."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
     """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
@@ -156,9 +157,9 @@ class EvaluationConfig(Config):
     with its own decoder. The model is also compared with its CTC head, if it has one, on all clips. 0 leaves both
     comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
-    """Maximum hours of training audio for comparing the sound of evaluation clips with the sound of training clips.
-    This comparison finds copies, and decodes all training audio once. If there are more hours, the report states that
-    sound was not compared."""
+    """The sound of evaluation clips is compared with the sound of training clips if there are at most this many hours
+    of training audio. The comparison finds copies. It decodes all training audio once. If there are more hours, the
+    report states that sound was not compared."""
 
 
 class ExecutionConfig(Config):
@@ -247,8 +248,8 @@ class Recipe(Config):
         """Return eight hex digits of a hash of everything that affects the weights.
 
         Paths, ``data.evaluation`` and the sections ``generation``, ``evaluation`` and ``execution`` are not part of the
-        hash, except the fields that ``training.keep_best`` or ``training.average_last`` uses. The content of local
-        checkpoints is part of the hash if the checkpoints are on this machine.
+        hash, except the fields that ``training.keep_best`` or ``training.average_last`` uses. The content of a local
+        checkpoint is part of the hash if its folder exists.
 
         Raises:
             UserError: a local checkpoint cannot be read.
@@ -288,9 +289,8 @@ class Recipe(Config):
         """Return a copy with some fields changed, validated like a file.
 
         Args:
-            changes: dotted path -> value, applied in order: ``{"training.seed": 1, "projector": ConvConfig()}``.
-                Values are configs or plain YAML values. As in an override, the name of a part replaces the part's whole
-                section, for example ``{"projector": "conv"}``.
+            changes: the new value for each dotted path, such as ``{"training.seed": 1, "projector": ConvConfig()}``.
+                The name of a part replaces its whole section, as in ``{"projector": "conv"}``.
 
         Raises:
             UserError: the result is not valid. The message lists each error with its location and the allowed values.
@@ -337,7 +337,7 @@ def _validated(document: dict[str, Any], name: str, changes: Sequence[tuple[str,
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return a JSON schema with the fields of every registered part, for editors."""
+    """Return a JSON schema with the fields of every registered part. Text editors can use it to check recipes."""
     schema: dict[str, Any] = _with_null(Recipe.model_json_schema())
     schema["properties"]["extends"] = {
         "type": "string",

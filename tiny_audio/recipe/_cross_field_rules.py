@@ -1,7 +1,4 @@
-"""Rules across the sections of a recipe. They find combinations of fields that would fail later or have no effect.
-
-Each rule yields (location in the recipe, message). A message says what was given, what is allowed, and what to do.
-"""
+"""Rules across the sections of a recipe. They find combinations of fields that would fail later or have no effect."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ def cross_field_errors(recipe: Recipe) -> Errors:
 
 
 def _evaluation(recipe: Recipe) -> Errors:
-    """Check the sets that are scored and the steps at which they are scored."""
+    """Check the evaluation sets, the steps at which they are scored, and ``generation`` fields that need a CTC head."""
     data, execution = recipe.data, recipe.execution
     for name in sorted(data.train.keys() & data.evaluation.keys()):
         yield (
@@ -58,7 +55,8 @@ def _final_weights(recipe: Recipe) -> Errors:
             yield (
                 "training.average_last",
                 f"{training.average_last} must be at most {last}, the number of checkpoints of {training.steps} steps "
-                f"with execution.checkpoint_every: {execution.checkpoint_every}; lower either of them",
+                f"with execution.checkpoint_every: {execution.checkpoint_every}; lower average_last or "
+                "checkpoint_every",
             )
     best = training.keep_best
     if best is None:
@@ -103,7 +101,7 @@ def _final_weights(recipe: Recipe) -> Errors:
 
 
 def _parts(recipe: Recipe) -> Errors:
-    """Check that the fields of encoder and decoder have an effect."""
+    """Check that the fields of the encoder and the decoder can be used and have an effect."""
     training = recipe.training
     taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
@@ -116,8 +114,8 @@ def _parts(recipe: Recipe) -> Errors:
                 "flash_attention_2 needs a GPU and half precision; set training.precision: bf16, or use sdpa",
             )
         for field in ("learning_rate", "weight_decay"):
-            # With `layer: weighted`, each layer's weight in the sum is trained, even if the encoder is frozen. Weight
-            # decay does not apply to these numbers, because their tensor has one dimension.
+            # The coefficients of `layer: weighted` are trained even if the encoder is frozen, so `learning_rate` has an
+            # effect. `weight_decay` has none, because it does not apply to tensors of one dimension.
             weighted = field == "learning_rate" and kind == "encoder" and recipe.encoder.layer == "weighted"
             if getattr(part, field) is not None and part.freeze and part.lora is None and not weighted:
                 yield f"{place}.{field}", "has no effect, because the part is frozen; remove it, or add lora"
@@ -170,7 +168,7 @@ def _frame_cache(recipe: Recipe) -> Errors:
 
 
 def _ctc(recipe: Recipe) -> Errors:
-    """Check that there is a CTC head if another field uses it, and that its weights have a single source."""
+    """Check that there is a CTC head if another section needs it, and that a pretrained head exists and can be used."""
     taken = recipe.training.init_from
     if recipe.ctc is None:
         if recipe.projector.needs_ctc:
@@ -198,7 +196,7 @@ def _ctc(recipe: Recipe) -> Errors:
 
 
 def _optimization(recipe: Recipe) -> Errors:
-    """Check that the fields of the training section are compatible with each other and with the device."""
+    """Check that the fields for optimization are compatible with each other, with the decoder and with the device."""
     training, device = recipe.training, recipe.execution.device
     if training.warmup_steps >= training.steps:
         yield (

@@ -21,7 +21,7 @@ def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str
 
     Args:
         name: the name of the recipe in the message, such as its path.
-        errors: the errors. Each begins with its location.
+        errors: each begins with its location.
         changes: dotted path and value of each field that was changed after the file was read.
     """
     count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
@@ -38,8 +38,8 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # Leave out the steps in brackets, which are not in the file. pydantic adds them for the keys of mappings, and the
-    # registry adds them for parts.
+    # Leave out steps that are not in the file. pydantic adds "[key]" for an invalid key of a mapping. The package's own
+    # unions add "[name]" and "[section]".
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
@@ -68,7 +68,7 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
-    """Return a hint for errors after a change like ``projector.name=conv``, which keeps the previous part's fields."""
+    """Return a hint for errors in fields that a change like ``projector.name=conv`` keeps, or an empty string."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
         if field == "name" and error.startswith(f"{section}."):  # errors of the name itself start with `section: `

@@ -1,8 +1,4 @@
-"""Limits on the length of clips, prompt and transcripts.
-
-The limits follow from the configs of the recipe's parts (see
-:meth:`tiny_audio.pretrained.config.TransformersPartConfig.known_fields`).
-"""
+"""Limits on the length of clips, prompt and transcripts. They follow from the configs of the recipe's parts."""
 
 from __future__ import annotations
 
@@ -30,10 +26,7 @@ _WIDTH = 64
 class ContextLimits:
     """Positions in the decoder's context, and the limits that follow from them.
 
-    Creating an instance builds the projector on the meta device.
-
     Args:
-        recipe: a valid recipe.
         num_prompt_ids: number of tokens of the prompt. 0 if the tokenizer is not known yet.
     """
 
@@ -45,7 +38,7 @@ class ContextLimits:
         self.max_positions = recipe.decoder.max_positions()
         """Number of positions of the decoder. None if it has no limit."""
         self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
-        """Maximum duration of a training clip, including slowing down by ``augmentation.speed``."""
+        """Maximum duration of a training clip in seconds, after ``augmentation.speed`` has slowed it down."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
         """Number of positions that the audio of the longest training clip takes."""
         context = recipe.prompt.context
@@ -59,15 +52,15 @@ class ContextLimits:
 
     @property
     def max_target_ids(self) -> int | None:
-        """Number of tokens, including the end token, that fit in addition to the prompt and the longest training clip.
+        """Maximum number of target tokens that fit in addition to the prompt and the longest training clip.
 
-        None if there is no limit.
+        The end token is included. None if there is no limit.
         """
         return None if self.max_positions is None else self.max_positions - self.audio - self.prompt
 
     @property
     def longest_evaluation_s(self) -> float:
-        """Maximum duration of a clip that is scored."""
+        """Maximum duration of a clip that is scored, in seconds."""
         text = self.prompt + self.recipe.generation.max_new_tokens
         return longest_clip_s(self.recipe.encoder, self._projector, self.max_positions, text, UNBOUNDED_DURATION_S)
 
@@ -98,7 +91,7 @@ def limit_errors(recipe: Recipe) -> Errors:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.known_fields():
             raise
-        # Only transformers can check these fields, and it is not imported here.
+        # Only transformers can check the fields of its configs, and transformers is not imported here.
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",

@@ -1,1 +1,1 @@
-"""General tools, not specific to speech: files, devices, YAML, retries, terminal output and messages of libraries."""
+"""General tools for files, YAML, devices, several processes, retries and the terminal."""

@@ -1,4 +1,4 @@
-"""Choose the device of a run or a command (CUDA, Apple's MPS or the CPU), and use it."""
+"""Choose a device (CUDA, Apple's MPS or the CPU), and handle its memory and settings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def set_tf32(allowed: bool) -> None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error means that a GPU ran out of memory. For MPS, PyTorch has no separate exception class."""
+    """Whether the error means that a GPU ran out of memory.
+
+    For MPS, PyTorch has no separate exception class, so the message is searched.
+    """
     return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
 
 

@@ -23,10 +23,9 @@ def cache_dir() -> Path:
 
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
-    """List files at any depth by their relative paths (with ``/``), sorted. Follow links and skip hidden files.
+    """List files at any depth by their relative paths (with ``/``), sorted. Follow links, and skip hidden entries.
 
-    If several paths lead to the same folder, it is listed once: under its path without links if this path is below
-    ``folder``, otherwise under the first link.
+    Each folder is listed only once. Its path has no links, unless only links lead to it from ``folder``.
 
     Args:
         wanted: a function that decides whether to list a file, given its name without folders.
@@ -109,7 +108,7 @@ class FileNames:
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return a short name for each path: its last n parts.
 
-    n is the smallest number with which different paths have different names. Equal paths have equal names.
+    n is the smallest number with which different paths have different names.
     """
     depths = range(1, max(len(path.parts) for path in paths) + 1)
     names = (["/".join(path.parts[-depth:]) for path in paths] for depth in depths)
@@ -183,8 +182,8 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file. A reader finds either the old or the new content, never a mixture."""
-    # The process id in the temporary name prevents conflicts with other processes. A hash replaces the file's own name,
-    # because a longer name could exceed the maximum length.
+    # The process id prevents conflicts with other processes. The name is hashed, because a name with additions could
+    # exceed the maximum length.
     aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
     try:
         aside.write_text(text, encoding="utf-8")

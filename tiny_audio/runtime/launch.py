@@ -17,8 +17,7 @@ _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""The variables in which other launchers set the number of processes and the rank. They are read only to
-warn the user."""
+"""Launcher -> its variables for the number of processes and the rank. They are read only to warn the user."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ def _number(name: str, least: int, most: int | None) -> int:
 def _ignored() -> str | None:
     """Return a message if variables look like a leftover or a failed launch, otherwise None.
 
-    If all variables of a launcher are set and ``WORLD_SIZE`` is 1, the launcher started one process as intended, so
-    there is no message.
+    If all variables are set and ``WORLD_SIZE`` is 1, a launcher started one process as intended.
     """
     left = [name for name in ("RANK", "LOCAL_RANK") if _is_set(name)]
     if left and not all(map(_is_set, ("WORLD_SIZE", *_VARIABLES))):

@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from typing import Any
 
 _PART_BYTES = 4 * 2**20
-"""Maximum size of a part. Larger values are sent in several parts, because PyTorch's store rejects more than 8 MiB."""
+"""Maximum size of a part in bytes. Larger values are sent in several parts, because PyTorch's store rejects values
+above 8 MiB."""
 
 
 class Mailbox:
-    """Values that the other processes have sent to the main process. All processes share the store that holds them.
+    """Values that the other processes have sent to the main process.
 
     Args:
-        store: the store, a :class:`torch.distributed.Store`.
+        store: a :class:`torch.distributed.Store` that all processes share.
         rank: rank of this process.
         size: number of processes.
     """
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank = store, rank
-        # One number for each rank. At the rank of this process: the number of parts that it has sent. At other ranks:
-        # the number of parts received from that process.
+        # At this process's own rank: the number of parts sent. At any other rank: the number of parts received from it.
         self._done = [0] * size
         self._parts = [b""] * size
-        # After a restart by torchrun, the store still contains the messages of the previous processes.
+        # After a restart by torchrun, the store still contains messages of the previous processes, so keys contain the
+        # number of restarts.
         self._start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
     def send(self, value: object) -> None:

@@ -40,8 +40,8 @@ def peak_resident_bytes() -> int:
 def release_freed_memory() -> None:
     """Return freed memory to the system.
 
-    On Linux, glibc keeps freed memory that lies between blocks in use. If the sizes of tensors vary, the amount of such
-    memory grows over time. On other systems, this function does nothing.
+    On Linux, glibc keeps freed memory that lies between blocks in use. If the sizes of tensors vary, this memory grows
+    over time. On other systems, this function does nothing.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries do not have this function

@@ -10,10 +10,7 @@ from typing import Any
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Inside the ``with`` block, show only errors of transformers, and show its progress bars only in a terminal.
-
-    After the block, the previous settings apply again.
-    """
+    """Inside the ``with`` block, show only errors of transformers, and show its progress bars only in a terminal."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -27,7 +24,7 @@ def errors_only() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Like :func:`errors_only`, but show no progress bars in a terminal, either."""
+    """Inside the ``with`` block, show only errors of transformers, and never show its progress bars."""
     with errors_only(), _without_bars():
         yield
 
@@ -39,7 +36,7 @@ def _without_bars() -> Iterator[None]:
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
         return factory(*args, **{**kwargs, "disable": True})
 
-    # Do not use transformers' own function, because turning its bars on again would also turn on those of
+    # Do not use transformers' `disable_progress_bar`. Its inverse, `enable_progress_bar`, also turns on the bars of
     # huggingface_hub.
     hook = logging.set_tqdm_hook(without_bar)
     try:

@@ -10,7 +10,7 @@ from tiny_audio.config import UserError, first_line
 AUDIO_PAIR = ("torch>=2.14,<2.15", "torchaudio>=2.11.1,<2.12")
 """Versions that work together. torchaudio does not declare which versions of torch it needs."""
 SILERO = "silero-vad>=6.2.3"
-"""Package with the weights for voice activity detection. Without it, an export finds pauses by loudness."""
+"""Package with the weights for voice activity detection. Without it, an exported model finds pauses by loudness."""
 REQUIREMENTS = (
     *AUDIO_PAIR,
     "transformers>=5.23,<6",
@@ -51,7 +51,7 @@ def check_audio_pair() -> None:
     """Check that torchaudio can be imported.
 
     Raises:
-        UserError: it cannot be imported. The message says what to install.
+        UserError: it cannot be imported.
     """
     if problem := audio_pair_problem():
         raise UserError(problem)

@@ -33,8 +33,7 @@ class TransientError(Exception):
     Args:
         reason: what failed, for logs and messages.
         asked_wait_s: how long the server asks to wait; None if it does not ask.
-        max_retries: maximum number of retries after a failure of this kind. If it is above the policy's limit, or None,
-            the policy's limit applies.
+        max_retries: maximum number of retries after a failure of this kind. The policy's maximum also applies.
     """
 
     def __init__(self, reason: str, asked_wait_s: float | None = None, max_retries: int | None = None) -> None:
@@ -47,9 +46,8 @@ class TransientError(Exception):
 class RetryPolicy:
     """The number of retries and the waits before them.
 
-    If the server asks for a wait, the wait is at least as long, and a random time is added. Otherwise, each wait is
-    twice as long as the previous wait, up to a maximum, and a random part is subtracted. The random times prevent many
-    clients from retrying at the same time.
+    Each wait is twice as long as the previous wait, up to a maximum, minus a random part. If the server asks for a
+    longer wait, that wait is used, plus a random time. The random times prevent many clients from retrying at once.
     """
 
     max_retries: int
@@ -88,8 +86,7 @@ class RetryPolicy:
         asked_s = _error(state).asked_wait_s
         if asked_s is None:
             return wait_s
-        # Wait as long as the server asks, plus a random time, so that clients do not all retry at once. Some servers
-        # always ask for 0 s, so wait at least `wait_s`.
+        # Some servers always ask for 0 s, so wait at least `wait_s`.
         return max(wait_s, asked_s + random.uniform(0, min(asked_s, self.base_wait_s)))
 
     def _log(self, state: tenacity.RetryCallState) -> None:
@@ -104,15 +101,14 @@ def _error(state: tenacity.RetryCallState) -> TransientError:
 
 
 def _sleep(seconds: float) -> None:
-    time.sleep(seconds)  # looked up at each call, because tests replace it
+    time.sleep(seconds)  # `time.sleep` is looked up at each call, so that tests can replace it
 
 
 def asked_wait_s(headers: Mapping[str, str], now: float) -> float | None:
     """Return how many seconds a server asks to wait; None if it does not ask.
 
-    The headers are tried in this order: ``Retry-After-Ms``; ``Retry-After`` in seconds or as a date; ``RateLimit`` in
-    the Hugging Face hub's format; ``X-RateLimit-Reset`` in seconds or as a Unix time; OpenAI's
-    ``X-RateLimit-Reset-Requests`` and ``X-RateLimit-Reset-Tokens``, such as ``6m0s``, for exhausted limits.
+    The headers are tried in this order: ``Retry-After-Ms``, ``Retry-After``, the Hugging Face hub's ``RateLimit``,
+    ``X-RateLimit-Reset``, and OpenAI's ``X-RateLimit-Reset-Requests`` and ``X-RateLimit-Reset-Tokens``.
 
     Args:
         headers: the response's headers by lower-case name.
@@ -149,7 +145,10 @@ def _until(text: str | None, now: float) -> float | None:
 
 
 def _rate_limit(text: str | None) -> float | None:
-    """Parse ``"resolvers";r=0;t=30``: no requests remain, and the limit resets in 30 s, rounded down."""
+    """Parse ``"resolvers";r=0;t=30``: no requests remain, and the limit resets in 30 s.
+
+    Servers round the time down, so 1 s is added.
+    """
     found = _RATE_LIMIT.search(text or "")
     return int(found[1]) + 1.0 if found else None
 

@@ -1,4 +1,4 @@
-"""Parse ``NAME:key=value,key=value``, the one-line form of a registered part."""
+"""Parse ``NAME:key=value,key=value``, the one-line form of a config, such as that of a source or a provider."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split the text into the name and the fields. Values are read as YAML. Fields in ``as_written`` stay text.
+    """Split the text into the name and the fields. Values are read as YAML, except for fields in ``as_written``.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -40,10 +40,10 @@ def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[s
 
 
 def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str) -> Any:
-    """Return the config of a part.
+    """Return the config of a source, a provider or an export format.
 
     Args:
-        place: the part's name in error messages.
+        place: the start of error messages, such as the option and its value.
 
     Raises:
         UserError: the name is unknown, or a field is unknown, missing or invalid.

@@ -12,7 +12,7 @@ _PLAIN = {
     **dict(zip("✓✗×–—’‘“”·•−", "+xx--''\"\".*-", strict=True)),
     **dict(zip("±…→≤≥", ("+-", "...", "->", "<=", ">="), strict=True)),
 }
-"""Replacements for characters of this package's output in encodings that lack them."""
+"""Character that this package prints -> its replacement in encodings that lack it."""
 
 _closed: set[str] = set()
 
@@ -27,7 +27,8 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # Occupy the file descriptor. Otherwise, the next file would get it, and output would go to that file.
+            # Occupy the file descriptor. Otherwise, the next file that is opened would get this descriptor, and output
+            # for the closed stream would go to that file.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None and name != "stdin":
             _closed.add(name)

@@ -1,7 +1,6 @@
-"""Read text files in UTF-8 and UTF-16, with or without a byte order mark, and in UTF-32 with a byte order mark.
+"""Read text files from users in UTF-8, UTF-16 or (only with a byte order mark) UTF-32.
 
-Windows PowerShell, Excel and some editors write UTF-16 or a byte order mark. All text files from users are read with
-this module.
+Windows PowerShell, Excel and some editors write UTF-16 or a byte order mark.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ErrorT = TypeVar("ErrorT", bound=TinyAudioError)
 
 _TIMEOUT = timedelta(hours=2)
 """Timeout of a collective. It is long, because the other processes wait while the main process indexes a corpus or
-scores an evaluation set. If a process ends, the others notice this at once, without the timeout."""
+scores an evaluation set. If a process ends, the others notice this at once, without waiting for the timeout."""
 _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. It is short, because launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
@@ -33,8 +33,8 @@ _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
-"""Environment variables with which `accelerate launch` turns on an engine for sharded training, and the engine's name.
-They are rejected, because training uses ``execution.parallel`` instead, and inference needs no engine."""
+"""Environment variable with which `accelerate launch` turns on an engine for sharded training -> the engine's name.
+These engines are rejected, because training uses ``execution.parallel`` instead, and inference needs no engine."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,8 @@ class World:
         """Call ``work`` in every process. If it fails in any process, all processes raise an error.
 
         Args:
-            meanwhile: function that is called repeatedly while this process waits for the others after its own
-                ``work``, and once more at the end. Signals are handled during this wait. A single process does not
-                call the function.
+            meanwhile: function that is called repeatedly while this process waits for the others, and once more at the
+                end. Signals are handled during this wait. A single process does not call the function.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
@@ -223,9 +222,8 @@ def joined(
         timeout: the longest time that a process waits for the others in a collective.
 
     Raises:
-        UserError: a variable of the launcher is missing or has an unusable value, the launcher is configured to use an
-            engine for sharded training, several processes would use an Apple GPU, there are more processes than GPUs,
-            or not all processes join.
+        UserError: the launcher's variables or engine are not usable, there are not enough GPUs for the processes, or
+            not all processes join.
     """
     launch = Launch.read()
     if launch.note is not None:

@@ -59,7 +59,7 @@ for _tag, _pattern, _first in (
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader would take for another type: ``no`` in YAML 1.1, ``1e-4`` in YAML 1.2."""
+    """Quotes text that a YAML parser would read as another type: ``no`` in YAML 1.1, ``1e-4`` in YAML 1.2."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
@@ -86,12 +86,11 @@ def dump_yaml(document: Document) -> str:
 def read_yaml(path: Path) -> Document:
     """Read a mapping from a file and merge it over its base, the file that it ``extends``.
 
-    Both files can be paths or names of recipes that ship with the package. A path in ``extends`` is relative to the
-    folder of the file that contains it.
+    ``path`` and the value of ``extends`` can be paths, or names of recipes that ship with the package. A path in
+    ``extends`` is relative to the folder of the file that contains it.
 
-    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. If a mapping has a
-    ``name`` that differs from the ``name`` of the base's mapping, it describes another part. Then it replaces the
-    base's mapping completely, because parts do not share fields.
+    Mappings are merged key by key. ``null`` removes the base's value, and other values replace it. A mapping whose
+    ``name`` differs from the base's describes another part, so it replaces the base's mapping completely.
 
     Raises:
         UserError: a file cannot be read, is not a YAML mapping or extends itself, or the chain of files is too long.
@@ -157,7 +156,7 @@ def _parse(text: str, name: str) -> Any:
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         message = ": ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{name}{line}: {message}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two for escapes such as "\U00110000"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # escapes such as "\U00110000" raise the last two
         raise UserError(f"{name} is not valid YAML: {first_line(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""A demo that transcribes audio that the visitor records or chooses. Written by `tiny-audio push --space`."""
+"""A demo that transcribes the visitor's audio. Written by `tiny-audio push --space`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def build_demo() -> Any:
     from transformers import pipeline
 
     recognizer = pipeline("automatic-speech-recognition", model=MODEL, revision=REVISION, trust_remote_code=True)
-    # Only models with a CTC head give the times of words. Other models give the times of segments.
+    # Only models with a CTC head give the times of words.
     times = "word" if recognizer.model.ctc_head is not None else True
 
     def transcribe(audio: str | None) -> tuple[str, list[list[Any]]]:

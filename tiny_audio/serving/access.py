@@ -22,17 +22,16 @@ OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Web pages cannot set the
-headers of a WebSocket request, so they offer the key as a subprotocol. They also offer another subprotocol, which the
-server accepts."""
+headers of a WebSocket request, so they offer the key as a subprotocol, besides another one that the server accepts."""
 
 
 class AccessControl:
     """ASGI middleware that refuses requests without a valid key, and requests from web pages of other origins.
 
-    A web page of any origin can send requests to a server on the user's own machine. The page can also read the
-    responses if its host name is made to point to that machine (DNS rebinding). Therefore a page must come from this
-    server or from an allowed origin. If no key is needed, the request must also be addressed to one of the server's own
-    host names.
+    A web page of any origin can send requests to a server on its visitor's machine. Therefore a page must come from
+    this server or from an allowed origin. An attacker can also make the host name of a page point to that machine, so
+    that the page seems to come from this server (DNS rebinding). Therefore a server without keys accepts only requests
+    that are addressed to an IP address or to one of its own host names.
     """
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
@@ -54,7 +53,7 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            if origin is not None:  # without these headers, the browser would hide errors from an allowed page
+            if origin is not None:  # before the key check, so that an allowed page can also read its error
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
         if problem is None:
@@ -108,7 +107,7 @@ def _digest(key: str) -> bytes:
 
 
 def _is_among(key: str, digests: Collection[bytes]) -> bool:
-    """Whether a key is valid. The time that this check takes does not reveal the content or the length of any key."""
+    """Whether a key is valid. The duration of this check reveals nothing about the keys."""
     given, found = _digest(key), False
     for digest in digests:
         found |= hmac.compare_digest(given, digest)
@@ -131,8 +130,7 @@ def _netloc(origin: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # DNS rebinding makes a host name point to another address. A request whose host is an address uses no host name, so
-    # it cannot be such an attack.
+    # A request that is addressed to an IP address uses no host name, so it cannot be DNS rebinding.
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -35,7 +35,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._lock = limits, threading.Lock()
         self.requests = 0
-        """Number of requests that the server is receiving, that are waiting, or that are running."""
+        """Number of requests that are being received, are waiting, or are running."""
         self._samples = 0
 
     @property

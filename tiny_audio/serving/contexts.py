@@ -11,8 +11,8 @@ from tiny_audio.serving.engine import Engine
 from tiny_audio.serving.errors import ApiError
 
 MAX_CHARACTERS = 20_000
-"""Maximum number of characters of a request's prompt and keywords. Models read fewer tokens than this, and encoding
-millions of characters would delay other requests."""
+"""Maximum number of characters in a request's prompt and keywords together. Encoding millions of characters would delay
+other requests."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RequestContext:
     context: Context | None
     """None if the model reads nothing but the recording."""
     left_out: tuple[str, ...] = ()
-    """Hotwords of the request that do not fit into a context, or that the model's tokenizer cannot spell."""
+    """Hotwords of the request that do not fit into a context, or that the model's tokenizer cannot encode."""
 
 
 def context_of(
@@ -35,9 +35,9 @@ def context_of(
 ) -> RequestContext:
     """Return the context of a recording.
 
-    Many clients always send a prompt and a language. A model that was not trained with them writes worse texts if it
-    reads them. Therefore the prompt, the keywords and the language of a request are used only if the model was trained
-    with this kind of context.
+    A model writes worse texts if it reads a kind of context that it was not trained with. Many clients always send a
+    prompt and a language. Therefore the prompt, the keywords and the language of a request are used only if the model
+    was trained with that kind of context.
 
     Args:
         engine: the engine with the model.

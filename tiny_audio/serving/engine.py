@@ -24,9 +24,9 @@ from tiny_audio.runtime.memory import release_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""The next batch is chosen from the first chunks in the queue: as many chunks as fit into this many batches."""
+"""The next batch is chosen from the first chunks in the queue, as many as fit into this many batches."""
 _RELEASE_EVERY = 4
-"""Freed memory is returned to the system once per this many batches. This takes less than a tenth of a second."""
+"""Number of batches after which freed memory is returned to the operating system. Returning takes less than 0.1 s."""
 
 OnSegment = Callable[[Segment], object]
 
@@ -57,7 +57,7 @@ class Job:
     Args:
         chunks: the chunks of the recording.
         duration_s: duration of the recording.
-        words: keep the times of words.
+        words: whether the segments keep the times of their words.
         on_segment: called in the engine's thread with each segment, in order.
     """
 
@@ -121,10 +121,7 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """Time by which the queue is sorted: arrival of the recording + start of the chunk in the recording.
-
-        A player that starts when the recording arrives would reach the chunk at this time.
-        """
+        """The time by which the queue is sorted (see :class:`Engine`)."""
         return self.arrived + self.chunk.start / SAMPLE_RATE
 
     @property
@@ -137,9 +134,9 @@ class Engine:
 
     The queue is sorted by the time ``arrival of the recording + start of the chunk in the recording``. Therefore a long
     recording hardly delays later requests and live streams. For example, a recording that arrives now is transcribed
-    before the chunk at 60 s of a recording that arrived 10 s ago. The next batch consists of the first chunk in the
-    queue, so that no chunk waits forever, and of the chunks with the most similar lengths. The text of a recording is
-    the same as from :meth:`Transcriber.transcribe`.
+    before the chunk at 60 s of a recording that arrived 10 s ago. Each batch contains the first chunk in the queue, so
+    that no chunk waits forever. The other chunks of the batch have similar lengths. The text of a recording is the same
+    as from :meth:`Transcriber.transcribe`.
 
     Args:
         transcriber: transcribes the chunks, and determines the size of batches.
@@ -317,7 +314,7 @@ class Engine:
     def _chosen(self) -> list[_Item]:
         """Return the batch that contains the first chunk of the queue."""
         first = self._queue[0]
-        # Sorted by length, so that chunks of similar length share a batch. The loop finds the batch of `first`.
+        # Sorted by length, so that chunks of similar length share a batch.
         pool = sorted(self._queue[: _POOL * self._transcriber.batch_size(first.chunk)], key=lambda item: -item.seconds)
         while True:
             size = self._transcriber.batch_size(pool[0].chunk)

@@ -107,9 +107,9 @@ class Failures:
 
 
 async def discard_body(receive: Receive) -> None:
-    """Read a small body that is not needed.
+    """Read and discard a request's body, up to 1 MiB and for at most a second.
 
-    Otherwise, a client that is still sending when the connection is closed often does not see the response.
+    If the connection is closed while a client is still sending, the client often does not see the response.
     """
     size = 0
     try:

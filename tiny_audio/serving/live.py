@@ -139,10 +139,7 @@ async def _transcribe(websocket: WebSocket, service: Service) -> None:
 
 
 def _subprotocol(websocket: WebSocket) -> str | None:
-    """Return the subprotocol to accept: the first one that does not carry the API key.
-
-    A web page sends the key as a subprotocol, because browsers do not let it set headers (see :data:`KEY_PROTOCOL`).
-    """
+    """Return the subprotocol to accept: the first one that does not carry the API key (see :data:`KEY_PROTOCOL`)."""
     offered: list[str] = websocket.scope["subprotocols"]
     return next((one for one in offered if not one.startswith(KEY_PROTOCOL)), None)
 

@@ -22,11 +22,10 @@ from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 _BLOCK = SAMPLE_RATE // 10
 """Samples that are processed in one step. Other connections are served between the steps."""
 _BURST_S = 2.0
-"""The server waits before it receives more audio while ``duration of the received audio / max_speed`` exceeds the time
-since the start of the stream by more than this many seconds."""
+"""Seconds of clock time by which a stream may be ahead of its maximum speed. For example, at ``max_speed=8``, 40 s of
+audio take 5 s of clock time. The stream may be 2 s ahead, so its first 40 s may be processed after only 3 s."""
 _MAX_TEXT = 100
-"""Maximum number of characters that are read of a text message. JSON in a longer message could be nested too deeply for
-the parser."""
+"""Number of characters of a text message that are parsed. Longer JSON could be nested too deeply for the parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]
 
 
@@ -44,7 +43,7 @@ class ClientError(Exception):
 
 
 class LiveSession:
-    """Passes one stream's audio and texts between a WebSocket and a decoder.
+    """Receives the audio of one stream from a WebSocket, and sends the texts of the stream to the client.
 
     Args:
         websocket: an accepted connection.
@@ -59,7 +58,7 @@ class LiveSession:
         self._limits, self._decode_timeout_s = options.live, options.limits.request_timeout_s
         self._log_transcripts = options.log_transcripts
         self._changed = asyncio.Event()  # set when audio was added or the stream has ended
-        self._room = asyncio.Event()  # set when an utterance was decoded, so that more audio may be added
+        self._room = asyncio.Event()  # set when an utterance was transcribed, so that more audio may be added
         self._lock = asyncio.Lock()  # held while the stream is used, because a thread adds the audio
         self._started, self._ended = asyncio.get_running_loop().time(), False
         self._rest = b""  # the first byte of a sample whose second byte has not arrived
@@ -92,7 +91,7 @@ class LiveSession:
         """Send a message to the client.
 
         Raises:
-            WebSocketDisconnect: the client has disconnected, or does not receive.
+            WebSocketDisconnect: the client has disconnected, or does not receive the message in time.
         """
         try:
             async with asyncio.timeout(self._limits.send_timeout_s):
@@ -101,9 +100,9 @@ class LiveSession:
             raise WebSocketDisconnect(1006, "the client does not receive") from None
 
     async def _transcribe(self) -> None:
-        """Decode utterances and send their texts until the stream ends."""
+        """Transcribe utterances and send their texts until the stream ends."""
         while True:
-            # Read the state first, because more audio may arrive while texts are sent.
+            # Clear the event and read `_ended` before sending texts. Audio that arrives meanwhile sets the event again.
             self._changed.clear()
             async with self._lock:
                 ended, job = self._ended, self._stream.next_job()
@@ -197,7 +196,7 @@ class LiveSession:
         return data
 
     async def _add(self, data: bytes) -> None:
-        """Add 16-bit samples. Wait if they arrive too fast, or if too much audio is waiting to be decoded."""
+        """Add 16-bit samples. Wait if they arrive too fast, or if too much audio is waiting to be transcribed."""
         data = self._rest + data
         whole = len(data) // 2 * 2
         self._rest = data[whole:]
@@ -206,7 +205,8 @@ class LiveSession:
             while self._stream.waiting_s > self._limits.max_waiting_s:
                 self._room.clear()
                 await self._room.wait()
-            async with self._lock:  # speech is found in a thread, so that other connections are served meanwhile
+            # `add` searches for speech, which takes time. In a thread, it does not block other connections.
+            async with self._lock:
                 await asyncio.to_thread(self._stream.add, samples[start : start + _BLOCK])
             self._changed.set()
             elapsed_s = asyncio.get_running_loop().time() - self._started

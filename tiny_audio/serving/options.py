@@ -36,11 +36,10 @@ class LiveLimits:
     max_message_bytes: int = 1 << 20
     """Maximum size of a message. The default is about 32 seconds of 16-bit samples."""
     max_waiting_s: float = 30.0
-    """Maximum seconds of one stream's audio that wait to be decoded. Above this limit, the server stops receiving, and
-    the client has to wait."""
+    """Maximum seconds of one stream's audio that wait to be transcribed. Above this, the server stops receiving."""
     max_speed: float = 8.0
-    """Maximum speed at which audio is received, as a multiple of real time. It limits the work of finding speech. The
-    first ``2 * max_speed`` seconds of a stream's audio are not limited."""
+    """Maximum speed at which audio is received, as a multiple of real time. This limits the computation for voice
+    activity detection. The first ``2 * max_speed`` seconds of a stream's audio may arrive at any speed."""
     idle_timeout_s: float = 30.0
     """Maximum time without audio from the client."""
     send_timeout_s: float = 30.0

@@ -1,4 +1,4 @@
-"""Decode a stream of Opus audio, for example from a browser's MediaRecorder, with the FFmpeg program."""
+"""Decode a stream of Opus audio with the FFmpeg program."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ class OpusDecoder:
 async def opus_decoder(container: str) -> AsyncIterator[OpusDecoder]:
     """Run FFmpeg inside the ``with`` block.
 
-    FFmpeg reads only standard input. Its options forbid it to open files or network addresses, and to use decoders
-    other than Opus.
+    FFmpeg's options forbid it to open files or network addresses, and to use decoders other than Opus.
 
     Args:
         container: one of :data:`CONTAINERS`.

@@ -1,4 +1,4 @@
-"""Read the form fields of a transcription request. Each field is used, documented as ignored, or rejected."""
+"""Read the form fields of a transcription request. docs/serving.md describes them."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ from tiny_audio.config import UserError
 from tiny_audio.serving.metrics import LOG
 
 HEAD_S = 20.0
-"""Each connection is checked at this interval. It is closed if no request is running and no request has begun since the
-previous check."""
+"""Interval in seconds at which each connection is checked. The connection is closed if no request is running and none
+has begun since the previous check."""
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
 _MAX_MESSAGE_BYTES = 2 << 20
-"""A WebSocket is closed without an error message after a larger message. Live streams have a lower limit, which is
-reported to the client (``LiveLimits.max_message_bytes``)."""
+"""uvicorn closes a WebSocket after a larger message, without sending an error. The lower limit of live streams
+(``LiveLimits.max_message_bytes``) is reported to the client."""
 
 
 class TimedProtocol(H11Protocol):
@@ -34,7 +34,7 @@ class TimedProtocol(H11Protocol):
         self.loop.call_later(HEAD_S, self._check)
 
     def _check(self) -> None:
-        # An upgraded connection belongs to another protocol.
+        # A WebSocket's connection has been handed over to uvicorn's WebSocket protocol.
         if self.transport.is_closing() or self not in self.connections:
             return
         is_idle = self.cycle is None or self.cycle.response_complete
@@ -46,7 +46,7 @@ class TimedProtocol(H11Protocol):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Port 0 means any free one.
+    """Open a listening socket. Port 0 means any free port.
 
     Raises:
         UserError: the address cannot be used.
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish the running requests, unless there is a second Ctrl-C."""
+        """Finish the running requests, or end at once after a second Ctrl-C."""
         if self.server_state.tasks:
             LOG.info("finishing the running requests, then stopping; press Ctrl-C to stop at once")
         await super().shutdown(sockets)

@@ -17,7 +17,7 @@ from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
 
 _DECODERS = 8
-"""Number of uploads that are decoded at the same time, so that a slow upload does not delay others."""
+"""Number of uploads that are decoded at the same time, so that a slow one does not delay the others."""
 _LONGEST_RETRY_S = 60
 
 
@@ -31,8 +31,7 @@ class Service:
     metrics: Metrics = field(init=False)
     decoders: ThreadPoolExecutor = field(init=False)
     hotwords: tuple[str, ...] = field(init=False)
-    """The server's hotwords that fit into a context. Each request encodes all of them again, so those that do not fit
-    are removed once at the start."""
+    """The server's hotwords, without those that do not fit into a context or cannot be encoded."""
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.options.limits)

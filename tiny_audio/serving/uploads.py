@@ -31,7 +31,7 @@ LABEL = "file"
 
 
 async def receive_form(request: Request, limits: Limits) -> FormData:
-    """Receive a form with at most one file. The caller closes it.
+    """Receive a form with at most one file. The caller must close the form.
 
     Raises:
         ApiError: the body is too large, arrives too slowly, or is not a form.
@@ -112,7 +112,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
 
     Args:
         file: the upload.
-        limits: the server's limits, of which the maximum duration is used.
+        limits: the server's limits.
         ticket: counts the decoded audio.
         stopped: set if the rest is no longer needed.
 
@@ -120,7 +120,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
         ApiError: the file cannot be decoded, or is too long.
         BusyError: there is no room for the decoded audio.
     """
-    # Decoders need a path. The server chooses this path, and not the client.
+    # Decoders need a path.
     with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
         path = Path(folder) / "upload"
         with path.open("wb") as copy:

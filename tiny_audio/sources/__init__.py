@@ -1,4 +1,7 @@
-"""The contract of sources: a source lists utterances without decoding audio, and returns their encoded audio."""
+"""The interface of sources. A source lists the clips of a dataset, and returns the encoded audio of a clip.
+
+Encoded audio is the content of an audio file, such as FLAC or MP3.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Utterance:
     audio: AudioAddress | None = field(compare=False)
     """Location of the clip's audio. None if the audio can be read only by :meth:`Source.encoded`."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Further columns, such as ``speaker`` and ``sex``."""
+    """Further columns of the dataset, such as ``speaker`` and ``sex``."""
 
     def audio_file(self) -> Path:
         """Return the clip's file. This works only for sources whose clips are files on disk."""
@@ -86,10 +89,7 @@ def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]
 
 
 def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:
-    """Yield the origins of the utterances with the indices ``rows`` (``[m]``), in this order.
-
-    If the utterances are stored as columns, the columns of ids, durations and transcripts are not read.
-    """
+    """Yield the origins of the utterances with the indices ``rows`` (``[m]``), in this order."""
     if isinstance(utterances, ColumnarUtterances):
         return utterances.origins(rows)
     return (Origin(utterance.audio, utterance.metadata) for utterance in (utterances[row] for row in rows.tolist()))
@@ -107,7 +107,7 @@ def runs(members: np.ndarray) -> Iterator[slice]:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A clip that is not used, and the reason. All dropped clips are listed in ``dropped.jsonl``."""
+    """A clip that is not used, and the reason. A run lists all dropped clips in ``dropped.jsonl``."""
 
     id: str
     reason: str
@@ -117,14 +117,14 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The n utterances of a source, and the clips that it dropped."""
+    """The n utterances of a source, and the clips that the source dropped."""
 
     utterances: Sequence[Utterance]
-    """The sequence may create utterances on access, because a corpus can have millions of utterances."""
+    """The sequence may create utterances on access, so that millions of utterances need not be in memory."""
     dropped: Sequence[Dropped]
     fingerprint: str
-    """Hash of the ids, durations and transcripts, in order. A source may include more, such as the commit of a dataset.
-    The audio itself is not included."""
+    """Hash of the ids, durations and transcripts, in the order of the utterances. A source may include more in the
+    hash, such as the commit of a dataset. The audio itself is not included."""
     durations_s: np.ndarray | None = field(default=None, compare=False)
     """``[n]`` float64: duration of each utterance. If None, durations are read from the utterances."""
     groups: np.ndarray | None = field(default=None, compare=False)
@@ -138,8 +138,8 @@ class Index:
     def without_text(self) -> np.ndarray:
         """Return ``[n]`` bool: whether each transcript is empty.
 
-        If ``empty`` is None and the utterances are in a tuple or a list, their transcripts are checked. For another
-        sequence, which may create utterances on access, nothing is checked, and all values are False.
+        If ``empty`` is None, the transcripts of a tuple or a list are checked. For other sequences, all values are
+        False. Such a sequence may create utterances on access, so a check could create millions of them.
         """
         if self.empty is not None:
             return self.empty
@@ -161,18 +161,18 @@ class SourceContext:
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of dataset splits on the hub, by name of the split, such as ``owner/dataset/config/train@main``. If the
-    split of a source is listed here, the source uses this commit. Otherwise, the source looks up the commit and adds it
-    here. A run stores all commits, so that its data stays the same even if the cache folder is deleted and a branch has
-    new commits."""
+    """Commits of dataset splits on the Hugging Face hub, by name of the split, such as
+    ``owner/dataset/config/train@main``. If the split of a source is listed here, the source uses this commit.
+    Otherwise, the source looks up the commit and adds it here. A run stores all commits, so that its data stays the
+    same."""
     keep_empty: bool = False
-    """Whether a source keeps clips that the corpus marks as not speech. Kept clips get an empty transcript. If false,
-    the source drops these clips. True only for training data with ``data.keep_empty``, because such clips are never
-    scored."""
+    """Whether a source keeps clips that the corpus marks as not speech. If true, these clips get an empty transcript.
+    If false, the source drops them. Training data uses the value of ``data.keep_empty``. For evaluation data, the value
+    is false, because such clips are never scored."""
 
 
 class Source(ABC):
-    """Base class of sources. A source lists utterances and returns their encoded audio."""
+    """Base class of sources."""
 
     @abstractmethod
     def index(self) -> Index:
@@ -186,11 +186,11 @@ class Source(ABC):
     def encoded(self, utterance: Utterance) -> Path | bytes:
         """Return the clip's encoded audio, as a file or as bytes.
 
-        Loader processes call this method, so a source must be picklable.
+        The worker processes of the data loader call this method, so a source must be picklable.
         """
 
 
 SOURCES: Registry[SourceConfig, Source] = Registry(
     "source", SourceConfig, package=__name__, entry_points="tiny_audio.sources"
 )
-"""Registered sources. Builders take ``(config, context: SourceContext)``."""
+"""Registered sources. Builders take ``(config, context: SourceContext)``, and read no data."""

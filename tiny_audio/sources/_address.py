@@ -1,4 +1,4 @@
-"""Addresses of encoded clips: a file or a cell of a parquet file, on disk or on the Hugging Face hub."""
+"""Addresses of encoded clips: files, or cells of parquet files. The files are on disk or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ParquetCell:
 
 @dataclass(frozen=True, slots=True)
 class AudioAddress:
-    """The location of a clip's encoded audio. ``str(address)`` is ``audio_filepath`` in files of hypotheses.
+    """The location of a clip's encoded audio. Files of hypotheses contain ``str(address)`` as ``audio_filepath``.
 
     Examples of ``str(address)``:
         ``/data/a.flac``, ``/data/clips.parquet#row_group=0&row=3&column=audio`` and
@@ -86,9 +86,9 @@ class AudioAddress:
         """Return the encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. A cell of a parquet file can be read only with
-                its whole row group. If a source has cached the row group, this copy is read. Otherwise, the row group
-                is cached in a separate folder with its own size limit. Whole files on the hub are not cached.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group of a cell,
+                the cached copy is read. Otherwise, the row group is cached in a separate folder with its own size
+                limit. Whole files on the hub are not cached.
             offline: do not use the network.
 
         Raises:

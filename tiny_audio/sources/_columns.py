@@ -1,4 +1,4 @@
-"""The names and types of the columns, for all sources that read tables with embedded audio."""
+"""The column names of tables that contain audio, and checks of the column types."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _DURATION = "duration"
 
 
 class ColumnsConfig(SourceConfig):
-    """Base of the configs that name columns."""
+    """Base of the configs of sources in which users can choose the columns."""
 
     audio_column: NonEmpty = "audio"
     """The encoded audio: bytes, or a struct of `bytes` and `path`, as in files of the `datasets` library."""
     text_column: NonEmpty = "text"
     """The transcript."""
     duration_column: NonEmpty | None = None
-    """The duration in seconds. If None, the column `duration` is used. If the table has no such column, all audio is
-    read once, because durations are then taken from the headers of the clips."""
+    """The duration in seconds. If None, the column `duration` is used. If the table has no such column, durations are
+    read from the headers of the clips. This reads all audio once, because parquet files are read by row group."""
     id_column: NonEmpty | None = None
     """A name for each clip, preferably unique. If None, clips are named by file and row."""
     speaker_column: NonEmpty | None = None
     """The speaker. Stored as the metadata column `speaker`."""
     metadata_columns: Annotated[tuple[NonEmpty, ...], Field(strict=False)] | None = None
     """Further columns to keep as metadata. If None, all columns with text, numbers, booleans or dates are kept. Columns
-    with lists or structs are not."""
+    with lists or structs are not kept."""
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
@@ -51,7 +51,7 @@ class ColumnsConfig(SourceConfig):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a table of clips. The fields correspond to those of :class:`ColumnsConfig`."""
+    """The column names of a table of clips. The fields correspond to those of :class:`ColumnsConfig`."""
 
     audio: str
     text: str
@@ -60,15 +60,14 @@ class Columns:
     speaker: str | None
     metadata: tuple[str, ...] | None
     begin: str | None = None
-    """Column with the start time of a clip within its recording. If it is set, ``duration`` names the column with the
-    end time."""
+    """Column with the start time of a clip within its recording, in seconds. If this is set, ``duration`` names the
+    column with the end time."""
     silence: tuple[str, ...] = ()
-    """Transcripts that mark a clip without speech, such as ``<NOISE>``. A source drops such a clip. If
-    ``SourceContext.keep_empty`` is true, the source keeps the clip with an empty transcript."""
+    """Transcripts that mark a clip without speech, such as ``<NOISE>``. See ``SourceContext.keep_empty``."""
 
     @classmethod
     def of(cls, config: ColumnsConfig) -> Self:
-        """Return the columns that a config names."""
+        """Return the column names in a config."""
         return cls(
             config.audio_column,
             config.text_column,
@@ -79,7 +78,7 @@ class Columns:
         )
 
     def check(self, schema: pa.Schema, table: str) -> None:
-        """Check that a table has all the columns, with the right types.
+        """Check that a table has all of these columns, with the right types.
 
         Args:
             table: name of the table in messages.
@@ -140,7 +139,7 @@ class Columns:
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """Return the metadata columns of a table with this schema: name in the metadata -> name of the column."""
+        """Return the columns to keep as metadata from a table with this schema: name in the metadata -> column name."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]

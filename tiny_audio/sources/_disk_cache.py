@@ -24,10 +24,9 @@ _FULL = 0.95
 """If the cache is full, old files are deleted until at most this share of the size limit is in use. The next few files
 then fit without another scan of the folder."""
 _POLL_S = 0.005
-"""Seconds between attempts to acquire the folder's lock. The time is short, because the lock is held only briefly."""
+"""Seconds between attempts to acquire the folder's lock, which is held only briefly."""
 _SCANNED: set[Path] = set()
-"""Folders whose size this process has measured, by a scan of their files. A forked process inherits this information,
-and does not scan these folders again."""
+"""Folders whose size this process has measured. A forked process does not measure them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,9 @@ def read_mapped(path: Path) -> pa.ChunkedArray | None:
 class DiskCache:
     """A folder of memory-mapped Arrow files, one for each row group.
 
-    Several processes may share a folder. A process writes a file only if the total size of all files then is at most
-    ``max_bytes``. Before it writes the file, it adds the file's size to the count of used bytes. This count is stored
-    in the folder and protected by the folder's lock. A process that has mapped a file can still read the file after
-    another process has deleted it.
+    Several processes may share a folder. A file is written only if the total size stays within ``max_bytes``. Before
+    writing, a process adds the file's size to the folder's count of used bytes. The folder's lock protects this count.
+    A mapped file can still be read after another process has deleted it.
     """
 
     folder: Path
@@ -70,7 +68,7 @@ class DiskCache:
 
         Args:
             fetch: reads the row group. Called if the row group is not cached. If the result does not fit into the
-                cache, the result stays in memory.
+                cache, it is returned but not written to the folder.
 
         Raises:
             UserError: the folder cannot be written.
@@ -82,7 +80,7 @@ class DiskCache:
         with contextlib.ExitStack() as stack:
             with self._writing():
                 stack.enter_context(self._writer_lock(name))
-            clips = read_mapped(path)  # another process may have fetched it during the wait for the lock
+            clips = read_mapped(path)  # another process may have written the file during the wait for the lock
             if clips is None:
                 fetched = fetch()
                 self._write(name, fetched)
@@ -152,7 +150,10 @@ class DiskCache:
             return fits
 
     def _make_room(self, name: str, size: int) -> int:
-        """Delete files of killed writers, then old files until ``size`` more bytes fit. Return the count of used bytes.
+        """Make room for ``size`` more bytes, if possible. Return the count of used bytes.
+
+        First, temporary files of killed processes are deleted. Then the least recently used row groups are deleted, but
+        only if this makes enough room.
 
         Args:
             name: the row group whose writer lock this process holds.
@@ -170,7 +171,7 @@ class DiskCache:
                 if not is_temporary:
                     files.append((status.st_mtime_ns, status.st_size, path))
         if used - sum(file[1] for file in files) + size > self.max_bytes:
-            return used  # even deleting all cached files would not make enough room
+            return used  # even if all row groups were deleted, there would not be enough room
         for _, file_size, path in sorted(files):
             if used + size <= _FULL * self.max_bytes:
                 break
@@ -179,7 +180,7 @@ class DiskCache:
         return used
 
     def _delete_if_abandoned(self, temporary: Path, own_name: str) -> None:
-        """Delete a temporary file, unless another process holds its writer lock and so may still write to it."""
+        """Delete a temporary file if no other process holds its writer lock."""
         name = temporary.name[1:].rsplit(".arrow.", 1)[0]
         own = _bucket(name) == _bucket(own_name)
         with contextlib.suppress(Timeout), contextlib.nullcontext() if own else self._writer_lock(name).acquire(0):

@@ -38,15 +38,14 @@ class Header:
 
 
 def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: Path) -> dict[str, Header]:
-    """Return the duration of each file below a folder, by name.
+    """Return the duration of each file in ``files``, by the file's path relative to the folder.
 
-    A file is opened only if it is new, if its size or modification time has changed, or if it could not be opened
-    before.
+    A file is opened only if it is new, if its size or modification time has changed, or if it could not be opened in
+    the previous call.
 
     Args:
-        folder: the folder.
         files: for each file, its path relative to the folder and its status.
-        cache_dir: the folder in which durations are cached.
+        cache_dir: as in :class:`~tiny_audio.sources.SourceContext`.
 
     Raises:
         UserError: the cache folder cannot be written.

@@ -1,10 +1,10 @@
-"""An index on disk: an Arrow file with one row per clip.
+"""An index on disk: an Arrow file that contains a table with one row per clip, called the index table.
 
 The clips come from shards. A shard is a parquet file, or a file that lists audio files, such as ``metadata.csv``. The
-table is written in parts, and it is read memory-mapped. Its columns are those of
-:func:`tiny_audio.sources._parquet.index_shard`. For listed audio files, ``row_group`` is the line number, and ``row``
-is null. To plan an epoch, only a few columns are read. An :class:`Utterance` is created from its row only when it is
-needed.
+columns of the index table are those of :func:`tiny_audio.sources._parquet.index_shard`. For listed audio files,
+``row_group`` is the line number in the shard, and ``row`` is null.
+
+The index table can be larger than memory, so it is written in parts and read memory-mapped.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 VERSION = 2
-"""Version of the table's columns. It is part of the names of index folders."""
+"""Version of the index table's columns. It is part of the names of index folders."""
 
 _ROWS_READ = 1 << 16
-"""Number of rows that are converted to Python values at a time."""
+"""Maximum number of rows that are converted to Python values at a time."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
 _ASIDE, _PARTS = ".tmp", ".shards"
 _PARTS_KEPT_S = 7 * 86_400
@@ -60,17 +60,19 @@ _PARTS_KEPT_S = 7 * 86_400
 def write_index(
     folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str, *, anew: bool = False
 ) -> None:
-    """Write one table with the rows of all ``tables`` to a folder. The folder is created atomically.
+    """Write an index table with the rows of all ``tables`` to a folder. The folder is created atomically.
 
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
-    the others wait. If several clips have the same id, each clip except the first gets its shard appended to its id,
-    and its row group and row if they are not null. If another clip has this id, apostrophes are added. The fingerprint
-    of the index is a hash of ``identity`` and of the ids, durations and transcripts of all usable rows.
+    the others wait.
+
+    If several clips have the same id, the first clip keeps it. Shard, row group and row (if not null) are appended to
+    the other ids, as in ``a:train.parquet:0:7``. If such an id is not unique either, apostrophes are appended.
 
     Args:
         tables: the rows of all shards, in order, with the columns of
             :func:`tiny_audio.sources._parquet.index_shard`.
         shards: the name of each shard.
+        identity: text to include in the fingerprint, with the ids, durations and transcripts of all usable rows.
         anew: replace the folder if it exists.
 
     Raises:
@@ -160,7 +162,7 @@ class CellAddresses:
     """Returns the addresses of clips that are cells of parquet files."""
 
     file_of: Callable[[str], Path | HubFile]
-    """A function from the name of a shard to the file of the shard. Must be picklable."""
+    """A function that returns the file of a shard, given the shard's name. It must be picklable."""
     column: str
     """Column of the parquet file with the audio."""
 
@@ -176,7 +178,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
     """Read the index that :func:`write_index` wrote. The table is memory-mapped.
 
     Args:
-        addresses: returns the addresses of the clips.
+        addresses: returns the address of a clip, given its row of the index table.
 
     Raises:
         UserError: the folder is damaged.
@@ -198,7 +200,7 @@ def read_index(folder: Path, addresses: Addresses) -> Index:
         fingerprint = about["fingerprint"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise UserError(f"the cached index {folder} is damaged ({error}); delete the folder to index again") from error
-    # The rows of a row group are adjacent, so a new group begins where the shard or the row group changes.
+    # The rows of a row group are adjacent, so a new group of clips begins where the shard or the row group changes.
     ends = np.diff(shards, prepend=shards[:1]).astype(bool) | np.diff(row_groups, prepend=row_groups[:1]).astype(bool)
     return Index(
         utterances,
@@ -262,10 +264,9 @@ class TableUtterances(ColumnarUtterances):
         return Origin(self.addresses(self.shards[row["shard"]], row), metadata)
 
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the given columns of the rows ``[m]``, in the order of ``rows``.
+        """Yield the given columns of the utterances ``self[row]`` for each of ``rows`` (``[m]``), in batches.
 
-        The rows are divided into several batches, because the strings of a large corpus can exceed the maximum size
-        of one Arrow array.
+        One Arrow array cannot hold all strings of a large corpus.
         """
         import numpy as np
 
@@ -294,10 +295,10 @@ def _fingerprinted(tables: Iterable[pa.Table], digest: Any) -> Iterator[pa.Table
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
-    """Write the tables with the schema of the first table. Return the sorted hashes of all ids, and their counts.
+    """Write the tables with the schema of the first table. Return the sorted hashes of all ids, and their frequencies.
 
-    Only hashes are returned, because all ids together may not fit into memory. Two different ids may share a hash, so
-    :func:`_renamed` compares ids whose hash occurs more than once.
+    All ids together may not fit into memory, so hashes are returned. Different ids may have the same hash, so
+    :func:`_renamed` compares the ids whose hash occurs more than once.
     """
     import numpy as np
     import pyarrow as pa
@@ -320,10 +321,7 @@ def _write(path: Path, tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarr
 
 
 def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with exactly the columns in ``schema``, because shards may differ in their metadata columns.
-
-    Missing columns are filled with null, and other columns are removed.
-    """
+    """Return the table with exactly the columns in ``schema``. Shards may differ in their metadata columns."""
     import pyarrow as pa
 
     for field in schema:

@@ -206,8 +206,7 @@ def _duration(given: object, column: str, audio: Path) -> float:
 
 
 def _renamed(utterance: Utterance, line_number: int, ids: set[str]) -> Utterance:
-    """Return the utterance with the line number appended to its id. This is needed if an earlier line has the same
-    file, and so the same id."""
+    """Return the utterance with the line number appended to its id, because an earlier line has the same file."""
     name = f"{utterance.id}:{line_number}"
     while name in ids:
         name += "'"

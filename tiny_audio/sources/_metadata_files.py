@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILES_VERSION = (VERSION, 1)
-"""Version of the indexes of :func:`file_index`. It is part of the names of their folders. ``VERSION`` covers the
-columns; the second number covers their content, such as ids."""
+"""Version of the indexes of :func:`file_index`, part of their folders' names. ``VERSION`` changes with the columns. The
+second number changes with their content, such as the form of the ids."""
 
 _CHUNK = 50_000
-"""Number of rows in memory at a time."""
+"""Maximum number of rows in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class ClipRow:
     """An entry of the index. It stands for a row of a table, or for an audio file that is not listed in any row."""
 
     file: str
-    """The id of the clip: the path of its file, relative to the folder of the audio. If the row does not contain the
-    path of an existing file, the id is the name of the table and the line number, such as ``metadata.csv:7``."""
+    """The id of the clip: the path of its file, relative to the folder of the audio. If the row names no existing file,
+    the id is the table and the line number, such as ``metadata.csv:7``."""
     table: int = 0
     """Index of the table in the list of tables."""
     line: int = 0
@@ -59,7 +59,7 @@ class ClipRow:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Read the rows of a table with their line numbers. Empty cells are None.
+    """Yield the line number and the content of each row of a table. Empty cells are None.
 
     The suffix determines the format: JSON lines for ``.jsonl``, TSV for ``.tsv``, and CSV otherwise.
 
@@ -95,10 +95,8 @@ def file_index(
 
     Args:
         make: returns the rows and the names of their metadata columns.
-        tables: names of the tables. If several clips have the same id, the name of the table and the line number are
-            appended to the ids of all but the first.
+        tables: names of the tables. :func:`write_index` uses them to make ids unique.
         identity: text to include in the fingerprint.
-        addresses: returns the addresses of the clips.
     """
     index = read_index(folder, addresses) if folder.exists() else None
     if index is None or any(dropped.reason == UNREADABLE for dropped in index.dropped):
@@ -154,12 +152,15 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the header and then the rows, with line numbers. Bytes that are not UTF-8 become lone surrogates."""
+    """Yield the line number and the cells of the header, then those of each row.
+
+    Bytes that are not UTF-8 become lone surrogates.
+    """
     tabs = path.suffix == ".tsv"
     reader = None
     try:
         with open_text(path, errors="surrogateescape", newline="") as file:
-            # Quotes in a TSV are part of the text.
+            # In a TSV file, quotes are part of the text.
             reader = csv.reader(
                 file,
                 delimiter="\t" if tabs else ",",
@@ -204,7 +205,7 @@ def _table(rows: Sequence[ClipRow], columns: Sequence[str]) -> pa.Table:
             "text": texts(row.text for row in rows),
             "shard": pa.array([row.table for row in rows], pa.int32()),
             "row_group": pa.array([row.line for row in rows], pa.int32()),
-            "row": pa.nulls(len(rows), pa.int32()),  # the line number is enough to find the row
+            "row": pa.nulls(len(rows), pa.int32()),  # not needed, because row_group has the line number
             "reason": texts(row.bad.reason if row.bad else None for row in rows),
             "detail": texts(row.bad.detail if row.bad else None for row in rows),
             **{f"{METADATA}{name}": texts(row.metadata.get(name) for row in rows) for name in columns},

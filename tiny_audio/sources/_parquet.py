@@ -48,11 +48,10 @@ def index_shard(
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
-        keep_silence: keep clips that are marked as not speech, and give these clips an empty transcript. If false, they
-            are dropped.
+        keep_silence: keep clips that are marked as not speech, with an empty transcript. If false, they are dropped.
 
     Raises:
-        UserError: columns are missing or have the wrong type, or the shard is damaged.
+        UserError: a column is missing or has the wrong type, or the shard is damaged.
     """
     import numpy as np
     import pyarrow as pa
@@ -139,8 +138,8 @@ def read_error(error: Exception, where: str) -> UserError:
         where: name of the clip or of the file, for the message.
 
     Returns:
-        an :class:`AudioError` if the bytes are damaged, so that the clip is dropped. Otherwise, another
-        :class:`UserError`, so that the run stops.
+        an :class:`AudioError` if the bytes are damaged, so that the clip is dropped. For a disk error, a
+        :class:`UserError` that is not an :class:`AudioError`, so that the run stops.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
@@ -238,7 +237,7 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
 
 
 def _measured(sizes: list[int], audio: Callable[[int], pa.ChunkedArray], shard: str, problems: _Problems) -> np.ndarray:
-    """Return the durations in seconds, read from the headers of the clips."""
+    """Return the durations in seconds, read from the headers of the clips. Unknown durations are NaN."""
     import numpy as np
     import pyarrow as pa
 

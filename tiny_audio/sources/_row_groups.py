@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MAX_BYTES = 256 * 2**20
-"""Size limit of the cache in memory, in each process that loads clips."""
+"""Maximum number of bytes in the memory cache of row groups. Each process that loads clips has its own memory cache."""
 MAX_COUNT = 32
-"""Maximum number of row groups in the cache in memory. This limit is for memory-mapped files: they take no memory, but
-a deleted file keeps its disk space while it is mapped."""
+"""Maximum number of row groups in the memory cache. A memory-mapped row group takes no memory, but if its file is
+deleted, the disk space stays in use."""
 _OPEN = 32
-"""Number of shards on the hub that a process keeps open."""
+"""Maximum number of parquet files on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9
-"""Size limit of the folder in which :func:`read_cell_anywhere` caches row groups."""
+"""Maximum number of bytes in the folder in which :func:`read_cell_anywhere` caches row groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """The column of clips in a row group."""
+    """The clips in a row group of a parquet file."""
 
     file: Path | HubFile
     index: int
@@ -161,5 +161,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Open a shard and keep it open, because opening it again for each row group would take two more requests."""
+    """Open a parquet file and keep it open, because opening it anew for each row group takes two more requests."""
     return open_on_hub(file, pre_buffer=False)

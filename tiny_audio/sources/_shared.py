@@ -1,4 +1,4 @@
-"""Code shared by several sources: a type for config fields, names for cache folders, and texts for messages."""
+"""Code shared by several sources: a type for config fields, names in the cache, and texts for messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 def cache_key(identity: object) -> str:
-    """Return a short hash of a text or of a JSON value, for the name of a cache folder."""
+    """Return a short hash of a text or of a JSON value, for the name of a file or folder in the cache."""
     text = identity if isinstance(identity, str) else json.dumps(identity)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -29,21 +29,21 @@ class CommonVoiceConfig(SourceConfig):
 
     The datasets of this name on the Hugging Face hub are empty now. Transcripts have case and punctuation. Clips are
     MP3 files. Releases since 2023 list durations in `clip_durations.tsv`. For older releases, durations are read from
-    the headers of all clips of the split at the first start. Metadata: `speaker` (`client_id`) and, if known, `age`,
-    `gender`, `accents` (in old releases `accent`), `variant` and `locale`.
+    the headers of all clips of the split at the first start. Metadata: `speaker` and, if known, `age`, `gender`,
+    `accents` (in old releases `accent`), `variant` and `locale`.
     """
 
     name: Literal["common_voice"] = "common_voice"
     path: LocalPath = Field(json_schema_extra=NO_IDENTITY)
-    """The folder of one language, with `clips` and the tables, such as `cv-corpus-22.0-2025-06-20/en`. `~` is your home
-    folder."""
+    """The folder of one language, such as `cv-corpus-22.0-2025-06-20/en`. It contains the folder `clips`, and a table
+    for each split, such as `train.tsv`. `~` is your home folder."""
     split: Literal["train", "dev", "test", "validated"] = "train"
-    """One of the tables. `validated` contains all clips that listeners confirmed. `train`, `dev` and `test` are parts
-    of `validated`, so train on `validated` only if you evaluate on other data."""
+    """The split. `validated` contains all clips that listeners confirmed. `train`, `dev` and `test` are parts of
+    `validated`, so train on `validated` only if you evaluate on other data."""
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which create a folder `common_voice` in the current folder."""
+        """Return a config for tests. The tests create a folder `common_voice` in the current folder."""
         return cls(path="common_voice", split="dev")
 
 
@@ -135,7 +135,7 @@ class CommonVoiceSource(Source):
 
 @SOURCES.register
 def build_common_voice(config: CommonVoiceConfig, context: SourceContext) -> Source:
-    """Return the source of a split. Nothing is read before the source is indexed."""
+    """Return the source of a split."""
     path = Path(config.path).absolute()
     return CommonVoiceSource(path, config.split, context.cache_dir.absolute())
 
@@ -169,7 +169,7 @@ def _clip(
 
 
 def _unquoted(sentence: str) -> str:
-    """Return the sentence without CSV quoting. Some releases quote sentences and double the quotes inside them."""
+    """Return the sentence without CSV quoting. Some releases put sentences in quotes, and double the quotes inside."""
     sentence = sentence.strip()
     inside = sentence[1:-1]
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in inside.replace('""', ""):

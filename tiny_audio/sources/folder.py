@@ -49,7 +49,7 @@ class FolderConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which create a folder `folder` with a `metadata.csv` in the current folder."""
+        """Return a config for tests. The tests create a folder `folder` with a `metadata.csv` in the current folder."""
         return cls(path="folder")
 
 
@@ -139,7 +139,7 @@ class FolderSource(Source):
 
 @SOURCES.register
 def build_folder(config: FolderConfig, context: SourceContext) -> Source:
-    """Return the source of a folder. Nothing is read before the source is indexed."""
+    """Return the source of a folder."""
     path = Path(config.path).absolute()
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
 

@@ -18,8 +18,7 @@ COLUMNS = Columns(
     metadata=("audio_id",),
     silence=("<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"),
 )
-"""Columns of the corpus. The metadata has the recording (``audio_id``) instead of the speaker, because few speakers are
-known."""
+"""Few speakers are known, so the metadata has the recording (``audio_id``) instead."""
 
 
 class GigaSpeechConfig(HubSourceConfig):
@@ -30,8 +29,8 @@ class GigaSpeechConfig(HubSourceConfig):
     `<QUESTIONMARK>` and `<EXCLAMATIONPOINT>`. `data.target_text` converts these markers to punctuation or removes them.
     Segments whose transcript is only `<SIL>`, `<MUSIC>`, `<NOISE>` or `<OTHER>` are listed as dropped. With
     `data.keep_empty`, they are kept for training, with an empty transcript. In evaluation sets they are always dropped.
-    Metadata: `audio_id`, which names the recording. The metadata does not name speakers, so set
-    `evaluation.group_by: audio_id`.
+    Metadata: `audio_id`, which names the recording. The metadata does not name speakers. To group clips by recording
+    for confidence intervals, set `evaluation.group_by: audio_id`.
     """
 
     name: Literal["gigaspeech"] = "gigaspeech"

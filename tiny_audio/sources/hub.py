@@ -23,7 +23,7 @@ class HubConfig(HubSourceConfig, ColumnsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which replace the hub by a local server."""
+        """Return a config for tests. The tests use a local server instead of the hub."""
         return cls(repo="tiny/clips", split="test")
 
 

@@ -33,7 +33,7 @@ class LibriSpeechConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which replace the hub by a local server."""
+        """Return a config for tests. The tests use a local server instead of the hub."""
         return cls(split="validation.clean")
 
 

@@ -9,7 +9,7 @@ from tiny_audio.sources._columns import Columns
 from tiny_audio.sources._hub.source import HubSourceConfig, hub_source
 
 COLUMNS = Columns(audio="wav", text="text", duration="duration", id="ID", speaker="spk_id", metadata=("sex",))
-"""Columns of the corpus. Unknown speakers and sexes are null, and are left out of the metadata."""
+"""Unknown speakers and sexes are null, and are left out of the metadata."""
 
 
 class LoquaciousConfig(HubSourceConfig):
@@ -28,7 +28,7 @@ class LoquaciousConfig(HubSourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which replace the hub by a local server."""
+        """Return a config for tests. The tests use a local server instead of the hub."""
         return cls(config="small", split="dev", max_shards=1)
 
 

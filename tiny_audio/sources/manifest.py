@@ -37,12 +37,12 @@ class ManifestConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which write a `manifest.jsonl` to the current folder."""
+        """Return a config for tests. The tests write a `manifest.jsonl` to the current folder."""
         return cls(path="manifest.jsonl")
 
 
 @SOURCES.register
 def build_manifest(config: ManifestConfig, context: SourceContext) -> Source:
-    """Return the source of a manifest. Nothing is read before the source is indexed."""
+    """Return the source of a manifest."""
     columns = Columns(config.audio_column, config.duration_column, config.text_column)
     return ManifestSource(Path(config.path).absolute(), columns)

@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class MixedConfig(Config):
     """A source in a mix."""
 
-    # Build the schema only when it is first needed. By that time, all sources, including this one, are registered.
+    # Build pydantic's schema only when it is first needed. By then, all sources are registered, including this one.
     model_config = ConfigDict(defer_build=True)
 
     source: Annotated[SourceConfig, SOURCES]
@@ -53,11 +53,11 @@ class MixConfig(SourceConfig):
 
     A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
     machine. A larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, a
-    cap keeps whole row groups (and a part of the last one), so that other row groups need not be fetched. A cap also
-    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. Unusable clips are listed as
-    dropped in the same proportion: if a cap keeps a tenth of the usable clips, about a tenth of the unusable clips is
-    listed. The ids of a source's clips begin with the key of the source in `sources`. The key is also stored in the
-    metadata column `source`, unless the clips already have this column.
+    cap keeps whole row groups and a part of one more. The other row groups need not be fetched. A cap also
+    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. If a cap keeps a tenth of the
+    usable clips, about a tenth of the unusable clips is listed as dropped. The ids of a source's clips begin with the
+    key of the source in `sources`. If the clips have no metadata column `source`, the key is also stored in a new
+    column of this name.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -71,7 +71,7 @@ class MixConfig(SourceConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which write a `manifest.jsonl` and a `clips.parquet` to the current folder."""
+        """Return a config for tests. The tests write `manifest.jsonl` and `clips.parquet` to the current folder."""
         read = SOURCES.parse({"name": "manifest", "path": "manifest.jsonl"})
         wild = SOURCES.parse({"name": "parquet", "path": "clips.parquet"})
         mixed = {"read": MixedConfig(source=read), "wild": MixedConfig(source=wild, weight=0.5, max_clips=2)}
@@ -89,9 +89,8 @@ class Mixed:
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
         """Return the sorted indices ``[k]`` of the clips that the caps keep.
 
-        If the clips have groups (``Index.groups``), the groups are put into a random order, and so are the clips within
-        each group. Otherwise, all clips are put into a random order. The caps keep the first clips in the resulting
-        order.
+        The caps keep the first clips in a random order. If the clips have groups (``Index.groups``), the clips of a
+        group are neighbors in this order.
 
         Raises:
             UserError: ``max_hours`` is less than the duration of the first clip in this order.
@@ -129,7 +128,7 @@ class MixSource(Source):
     seed: int
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. Utterances are created on access."""
+        """See :meth:`Source.index`."""
         parts: list[_Part] = []
         durations, groups, weights, empty = [], [], [], []
         dropped: list[Dropped] = []
@@ -157,7 +156,7 @@ class MixSource(Source):
             dropped=tuple(dropped),
             fingerprint=digest.hexdigest(),
             durations_s=np.concatenate(durations),
-            groups=np.concatenate(groups) if grouped else None,  # None if no source has groups
+            groups=np.concatenate(groups) if grouped else None,
             weights=np.concatenate(weights),
             empty=np.concatenate(empty),
         )
@@ -209,7 +208,7 @@ class _Utterances(ColumnarUtterances):
             return [self[row] for row in range(len(self))[index]]
         row = range(len(self))[index]
         part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - int(self._ends[part])]  # a negative index, counted from the end of the part
+        return self._parts[part][row - int(self._ends[part])]  # this index is negative: it counts from the part's end
 
     def __iter__(self) -> Iterator[Utterance]:
         return (part[row] for part in self._parts for row in range(len(part.rows)))
@@ -226,10 +225,7 @@ class _Utterances(ColumnarUtterances):
                 yield Origin(audio, {"source": part.name, **metadata})
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
-        """Divide ``rows`` into runs of clips of the same part.
-
-        For each run, yield the part, and the indices of the run's clips in ``part.utterances``.
-        """
+        """For each run of clips of one part, yield the part, and the indices of the clips in ``part.utterances``."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])
@@ -240,7 +236,7 @@ class _Utterances(ColumnarUtterances):
 
 @SOURCES.register
 def build_mix(config: MixConfig, context: SourceContext) -> Source:
-    """Return the source of a mix. Nothing is read before the source is indexed."""
+    """Return the source of a mix."""
     mixed = tuple(Mixed(name, SOURCES.build(part.source, context), part) for name, part in config.sources.items())
     return MixSource(mixed, config.seed)
 
@@ -252,10 +248,10 @@ def _durations(index: Index) -> np.ndarray:
 
 
 def _dropped(name: str, dropped: Sequence[Dropped], share: float, seed: int) -> Iterator[Dropped]:
-    """Yield a random share of the dropped clips, with the name of the source in their ids.
+    """Yield a random part of the dropped clips, with the name of the source in their ids.
 
     Args:
-        share: share of the source's usable clips that the caps keep.
+        share: probability that a dropped clip is yielded.
     """
     for drop in dropped:
         drawn = hashlib.sha256(f"{seed}/{name}/{drop.id}".encode()).digest()

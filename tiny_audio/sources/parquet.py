@@ -45,7 +45,7 @@ class ParquetConfig(ColumnsConfig):
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a config for tests, which write a `clips.parquet` to the current folder."""
+        """Return a config for tests. The tests write a `clips.parquet` to the current folder."""
         return cls(path="clips.parquet")
 
 
@@ -59,7 +59,7 @@ class ParquetSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the files. Later calls read footers and a cached table."""
+        """See :meth:`Source.index`. The first call reads the files. Later calls read the files' footers and a cache."""
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
@@ -99,7 +99,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _root(self) -> Path:
-        """The folder that the names of shards are relative to. With relative names, ids are equal on all machines."""
+        """The folder that the shards' names are relative to. With relative names, ids are the same on all machines."""
         parts = self.path.parts
         special = next((index for index, part in enumerate(parts) if glob.has_magic(part)), None)
         if special is not None and not self.path.exists():
@@ -127,7 +127,7 @@ class ParquetSource(Source):
 
 @SOURCES.register
 def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
-    """Return the source of local parquet files. Nothing is read before the source is indexed."""
+    """Return the source of local parquet files."""
     return ParquetSource(
         Path(config.path).absolute(),
         Columns.of(config),

@@ -36,14 +36,14 @@ _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 """Age at which a temporary folder is deleted, because its run was probably killed."""
 _MIN_SHARE = 20
-"""For every group of this many utterances, at most one worker process is started. Starting a process takes longer than
+"""At most one worker process is started per group of this many utterances, because starting a process takes longer than
 synthesizing fewer utterances."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
 _SPLIT = "split.json"
 
 Grammar = Literal["digits", "numbers", "home", "phone", "spelling", "dates", "census"]
-# strict=False lets lists become tuples, because YAML has only lists. The elements are still strict.
+# YAML has only lists. With strict=False, pydantic converts a list to a tuple.
 Grammars = Annotated[tuple[Grammar, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 IntRange = Annotated[tuple[int, int], Field(strict=False)]
@@ -57,7 +57,7 @@ class SyntheticConfig(SourceConfig):
     num_utterances: PositiveInt = 10_000
     """Number of utterances. A larger number adds utterances and does not change the others."""
     seed: NonNegativeInt = 0
-    """Seed for the random choice of sentences, of voices, and of how they speak (such as rate, pitch and level)."""
+    """Seed for all random choices, such as sentences, voices and pitch."""
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely. `digits`: one to eight
     digits. `numbers`: cardinal numbers below 100,000. `home`: smart home commands. `phone`: commands to call or to send
@@ -69,14 +69,12 @@ class SyntheticConfig(SourceConfig):
     cardinal numbers, so write years and telephone numbers in words. Repeated lines count once. The data depends on the
     content of the file, and not on its path."""
     sentences: Literal["train", "held_out", "all"] = "train"
-    """Sentences are split into a training side and a held-out side. The split is always the same. About a tenth of the
+    """One side of a fixed split of the sentences (`train` or `held_out`), or both (`all`). About a tenth of the
     sentences of a file is held out. Of the sentences that a grammar produces, about 8 % (`phone`) to 40 % (`digits`)
-    are held out. `train` uses the training side, and `held_out` uses the held-out side. `all` uses both sides. Choose
-    `all` if you evaluate on other sentences, such as those of another file."""
+    are held out. Choose `all` if you evaluate on other sentences, such as those of another file."""
     voices: Literal["train", "held_out"] | Names = "train"
-    """Voice variants of espeak-ng. The natural ones are split into a training side and a held-out side. `train` uses
-    the training side, and `held_out` uses the held-out side. A list can name any voice variants, such as `[f1, Mike]`.
-    """
+    """Voice variants of espeak-ng. `train` and `held_out` are the two sides of a split of the variants that sound
+    natural. A list can name any variants, such as `[f1, Mike]`."""
     accents: Names = tuple(ACCENTS)
     """English accents of espeak-ng."""
     rate_wpm: IntRange = (120, 230)
@@ -182,15 +180,12 @@ class SyntheticSource(Source):
 
 @SOURCES.register
 def build_synthetic(config: SyntheticConfig, context: SourceContext) -> Source:
-    """Return the source. Nothing is synthesized before the source is indexed."""
+    """Return the source. Nothing is synthesized yet."""
     return SyntheticSource(config, context.cache_dir.absolute(), os.cpu_count() or 1)
 
 
 def _sentences(config: SyntheticConfig) -> list[str] | None:
-    """Return the sentences of the file, or None if the grammars are used.
-
-    Only sentences on the side of the split that ``config.sentences`` chooses are returned.
-    """
+    """Return the file's sentences on the side that ``config.sentences`` chooses, or None if the grammars are used."""
     if config.sentences_file is None:
         return None
     path = Path(config.sentences_file)
@@ -314,8 +309,8 @@ def _merge_rows(folder: Path) -> float:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Delete old temporary folders of killed runs. Newer folders are kept, as a process may still write to them."""
+    """Delete old temporary folders of killed runs. Newer folders are kept, because they may still be in use."""
     for leftover in folder.parent.glob("*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process may finish or delete it first
+        with contextlib.suppress(FileNotFoundError):  # another process may rename or delete the folder first
             if time.time() - leftover.stat().st_mtime > _STALE_S:
                 shutil.rmtree(leftover, ignore_errors=True)

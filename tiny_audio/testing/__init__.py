@@ -1,15 +1,13 @@
-"""Contract checks of parts, sources and providers, for your own tests.
-
-All built-in parts, sources and providers pass these checks.
+"""Contract checks of parts (encoders, projectors and decoders), sources and providers, for your own tests.
 
     from tiny_audio.testing import check_projector
 
     def test_my_projector() -> None:
         check_projector(MyConfig.tiny())
 
-A failed check raises an ``AssertionError`` that names the part and the violated requirement. To run single checks, use
-:data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS` and
-:data:`PROVIDER_CHECKS`.
+A failed check raises an ``AssertionError`` that contains the ``name`` of the config and the violated requirement. To
+run single checks, use :data:`ENCODER_CHECKS`, :data:`PROJECTOR_CHECKS`, :data:`DECODER_CHECKS`, :data:`SOURCE_CHECKS`
+and :data:`PROVIDER_CHECKS`.
 """
 
 from __future__ import annotations
@@ -51,6 +49,9 @@ def check_source(config: SourceConfig, context: SourceContext) -> None:
 
 
 def check_provider(config: ProviderConfig) -> None:
-    """Run :data:`PROVIDER_CHECKS` on a provider with a valid key, or on your own server."""
+    """Run :data:`PROVIDER_CHECKS` on a provider.
+
+    The checks transcribe clips, so a provider behind an API needs a valid key or a test server.
+    """
     for check in PROVIDER_CHECKS:
         check(config)

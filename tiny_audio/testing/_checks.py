@@ -13,13 +13,13 @@ from torch import Tensor, nn
 TOLERANCE = 1e-5
 """Maximum difference between two fp32 computations of the same values, relative to the root mean square of the values.
 
-The tolerance is 84 times the machine epsilon of fp32 (2⁻²³). Kernels add numbers in a different order for each batch
-size. After all layers of a part, this order causes differences of up to three quarters of the tolerance."""
+The order in which kernels add numbers depends on the batch size. In the outputs of a part, this alone causes
+differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
 """A gradient in fp64 counts as zero if it is smaller than this, relative to the part's largest gradient.
 
-If a gradient is mathematically zero, some kernels return exactly zero. Other kernels return rounding errors, which are
-multiples of the machine epsilon (2⁻⁵²). In fp32, rounding errors could be as large as the smallest real gradients."""
+If a gradient is mathematically zero, kernels may return rounding errors on the scale of the machine epsilon of fp64
+(2⁻⁵²). In fp32, rounding errors could be as large as the smallest real gradients."""
 NOISE = 100.0
 """Standard deviation of the noise in padding. The standard deviation of speech is below 1."""
 
@@ -47,12 +47,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def weighted_sum(values: Tensor) -> Tensor:
-    """Return a scalar loss: the sum of all values, each with a different weight."""
+    """Return a scalar loss: the sum of all values, each multiplied by its own random weight."""
     return (values * torch.randn(values.shape, generator=generator())).sum()
 
 
 def expect_equal(part: BaseModel, what: str, found: Tensor, wanted: Tensor) -> None:
-    """Check that the shapes are equal, and that no difference exceeds :data:`TOLERANCE` times the RMS."""
+    """Check that the shapes are equal, and that no difference exceeds :data:`TOLERANCE` times the RMS of ``wanted``."""
     expect(found.shape == wanted.shape, part, f"{what}: shape {list(found.shape)}, expected {list(wanted.shape)}")
     difference = float((found - wanted).abs().max())
     rms = float(wanted.pow(2).mean().sqrt())
@@ -83,7 +83,7 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 def perturb(module: nn.Module, seed: int = 0) -> None:
     """Add noise to every trainable tensor.
 
-    If biases are zeros and gains are ones, a check could overlook that an operation is missing.
+    In new modules, many biases are 0 and many weights of norms are 1, so a check could overlook a missing operation.
     """
     numbers = generator(seed)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
 
 
 def lora_for(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """Return a ``lora`` section with adapters on the linear layers that have the most frequent name."""
+    """Return a ``lora`` section for the linear layers that have the most frequent name, such as ``q_proj``."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in modules if isinstance(module, nn.Linear))
     return {"rank": 2, "alpha": 4.0, "targets": [name for name, _ in names.most_common(1)]}
 

@@ -68,31 +68,29 @@ def greedy_ids(decoder: Decoder, row: Tensor, end: int, max_new_tokens: int) -> 
 
 
 class FixedDraft:
-    """A draft that returns ``ids``, for assisted decoding. A random fraction ``wrong`` of the ids is replaced by the
-    first id."""
+    """A draft for assisted decoding: ``ids``, with a random fraction ``wrong`` of the ids replaced by the first id."""
 
     def __init__(self, ids: list[int], wrong: float) -> None:
         is_wrong = torch.rand(len(ids), generator=generator(len(ids))) < wrong
         self._ids = [ids[0] if bad else token for token, bad in zip(ids, is_wrong.tolist(), strict=True)]
 
     def after(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids that follow ``ids``."""
+        """Return the rest of the draft after the decoded ``ids``."""
         return self._ids[len(ids) :]
 
 
 class DecoderChecks(TransformersPartChecks[DecoderConfig]):
-    """Checks of the decoder that a config describes."""
+    """Checks of a decoder."""
 
     output = "logits"
 
     def build(self, config: DecoderConfig, seed: int = 0) -> Decoder:
-        """Build the decoder with random weights."""
         tokenizer = tokenizer_of(config)
         torch.manual_seed(seed)
         return DECODERS.build(config, DecoderContext(tokenizer))
 
     def build_varied(self, config: DecoderConfig) -> Decoder:
-        """Build the decoder with large random matrices, so that it generates different tokens."""
+        """Build the decoder with large random matrices, so that it does not generate the same token repeatedly."""
         decoder = self.build(config).eval()
         numbers = generator(3)
         with torch.no_grad():
@@ -102,17 +100,18 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
         return decoder
 
     def rebuild(self, config: DecoderConfig, architecture: dict[str, Any]) -> Decoder:
-        """Build the decoder from its architecture."""
         return DECODERS.build(config, DecoderContext(None, architecture))
 
     def run(self, part: Decoder) -> Tensor:
-        """Return the logits ``[K, V]`` of a few rows, whose embeddings require gradients like a projector's output."""
+        """Return the logits ``[K, V]`` at the K real positions of a few rows.
+
+        The embeddings of the rows require gradients, like a projector's output.
+        """
         embeddings, mask = padded(rows_of(part))
         logits: Tensor = part(embeddings.to(next(part.parameters()).dtype).requires_grad_(), mask, mask)
         return logits
 
     def checks(self) -> tuple[Check[DecoderConfig], ...]:
-        """Return all checks of the contract."""
         return (
             self.check_embeddings,
             self.check_logits,
@@ -213,7 +212,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_cache(self, config: DecoderConfig) -> None:
         """Check that the cache gives the same logits as one forward pass.
 
-        Each row is appended in chunks. Between the chunks, rows are cropped, reordered and removed.
+        Rows are appended in chunks, and cropped, reordered and removed between the chunks.
         """
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()
@@ -289,7 +288,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_gradients(self, config: DecoderConfig) -> None:
         """Check that gradients reach all trainable tensors and no frozen tensor.
 
-        Gradients must always reach the audio embeddings.
+        Gradients must also reach the audio embeddings, even if the decoder is frozen.
         """
         ids = torch.arange(len(tokenizer_of(config)))
         for what, fields in (

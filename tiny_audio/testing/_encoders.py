@@ -35,7 +35,10 @@ def clip(num_samples: int, seed: int = 0) -> Tensor:
 
 
 def batch_of(clips: Sequence[Tensor], *, noise: bool = False, extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Return waveforms ``[B, S]``, padded with silence or with loud noise, and their lengths ``[B]``."""
+    """Return waveforms ``[B, S]``, padded with silence or with loud noise, and their lengths ``[B]``.
+
+    S is ``extra`` samples more than the longest clip.
+    """
     lengths = torch.tensor([len(row) for row in clips])
     size = int(lengths.max()) + extra
     waveforms = NOISE * torch.randn(len(clips), size, generator=generator(99)) * noise
@@ -54,17 +57,15 @@ def sizes(config: EncoderConfig, encoder: Encoder) -> list[int]:
 
 
 class EncoderChecks(TransformersPartChecks[EncoderConfig]):
-    """Checks of the encoder that a config describes."""
+    """Checks of an encoder."""
 
     output = "frames"
 
     def build(self, config: EncoderConfig, seed: int = 0) -> Encoder:
-        """Build the encoder with random weights."""
         torch.manual_seed(seed)
         return ENCODERS.build(config, EncoderContext())
 
     def rebuild(self, config: EncoderConfig, architecture: dict[str, Any]) -> Encoder:
-        """Build the encoder from its architecture."""
         return ENCODERS.build(config, EncoderContext(architecture))
 
     def run(self, part: Encoder) -> Tensor:
@@ -73,7 +74,6 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         return frames.values[frames.mask()]
 
     def checks(self) -> tuple[Check[EncoderConfig], ...]:
-        """Return all checks of the contract."""
         return (
             self.check_lengths,
             self.check_finite,
@@ -175,10 +175,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         expect(not torch.equal(plain.values, erased.values), config, "the result of the transform is not encoded")
 
     def check_gradients(self, config: EncoderConfig) -> None:
-        """Check that gradients reach all trainable tensors and no frozen tensor.
-
-        The encoder is checked three times: with all weights trained, with all weights frozen, and with adapters.
-        """
+        """Check that gradients reach all trainable tensors and no frozen tensor."""
         for what, fields in (
             ("freeze: false", {"freeze": False, "lora": None}),
             ("freeze: true", {"freeze": True, "lora": None}),

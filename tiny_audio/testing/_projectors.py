@@ -25,7 +25,9 @@ CONTEXT = ProjectorContext(in_dim=64, out_dim=48, frame_rate=50.0, embedding_rms
 NUM_LABELS = 7
 """Number of labels of the frames' CTC logits, for projectors that read them."""
 ROUNDING = 0.05
-"""Maximum error in bf16, relative to the root mean square. Projectors of a few layers have a tenth of this error."""
+"""Maximum error in bf16: the RMS of the difference from fp32, relative to the RMS of the embeddings in fp32.
+
+The error of projectors with a few layers is a tenth of this."""
 
 
 def build(config: ProjectorConfig, context: ProjectorContext = CONTEXT, seed: int = 0) -> Projector:
@@ -46,7 +48,7 @@ def frames_of(lengths: Sequence[int], *, noise: bool = False, extra: int = 0) ->
 
 
 def sizes(config: ProjectorConfig) -> list[int]:
-    """Return numbers of frames to test: small numbers, and multiples of the window plus -1, 0 or 1 frame."""
+    """Return numbers of frames to test: small numbers, and multiples of ``min_frames`` plus -1, 0 or 1 frame."""
     window = config.min_frames()
     return sorted(
         {*range(1, 12), *(max(1, times * window + step) for times in (1, 2, 3, 7) for step in (-1, 0, 1)), 100}
@@ -68,7 +70,7 @@ def check_lengths(config: ProjectorConfig) -> None:
         expect(length >= 1, config, f"{size} frames gave no embedding; a clip has at least one")
         expect(length <= bound, config, f"{size} frames gave {length} embeddings, but max_embeddings says {bound}")
     shape, right = list(embeddings.shape), [len(wanted), int(lengths.max()), CONTEXT.out_dim]
-    what = f"embeddings have shape {shape}; [clips, embeddings of the longest, out_dim] is {right}"
+    what = f"embeddings have shape {shape}, but must have shape {right}: [clips, max(lengths), out_dim]"
     expect(shape == right, config, what)
 
 
@@ -114,8 +116,8 @@ def check_meta_device(config: ProjectorConfig) -> None:
         expect(
             bound.device.type == "cpu" and bool((bound >= 1).all()),
             config,
-            f"built on the meta device, max_embeddings of 1 and 100 frames is {bound}; it must need no weights, be on "
-            "the CPU and be at least 1",
+            f"built on the meta device, max_embeddings of 1 and 100 frames is {bound}; the result must be at least 1 "
+            "and on the CPU, so compute it without weights",
         )
 
 

@@ -18,7 +18,7 @@ MAX_CLIPS = 20
 def check_index(config: SourceConfig, context: SourceContext) -> None:
     """Check that each clip has a unique id and a duration, and that a rebuilt source has the same index.
 
-    Each clip must also have a text, unless ``Index.empty`` says that nobody speaks.
+    ``Index.without_text`` must be true for clips with an empty text, and false for all other clips.
     """
     source = SOURCES.build(config, context)
     index = source.index()
@@ -30,9 +30,9 @@ def check_index(config: SourceConfig, context: SourceContext) -> None:
         expect(bool(utterance.id), config, "an utterance has an empty id")
         expect(math.isfinite(seconds) and seconds > 0, config, f"{utterance.id} has a duration of {seconds} s")
         if utterance.text.strip():
-            expect(not is_empty, config, f"{utterance.id} has a text, but Index.empty says that nobody speaks")
+            expect(not is_empty, config, f"{utterance.id} has a text, but Index.without_text() is true for it")
         else:
-            advice = "it must be listed as dropped, or Index.empty must say that nobody speaks"
+            advice = "it must be listed as dropped, or Index.without_text() must be true for it"
             expect(is_empty, config, f"{utterance.id} has no text; {advice}")
         expect(utterance.text == utterance.text.strip(), config, f"{utterance.id} has whitespace around its text")
         plain = all(isinstance(item, str) for pair in utterance.metadata.items() for item in pair)

@@ -29,7 +29,7 @@ Check = Callable[[ConfigT], None]
 
 
 class TransformersPartChecks(ABC, Generic[ConfigT]):
-    """Checks of the part that a config describes. The argument of each check is the config of a small part."""
+    """Checks of a part. The argument of each check is the config of a small part."""
 
     output: ClassVar[str]
     """Name of the part's output, for messages."""
@@ -69,7 +69,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             expect(same, config, f"after saving and loading, it has different {self.output}")
 
     def check_determinism(self, config: ConfigT) -> None:
-        """Check that training mode changes the outputs if there is dropout, and only then."""
+        """Check that the outputs change in training mode with dropout, and in no other case."""
         outputs = []
         for dropout, training in ((0.0, False), (0.0, True), (0.5, False), (0.5, True)):
             part = self.build(changed(config, dropout=dropout)).train(training)
@@ -111,7 +111,7 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
                 expect_equal(config, f"attention: {attention}, compared with auto", found, wanted)
 
     def check_packed_gradients(self, config: ConfigT) -> None:
-        """Check that ``attention: varlen`` has the same gradients as padded rows, with and without checkpointing."""
+        """Check that ``varlen`` has the same gradients as padded rows, with and without gradient checkpointing."""
         for fields in self._trained_variants(config):
             _, wanted = self._calls_and_gradients(changed(config, **fields))
             for checkpointing in (False, True):

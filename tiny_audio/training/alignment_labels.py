@@ -10,13 +10,13 @@ from typing import Any
 from tokenizers import Tokenizer, models, trainers
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # names of SentencePiece's byte tokens, such as <0xC3>, which do not spell text
-_MOST_SAMPLES = 1_000_000  # approximate number of tokens to learn from, so that learning takes only seconds
+_MOST_SAMPLES = 1_000_000  # approximate maximum number of tokens to learn from, so that learning takes only seconds
 
 
 def choose_labels(
     tokenizer: Any, counts: Mapping[int, int], most: int | None, rows: int | None = None
 ) -> tuple[list[int], dict[int, list[int]]]:
-    """Choose the labels, and spell the transcripts' other tokens with them.
+    """Choose the labels, and spell all other tokens of the transcripts as sequences of labels.
 
     Byte-pair encoding finds frequent substrings of the transcripts' tokens. Substrings that are also tokens of the
     decoder are candidates. Each token of the transcripts is split into as few candidates as possible. The candidates
@@ -25,19 +25,17 @@ def choose_labels(
     Args:
         tokenizer: the decoder's tokenizer.
         counts: token id -> the number of times that the token occurs in the transcripts.
-        most: approximate number of labels, see ``AlignmentConfig.max_labels``. If None, or if the transcripts contain
-            at most this many different tokens, every token of the transcripts becomes a label.
+        most: approximate maximum number of labels, see ``AlignmentConfig.max_labels``. None if there is no limit.
         rows: number of tokens that have an embedding. None if all tokens have one.
 
     Returns:
-        The labels, ascending, and a mapping from each token that is not a label to the labels that spell it. A token
-        that cannot be spelled becomes a label.
+        The labels, ascending, and a mapping: token that is not a label -> labels that together spell it.
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}
     special = set(tokenizer.all_special_ids)
     ids = {name: token for name, token in tokenizer.get_vocab().items() if rows is None or token < rows}
-    tokens = sorted(counts)  # the result does not depend on the order of the transcripts
+    tokens = sorted(counts)  # so that the order of the transcripts does not affect the result
     names = dict(zip(tokens, tokenizer.convert_ids_to_tokens(tokens), strict=True))
     spoken = {token: name for token, name in names.items() if token not in special and not _BYTE.fullmatch(name)}
     scale = max(1.0, sum(counts.values()) / _MOST_SAMPLES)

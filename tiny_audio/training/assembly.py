@@ -26,8 +26,7 @@ def assemble(
     """Build the model that training starts from. Return it with its tokenizer and its target encoder.
 
     Args:
-        recipe: the recipe with the parts.
-        clips: the training clips. May be None only if ``learned`` is given.
+        clips: the training clips. Not needed if ``learned`` is given.
         start: the model of ``training.init_from``, if the recipe has one.
         learned: the vocabulary of the clips' transcripts. If None, it is learned from the transcripts.
 
@@ -52,7 +51,7 @@ def assemble(
             assert start is not None  # the CTC head is loaded from ``start``, and so are its characters
             vocabulary = start.ctc_vocabulary()
     prompt, limits = fitting_prompt(recipe, tokenizer)
-    # Random initial weights must depend only on the seed. Parts may use any random generator, so seed all generators.
+    # Parts may draw their initial weights from any random generator, so seed all generators.
     seed_all(recipe.training.seed)
     model = TinyAudioModel.assemble(
         recipe.encoder,

@@ -39,12 +39,11 @@ class LoadingFailed(UserError):  # noqa: N818
 class MicroBatch:
     """This process's slice of a global batch.
 
-    A global batch is one batch of the epoch's plan. At least one of its clips is usable. The clips are divided among
-    the processes.
+    A global batch is one batch of the epoch's plan. Its clips are divided among the processes.
     """
 
     batch: Batch
-    """The clips of this process. If the process has no clip, this is a placeholder clip, because all processes must run
+    """The usable clips of this process. If there are none, this is a placeholder clip, because all processes must run
     the same forward and backward passes."""
     weight: float
     """Weight of the batch's losses: 1, or 0 for a placeholder."""
@@ -60,13 +59,10 @@ class Batches:
     """Yields batches without end, epoch after epoch. Global batches without a usable clip are skipped.
 
     Args:
-        recipe: the settings.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        world: the processes of the run. Each process gets a slice of every global batch.
-        note_dropped: called in every process for each global batch. Its argument is the list of all unusable clips of
-            the global batch.
-        stop: the stop signal. A requested stop ends the wait for a batch.
+        note_dropped: called in every process with the list of all unusable clips of a global batch.
+        stop: a requested stop ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
 
@@ -102,9 +98,8 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # Check for a stop before the loader processes are forked. If a stop was requested, the prefetcher of the
-            # previous epoch did not wait for its threads. These threads may still hold locks, and a forked process
-            # could wait for such a lock forever.
+            # After a stop request, threads of the previous epoch's prefetcher may still hold locks. Loader processes
+            # must not be forked then, because they could wait for such a lock forever.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -256,10 +251,7 @@ _STOP = StopSignal()
 
 
 class _FailuresAsValues(Dataset[Batch | Failure]):
-    """A dataset that returns a :class:`Failure` if a batch cannot be loaded.
-
-    It raises no error, because the DataLoader would re-raise the error as another type.
-    """
+    """Returns a :class:`Failure` if a batch cannot be loaded. A DataLoader would change the type of a UserError."""
 
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches
@@ -282,8 +274,8 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 def _outlive_the_first_signal(worker: int) -> None:
     """Handle signals in a loader process. The first signal interrupts the loading of a batch, but not the process.
 
-    Ctrl-C and many schedulers signal every process. But a loader process must not end before the training process has
-    saved a checkpoint. After saving, the training process ends the loader processes, with SIGTERM if needed.
+    Ctrl-C and many schedulers signal every process, but a loader process must not end before the training process has
+    saved a checkpoint. After saving, the training process may send a second SIGTERM, which ends a loader process.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

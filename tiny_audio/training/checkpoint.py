@@ -124,12 +124,12 @@ def load_newest(
 ) -> Progress | None:
     """Load the newest undamaged checkpoint. Return its progress, or None if there is no checkpoint.
 
-    The weights, the state of the optimizer and the state of the random generators are replaced. Damaged checkpoints are
-    reported, renamed and skipped. This is a collective. Only the main process reads.
+    The states of the optimizer and of the random generators are also loaded. Damaged checkpoints are reported, renamed
+    and skipped. This is a collective. Only the main process reads.
 
     Raises:
         UserError: all checkpoints are damaged.
-        RunFailed: the names or shapes of the checkpoint's tensors are not those that this model needs.
+        RunFailed: the checkpoint's tensors have other names or shapes than the model's.
     """
     own = _changing(model)
     shapes = {name: list(tensor.shape) for name, tensor in own.items()}
@@ -218,17 +218,16 @@ def check_whole(checkpoint: Path) -> None:
 def read_weights(folder: Path, steps: Sequence[int], model: nn.Module) -> dict[str, Tensor]:
     """Read the weights of one checkpoint, or the average of several checkpoints.
 
-    For each trainable tensor, the arithmetic mean is computed in float64 and rounded to the tensor's dtype. Buffers,
-    such as batch norm statistics, are not averaged: they come from the last of these checkpoints.
+    Trainable tensors are averaged in float64. Buffers, such as batch norm statistics, come from the last of these
+    checkpoints.
 
     Args:
-        folder: folder of the checkpoints.
         steps: the steps of the checkpoints, in ascending order.
         model: the model, which may be sharded.
 
     Raises:
         UserError: a checkpoint is missing or damaged.
-        RunFailed: the names or shapes of a checkpoint's tensors are not those that this model needs.
+        RunFailed: a checkpoint's tensors have other names or shapes than the model's.
     """
     shapes = {name: list(tensor.shape) for name, tensor in _changing(model).items()}
     for step in steps:
@@ -270,10 +269,9 @@ def _of_step(folder: Path, step: int) -> Path:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Return the small values of ``saved``, which are broadcast in one message.
+    """Append ``saved`` to ``found``, and return its small values, which are broadcast in one message.
 
-    Weights and moments are large, so the caller broadcasts them one by one. It reads them from ``found``, to which this
-    function appends ``saved``.
+    Weights and moments are large, so the caller takes them from ``found`` and broadcasts them one by one.
     """
     found.append(saved)
     return None if saved is None else (saved.groups, saved.rng, asdict(saved.progress))
@@ -337,19 +335,13 @@ def _sum_of(path: Path) -> tuple[int, int]:
 
 
 def _torch_save(value: object, path: Path) -> None:
-    """Save through a file object, which raises OSError if the disk is full.
-
-    If torch opened the path itself, its own writer would abort the process.
-    """
+    # A file object raises OSError if the disk is full. With a path, torch's own writer would abort the process.
     with path.open("wb") as file:
         torch.save(value, file)
 
 
 def _whole(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Return the tensors in the main process, and an empty dict in all other processes.
-
-    Sharded tensors are gathered, so this is a collective.
-    """
+    """Gather sharded tensors (a collective). Return all tensors in the main process, and none in other processes."""
     whole = {}
     for name, tensor in tensors.items():
         value = plain(tensor)

@@ -36,8 +36,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
     layers = [
         module
         for module in model.modules()
-        # Skip the convolutions of front ends. They also belong to this class, but each has a different shape, so each
-        # would need its own compilation.
+        # Skip the convolutions of front ends. Each has a different shape, so each would need its own compilation.
         if isinstance(module, GradientCheckpointingLayer)
         and any(isinstance(inner, nn.Linear) for inner in module.modules())
     ]
@@ -50,8 +49,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 def uncompiled() -> AbstractContextManager[None]:
     """Return a context in which compiled layers run in eager mode.
 
-    Generation needs this context. In generation, the key-value cache grows, so compiled layers would be recompiled at
-    each step.
+    Generation needs it: the key-value cache grows, so compiled layers would be recompiled at each step.
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

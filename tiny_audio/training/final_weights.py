@@ -27,7 +27,7 @@ def check_metric(best: KeepBest, clips: Sequence[Clip], normalizer_name: Normali
     """
     references = [clip.utterance.text for clip in clips]
     durations_s = [clip.utterance.duration_s for clip in clips]
-    # The hypotheses do not affect whether the metric has a value, so the references serve as hypotheses.
+    # Whether the metric has a value does not depend on the hypotheses, so the references serve as hypotheses.
     transcripts = Transcripts(references, references, normalizer(normalizer_name), durations_s=durations_s)
     _check_value(best, measure(transcripts)[best.metric])
 
@@ -48,12 +48,11 @@ class FinalWeights:
     steps: tuple[int, ...]
     """The step of the weights, or several steps whose checkpoints are averaged."""
     selected_on: str | None = None
-    """The evaluation set whose scores chose the weights. None if no scores were used."""
+    """The evaluation set whose scores chose the weights. If no scores were used, this and the next two are None."""
     metric: str | None = None
-    """Name of the metric by which the weights were chosen. None if no scores were used."""
+    """Name of the metric by which the weights were chosen."""
     value: float | None = None
-    """Value of the metric for the chosen weights, on the clips that were scored during training. None if no scores were
-    used."""
+    """Value of the metric for the chosen weights, on the clips that were scored during training."""
     num_evaluations: int = 0
     """Number of evaluations that were compared."""
     stopped_early: bool = False
@@ -72,9 +71,7 @@ class FinalWeights:
 class Selection:
     """Counts the evaluations of a run, and chooses the final weights.
 
-    If the recipe has ``training.keep_best``, the evaluations are also compared. The state is stored in
-    :class:`Progress`, and therefore in every checkpoint. If training repeats steps after the process was killed, it
-    also repeats the evaluations of these steps.
+    The state is stored in :class:`Progress`, and therefore in every checkpoint.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -92,10 +89,7 @@ class Selection:
         return step % every == 0 or (self.best is not None and step == self._config.steps)
 
     def add(self, progress: Progress, scores: dict[str, Any]) -> dict[str, Any]:
-        """Record an evaluation of the current step in ``progress``. Return values to log in addition to the scores.
-
-        With ``keep_best``, the scores are compared with the best scores so far. Otherwise, the result is empty.
-        """
+        """Record an evaluation of the current step in ``progress``. Return values to log in addition to the scores."""
         value = self._value(scores) if self.best else None
         progress.evaluated_step = progress.step
         progress.num_evaluations += 1
@@ -134,8 +128,8 @@ class Selection:
     def _averaged(self, last: int) -> tuple[int, ...]:
         """Return the steps whose weights are averaged if training ends at step ``last``.
 
-        If no weights are averaged, the result is ``(last,)``. For example, with ``average_last: 3`` and
-        ``checkpoint_every: 100``, the result for 250 is (100, 200, 250).
+        With ``average_last: 3`` and ``checkpoint_every: 100``, the result for 250 is (100, 200, 250). Without
+        ``average_last``, it is (250,).
         """
         count = self._config.average_last
         planned = range(self._execution.checkpoint_every, last, self._execution.checkpoint_every)
@@ -155,10 +149,7 @@ class Selection:
         than the best score during training. This is a collective: all processes must call it.
 
         Args:
-            folder: the folder of the checkpoints.
             model: the model, with the weights of the last step.
-            progress: the progress after the last step.
-            world: the processes of the run.
             evaluate: scores the model.
 
         Raises:

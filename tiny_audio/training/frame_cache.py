@@ -28,12 +28,9 @@ class _Entry:
 class FrameCache:
     """Caches the frames of clips in a file. The key of a clip is a hash of its waveform.
 
-    Each clip is encoded alone, so its frames do not depend on its batch. Therefore training gives bit-identical results
-    whether frames are read from the file or computed. The file is temporary, so the system frees its space even if the
-    process is killed. A continued run starts with an empty file.
-
-    Frames that would make the file larger than its maximum size are not stored. Replacing old frames would not help,
-    because most clips are needed again only in the next epoch.
+    Each clip is encoded alone, so its frames are bit-identical, whether they are read from the file or computed. The
+    file is temporary, so the system frees its space even if the process is killed. Frames that no longer fit are not
+    stored. Replacing old frames would not help, because most clips are needed again only in the next epoch.
 
     Args:
         encoder: a frozen encoder without dropout.

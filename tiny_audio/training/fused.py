@@ -15,8 +15,7 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
     """Return a function that computes the language-model head and the cross-entropy in one operation.
 
     Logits over a large vocabulary, their probabilities and their gradients would take gigabytes. The fused operation
-    computes them for one chunk of positions at a time, and again in the backward pass (Hsu et al. 2024, arXiv
-    2410.10989).
+    computes them for one chunk of positions at a time (Hsu et al. 2024, arXiv 2410.10989).
 
     Raises:
         UserError: there is no GPU, or the library is missing.

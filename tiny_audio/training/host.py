@@ -1,4 +1,4 @@
-"""Peak FLOPs per second, power and price of the machine, and the origin of the first two."""
+"""Peak FLOPs per second, power and price of the machine."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Host:
         """Return the figures of this machine.
 
         Peak FLOPs and power come from the settings, or else from the table of GPUs. If neither contains the peak FLOPs,
-        they are measured, which takes a fraction of a second. If neither contains the power, it is assumed for a CPU
-        and unknown for a GPU. The price comes only from the table.
+        they are measured. If neither contains the power, it is assumed for a CPU and unknown for other devices. The
+        price comes only from the table.
         """
         on_gpu = device.type == "cuda"
         name = device_name(device)
@@ -95,10 +95,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
     """Measure FLOPs per second as the fastest of several large matrix products.
 
     Args:
-        device: the device.
         dtype: type of the factors.
-        tf32: whether TF32 is on. This argument is only part of the cache key and does not change the setting.
-        threads: number of CPU threads. This argument is also only part of the cache key.
+        tf32, threads: the current settings. They are only part of the cache key.
     """
     side = _PEAK_SIDE[device.type]
     factor = torch.ones(side, side, dtype=dtype, device=device)

@@ -84,18 +84,16 @@ class StartingPoint:
         return CtcVocabulary(tuple(characters))
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights, config and tokenizer. A run records it as one of its training inputs."""
+        """Return the SHA-256 of the weights, config and tokenizer."""
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
         """Copy the weights of the wanted parts into ``model``.
 
-        If a part of the exported model has no adapters, for example because they were merged, the recipe may add new
-        adapters.
+        If a part of the exported model has no adapters, the recipe may add new ones.
 
         Raises:
-            UserError: the exported model has adapters that differ from the recipe's, or a tensor is missing,
-                unexpected, or has another shape.
+            UserError: the adapters or tensors of the exported model do not fit the recipe's model.
         """
         problems = list(self._adapter_problems(model.config))
         if problems:
@@ -114,8 +112,7 @@ class StartingPoint:
         self._check_fits(saved, {name: model.get_parameter_or_buffer(target) for name, target in own.items()})
         for name, target in own.items():
             there, here = saved[name], model.get_parameter_or_buffer(target)
-            # Use the more precise of the two types. Half precision could round away the small changes that merged
-            # adapters made.
+            # Use the more precise type. Half precision could round away the small changes that merged adapters made.
             here.data = there.to(here.device, torch.promote_types(there.dtype, here.dtype))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -186,12 +183,12 @@ class PretrainedHead:
 
     @classmethod
     def read(cls, encoder: EncoderConfig) -> PretrainedHead:
-        """Read the head from the encoder's checkpoint, without the other tensors.
+        """Read the head from the encoder's checkpoint.
 
         Raises:
             UserError: the checkpoint has no head, or no vocabulary of characters.
         """
-        assert encoder.ctc_head is not None, "the recipe's rules require a family with a CTC head"
+        assert encoder.ctc_head is not None, "ctc.init: pretrained needs an encoder family with CTC checkpoints"
         names = [f"{encoder.ctc_head}.weight", f"{encoder.ctc_head}.bias"]
         tensors = _read_tensors(encoder, names)
         if len(tensors) < len(names):

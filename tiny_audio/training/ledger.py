@@ -1,7 +1,7 @@
 """Count the resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They do not
-include the startup time. They also do not include steps that were lost when the process was killed.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They include
+neither the startup time nor steps that were lost when the process was killed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Ledger:
 
         Args:
             amounts: the amounts of all processes.
-            wall_s: duration of this step. It has already been added to ``progress.wall_s``.
+            wall_s: duration of this step in seconds. It has already been added to ``progress.wall_s``.
         """
         progress = self.progress
         progress.audio_s += amounts.audio_s
@@ -138,9 +138,8 @@ class Ledger:
     def totals(self) -> dict[str, Any]:
         """Return the sums of the whole training run, and the properties of the machine.
 
-        ``peak_source`` and ``power_source`` state where two of these properties come from: the peak FLOPs per second,
-        from which ``possible_flops`` is computed, and the rated power, ``power_watts``. The result is the input of
-        :func:`tiny_audio.analysis.ledger.account`.
+        ``peak_source`` is the origin of the peak FLOPs per second, and ``power_source`` is the origin of
+        ``power_watts``. The result is the input of :func:`tiny_audio.analysis.ledger.account`.
         """
         host = self._host
         return {name: getattr(self.progress, name) for name in (*_SUMS, "peak_memory_bytes")} | {

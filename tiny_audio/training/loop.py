@@ -36,7 +36,7 @@ class CountedBatch(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """The sizes of the batch. A step divides its losses by the numbers of tokens and labels in all its batches."""
+        """The sizes of the batch."""
 
 
 BatchT = TypeVar("BatchT", bound=CountedBatch)
@@ -59,8 +59,8 @@ class Budget:
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
         """Return the current step of the learning rate schedule.
 
-        With a budget in seconds, the result is proportional to the time spent in steps. For example, halfway through
-        the budget it is half of ``num_steps``, the length of the schedule.
+        With a budget in seconds, the result is proportional to the time spent in steps: halfway through the budget, it
+        is half of ``num_steps``, the length of the schedule.
         """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
@@ -86,13 +86,10 @@ class TrainingLoop(Generic[BatchT]):
 
     Args:
         model: the model. With several processes, it is wrapped (DDP) or sharded (FSDP).
-        optimizer: the optimizer of the model.
-        recipe: the settings.
-        score: computes the losses of one batch. It is called once per batch of a step.
+        score: computes the losses of one batch.
         budget: the length of the training run.
         progress: the state to continue from.
         note: receives a message for each skipped step.
-        world: the processes of the run.
     """
 
     def __init__(
@@ -167,7 +164,7 @@ class TrainingLoop(Generic[BatchT]):
             )
         except OutOfMemory as error:
             self.optimizer.zero_grad()
-            set_rng_state(before)  # the state before the step
+            set_rng_state(before)  # a checkpoint that is saved now must have the state before this step
             raise OutOfMemory(error.in_update, error.detail, group) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0

@@ -21,7 +21,7 @@ class MetricsLog:
     Args:
         run_dir: folder of the file.
         step: the step that training continues from. Rows of later steps are removed, because these steps run again.
-        trackers: they also receive the numbers. The name of each number is ``kind/name``, such as ``train/loss``.
+        trackers: they receive the numbers under names such as ``train/loss``.
     """
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:

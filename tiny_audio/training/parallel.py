@@ -19,9 +19,8 @@ from tiny_audio.runtime.world import World
 def shard(model: nn.Module, device: torch.device, world: World) -> None:
     """Split every parameter into shards, one for each process (FSDP2).
 
-    The forward and backward passes gather the parameters of one layer at a time.
-
-    Parameters keep their dtypes, and autocast works as in a single process. So the arithmetic is also the same.
+    The forward and backward passes gather the parameters of one layer at a time. Parameters keep their dtypes, and
+    autocast works as in a single process.
 
     Args:
         model: the model, on the CPU, the same in every process.
@@ -37,7 +36,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of the outermost module lists. These layers are gathered and freed one at a time."""
+    """Yield the members of the outermost module lists."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child

@@ -10,8 +10,7 @@ from typing import Any
 class Progress:
     """Position and sums of a training run.
 
-    The order of clips is planned. Therefore the position is enough to continue reading them: a checkpoint contains no
-    state of a data loader.
+    The order of the clips is planned, so the position in the plan replaces the state of a data loader.
     """
 
     step: int = 0
@@ -47,21 +46,20 @@ class Progress:
     evaluated_step: int = 0
     """The last step that was evaluated during training."""
     num_evaluations: int = 0
-    """Number of evaluations during training."""
     best_step: int = 0
     """Step of the best evaluation, if the recipe has ``training.keep_best``. 0 before the first evaluation."""
     best_value: float = 0.0
     """The value of the metric at ``best_step``."""
     evaluations_since_best: int = 0
     window_decoder_loss: float = 0.0
-    """Sum over all processes and over the steps since the last line of the log, without skipped steps. The next four
-    fields are sums over the same processes and steps."""
+    """The decoder's loss, summed over all processes and the steps since the last line of the log, without skipped
+    steps. The next four fields are sums over the same processes and steps."""
     window_ctc_loss: float = 0.0
     window_alignment_loss: float = 0.0
     window_tokens: int = 0
     window_labels: int = 0
     logged: dict[str, float] = field(default_factory=dict)
-    """The ledger's sums at the last line of the log. Empty before the first line."""
+    """The sums of :class:`tiny_audio.training.ledger.Ledger` at the last line of the log."""
 
     def start_window(self) -> None:
         """Reset the sums for the next line of the log."""

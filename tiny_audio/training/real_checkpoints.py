@@ -1,7 +1,4 @@
-"""Check that a recipe fits its pretrained checkpoints, before any data or weights are read.
-
-The checks read only small files of the checkpoints, such as configs, and the headers of local weight files.
-"""
+"""Check that a recipe fits its pretrained checkpoints, before any data or weights are read."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 def check_recipe(recipe: Recipe) -> ContextLimits:
     """Check a recipe against its checkpoints, and return the limits of the decoder's context.
 
-    This reads configs, tokenizers and the headers of local weight files. It does not fetch weights from the hub.
+    This reads only configs, tokenizers and the headers of local weight files.
 
     Raises:
         UserError: a checkpoint cannot be used, or does not fit the recipe.
@@ -57,10 +54,12 @@ def exported_limits(recipe: Recipe, folder: Path) -> ContextLimits:
 
 
 def with_limits(recipe: Recipe) -> Recipe:
-    """Return the recipe with its checkpoints' configs, which limit frames, clip durations and positions.
+    """Return the recipe, completed with the configs of its checkpoints.
+
+    These configs determine how many frames a clip has, how long a clip may be, and how many positions the decoder has.
 
     Raises:
-        UserError: a checkpoint cannot be used (see :func:`read_part`), or the recipe does not fit these limits.
+        UserError: a checkpoint cannot be used (see :func:`read_part`), or the recipe does not fit its checkpoints.
     """
     if recipe.encoder.init == "random" and recipe.decoder.init == "random":
         return recipe
@@ -76,7 +75,7 @@ def read_part(part: _Part) -> _Part:
     """Return the part, completed with the config of its checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, is of another family, or has a different front end than the part.
+        UserError: the checkpoint is damaged, or its family or front end is not that of the part.
     """
     fields = check_config(part)
     if fields is None:
@@ -89,10 +88,7 @@ def read_part(part: _Part) -> _Part:
 
 
 def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """Build the part without weights, and return its config.
-
-    This rejects wrong fields. Missing fields get their defaults.
-    """
+    """Build the part without weights, and return its config. Wrong fields are rejected. Missing fields get defaults."""
     plain = part.model_copy(update={"attention": "auto"})  # the recipe's attention may need a GPU
     with torch.device("meta"):
         if isinstance(plain, EncoderConfig):
@@ -104,15 +100,14 @@ def _full_architecture(part: TransformersPartConfig, fields: dict[str, Any]) -> 
 def check_front_end(encoder: EncoderConfig) -> None:
     """Check that the encoder's front end has the settings of the checkpoint's feature extractor.
 
-    These settings are in ``preprocessor_config.json``, or else in ``processor_config.json``. If the checkpoint has
-    neither file, nothing is checked.
+    If the checkpoint does not state these settings, nothing is checked.
 
     Raises:
-        UserError: a setting differs. The message names the first setting that differs.
+        UserError: a setting differs.
     """
     found = read_json(encoder, "preprocessor_config.json")
     if found is None:
-        # A checkpoint that was saved with its whole processor has this file instead.
+        # A checkpoint that was saved with its whole processor has processor_config.json instead.
         processor = read_json(encoder, "processor_config.json") or {}
         found = processor.get("feature_extractor")
     for name, used in encoder.front_end().items():
@@ -134,7 +129,6 @@ def fitting_prompt(recipe: Recipe, tokenizer: Any) -> tuple[Prompt, ContextLimit
 
     Args:
         recipe: a result of :func:`with_limits`.
-        tokenizer: the tokenizer of the decoder.
 
     Raises:
         UserError: the prompt cannot be built, see :func:`tiny_audio.model.prompt.build_prompt`; one of its tokens has

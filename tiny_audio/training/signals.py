@@ -25,9 +25,8 @@ class StopSignal:
     """Handles SIGTERM and SIGINT inside its context.
 
     Outside :meth:`deferred`, a signal raises :class:`Stopped` at once. Inside :meth:`deferred`, the first signal sets
-    :attr:`requested` and ends a :meth:`waiting` block. A signal that arrives more than three seconds later raises
-    :class:`Stopped`. If a stop was requested, :meth:`deferred` raises :class:`Stopped` at its end, unless another error
-    has ended its block.
+    :attr:`requested` and ends a :meth:`waiting` block. A signal more than three seconds later raises :class:`Stopped`.
+    After a request, :meth:`deferred` raises :class:`Stopped` at the end of its block.
 
     Args:
         clock: returns monotonic seconds.

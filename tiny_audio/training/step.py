@@ -86,8 +86,6 @@ def take_step(
         model: the model. With several processes, it is wrapped or sharded.
         forwards: for each batch, a function that scores this process's clips of the batch.
         num_tokens, num_labels: totals over the step's batches and all processes.
-        ctc_weight: weight of the CTC loss, if there is one.
-        alignment_weight: weight of the alignment loss, if there is one.
         max_gradient_norm: larger gradients are scaled down to this norm.
 
     Raises:
@@ -95,7 +93,7 @@ def take_step(
     """
 
     def differentiate() -> StepResult:
-        # These are local variables of a function, so that the scores and their graphs are freed before the update.
+        # This is a function, so that the scores and their graphs are freed before the update.
         decoder_losses, ctc_losses, alignment_losses, unaligned = [], [], [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):
@@ -112,8 +110,7 @@ def take_step(
                     alignment_losses.append(alignment_loss.detach())
                     unaligned.append((~scores.aligned).sum())
                     loss = loss + alignment_weight * alignment_loss / num_tokens
-                # Processes average their gradients, but the loss is a sum over all processes. Multiplying by the number
-                # of processes turns the average into the sum.
+                # Processes average their gradients. The factor world.size turns the average into a sum.
                 (loss * world.size).backward()  # type: ignore[no-untyped-call]
         gradient_norm = float(plain(nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)))
         sums = world.sum(list(map(_total, (decoder_losses, ctc_losses, alignment_losses, unaligned))))

@@ -1,7 +1,4 @@
-"""Send a run's numbers to trackers, which show them as curves.
-
-The trackers are TensorBoard, and Weights & Biases if the recipe names a project.
-"""
+"""Send a run's numbers to TensorBoard, and to Weights & Biases if the recipe names a project."""
 
 from __future__ import annotations
 
@@ -55,14 +52,11 @@ class TensorBoard:
 class WeightsAndBiases:
     """Sends points to Weights & Biases.
 
-    The service's environment variables work as usual, for example ``WANDB_MODE`` and ``WANDB_ENTITY``. If the service
-    does not respond at the start or no account is logged in, the points are written to the run's subfolder ``wandb/``,
-    and ``wandb sync`` can send them later. If the service fails during the run, the run continues and sends no more
-    points. If a run is continued, its new points are added to the same curves.
+    If the service cannot be used at the start, the points are written to the run's subfolder ``wandb/``, from which
+    ``wandb sync`` can send them. If the service fails during the run, no more points are sent. A continued run adds
+    points to the same curves.
 
     Args:
-        project: the project.
-        run_dir: the run folder.
         config: the recipe.
         note: receives messages for the user.
 
@@ -152,7 +146,7 @@ class WeightsAndBiases:
 
 
 def open_trackers(recipe: Recipe, run_dir: Path, step: int, note: Callable[[str], None]) -> list[Tracker]:
-    """Open the trackers of a run. See the trackers' classes for the arguments.
+    """Open the trackers of a run.
 
     Raises:
         UserError: the package of a tracker is missing.

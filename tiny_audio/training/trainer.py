@@ -58,17 +58,15 @@ class Trainer:
     Every process has a trainer and takes the same steps. Only the main process writes and prints.
 
     Args:
-        recipe: the settings.
-        model: a newly assembled model, the same in every process. If there is a checkpoint, its weights are loaded.
+        model: a newly assembled model, the same in every process.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         run_dir: the main process's folder for ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
-        stop: the stop signal, which is checked between steps.
+        stop: the stop signal, checked between steps.
         callback: receives the progress.
         evaluate: scores the model during training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
             process, or in all processes if the model is sharded.
         work: computes the FLOPs of clips. If None, FLOPs are not counted.
-        world: the processes of the run.
     """
 
     def __init__(
@@ -177,7 +175,7 @@ class Trainer:
         )
         try:
             if self._selection.best and self._selection.is_due(progress):
-                self._monitor()  # an earlier process saved this step, but ended before its evaluation was done
+                self._monitor()  # the process that saved this step ended before the step was evaluated
             steps = loop.steps(batches)
             while not self._selection.stops_early(progress) and (step := next(steps, None)):
                 self._after_step(step)
@@ -229,7 +227,7 @@ class Trainer:
         return scores.weighted(micro_batch.weight)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
-        """Update the counts. Then log and evaluate if either is due after this step."""
+        """Update the counts. Then write a line of the log and evaluate the model, each only if it is due."""
         execution, progress = self.recipe.execution, self.progress
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
@@ -352,8 +350,8 @@ class Trainer:
 
     def _scores(self) -> dict[str, Any]:
         assert self.evaluate is not None
-        # A model with frozen parts in bf16 and trainable parts in fp32 needs autocast.
         compiled = self.recipe.execution.compile
+        # Autocast is needed, because frozen parts may be in bf16 and trainable parts in fp32.
         with autocast(self.config.precision, self.device), uncompiled() if compiled else nullcontext():
             return self.evaluate(self.bare_model)
 
@@ -374,18 +372,18 @@ class Trainer:
             self._saved_step = self.progress.step
 
     def _kept(self) -> str:
-        """Return text about the work that is kept, for the end of a message."""
+        """Return the end of a message: which work is kept, and how to continue."""
         step = self.progress.step
         return f"{f'step {step} is saved' if step else 'nothing is trained yet'}; the same command continues"
 
     def _lost(self) -> str:
-        """Return text for a message: what work is lost if the process exits during a step or while saving."""
+        """Return the end of a message: which work is lost if the process exits during a step or while saving."""
         if self._saved_step:
             return f"everything after step {self._saved_step} is lost; the same command continues from there"
         return "no step is saved; the same command starts from the beginning"
 
     def _out_of_memory(self, error: OutOfMemory) -> Exception:
-        """Save unless the failed step may have changed weights or there are several processes. Return the error."""
+        """Return the error to raise. First save, if this is the only process and the failed step changed no weights."""
         is_whole = self.world.size == 1 and not error.in_update
         if is_whole:
             self._save()

@@ -1,4 +1,4 @@
-"""Learn the tokenizer and the CTC characters from the transcripts, before training."""
+"""Learn the tokenizer, the CTC characters and the alignment labels from the transcripts, before training."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ class TranscriptVocabulary:
     token_ids: list[int] | None = None
     """Labels of the alignment loss, ascending. None if the recipe has no alignment loss."""
     pieces: list[tuple[int, list[int]]] | None = None
-    """Tokens of the transcripts that are not labels. Each comes with the labels that replace it in the alignment loss.
-    These are shorter tokens that together spell the same text (see ``AlignmentConfig.max_labels``). None if there are
-    no such tokens."""
+    """Tokens of the transcripts that are not labels, each with the labels that together spell it (see
+    ``AlignmentConfig.max_labels``). None if there are no such tokens."""
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:

@@ -1,7 +1,7 @@
 """Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-The differences between the runs' recipes, model sizes and training are listed, too. No model is run. The raw hypotheses
-in ``evaluation/<set>.jsonl`` are aligned again with one normalizer.
+A variant is one run, or several runs that differ only in their seeds. No model is run. The raw hypotheses in
+``evaluation/<set>.jsonl`` are aligned again with one normalizer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        """Name of the variant that the others are compared with."""
+        """Name of the first variant."""
         return self.variants[0].name
 
     @property
@@ -99,15 +99,21 @@ def compare_variants(
     Args:
         variants: at least one variant. If there is only one, its rates are computed without a comparison.
         set_name: the evaluation set. If None, all sets that every run was scored on are compared.
-        common: if the utterances of a set differ between runs, use only the utterances that are the same in all runs.
+        common: leave out utterances that are not the same in all runs, instead of raising an error.
         normalizer_name: the normalizer. If None, the normalizer that the runs were scored with is used.
         group_by: the metadata column whose groups are resampled as a whole. For the default, see
             :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: there is no set that all runs were scored on, or ``set_name`` is not such a set; a set has no common
-            utterance; utterances differ and ``common`` is False; normalizers differ and ``normalizer_name`` is None;
-            the normalizer is unknown or removes all text of the references; or the column does not exist.
+        UserError: one of these problems:
+
+            - The runs have no common set or no common utterance.
+            - Not all runs were scored on ``set_name``.
+            - Utterances differ, and ``common`` is False.
+            - The runs were scored with different normalizers, and ``normalizer_name`` is None.
+            - The recipes have different columns in ``evaluation.group_by``, and ``group_by`` is None.
+            - The normalizer cannot be used.
+            - No utterance has the column whose groups are resampled.
     """
     runs = [run for variant in variants for run in variant.runs]
     paired = {

@@ -10,8 +10,8 @@ from typing import Any
 from tiny_audio.analysis.compare._runs import Variant
 
 _NOT_COMPARED = ("command", "started", "finished", "seed", "evaluation_data")
-"""Fields of the provenance that are not listed as differences. They differ between any two runs, such as ``started``,
-or are compared elsewhere, such as ``seed``."""
+"""Fields of ``provenance`` in ``report.json`` that are not listed as differences. Some differ between any two runs,
+such as ``started``. Others are compared elsewhere, such as ``seed``."""
 
 
 @dataclass(frozen=True)

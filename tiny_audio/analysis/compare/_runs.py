@@ -25,13 +25,7 @@ _SAME_DURATION_S = 0.01
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder in which all stages are done.
-
-    Args:
-        name: the name of the run in tables.
-        folder: the run folder.
-        report: content of ``report.json``.
-    """
+    """A run folder in which all stages are done. ``report`` is the content of ``report.json``."""
 
     name: str
     folder: Path
@@ -62,8 +56,7 @@ class FinishedRun:
 
     @property
     def group_by(self) -> str | None:
-        """The metadata column by which clips are grouped for the run's intervals, such as ``speaker``. The bootstrap
-        resamples all clips of a group together. None if it resamples single clips."""
+        """The metadata column whose groups are resampled for the run's intervals. If None, clips are resampled."""
         column: str | None = self.report["recipe"]["evaluation"]["group_by"]
         return column
 
@@ -134,8 +127,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
     """Pair the rows of all runs. Paired rows have the same id, reference and duration.
 
     Args:
-        common: use only the utterances that are the same in all runs. If ``common`` is False, it is an error if
-            utterances are missing from some runs or differ between runs.
+        common: leave out utterances that are not the same in all runs, instead of raising an error.
 
     Returns:
         the rows of each run, in the same order, and the number of utterances that were left out.
@@ -168,10 +160,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
     """Yield warnings if runs may have been scored on different audio, although their utterances are the same.
 
-    Args:
-        set_name: the name of the set.
-        runs: all runs. Each is compared with the first.
-        rows: the rows of each run, from :func:`paired_rows`.
+    Each run is compared with the first. ``rows`` are the rows of each run, from :func:`paired_rows`.
     """
     for run, theirs in zip(runs[1:], rows[1:], strict=True):
         elsewhere = [
@@ -195,7 +184,7 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
 
 
 def _portable(audio_filepath: str | None) -> str:
-    """Return the part of an address that is the same on every machine and at every revision."""
+    """Return the part of an audio file's address that is the same on every machine and at every revision."""
     if not audio_filepath:
         return ""
     address = AudioAddress.parse(audio_filepath, Path())

@@ -60,13 +60,11 @@ class Changed:
     num_improved: int
     """Number of sentences in which the variant has fewer errors than the baseline."""
     num_worsened: int
-    """Number of sentences in which the variant has more errors than the baseline."""
     num_other: int
-    """Number of sentences in which both have the same number of errors."""
+    """Number of sentences in which the variant and the baseline have the same number of errors."""
     improved: list[Sentence]
     """The first few improved sentences."""
     worsened: list[Sentence]
-    """The first few worsened sentences."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +121,13 @@ def pair_set(
 
     Args:
         set_name: a set that all runs were scored on.
-        variants: the variants. The baseline is the first one.
+        variants: the variants, the baseline first.
         normalizer: the normalizer of references and hypotheses.
         group_by: the value of ``--group-by``.
-        common: use only the utterances that are the same in all runs. If ``common`` is False, it is an error if
-            utterances are missing from some runs or differ between runs.
+        common: leave out utterances that are not the same in all runs, instead of raising an error.
 
     Raises:
-        UserError: the runs cannot be paired (see :func:`paired_rows`), the normalizer removes all text of the
-            references, the column to group by does not exist, or the runs' recipes name different columns to group
-            by.
+        UserError: see :func:`paired_rows`, :func:`units_column` and :meth:`AlignedSet.check`.
     """
     runs = [run for variant in variants for run in variant.runs]
     rows, left_out = paired_rows(set_name, runs, common=common)
@@ -177,7 +172,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # Among sentences with equal gains, short ones come first, because the gain is a larger share of their words.
+        # Among sentences with equal gains, sort short ones first, because the gain is a larger share of their words.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

@@ -52,9 +52,8 @@ def render_report(
         metrics: the rows of ``metrics.jsonl``. If a resumed run wrote a step twice, the later row is used.
         hypotheses: the rows of each set, with ``id``, ``text`` and ``pred_text``. They may also have ``duration`` (s),
             ``ctc_text``, ``truncated`` and ``metadata``.
-        read_audio: a function that returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why the
-            page has no audio for the row (see :data:`ReadAudio`). ``read_audio`` is called only for the few utterances
-            of each set that get an audio player.
+        read_audio: returns the encoded clip (FLAC, WAV, Ogg or MP3) of a row, or the reason why there is none. It is
+            called only for the few utterances of each set that get an audio player.
 
     Raises:
         UserError: a set's ``normalizer`` is unknown, or its package is missing.

@@ -33,11 +33,7 @@ _CONTROLS = {
 
 
 def render_benchmark(results: Mapping[str, Any]) -> str:
-    """Render the page of a benchmark that trains models.
-
-    Args:
-        results: the content of the benchmark's ``results.json``.
-    """
+    """Render the page. ``results`` is the content of the benchmark's ``results.json``."""
     variants: Sequence[Mapping[str, Any]] = results["variants"]
     title = f"Projectors: {sum(variant['control'] is None for variant in variants)} variants"
     budget = results["budget"]
@@ -164,8 +160,8 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # More than about four lines in a chart are hard to distinguish. Variants are spread evenly over the charts.
-    # Otherwise, a chart could have only one line and thus no legend.
+    # More than about four lines in a chart are hard to distinguish. Variants are spread evenly over the charts, because
+    # a last chart with only one line would have no legend.
     total, num_charts = len(variants), math.ceil(len(variants) / 4)
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]

@@ -36,12 +36,7 @@ from tiny_audio.analysis.tables import SEEDS_INCLUDED, units_text, with_seeds
 
 
 def render_comparison(comparison: Comparison, read_audio: ReadAudio) -> str:
-    """Render a comparison of runs as one HTML page.
-
-    Args:
-        comparison: the comparison of the runs.
-        read_audio: a function that returns the encoded clip of a row. The clips are embedded in the page.
-    """
+    """Render the page. ``read_audio`` returns the encoded clip of a row, to be embedded in the page."""
     title = page_title([variant.name for variant in comparison.variants])
     compared = {name: entry.comparison for name, entry in comparison.sets.items()}
     differences = [(name, entry) for name, found in compared.items() for entry in found.differences]

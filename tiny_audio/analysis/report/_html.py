@@ -50,7 +50,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, numbers: 
 
 
 def label(text: object) -> Markup:
-    """Create the label of a row or column. Long labels, such as the names of a sweep's variants, are wrapped."""
+    """Create the label of a row or column. Long labels are wrapped."""
     return tag("b", text, class_="label")
 
 

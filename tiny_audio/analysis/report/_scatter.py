@@ -24,11 +24,10 @@ class Point:
     y: float
     """The error rate as a fraction."""
     interval: tuple[float, float]
-    """Interval of ``y``."""
 
 
 def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callable[[object], str] = compact) -> Markup:
-    """Plot error rates over a cost, with intervals and names. The axes need not start at 0."""
+    """Plot the error rate of each system against its cost, with intervals and names. The axes need not start at 0."""
     width, height, left, right, above, below = 520.0, 330.0, 54.0, 14.0, 12.0, 40.0
     xs = [point.x for point in points]
     ends = [end for point in points for end in (point.y, *point.interval)]
@@ -80,11 +79,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
 
 
 def name_heights(places: Sequence[tuple[float, float]], top: float, bottom: float) -> list[float]:
-    """Return a y coordinate for the name of each point ``(x, y)``, so that names do not overlap.
-
-    A name that would overlap a name above it moves down. If it would then leave the plot, it moves up again, together
-    with the names above it.
-    """
+    """Return a y coordinate for the name of each point ``(x, y)``, so that names do not overlap."""
     order = sorted(range(len(places)), key=lambda index: places[index][1])
     heights = [max(y, top + _NAME_HEIGHT / 2) for _, y in places]
 

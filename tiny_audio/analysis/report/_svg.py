@@ -45,7 +45,7 @@ def line_chart(
 
     A long curve shows the mean of neighboring points, with a band from their minimum to their maximum. The value axis
     is logarithmic if ``may_be_log`` is set, all values are positive, and the largest is more than 30 times the
-    smallest. Otherwise, the axis is linear, and includes 0 unless all values are negative. ``show`` formats a value.
+    smallest. ``show`` formats a value.
     """
     series = [curve for curve in series if curve.points]
     if not series:

@@ -33,14 +33,13 @@ def scores_table(
     grouped_by: str | None = None,
     after: Columns = (),
 ) -> Markup:
-    """Create a table with every known metric of each row.
+    """Create a table with every metric that any row has.
 
     Args:
         head: heads of the columns on the left of the metrics.
         rows: for each row, the cells on the left of the metrics, and the scores by key.
-        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
-            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
-            ``wer_interval_by_group``. None if there is only one interval.
+        grouped_by: the metadata column whose groups were resampled for the intervals with keys ``*_by_group``. None if
+            there are no such keys.
         after: heads and cells of the columns on the right of the metrics.
     """
     columns: list[tuple[object, Sequence[object]]] = []
@@ -53,10 +52,9 @@ def scores_table(
 
 
 def warning_notes(sets: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
-    """Create a paragraph for each warning about the scores of a set, and for each comparison with training data.
+    """Create a paragraph for each warning about a set, and for each comparison of a set with training data.
 
-    Args:
-        sets: scores by name of the set.
+    ``sets`` are the scores by name of the set.
     """
     warnings = [
         tag("p", tag("b", "Warning: "), f"{name}: {text}.")
@@ -187,7 +185,7 @@ def side_by_side(
         facts: texts shown after the duration.
         names: names of the systems.
         sides: alignments of the systems' hypotheses.
-        audio: an audio player, or a text with the reason why there is none.
+        audio: an audio player, or the reason why there is none.
     """
     seconds = number(row["duration"])
     shown = [*([] if seconds is None else [f"{seconds:.1f} s"]), *facts]

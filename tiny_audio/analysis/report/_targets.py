@@ -34,9 +34,7 @@ _NUM_APART = 15
 def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     """Render the scores of the targets as one HTML page. All other targets are compared with the first target.
 
-    Args:
-        rescored: the result of :func:`tiny_audio.analysis.rescore.rescore`.
-        read_audio: a function that returns the encoded clip of a row. The clips are embedded in the page.
+    ``read_audio`` returns the encoded clip of a row, to be embedded in the page.
     """
     compared = rescored.comparison
     names = [target.name for target in rescored.targets]
@@ -49,8 +47,7 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     ]
     for name, rows, system in zip(names, rescored.rows, compared.aligned.systems, strict=True):
         scored = Scored.of_aligned(rows, system.alignments)
-        # With several targets, these lists have no audio. Otherwise, a clip that is hard for all targets would be
-        # embedded once per target.
+        # With several targets, a clip that is hard for all of them would be embedded once per target.
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))

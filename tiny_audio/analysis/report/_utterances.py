@@ -26,14 +26,14 @@ class Scored:
 
     @classmethod
     def of(cls, rows: Sequence[Row], normalizer: Normalizer) -> Scored:
-        """Align the rows, and sort them so that the utterances with the most errors come first."""
+        """Align and sort the rows."""
         return cls.of_aligned(
             rows, align([row["text"] for row in rows], [row["pred_text"] for row in rows], normalizer)
         )
 
     @classmethod
     def of_aligned(cls, rows: Sequence[Row], alignments: Sequence[Alignment]) -> Scored:
-        """Sort rows that are already aligned, so that the utterances with the most errors come first."""
+        """Sort rows that are already aligned."""
         pairs = zip(rows, alignments, strict=True)
         return cls(sorted(pairs, key=lambda pair: (-pair[1].errors, pair[1].num_reference_words, str(pair[0]["id"]))))
 
@@ -105,7 +105,8 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """Show a reference word above its hypothesis word. Underlines, strikes and plus signs show errors without color."""
+    """Show a reference word above its hypothesis word. Errors are also marked without color: by an underline, a
+    strikethrough or a plus sign."""
     if reference == hypothesis:
         kind, title = "", None
     elif reference is None:

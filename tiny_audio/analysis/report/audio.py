@@ -28,14 +28,13 @@ cannot be read."""
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
     """Return a function that reads the encoded clips for one page, up to :data:`MAX_PAGE_BYTES` in total.
 
-    The network is not used. A clip on the hub is read only if the cache has the part (row group) of the Parquet file
-    that contains the clip.
+    Nothing is downloaded: a clip in a Parquet file on the hub is read only if the cache has its row group.
 
     Args:
         paths: the files of hypotheses. A relative path in a row may start at the folder of any of these files, or at
             the current folder.
-        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub. If
-            ``locate`` is None, such a row has no audio.
+        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub. If None,
+            such a row has no audio.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}

@@ -1,12 +1,11 @@
 """Compute scores and verdicts from files of raw hypotheses, without a model, audio or torch.
 
-A target is one system's file of hypotheses. It is scored on the clips for which it has a hypothesis. Failed clips (see
-:data:`Row`) are left out of all rates except the failure rate, so read WER and failure rate together. If there are
-several targets, the first is the baseline, and only clips for which every target has a hypothesis are scored. Verdicts
-follow the rule of :mod:`tiny_audio.analysis.comparison`.
+A target is one system's file of hypotheses. The first target is the baseline. Only clips for which every target has a
+hypothesis are scored. Failed clips (see :data:`Row`) are left out of all rates except the failure rate, so read WER and
+failure rate together. Verdicts follow the rule of :mod:`tiny_audio.analysis.comparison`.
 
-    ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. 100 means a hundred
-    times faster than real time. What a row's ``time`` includes depends on the program that wrote it.
+    ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. What a row's ``time``
+    includes depends on the program that wrote it.
 """
 
 from __future__ import annotations
@@ -45,16 +44,11 @@ _NUM_BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Rescored:
-    """Scores and comparison of files of hypotheses.
-
-    Args:
-        targets: the targets. The baseline is the first one.
-        rows: the scored rows of each target. The clips have the same order for all targets.
-        comparison: the comparison of the targets.
-    """
+    """Scores and comparison of files of hypotheses."""
 
     targets: Sequence[Target]
     rows: Sequence[Sequence[Row]]
+    """The scored rows of each target. The clips have the same order for all targets."""
     comparison: SetComparison
 
     @property
@@ -64,7 +58,7 @@ class Rescored:
 
     @cached_property
     def glued_references(self) -> int:
-        """Number of references in which the normalizer joins digits."""
+        """Number of references in which the normalizer joins number words, such as "one two" into "12"."""
         first = self.transcripts[0]
         return sum(glues_words(text, first.normalizer) for text in first.references)
 
@@ -78,9 +72,9 @@ class Rescored:
         """Metrics and facts of each target, by key.
 
         - ``name``, ``path``, and the keys of :class:`tiny_audio.analysis.scoring.Score`
-        - ``wer_interval_by_group``: interval of ``wer`` from resampled groups, while ``wer_interval`` is from resampled
-          utterances. None if there are no groups.
-        - ``ctc_wer``: None unless all rows have ``ctc_text``
+        - ``wer_interval_by_group``: interval of ``wer`` from resampled groups. None if there are no groups.
+          ``wer_interval`` is from resampled utterances.
+        - ``ctc_wer``: WER of the CTC head. None if any row has no ``ctc_text``.
         - ``rtfx``
         - ``num_timed``: number of scored clips whose duration and processing time are known
         - ``failures``, ``num_clips`` and ``failure_rate``: computed from all clips of the target
@@ -150,7 +144,7 @@ def rescore(
     """Score files of hypotheses. :data:`Row` describes the lines of a file.
 
     Args:
-        paths: the files. If there are several, each is compared with the first one.
+        paths: the files. The first is the baseline.
         normalizer_name: the normalizer of references and hypotheses.
         cost: the costs of edits, see :data:`tiny_audio.analysis.scoring.Cost`. If None, the normalizer's costs are
             used.

@@ -21,12 +21,10 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
     """Return one row for each recording if every row is a chunk. Otherwise, return the rows unchanged.
 
     Hypotheses are joined in the order of ``chunk_index``. Durations and times are summed. A sum is None if any value is
-    None. If any chunk failed, the joined row has the error of the first failed chunk. The id of a joined row is the
-    ``parent_id`` of its chunks.
+    None. If any chunk failed, the joined row has the error of the first failed chunk.
 
     Args:
-        rows: the rows by id. A chunk has ``parent_id`` and ``chunk_index`` in its metadata, and its ``parent_id`` is
-            not None.
+        rows: the rows by id. A chunk has a ``parent_id``, which is not None, and a ``chunk_index`` in its metadata.
         place: how error messages refer to the rows.
 
     Raises:
@@ -39,13 +37,9 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
 
 
 def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] | None:
-    """Check that the chunks of each recording can be joined. Only ids, references and metadata of the rows are used.
+    """Return the chunks of each recording, in order; None if not every row is a chunk.
 
-    Args:
-        rows, place: see :func:`join_chunks`.
-
-    Returns:
-        The chunks of each recording, in order; None if not every row is a chunk.
+    Only ids, references and metadata of the rows are used. For the arguments, see :func:`join_chunks`.
 
     Raises:
         UserError: a ``chunk_index`` is not a whole number of at least 0, chunks of a recording are missing or have the

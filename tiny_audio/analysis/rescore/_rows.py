@@ -19,14 +19,22 @@ from tiny_audio.runtime.text_files import decoded
 Row = dict[str, Any]
 """A system's hypothesis for a clip, from one line of JSON.
 
-Fields of the leaderboard: ``audio_filepath`` (optional if there is an ``id``); ``duration``, seconds of audio
-(optional); ``time``, seconds of processing (optional); ``text``, the reference; ``pred_text``, the raw hypothesis
-(optional if there is an ``error``). Fields of this project, all optional: ``id`` (default: ``audio_filepath``),
-``ctc_text``, ``truncated``, ``error``, ``metadata`` (columns by name). Any other field whose value is a string becomes
-a metadata column, and so does an integer ``chunk_index``.
+Fields of the leaderboard:
 
-``error`` says why a clip failed. A row with an ``error`` counts as a row without a hypothesis, even if it has a
-``pred_text``. An empty hypothesis is not a failure.
+- ``audio_filepath``: optional if there is an ``id``
+- ``duration``, ``time``: seconds of audio and seconds of processing, both optional
+- ``text``: the reference
+- ``pred_text``: the raw hypothesis, optional if there is an ``error``. An empty hypothesis is not a failure.
+
+Fields of this project, all optional:
+
+- ``id``: ``audio_filepath`` by default
+- ``ctc_text``: the hypothesis of the CTC head
+- ``truncated``: whether the hypothesis was cut at the maximum length
+- ``error``: the reason why the clip failed. A row with an ``error`` counts as a row without a hypothesis, even if it
+  has a ``pred_text``.
+- ``metadata``: columns by name. All other fields whose value is a string become columns, too, and so does an integer
+  ``chunk_index``.
 """
 
 _FIELDS = (
@@ -54,7 +62,7 @@ class Target:
 
 
 def read_targets(paths: Sequence[Path]) -> list[Target]:
-    """Read the files. The name of a target is the end of its path, with as many folders as needed to make it unique.
+    """Read the files. The name of a target is the shortest unique end of its path.
 
     For example, ``runs/a/test.jsonl`` and ``runs/b/test.jsonl`` become ``a/test`` and ``b/test``.
 

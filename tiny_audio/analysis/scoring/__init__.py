@@ -4,13 +4,10 @@ Error rates depend on the normalizer and the scorer, so every :class:`Score` con
 rates and shares are fractions: 0.05 is 5 %.
 
     ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the numbers of
-    substituted, deleted and inserted words in the alignment with the lowest cost. Errors are summed over all utterances
-    (pooled). WER is not a mean of per-utterance rates.
+    substituted, deleted and inserted words in the alignment with the lowest cost (see :data:`Cost`). Errors are summed
+    over all utterances (pooled).
     ``CER`` is the character error rate, computed in the same way from characters instead of words. A space counts as a
     character, and every edit costs 1.
-
-The costs of edits determine which alignment has the lowest cost; see :data:`Cost`. The metrics are defined in
-:mod:`tiny_audio.analysis.scoring.metrics`.
 """
 
 from __future__ import annotations
@@ -81,7 +78,7 @@ class Score(Config):
     wer: float | None
     """Word error rate. Insertions can make it larger than 1. None if all references are empty."""
     cer: float | None
-    """Character error rate of the normalized text. A space is a character."""
+    """Character error rate of the normalized text."""
     wer_interval: tuple[float, float] | None
     """95 % interval of ``wer`` by the percentile bootstrap."""
     num_utterances: int
@@ -115,7 +112,7 @@ class PairedDifference(Config):
     interval: tuple[float, float]
     """95 % interval of ``difference`` by the paired bootstrap."""
     probability_better: float
-    """Share of the resamples in which the other system has fewer errors. Ties count half. 0.5 means no difference."""
+    """Share of the resamples in which the other system has fewer errors. Ties count half."""
     num_utterances: int
     num_groups: int | None = None
     """Number of groups that were resampled. None if utterances were resampled."""
@@ -141,8 +138,7 @@ def score(
         num_bootstrap: number of resamples for the interval.
         seed: seed of the resampling.
         groups: one label per utterance, such as the speaker. Utterances with the same label are resampled together,
-            because their errors are correlated and the interval would otherwise be too narrow. An utterance with the
-            label ``None`` is a separate group. If ``groups`` is None, utterances are resampled.
+            because their errors are correlated. If ``groups`` is None, utterances are resampled.
         cost: the costs of edits. If None, the normalizer's costs are used.
         durations_s: duration of each utterance in seconds, or None if it is unknown. Rates per hour need the durations.
 
@@ -225,11 +221,11 @@ def score_set(
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
-    - ``unnormalized``: the score with the normalizer ``lower``, which keeps number words apart. It is present only if
-      ``normalizer`` joins number words of any reference into one word, such as "one two" into "12".
+    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins number words of any reference
+      into one word, such as "one two" into "12"
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
-    - ``difference``: the :class:`PairedDifference`, with ``ctc_hypotheses`` as the baseline, if they are given and any
-      reference has a word. The difference is negative if the decoder is better than the CTC head.
+    - ``difference``: the :class:`PairedDifference` from the baseline ``ctc_hypotheses``, if they are given and any
+      reference has a word
 
     For the other arguments and the exceptions, see :func:`score`.
     """

@@ -76,8 +76,6 @@ def align(
 ) -> list[Alignment]:
     """Normalize the texts, then align their words at the lowest cost.
 
-    If a reference is empty, all words of its hypothesis are insertions.
-
     Args:
         references: raw texts.
         hypotheses: raw texts, in the order of ``references``.
@@ -85,7 +83,8 @@ def align(
         cost: the costs of edits. If None, the normalizer's costs are used.
 
     Raises:
-        UserError: the numbers of references and hypotheses differ, the cost is unknown, or its package is missing.
+        UserError: the numbers of references and hypotheses differ, the cost is unknown, or the package that aligns
+            words at this cost is missing.
     """
     cost = check_cost(cost or normalizer.cost)
     check_lengths(references, hypotheses=hypotheses)
@@ -110,7 +109,7 @@ def check_cost(cost: str) -> Cost:
 
 
 def loops(text: str) -> bool:
-    """Whether any n-gram of words, of any length, occurs at least ``_LOOP_REPEATS`` times in a row.
+    """Return whether any word or sequence of words occurs at least ``_LOOP_REPEATS`` times in a row.
 
     Case and punctuation are ignored. Pass raw text, because a normalizer may join digits and thereby hide a loop.
     """
@@ -147,7 +146,7 @@ def confusions(alignments: Sequence[Alignment], *, limit: int = 20) -> Confusion
 
 
 def check_lengths(references: Sequence[str], **others: Sequence[object]) -> None:
-    """Raise :class:`UserError` if the other sequences, by name, are not as long as ``references``."""
+    """Raise :class:`UserError` if any of ``others`` is not as long as ``references``."""
     for name, values in others.items():
         if len(values) != len(references):
             raise UserError(

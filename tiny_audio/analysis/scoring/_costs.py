@@ -21,15 +21,12 @@ Cost = Literal["unit", "sclite", "compounds", "joined"]
   possible without joining words. jiwer computes the alignment.
 - ``sclite``: 4 × substitutions + 3 × insertions + 3 × deletions, as in NIST's sclite. An insertion and a
   deletion (cost 6) are preferred to two substitutions (cost 8). WER is never lower than with ``unit``.
-- ``compounds``: like ``unit``, but several words match one word that is equal to them without their spaces, such as
+- ``compounds``: like ``unit``, but several words match one word that differs from them only in spaces, such as
   ``white paper`` and ``whitepaper``. The Open ASR Leaderboard uses ``compounds`` for English. kaldialign computes the
   alignment.
 - ``joined``: like ``compounds``, but before the alignment, words that differ only in spaces are joined in both texts.
   Each joined group counts as one reference word, such as ``whitepaper``. With ``compounds``, ``white paper`` in the
-  reference counts as two. The Open ASR Leaderboard uses ``joined`` for languages other than English.
-
-The numbers of errors and WER depend on the cost. For example, ``a b c d e`` and ``d e x y z`` have 5 errors with
-``unit`` and 6 with ``sclite``.
+  reference counts as two words. The Open ASR Leaderboard uses ``joined`` for languages other than English.
 """
 
 
@@ -39,7 +36,6 @@ DESCRIPTIONS: Mapping[Cost, str] = {
     "compounds": "each edit costs 1, and several words match one word that differs from them only in spaces",
     "joined": "each edit costs 1, and words that differ only in spaces match and count as one reference word",
 }
-"""A short description of each cost."""
 
 
 def scorer(cost: Cost) -> tuple[str, str]:
@@ -142,12 +138,11 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
     The best path is followed backward from ``d[R, H]``. Among steps with equal costs, a diagonal step (a hit or
     substitution) is preferred to an insertion, and an insertion is preferred to a deletion.
 
-    This function compares the normalized texts as they are. It does not implement the following conventions of sclite.
-    sclite ignores the case of ASCII letters unless ``-s`` is given. It reads ``{ a / b }`` as alternatives, ``(word)``
-    as optional and ``@`` as no word. It removes a ``*`` at the end of a word.
+    This function compares the normalized texts as they are. In contrast, sclite ignores the case of ASCII letters
+    unless ``-s`` is given. It reads ``{ a / b }`` as alternatives, ``(word)`` as optional and ``@`` as no word. It
+    removes a ``*`` at the end of a word.
 
-    The alignment needs R·H / 4 bytes of memory, such as 100 MB for two texts of 20,000 words (two hours of speech). The
-    time is proportional to R·H.
+    The alignment needs R·H / 4 bytes of memory, such as 100 MB for two texts of 20,000 words (two hours of speech).
     """
     if list(reference) == list(hypothesis):
         return list(zip(reference, hypothesis, strict=True))
@@ -176,10 +171,10 @@ def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pa
 def _choices(
     reference: NDArray[np.int64], hypothesis: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return two tables of bits, packed eight per byte. The cells are those of ``d`` in :func:`sclite_pairs`.
+    """Return two tables of bits, packed eight per byte. Each bit belongs to a cell of ``d`` in :func:`sclite_pairs`.
 
-    In the first table, a bit is set if the best path reaches the cell by a diagonal step. In the second table, a bit is
-    set if an insertion costs no more than a deletion.
+    In the first table, the bit is set if the best path reaches the cell by a diagonal step. In the second table, the
+    bit is set if reaching the cell by an insertion costs no more than by a deletion.
 
     Because of insertions, each cell of a row depends on the cell to its left. To compute a row with vector operations,
     subtract from each cell the cost of inserting all words up to it (``ramp``), take the running minimum, and add

@@ -1,7 +1,7 @@
 """Normalization rules of the Open ASR Leaderboard, as of August 2026, based on the package ``whisper-normalizer``.
 
 Source: ``normalizer/`` of github.com/huggingface/open_asr_leaderboard (Apache-2.0) at commit d1e99b2 of 2026-08-21. The
-rules for English have been used since 2026-04-22, and the rules for the alignment (cost ``compounds``) since
+leaderboard has used these rules for English since 2026-04-22, and the cost ``compounds`` for the alignment since
 2026-06-11. The rules for English differ from Whisper's English normalizer:
 
 - More fillers are removed: ah, eh, huh, hum and their variants.

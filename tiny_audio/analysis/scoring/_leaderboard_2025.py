@@ -5,9 +5,8 @@ This module adapts the package ``whisper-normalizer``. The rules differ from Whi
 
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard also has rules for letters with spaces ("u. s. a.") and for possessives ("u.s.a.'s"). They are kept here,
-  but seldom apply. The rules for letters with spaces need a letter directly after the last dot. The rule for
-  possessives runs after rules that have already joined most of the letters before "'s".
+  leaderboard's rules for letters with spaces ("u. s. a.") and possessives ("u.s.a.'s") are kept here, but seldom match:
+  letters with spaces need another letter directly after the last dot, and most letters before "'s" are already joined.
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
@@ -22,7 +21,7 @@ from collections.abc import Callable
 VERSION = "open_asr_leaderboard 0c261bf"
 
 NOT_WRITTEN_OUT = ("kinda", "sorta", "dunno", "cause")
-"""Contractions that are kept. By default, ``whisper-normalizer`` expands them."""
+"""Contractions that are kept."""
 
 SPELLING = {
     "archaeological": "archeological",

@@ -26,8 +26,8 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """What defines the rule, with versions, such as ``NFC, whisper-normalizer 0.1.15``. A rule of this project has only
-    a number."""
+    """The packages or other sources of the rule, with versions, such as ``NFC, whisper-normalizer 0.1.15``. The version
+    of a rule of this project is only a number."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
     cost: Cost = "unit"
     """Default costs of edits."""
@@ -38,8 +38,7 @@ class Normalizer:
         return " ".join(self.rule(unicodedata.normalize("NFC", text)).split())
 
 
-# Scoring normalizes each text several times (words, characters, report), which takes up to 0.3 ms each time. So the
-# results are cached.
+# Scoring normalizes each text several times (words, characters, report), which takes up to 0.3 ms each time.
 _memoized = lru_cache(maxsize=1 << 17)
 
 
@@ -47,8 +46,8 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """Return the normalizer called ``name``.
 
-    Every normalizer first converts each accented letter to one character (Unicode's form NFC). Finally, it replaces
-    each run of whitespace with one space and strips the ends. The steps between differ:
+    Every normalizer first converts each accented letter to one character (Unicode's form NFC). Last, it replaces each
+    run of whitespace with one space and strips the ends. The steps between these two differ:
 
     - ``none``: no other step.
     - ``lower``: lower case.
@@ -58,8 +57,7 @@ def normalizer(name: NormalizerName) -> Normalizer:
       removed, American spelling, numbers in digits. It joins spoken digits ("one two three" -> "123"; see
       :func:`glues_words`). Apply it only once, to raw text, because it is not idempotent ("oh one" -> "01" -> "one").
       The package whisper-normalizer also expands four contractions that OpenAI's own rules keep: kinda, sorta, dunno,
-      cause. The rules recognize only straight apostrophes: "it's" -> "it is". A curly apostrophe becomes a space:
-      "it’s" -> "it s".
+      cause. Only straight apostrophes are recognized: "it's" -> "it is", but "it’s" -> "it s".
     - ``open_asr_leaderboard``: the English rules of the Open ASR Leaderboard since April 2026; see
       :mod:`._leaderboard`. The alignment matches compounds (cost ``compounds``).
     - ``open_asr_leaderboard_2025_04``: the leaderboard's English rules from April 2025 until April 2026; see
@@ -105,13 +103,15 @@ def _leaderboard(name: NormalizerName, package: str) -> Normalizer:
 
 
 def _bounded(rule: Callable[[str], str]) -> Callable[[str], str]:
-    """Insert spaces into long numbers. The rules parse numbers, and Python parses at most 4,300 digits. Looping
-    hypotheses can have longer numbers."""
+    """Return a rule that inserts spaces into long numbers before it applies ``rule``.
+
+    ``rule`` parses numbers, and Python parses at most 4,300 digits. Looping hypotheses can have longer numbers.
+    """
     return lambda text: rule(re.sub(r"(\d{1000})(?=\d)", r"\1 ", text))
 
 
 def glues_words(reference: str, normalizer: Normalizer) -> bool:
-    """Whether ``normalizer`` joins several number words of this reference into one.
+    """Return whether ``normalizer`` joins several number words of this reference into one word.
 
     One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
     were spoken. To detect joined words, the words are also normalized one by one, so that nothing is joined. Only

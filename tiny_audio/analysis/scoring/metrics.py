@@ -1,6 +1,6 @@
 """The metrics that are shown in the terminal, JSON, HTML pages and model cards.
 
-To add a metric, add one :class:`Metric` to :data:`METRICS`. Other modules read this table through the functions below.
+To add a metric, add one :class:`Metric` to :data:`METRICS`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class Transcripts:
     cost: Cost | None = None
     """The costs of edits. If None, the normalizer's costs are used."""
     durations_s: Sequence[float | None] | None = None
-    """Duration of each utterance in seconds, None for each unknown duration. If ``durations_s`` itself is None, all
-    durations are unknown."""
+    """Duration of each utterance in seconds, None if unknown. If ``durations_s`` itself is None, all are unknown."""
 
     @property
     def applied_cost(self) -> Cost:
@@ -181,7 +180,7 @@ def metric_of(key: str) -> Metric:
 
 
 def measure(transcripts: Transcripts) -> dict[str, float | int | None]:
-    """Compute every metric that has a function ``compute``, by key. A metric that does not apply to the set is None."""
+    """Return the value of every metric that has a function ``compute``, by key. None if a metric does not apply."""
     return {metric.key: metric.compute(transcripts) for metric in METRICS if metric.compute is not None}
 
 
@@ -209,9 +208,8 @@ def metric_columns(
         entries: the scores of each row, by key.
         text: formats a value.
         interval: formats the interval of a metric whose unit is ``share``.
-        grouped_by: the metadata column by which utterances were grouped, if a metric has two intervals: one from
-            resampled utterances, such as ``wer_interval``, and one from resampled groups, such as
-            ``wer_interval_by_group``. None if there is only one interval.
+        grouped_by: the metadata column whose groups were resampled for the intervals with keys ``*_by_group``. None if
+            there are no such keys.
         all_metrics: include the metrics that the terminal shows below the table.
     """
     for metric in known_metrics(entries):
@@ -239,12 +237,7 @@ def known_metrics(entries: Iterable[Mapping[str, Any]]) -> list[Metric]:
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = False) -> dict[str, Any]:
-    """Average the metrics of several runs into one row.
-
-    Args:
-        seeds: the result of :func:`measure` for each run.
-        total_counts: sum the counts instead of averaging them.
-    """
+    """Average the results of :func:`measure` for several runs. ``total_counts`` sums the counts instead."""
     counts = {metric.key for metric in METRICS if metric.unit == "count"}
     sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0] if seeds[0][key] is not None}
     means = {key: value if total_counts and key in counts else value / len(seeds) for key, value in sums.items()}

@@ -1,14 +1,14 @@
 """The statistics of a comparison: intervals and p-values over utterances and over seeds.
 
+A variant is a model or another recognizer. A model may be trained several times, with different seeds. A comparison has
+a baseline and one other variant. Their difference is the other variant's word error rate minus the baseline's. If the
+difference is below 0, the other variant is better.
+
 A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
 Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are not
-resampled, because there are too few of them. For example, if two equally good variants have three seeds each, all seeds
-of one variant are better than all seeds of the other in one of ten cases. In these cases, resampling the seeds would
+resampled, because there are too few of them. For example, suppose that two equally good variants have three seeds each.
+In one of ten cases, all seeds of one variant are better than all seeds of the other. Resampling the seeds would then
 always show a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
-
-A comparison has a baseline and one other variant. Their difference is the other variant's word error rate minus the
-baseline's. If it is below 0, the other variant is better. The module :mod:`tiny_audio.analysis.comparison` turns these
-statistics into a verdict.
 
 In shapes, S is the number of seeds, U the number of utterances, and R the number of draws.
 """
@@ -96,11 +96,9 @@ def difference_draws(
 ) -> NDArray[np.float64]:
     """Return resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``.
 
-    R is ``num_draws`` minus the number of resamples without a reference word.
-
-    Utterances are resampled by the paired bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same
-    utterances for both variants, so effects of difficult utterances on both variants cancel. If both variants have only
-    one seed, no variation between seeds is added.
+    R is ``num_draws`` minus the number of resamples without a reference word. Utterances are resampled by the paired
+    bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same utterances for both variants, so effects of
+    difficult utterances on both variants cancel.
     """
     first, second = _rates([baseline, other], words, groups, num_draws, seed)
     noise = _seed_noise([baseline, other], words, len(first), seed)
@@ -134,19 +132,15 @@ def difference_p_value(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Return the probability that two equally good variants differ by at least this much, in either direction.
+    """Return p: the probability that two equally good variants differ, in either direction, at least as much as these.
 
     The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
-    utterance or group are exchangeable. So each draw tosses a coin for each utterance or group to decide whether the
-    two variants exchange their errors on it. If any variant has several seeds, each draw also includes random variation
-    between seeds.
+    utterance or group are exchangeable. So in each draw, a coin toss for each utterance or group decides whether the
+    variants' errors are exchanged. If any variant has several seeds, each draw also includes random variation between
+    seeds. Unlike a p-value from the bootstrap, p is valid even for few utterances or groups.
 
-    Unlike a p-value from the bootstrap, the result is valid even for few utterances or groups. For example, two
-    variants with one seed each have different numbers of errors in only 4 of 1000 sentences. If the same variant is
-    better in all 4, p is 0.125.
-
-    p is never below ``1 / (num_draws + 1)``. If p is corrected for m comparisons, at least ``20 * m`` draws are needed
-    to show any difference at the level of 0.05.
+    p is never below ``1 / (num_draws + 1)``. After Holm's correction for m comparisons, p can be below 0.05 only with
+    at least ``20 * m`` draws.
     """
     # Sums over seeds, scaled to the same number of seeds. Integers are used, so that equal sums compare as equal.
     gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
@@ -168,8 +162,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p-values of a family of comparisons for the number of comparisons. Return them in the same order.
 
     This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). With a threshold of 0.05 for
-    adjusted values, at most 5 % of families contain a false difference. For the smallest p-value, the correction equals
-    Bonferroni's. For other p-values, it is less strict. It is also valid if the comparisons depend on each other.
+    adjusted values, at most 5 % of families contain a false difference, even if the comparisons depend on each other.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -188,7 +181,7 @@ def _rates(
 
 
 def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
-    """Draw random changes ``[R]`` of a rate or difference, like those from training with other seeds.
+    """Draw random changes ``[R]`` of a rate or difference, as if the variants were trained with other seeds.
 
     The changes are 0 if every variant has only one seed.
     """
@@ -202,12 +195,11 @@ def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws:
 def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
     """Return the standard error over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
-    One variant gives the standard error of a rate, and two variants give that of a difference. The spread of a variant
-    with one seed cannot be measured. The pooled spread of the other variants is used instead. If every variant has only
-    one seed, the standard error is 0.
+    For one variant, this is the standard error of its rate. For two variants, it is that of their difference. If only
+    one variant has several seeds, its spread is used for both. If none has, the standard error is 0.
 
-    The spread between seeds includes random variation of utterances, which resampling also covers. This part is counted
-    twice, which makes the test slightly too strict.
+    Part of the spread between seeds is due to the limited number of utterances. Resampling covers this part, too. It is
+    thus counted twice, which makes the test slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)

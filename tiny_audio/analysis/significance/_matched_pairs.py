@@ -20,12 +20,12 @@ class MatchedPairs:
     """Mean of ``errors of the baseline - errors of the other system`` over the segments. Positive if the other system
     is better."""
     standard_deviation: float
-    """Standard deviation of ``errors of the baseline - errors of the other system`` over the segments."""
+    """Standard deviation of the same differences, with n - 1 in the variance."""
     z: float
     """``mean / (standard_deviation / √num_segments)``. 0 if the standard deviation is 0, as in sc_stats."""
     p_value: float
-    """Two-sided p-value, from the normal distribution. sc_stats instead looks up ``z``, truncated to two decimals, in a
-    table. The p-value of sc_stats is larger by at most 0.008, and by at most 0.0012 if p is below 0.05."""
+    """Two-sided p-value, from the normal distribution. sc_stats truncates ``z`` to two decimals, so its p-value is
+    larger, by at most 0.008. For p below 0.05, it is larger by at most 0.0012."""
 
 
 def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs:
@@ -33,10 +33,8 @@ def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs
 
     L. Gillick and S. Cox, "Some statistical issues in the comparison of speech recognition algorithms", ICASSP 1989.
     The test assumes that errors are correlated within a segment and independent between segments. So each utterance is
-    cut wherever both systems have two consecutive words right. The sample of a segment is the number of the baseline's
-    errors minus the number of the other system's errors. Segments in which neither system has an error are left out.
-    ``z`` is the mean of the samples divided by its standard error (with n - 1 in the variance). The test needs about 50
-    segments and ignores speakers.
+    cut wherever both systems have two consecutive words right. Segments in which neither system has an error are left
+    out. The test needs about 50 segments and ignores speakers.
 
     Args:
         baseline: the baseline's edits in each utterance, one letter per word: C right, S substituted, I inserted, D

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Groups = Sequence[str | None] | None
 """One label per utterance, such as its speaker. An utterance whose label is ``None`` is a separate group. If ``Groups``
-itself is ``None``, there are no groups, and utterances are resampled."""
+itself is ``None``, utterances are resampled."""
 
 _CHUNK = 1 << 22  # maximum number of resampled indices in memory at a time, about 32 MB
 
@@ -36,14 +36,11 @@ def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
 
 
 def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) -> NDArray[Any]:
-    """Resample utterances or groups, and sum each row of ``counts`` [C, U] over each resample.
+    """Resample utterances or groups, and sum each row of ``counts`` [C, U] over each resample -> [C, R].
 
     All C rows use the same resamples. The last row contains the denominators, such as numbers of reference words. A
-    resample is omitted if its denominators sum to 0. On average, at most 37 % (1/e) of the resamples are omitted. This
-    share occurs if only one of many utterances has a denominator above 0.
-
-    Returns:
-        ``[C, R]``, R ≤ ``num_draws``.
+    resample is omitted if its denominators sum to 0, so R ≤ ``num_draws``. On average, at most 37 % (1/e) of the
+    resamples are omitted.
     """
     counts = pool(counts, groups)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,7 @@
-"""The benchmark that :mod:`tiny_audio.commands.bench.timing` runs with pytest, once for each case."""
+"""The benchmark that :mod:`tiny_audio.commands.bench.timing` runs with pytest, once for each case.
+
+A case is a combination of a projector, a clip duration and a batch size, without or with a backward pass.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tiny_audio.runtime.device import synchronize
 from tiny_audio.training.precision import autocast
 
 _CASES: list[dict[str, Any]] = json.loads(Path(os.environ[CASES_VARIABLE]).read_text())
-_EMBEDDING_RMS = 0.03  # any value works, because it does not change the cost of a projector
+_EMBEDDING_RMS = 0.03  # arbitrary, because the RMS does not affect the cost of a projector
 
 
 def _name(case: dict[str, Any]) -> str:
@@ -30,7 +33,7 @@ def _name(case: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("case", _CASES, ids=_name)
 def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
-    """Measure one case. This is not a test, but pytest-benchmark can only measure tests."""
+    """Measure one case. The function is written as a test, because pytest-benchmark can only measure tests."""
     torch.manual_seed(0)
     device = torch.device(case["device"])
     context = ProjectorContext(case["in_dim"], case["out_dim"], case["frame_rate"], _EMBEDDING_RMS)
@@ -40,7 +43,6 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
     backward = case["which"] == "forward_backward"
 
     def step() -> Tensor:
-        """Run one pass and return each clip's number of embeddings."""
         with torch.set_grad_enabled(backward), autocast(case["precision"], device):
             embeddings: Tensor
             lengths: Tensor

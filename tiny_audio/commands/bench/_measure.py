@@ -9,11 +9,14 @@ from torch.nn import functional as F
 
 from tiny_audio.frames import Frames
 
-_NUM_LABELS = 29  # the blank, a to z, space, apostrophe
+_NUM_LABELS = 29  # CTC labels: the blank, a to z, space, apostrophe
 
 
 def random_frames(batch_size: int, num_frames: int, dim: int, rate: float, device: torch.device) -> Frames:
-    """Return random frames ``[B, T, D]`` without padding. The CTC labels change every second frame on average."""
+    """Return random frames ``[B, T, D]`` without padding.
+
+    ``rate`` is in frames per second. The most probable CTC label changes every second frame on average.
+    """
     values = torch.randn(batch_size, num_frames, dim, device=device)
     changes = torch.rand(batch_size, num_frames, device=device) < 0.5
     labels = changes.cumsum(1) % _NUM_LABELS

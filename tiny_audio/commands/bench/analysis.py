@@ -1,4 +1,4 @@
-"""Compute rates, differences and verdicts from the hypotheses of all variants and seeds."""
+"""Compute error rates, their differences, and verdicts from the hypotheses of all variants and seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class Outcome:
     section: Mapping[str, Any]
     """The ``projector`` section of the variant's recipe."""
     control: Control | None
-    """None if the variant is not a control."""
     results: Sequence[Mapping[str, Any]]
     """For each seed: ``seed, parameters, embeddings_per_s, steps, train_s, skipped_steps, curve``."""
     hypotheses: Sequence[Mapping[str, Sequence[Hypothesis]]]
@@ -41,22 +40,23 @@ class Scoring:
 
     normalizer: Normalizer
     num_draws: int
+    """Number of bootstrap resamples for each interval."""
     group_by: str | None
     """``evaluation.group_by`` of the recipe."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Rates of every variant, and its differences from the baseline."""
+    """The error rates of all variants, and their differences from the baseline."""
 
     outcomes: Sequence[Outcome]
     rates: Mapping[tuple[str, str], Rates]
-    """Rates by label and set."""
+    """Error rates by label and set."""
     differences: Mapping[tuple[str, str], Difference]
     """Differences from the baseline, by label and set. The baseline itself has no entry."""
     columns: Mapping[str, str | None]
-    """For each set, the metadata column, such as ``speaker``, that groups utterances. Intervals and tests resample
-    whole groups, such as all utterances of a speaker. If None, they resample single utterances."""
+    """For each set, the metadata column that groups utterances, such as ``speaker``. Intervals and tests resample whole
+    groups, or single utterances if the column is None."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the part of ``results.json`` with ``group_by``, ``variants``, ``comparisons`` and ``controls``."""
@@ -120,9 +120,10 @@ class Analysis:
 
 
 def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Analysis:
-    """Compare every variant with the baseline on every set, by the rule of :mod:`tiny_audio.analysis.comparison`.
+    """Compare every variant with the baseline on every set.
 
-    Holm's correction for multiple comparisons treats the variants as one family, and the controls as another family.
+    :mod:`tiny_audio.analysis.comparison` describes the rule for the verdicts. Holm's correction for multiple
+    comparisons is applied to the variants and to the controls separately.
     """
     systems = {outcome.label: _systems(outcome, scoring.normalizer) for outcome in outcomes}
     families = [
@@ -149,12 +150,12 @@ def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Ana
 
 
 def _systems(outcome: Outcome, normalizer: Normalizer) -> dict[str, System]:
-    """Return the variant's hypotheses of each set as a system of :mod:`tiny_audio.analysis.comparison`."""
+    """Return a :class:`System` for each set, with the variant's hypotheses."""
     systems = {}
     for name, rows in outcome.hypotheses[0].items():
         references = [row["text"] for row in rows]
         for seed in outcome.hypotheses:
-            assert [row["id"] for row in seed[name]] == [row["id"] for row in rows], "units decode the same clips"
+            assert [row["id"] for row in seed[name]] == [row["id"] for row in rows], "all seeds have the same clips"
         texts = ([row["pred_text"] for row in seed[name]] for seed in outcome.hypotheses)
         systems[name] = System(outcome.label, [Transcripts(references, each, normalizer) for each in texts])
     return systems

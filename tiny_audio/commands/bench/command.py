@@ -134,7 +134,7 @@ def _numbers(
 ) -> list[float]:
     """Parse comma-separated numbers. If ``text`` is None, parse ``default``.
 
-    Each must be at least ``least``. If ``least`` is None, each must be above 0 and below 1,000,000.
+    Each number must be at least ``least``. If ``least`` is None, each number must be above 0 and below 1,000,000.
     """
     found = []
     text = default if text is None else text

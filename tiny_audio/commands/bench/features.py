@@ -1,10 +1,10 @@
 """Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
 
 Each combination of an encoder and a set of clips has its own folder. The folder's name is a hash of everything that
-affects the frames. ``values.bin`` in the folder contains the concatenated frames of all clips. If the model has a CTC
-head, ``ctc_logits.bin`` contains its logits for these frames. Both files are memory-mapped.
+affects the frames. ``values.bin`` contains the concatenated frames of all clips. If the model has a CTC head,
+``ctc_logits.bin`` contains its logits for these frames.
 
-B clips · T frames · D channels · V CTC labels
+D channels · V CTC labels
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ from tiny_audio.training.precision import autocast
 
 
 def check_cacheable(recipe: Recipe) -> None:
-    """Check that training does not change the frames of a clip.
+    """Check that the frames of a clip stay the same during training.
 
     Raises:
-        UserError: the frames would change, or a CTC head with random weights would never be trained. The message
-            states the cause and the fix.
+        UserError: the frames would change, or the CTC head would keep its random weights.
     """
     encoder = recipe.encoder
     wrong = None
@@ -77,7 +76,7 @@ def _takes_head(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class Features:
-    """Frames of a set of clips, memory-mapped from disk."""
+    """The encoder's frames of a set of clips, memory-mapped from disk."""
 
     clips: tuple[Clip, ...]
     """The readable clips, in the order of their set."""
@@ -87,6 +86,7 @@ class Features:
     spans: tuple[tuple[int, int], ...]
     """For each clip, the index of its first frame in ``values`` and ``ctc_logits``, and its number of frames."""
     rate: float
+    """Frames per second."""
     values: Tensor
     """``[all frames, D]``."""
     ctc_logits: Tensor | None
@@ -134,7 +134,7 @@ class FeatureCache:
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
-        """Return a hash of everything that affects the frames, such as weights, front end, precision and clips."""
+        """Return a hash of everything that affects the frames."""
         return content_hash(
             {
                 "encoder": self._encoder,

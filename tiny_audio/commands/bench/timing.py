@@ -1,6 +1,7 @@
-"""Measure the cost of projectors (time, memory, parameters, FLOPs, embedding rate) for clip durations and batch sizes.
+"""Measure the cost of projectors: time, memory, parameters, FLOPs and embedding rate.
 
-pytest runs ``_cases.py`` in a separate process. pytest-benchmark warms up and chooses the number of rounds.
+A case is a combination of a projector, a clip duration and a batch size, without or with a backward pass. pytest runs
+``_cases.py`` in a separate process.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class ProjectorShape:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ProjectorShape:
-        """Return the values for a recipe. The recipe's model is built on the meta device to read the sizes.
+        """Return the values for a recipe.
 
         Raises:
             UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -61,21 +62,22 @@ class Effort:
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
     max_time_s: float = 1.0
-    """Seconds for each case, after calibration. At least ``min_rounds`` rounds run, even if they take longer."""
+    """Seconds for each case, after warm-up and calibration. At least ``min_rounds`` rounds run, even if they take
+    longer."""
     min_rounds: int = 3
 
 
 def time_projectors(
     variants: Sequence[Variant], shape: ProjectorShape, effort: Effort, device: str = "auto"
 ) -> dict[str, Any]:
-    """Measure every variant with every duration and batch size, without and with a backward pass.
+    """Measure every variant with every clip duration and batch size, both without and with a backward pass.
 
     Frames and weights are random. The CTC labels, which some projectors read, change every second frame on average.
 
     Returns:
-        the settings, the machine, the versions, the date and ``cases``. Each case has times in seconds, ``flops`` (a
-        multiply-add counts as two), ``peak_bytes`` (without weights and frames), ``parameters`` and
-        ``embeddings_per_s`` (embeddings per second of audio).
+        the settings, the machine, the versions, the date and ``cases``. The times of a case are in seconds. In
+        ``flops``, a multiply-add counts as two. ``peak_bytes`` excludes weights and frames. ``embeddings_per_s`` is per
+        second of audio.
 
     Raises:
         UserError: pytest-benchmark is missing, a variant is not valid or does not fit into memory, or a duration is too

@@ -1,11 +1,10 @@
 """Trained benchmark: train projector variants with several seeds, and compare their error rates.
 
-All variants have the same recipe, except for the projector, and the same budget. With the same seed, all variants get
-the training clips in the same order.
+All variants have the same training budget. Their recipes differ only in the projector. With the same seed, all variants
+get the training clips in the same order.
 
 A unit is one variant with one seed. The name of a unit's result folder is a hash of everything that affects the result.
-A unit whose folder exists is not trained again. The same command therefore continues an interrupted benchmark. If
-variants or seeds are added, finished units are kept.
+A unit whose folder exists is not trained again, so the same command continues an interrupted benchmark.
 """
 
 from __future__ import annotations
@@ -68,10 +67,10 @@ class Plan:
     budget: Budget | None = None
     """Budget of each unit. If None, the recipe's number of steps is used."""
     baseline: str | None = None
-    """Label of the variant that the others are compared with. If None, it is the recipe's projector if this is a
-    variant, else the first variant."""
+    """Label of the variant that the others are compared with. Default: the recipe's projector if it is a variant, else
+    the first variant."""
     controls: bool = False
-    """Also train the baseline with other seeds, and the degraded controls."""
+    """Also train the baseline with other seeds, and the variants that are degraded on purpose."""
     cached: bool = True
     """Compute the encoder's frames once, for all units."""
     without_decoder: bool = False
@@ -91,12 +90,11 @@ class TrainedBenchmark:
 
     Args:
         plan: the settings.
-        folder: folder for units, ``results.json`` and ``results.html``. It is created if it does not exist.
+        folder: folder for units, ``results.json`` and ``results.html``.
         note: receives progress messages.
 
     Raises:
-        UserError: the settings or the recipe do not allow a benchmark, or variants do not fit the recipe. The message
-            lists all such variants.
+        UserError: the settings or the recipe do not allow a benchmark, or variants do not fit the recipe.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -136,10 +134,10 @@ class TrainedBenchmark:
             )
 
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
-        """Load the recipe with ``changes`` and the budget's steps.
+        """Load the recipe with ``changes`` and the budget's number of steps.
 
-        A benchmark scores each model after its last step. Evaluation during training, and settings that choose weights
-        of other steps, are therefore turned off.
+        A benchmark scores each model after its last step, so evaluation during training is off, and so are settings
+        that choose weights of other steps.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
@@ -150,7 +148,7 @@ class TrainedBenchmark:
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
-        """Return all units, ordered by seed. Every variant thus has its first result early."""
+        """Return all units, ordered by seed, so that every variant gets its first result early."""
         plan, compared = self.plan, self.plan.variants.compared
         chosen: list[tuple[Variant, Control | None, Sequence[int]]] = [
             (variant, None, plan.seeds) for variant in compared
@@ -220,7 +218,7 @@ class TrainedBenchmark:
 
     @cached_property
     def _scored(self) -> dict[str, tuple[ClipSet, Comparison | None]]:
-        """For each evaluation set, the clips that are scored, and the set's comparison with the training data."""
+        """For each evaluation set, the clips to score, and how the set overlaps the training data."""
         self.note("comparing the evaluation sets with the training data")
         return {name: self._clips.scored(name) for name in self.recipe.data.evaluation}
 

@@ -35,18 +35,18 @@ from tiny_audio.training.progress import Progress
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """B training clips."""
+    """A batch of B training clips."""
 
     frames: Callable[[], Frames]
     """A function that runs the encoder or reads cached frames. It is called inside the training step."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None
-    """B rows of labels. None if no CTC head is trained."""
+    """B rows of CTC labels. None if no CTC head is trained."""
 
     @property
     def counts(self) -> Counts:
-        """Numbers of clips, tokens and labels."""
+        """Numbers of clips, target tokens and CTC labels."""
         return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
@@ -122,18 +122,18 @@ class CachedClips:
 
 @dataclass(frozen=True)
 class WaveformClips:
-    """Clips as waveforms. As in ``tiny-audio run``, they are encoded at every step."""
+    """Clips as waveforms, which the encoder processes at every step."""
 
     train: ClipSet
     evaluation: Mapping[str, ClipSet]
 
     def prepare(self, model: TinyAudioModel) -> None:
-        """Do nothing. No output is cached, so no weights must be frozen."""
+        """Do nothing, because no output is cached."""
 
     def epoch(
         self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
     ) -> Iterator[TrainingBatch]:
-        """Yield batches of augmented waveforms. They are encoded in the training step."""
+        """Yield batches of augmented waveforms."""
         clips, seed = self.train.clips, recipe.training.seed
         plan = clips.plan(recipe.batching, seed, epoch)
         batches = PlannedBatches(
@@ -149,7 +149,7 @@ class WaveformClips:
             yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
-        """Transcribe a set in the same way as a run transcribes it. Clips that cannot be read are left out."""
+        """Transcribe a set as a run does. Clips that cannot be read are left out."""
         evaluated, max_padded_s = self.evaluation[name], recipe.execution.evaluate_max_padded_s
         return transcribe_clips(
             model, tokenizer, evaluated.clips, max_duration_s=evaluated.max_duration_s, max_padded_s=max_padded_s
@@ -162,7 +162,7 @@ class Trained:
 
     steps: int
     wall_s: float
-    """Seconds of all steps together. Building and evaluating the model is not included."""
+    """Seconds of all steps, without building and evaluating the model."""
     skipped_steps: int
     curve: list[tuple[int, float]]
     """Pairs of a step and the mean decoder loss per token since the previous pair. Without the decoder, the loss is the
@@ -226,7 +226,7 @@ def _score(
 def decode(
     model: TinyAudioModel, recipe: Recipe, tokenizer: Any, clips: BenchmarkClips, names: Sequence[str]
 ) -> tuple[dict[str, list[Hypothesis]], float]:
-    """Return the hypotheses of every set, and the number of embeddings per second of audio."""
+    """Transcribe every set. Return the hypotheses, and the number of audio embeddings per second of audio."""
     model.eval()
     counted = 0
 

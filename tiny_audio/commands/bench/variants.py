@@ -56,10 +56,9 @@ def read_variants(text: str | None) -> Variants:
     """Read the value of ``--variants``.
 
     Args:
-        text: if None, every registered projector is compared, with its defaults. The path of a YAML file selects the
-            projectors in the file's section ``variants``, and the controls in its optional section ``controls``. Both
-            sections map labels to projectors. Any other text is a comma-separated list of projectors with optional
-            labels and fields, such as ``swiglu,conv:hidden_dim=512,wide=swiglu:stack=4+hidden_dim=16384``.
+        text: the path of a YAML file, or a comma-separated list such as ``swiglu,conv:hidden_dim=512`` or
+            ``wide=swiglu:stack=4+hidden_dim=16384``, where ``wide`` is a label. The file's sections ``variants`` and
+            ``controls`` (optional) map labels to projectors. None means every registered projector.
 
     Raises:
         UserError: the text or file is not valid.

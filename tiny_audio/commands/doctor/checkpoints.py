@@ -21,10 +21,9 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
-    """Yield findings about the encoder, decoder and prompt.
+    """Yield findings about the encoder, the decoder and the prompt, then return the recipe's limits on lengths.
 
-    Return the recipe's limits. They are computed with the configs of the checkpoints that can be read. If the recipe
-    violates a limit, they are computed without these configs.
+    The returned limits take the checkpoints' configs into account, unless the recipe violates a limit.
     """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
@@ -70,7 +69,8 @@ def _num_parameters(part: TransformersPartConfig) -> int:
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # A frozen part needs less memory, because it keeps the data types of its files. Attention is checked separately.
+    # A frozen part needs less memory, because its weights keep the data types in which they were saved. `attention` is
+    # checked separately.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

@@ -1,4 +1,4 @@
-"""One line of ``tiny-audio doctor``."""
+"""One line of the output of ``tiny-audio doctor``."""
 
 from __future__ import annotations
 

@@ -32,17 +32,15 @@ _VARIABLES = re.compile(
     r"|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|(https?|no)_proxy",
     re.IGNORECASE,
 )
-"""Names of environment variables that change how this package behaves."""
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
-"""Free disk space below which ``doctor`` warns. The default checkpoints and a corpus need more; small recipes need
-less."""
+"""Free disk space below which ``doctor`` warns. Only small recipes need less than this."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""Free disk space below which ``doctor`` reports a problem. With less, training and downloads are likely to fail."""
+"""Free disk space below which ``doctor`` reports a problem, because training and downloads are likely to fail."""
 
 
 def examine_machine() -> Iterator[Finding]:
-    """Yield versions, hardware and settings. The text of a problem includes the fix."""
+    """Yield findings about versions, hardware and settings. The text of a problem includes the fix."""
     commit = git_commit()
     yield Finding("tiny-audio", __version__ + (f", commit {commit}" if commit else ""))
     yield Finding("Python", f"{platform.python_version()} on {platform.platform()}, in {sys.prefix}")
@@ -132,7 +130,7 @@ def _hub_cache() -> str:
 
 
 def _environment() -> Iterator[str]:
-    """Yield the variables that change how this package behaves. Values that may be secrets are not shown."""
+    """Yield the environment variables that change how this package behaves, without values that may be secrets."""
     for name, value in sorted(os.environ.items()):
         if _VARIABLES.fullmatch(name):
             yield f"{name} is set" if _SECRET.search(name) or "@" in value else f"{name}={value}"

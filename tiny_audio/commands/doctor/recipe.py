@@ -1,4 +1,4 @@
-"""Check the checkpoints and the data of a recipe for ``tiny-audio doctor``."""
+"""Check the device, checkpoints, normalizer and data of a recipe for ``tiny-audio doctor``."""
 
 from __future__ import annotations
 
@@ -113,7 +113,10 @@ def _source(
 
 
 def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
-    """Report overlaps between evaluation sets and the training data. The audio itself is not compared."""
+    """Yield a warning for each overlap of an evaluation set with the training data, such as a shared speaker.
+
+    The audio itself is not compared.
+    """
     try:
         overlaps = RunClips(recipe, {}, longest_evaluation_s).overlaps
     except UserError:  # a source cannot be read, which another finding reports
@@ -126,7 +129,11 @@ def _overlaps(recipe: Recipe, longest_evaluation_s: float) -> Iterator[Finding]:
 def _targets(
     place: str, references: Sequence[str], targets: Sequence[str], vocabulary: CtcVocabulary | None
 ) -> Iterator[Finding]:
-    """Report how ``data.target_text`` changes the given transcripts, and problems of the resulting target texts."""
+    """Yield findings about the changes that ``data.target_text`` makes, and about problems of the resulting texts.
+
+    ``targets`` has the target text of each reference. No reference is empty. ``vocabulary`` has the labels of a
+    pretrained CTC head, if there is one.
+    """
     changed = [(before, after) for before, after in zip(references, targets, strict=True) if before != after]
     for before, after in _spread(changed, _SAMPLES):
         yield Finding(f"{place} target", f"{before!r} → {after!r}")
@@ -148,10 +155,7 @@ def _targets(
 
 
 def _spread(items: Sequence[_T], count: int) -> list[_T]:
-    """Return at most ``count`` items, spread evenly over the sequence.
-
-    A corpus is often sorted, so its first items are not representative.
-    """
+    """Return at most ``count`` items, spread evenly, because the first items of a sorted corpus are not typical."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 

@@ -17,15 +17,15 @@ from tiny_audio.runtime.device import device_of
 
 GIB = 2**30
 MARGIN = 0.1
-"""Default share of the memory to leave free. Batches of different lengths fragment the memory in training, so a run can
-need more memory than a trial."""
+"""Default share of the memory to leave free. In training, batches of different lengths fragment the memory, so a run
+can need more memory than the probe measures."""
 MOST_CLIPS = 512
-"""Maximum number of clips in a trial."""
+"""Maximum number of clips in a batch."""
 _RESOLUTION = 0.05
 """Relative precision of the number of clips. More precision would be useless, because the default margin is larger."""
 
 Trial = Callable[[int], Measured | None]
-"""A function that trains on the given number of clips. It returns None if they do not fit into memory."""
+"""A function that trains on a batch of the given number of clips. It returns None if the batch does not fit."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Bucket:
 
     @property
     def padded_s(self) -> float:
-        """Seconds of audio in the batch."""
+        """Seconds of audio in the batch, including padding."""
         return self.clips * self.duration_s
 
 
@@ -52,16 +52,16 @@ class Probe:
     memory_bytes: int
     margin: float
     buckets: tuple[Bucket, ...]
-    """Buckets, from the longest to the shortest duration."""
+    """From the longest to the shortest duration."""
     num_processes: int = 1
-    """Number of processes that will train together, each on a device like this one."""
+    """Number of processes that will train together, each on a device like the measured one."""
 
     @property
     def budget_s(self) -> float:
         """Seconds of audio, with padding, that fit into one process, whatever the duration of the clips.
 
         This is the minimum of :attr:`Bucket.padded_s`. Buckets of :data:`MOST_CLIPS` clips are left out, because more
-        clips may fit. If all buckets have :data:`MOST_CLIPS` clips, it is the maximum instead.
+        clips may fit. If all buckets have this many clips, it is the maximum instead.
         """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
@@ -151,14 +151,13 @@ def probe_recipe(
     """Search for the largest batches by training on synthetic batches, in a separate process.
 
     Args:
-        recipe: the recipe to train.
+        recipe: the recipe.
         memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
         durations_s: durations of the clips, one for each bucket. If None, the longest duration and 1/2, 1/4 and 1/8 of
             it are used.
-        random_weights: use random weights instead of the weights of checkpoints. Both need the same memory.
-        num_processes: number of processes that will train together. Only one process is measured. The result for all
-            processes together is computed from this measurement.
+        random_weights: use random weights, which need as much memory as the weights of checkpoints.
+        num_processes: number of processes that will train together. Only one process is measured.
 
     Raises:
         UserError: an argument is out of range, a part cannot be built, or not even one clip fits.
@@ -213,7 +212,7 @@ def most_that_fit(train: Trial, guess: int, most: int) -> tuple[int, Measured | 
             fits, best = clips, measured
         if too_many - fits <= max(1, int(_RESOLUTION * fits)):
             return fits, best
-        # Start with small steps, because the guess is usually near the answer.
+        # Increase in small steps, because the guess is usually near the answer. Once a batch does not fit, bisect.
         clips = min(most, max(fits + 1, fits * 5 // 4)) if too_many > most else (fits + too_many) // 2
 
 
@@ -242,7 +241,7 @@ def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
 
 
 def probe_table(probe: Probe) -> str:
-    """Format the result: a row for each duration, and the section for the recipe."""
+    """Format the result as text: a row for each duration, and the ``batching`` section for the recipe."""
     from tiny_audio.runtime.columns import in_columns
 
     rows = [["clips of", "fit", "padded s", "GiB measured", "predicted", "s/step", "audio s/s"]]

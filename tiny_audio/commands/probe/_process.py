@@ -24,8 +24,8 @@ GIB = 2**30
 STEPS = 2
 """Steps per trial. The first step allocates the optimizer's moments, so the second step needs the most memory."""
 _ALLOCATION = {
-    # Return freed blocks to the kernel at once, and use one arena for all threads. The measured memory of the process
-    # is then close to the memory in use.
+    # Settings of glibc's malloc: return freed blocks to the kernel at once, and use one arena for all threads. The
+    # measured memory of the process is then close to the memory in use.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -48,11 +48,7 @@ class Measured:
 class Process:
     """A separate process whose memory is measured. It is restarted if it runs out of memory.
 
-    Args:
-        recipe: the recipe to train.
-        memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
-        margin: share of the memory to leave free.
-        random_weights: use random weights instead of the weights of checkpoints.
+    The arguments are those of :func:`tiny_audio.commands.probe.probe_recipe`.
     """
 
     device_name: str
@@ -81,7 +77,7 @@ class Process:
             self._leave()
 
     def train(self, clips: int, duration_s: float) -> Measured | None:
-        """Take two steps on batches of ``clips`` clips. Return None if they need more memory than allowed.
+        """Take two steps on batches of ``clips`` clips. Return None if the steps need more memory than allowed.
 
         Raises:
             RunFailed: the process ended for a reason other than memory.
@@ -144,7 +140,7 @@ class Process:
 
 
 def serve() -> None:
-    """Run in the measured process: read requests, one per line, and respond to them."""
+    """Run the measured process: read requests from standard input, one per line, and write a response to each."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to stderr
 
@@ -196,18 +192,18 @@ class _Bench:
         ).train()
         place(self.model, recipe, self.device)
         if self.device.type == "cuda":
-            # The limit is set only now, because building the model may briefly need more memory than training may use.
+            # The limit is set after the model is built, because building can briefly need more memory than the limit.
             torch.cuda.empty_cache()
             allowed = max(0, self.allowed_bytes - outside) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, allowed))
         self.optimizer = build_optimizer(self.model, recipe)
         for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # the weights must stay finite, although the model is trained on noise
+            group["lr"] = 0.0  # so that training on noise cannot make the weights infinite
         if recipe.execution.compile:
             compile_layers(self.model, self.device)
 
     def train(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Take two steps. Return the peak memory in bytes (None if memory ran out), and the second step's seconds."""
+        """Take two steps. Return the fields of :class:`Measured`. If memory ran out, ``peak_bytes`` is None."""
         import torch
 
         from tiny_audio.training.step import OutOfMemory
@@ -264,7 +260,7 @@ class _Bench:
         targets = [torch.zeros(text_tokens_of(recipe, duration_s), dtype=torch.long, device=self.device)] * clips
         spell: Sequence[int] = ()
         if recipe.ctc is not None:
-            # Speech has about 15 characters per second. CTC needs at least one frame for each.
+            # Speech has about 15 characters per second. CTC needs at least one frame for each character.
             letters = min(round(duration_s * 15), int(self.model.encoder.num_frames(lengths.min())))
             spell = [1 + index % 2 for index in range(letters)]
         return {

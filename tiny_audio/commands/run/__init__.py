@@ -1,11 +1,14 @@
 """``tiny-audio run``: prepare, train, export, evaluate and report. A run is idempotent and resumable.
 
 Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
-``state.json`` in the run folder records the finished stages and their identities. The same command continues unfinished
-work. If the identity of a stage after training has changed, for example because the clips of an evaluation set have
-changed, the command also repeats this stage. Training is not repeated. Instead, the command fails if the recipe differs
-in a way that affects the weights. If training is unfinished and a checkpoint exists, the command also fails if an input
-of training has changed, such as the training clips or a pretrained checkpoint. If all stages are done, no stage runs.
+``state.json`` in the run folder records the finished stages and their identities. If the command is started again:
+
+- Unfinished work is continued. Finished training is not repeated.
+- A stage after training is repeated if its identity has changed, for example because the clips of an evaluation set
+  have changed.
+- If the recipe has changed in a way that affects the weights, the command fails.
+- Unfinished training that has a checkpoint cannot continue if one of its inputs has changed, such as the training clips
+  or a pretrained checkpoint.
 """
 
 from __future__ import annotations
@@ -36,10 +39,8 @@ class Run:
     """One execution of a recipe in its own folder.
 
     Args:
-        recipe: the recipe to run.
         name: the name in the report, such as the recipe file's stem.
         folder: the run folder. It is created if it does not exist.
-        callback: receives progress.
     """
 
     def __init__(self, recipe: Recipe, name: str, folder: Path, callback: Callback) -> None:
@@ -52,8 +53,7 @@ class Run:
             the report, as in ``report.json``. None in all processes except the main process.
 
         Raises:
-            UserError: the folder is in use or contains a run of another recipe, or a checkpoint or the data cannot be
-                used.
+            UserError: the folder, a checkpoint or the data cannot be used.
             Stopped: a signal arrived. Finished work is saved.
             RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
         """

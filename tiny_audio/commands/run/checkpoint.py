@@ -39,14 +39,17 @@ class SavedStep:
 
     @classmethod
     def find(cls, source: Path, step: int | None) -> SavedStep | None:
-        """Find a checkpoint. ``source`` is a run folder that has a checkpoint of ``step``, or a checkpoint folder.
+        """Find a checkpoint by its folder, or by its run folder and step.
+
+        Args:
+            source: folder of a checkpoint, of a run or of an exported model.
+            step: step of the checkpoint. It is not needed if ``source`` is the folder of a checkpoint.
 
         Returns:
-            the checkpoint. None if ``source`` is not a checkpoint folder and no step is given.
+            the checkpoint. None if no step is given and ``source`` is another folder.
 
         Raises:
-            UserError: a step is given, but ``source`` is not a run folder, has no checkpoint of this step, or is the
-                checkpoint of another step.
+            UserError: ``source`` has no checkpoint of the given step.
         """
         if source.parent.name == _FOLDER and (source / "progress.json").is_file():
             run, given = source.parent.parent, read_progress(source).step
@@ -66,8 +69,8 @@ class SavedStep:
         """Build the model, and load the checkpoint's weights.
 
         Returns:
-            the model, its tokenizer, and a report as in ``report.json``. The report has scores only if the final model
-            has the weights of this step, because a run scores its final model.
+            the model, its tokenizer, and a report as in ``report.json``. The report has scores only if the run's final
+            weights are those of this step.
 
         Raises:
             UserError: the checkpoint is damaged, or a pretrained checkpoint of the run is missing or has changed.
@@ -95,12 +98,9 @@ class SavedStep:
         return model.eval().requires_grad_(False), tokenizer, report
 
     def _check_inputs(self, recipe: Recipe, start: StartingPoint | None, training: TrainingState) -> None:
-        """Check that the run's pretrained weights have not changed.
+        """Raise a UserError if the run's pretrained weights have changed.
 
-        A checkpoint of a run does not contain frozen weights, so they are read again from the pretrained checkpoints.
-
-        Raises:
-            UserError: the encoder, the decoder or ``training.init_from`` has changed.
+        A run's checkpoint does not contain frozen weights, so they are read again from the pretrained checkpoints.
         """
         recorded = training.inputs
         recipe = pinned(recipe, recorded)

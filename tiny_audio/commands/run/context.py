@@ -27,10 +27,10 @@ from tiny_audio.training.trainer import Callback
 
 
 class Stage(Protocol):
-    """One stage of a run, such as training or the export. Its identity contains what affects its result."""
+    """One stage of a run, such as training or the export."""
 
     def is_done(self) -> bool:
-        """Return whether the run folder has the stage's result for the current identity."""
+        """Return whether the run folder has the stage's result for the current settings and data."""
 
     def run(self) -> None:
         """Run the stage and record its result in the state."""
@@ -73,8 +73,8 @@ class RunClips:
     """The clips of a recipe's sources. Each set is indexed once.
 
     Args:
-        recipe: the recipe whose sources are read.
-        commits: commit of each data set on the hub. Reading a set adds its commit if it is missing.
+        commits: commit of each dataset split on the hub, as in :class:`SourceContext`. Reading a split adds its commit
+            if it is missing.
         longest_evaluation_s: maximum duration of a clip that is scored.
     """
 
@@ -114,7 +114,7 @@ class RunClips:
     def compare(self, evaluation: EvaluationSounds) -> Mapping[str, Shared]:
         """Find overlaps between each set and the training clips.
 
-        The audio itself is compared only if the training data has at most ``evaluation.max_compared_h`` hours of audio.
+        The audio itself is compared only if there are at most ``evaluation.max_compared_h`` hours of training audio.
 
         Raises:
             UserError: a training source cannot be read.
@@ -127,14 +127,14 @@ class RunClips:
         return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips))
 
     def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
-        """Return the scored clips of one evaluation set, and the set's comparison with the training data.
+        """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
 
-        ``evaluation.exclude_shared`` lists properties, such as the speaker. Clips that share one of these properties
-        with a training clip are dropped. The comparison is None if the training data cannot be read.
+        ``evaluation.exclude_shared`` lists properties. A clip is dropped if it shares one of them with a training clip.
+        The comparison is None if the training data cannot be read.
 
         Raises:
-            UserError: see :meth:`evaluation`. If ``evaluation.exclude_shared`` is set, this error is also raised if the
-                training data cannot be read, or if no clip is left.
+            UserError: see :meth:`evaluation`. With ``exclude_shared``, also if the training data cannot be read or no
+                clip is left.
         """
         found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
         try:
@@ -181,10 +181,6 @@ class RunClips:
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:
-        """Index all evaluation sets before training starts, to reject a set early if it cannot be scored.
-
-        Raises:
-            UserError: see :meth:`evaluation`.
-        """
+        """Call :meth:`evaluation` for each set before training starts, to reject a set early if it cannot be scored."""
         for name in self._recipe.data.evaluation:
             self.evaluation(name)

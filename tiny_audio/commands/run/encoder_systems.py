@@ -30,14 +30,13 @@ from tiny_audio.training.precision import autocast
 _HEAD = "CTC head"
 _CHECKPOINT_NORMALIZER: NormalizerName = "whisper_english"
 """The normalizer for hypotheses of the encoder's checkpoint. They may have digits, capitals and punctuation that the
-references do not have. The normalizer removes these differences, so the comparison is fair."""
+references do not have, and this normalizer removes these differences."""
 
 
 class EncoderSystemsStage(SetStage):
-    """Records the hypotheses of recognizers without the decoder, for the comparison in the report.
+    """Records the hypotheses of recognizers that do not use the decoder, for the comparison in the report.
 
-    The stage's identity contains the identity of the set's scores, the encoder's section of the recipe, and the maximum
-    number of clips. If a recognizer cannot be used, the stage prints the reason, and the run continues.
+    If a recognizer cannot be used, the stage prints the reason, and the run continues.
     """
 
     @property
@@ -50,12 +49,7 @@ class EncoderSystemsStage(SetStage):
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Return whether there is nothing to do.
-
-        There is nothing to do if the recipe turns the comparison off, or if it has neither a CTC head nor a pretrained
-        encoder. There is also nothing to do if the set was already transcribed with the current identity, and the clips
-        are still those that were scored.
-        """
+        """Return whether there is no recognizer to compare, or the scored clips were transcribed with this identity."""
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):
             return True
@@ -63,7 +57,7 @@ class EncoderSystemsStage(SetStage):
         return done is not None and done.identity == self.identity() and scored is not None and done.data == scored.data
 
     def run(self) -> None:
-        """Transcribe the set and record the systems."""
+        """Record each recognizer with its hypotheses and its speed."""
         run, systems = self._run, list[RecordedSystem]()
         overhead = self._model.overhead
         try:

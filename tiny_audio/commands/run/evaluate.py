@@ -37,7 +37,7 @@ class EvaluationModel:
 
     @cached_property
     def overhead(self) -> Overhead:
-        """Resources used since the first access. They include loading the model."""
+        """Resources used since the first access, including those for loading the model."""
         return self._run.overhead()
 
     @cached_property
@@ -52,23 +52,14 @@ class EvaluationModel:
 
 
 class SetStage:
-    """Base of the stages that use the exported model on one evaluation set.
-
-    Args:
-        run: the run.
-        name: name of the set.
-        model: the exported model, shared by all sets of a run.
-    """
+    """Base of the stages that use the exported model on the evaluation set ``name``."""
 
     def __init__(self, run: RunContext, name: str, model: EvaluationModel) -> None:
         self._run, self._name, self._model = run, name, model
 
 
 class EvaluateStage(SetStage):
-    """Scores one evaluation set.
-
-    The stage's identity contains the generation settings, the evaluation settings and the set's section of the recipe.
-    """
+    """Scores one evaluation set."""
 
     def identity(self) -> str:
         """Return a hash of the settings. It includes the set's paths, because another file may have other clips."""
@@ -77,10 +68,7 @@ class EvaluateStage(SetStage):
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Return whether the set was scored with this identity and the same clips.
-
-        If the clips can no longer be read, they count as unchanged.
-        """
+        """Return whether the set was scored with this identity and these clips. Unreadable clips count as unchanged."""
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
@@ -119,9 +107,8 @@ class EvaluateStage(SetStage):
 def score(recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> Evaluation:
     """Evaluate clips with the recipe's settings.
 
-    The scores include the bits from audio, which measure how much the model uses the audio; see
-    :mod:`tiny_audio.analysis.audio_bits`. The bits are measured on some of the clips. The hypotheses of these clips
-    have ``losses``, a :class:`tiny_audio.analysis.audio_bits.ClipLosses`.
+    The scores include the bits from audio (see :mod:`tiny_audio.analysis.audio_bits`), measured on some of the clips.
+    The hypotheses of these clips have ``losses``, with the fields of that module's ``ClipLosses``.
     """
     settings = recipe.evaluation
     evaluation = evaluate_clips(

@@ -13,11 +13,7 @@ from tiny_audio.training.ledger import Overhead
 
 
 class ExportStage:
-    """Exports the model.
-
-    The stage's identity is the generation settings. They are part of the export, so the model is exported again if they
-    change.
-    """
+    """Exports the model. The generation settings are part of the export, so the stage is repeated if they change."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run

@@ -23,8 +23,8 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
     """Lock the folder until ``held`` closes, and read or create its state.
 
     Raises:
-        UserError: another process uses the folder, the folder contains a run of another recipe, or it contains files
-            that are not from a run and that this run would replace.
+        UserError: the folder is in use, contains a run of another recipe, or contains other files that this run would
+            replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder, held)
@@ -60,7 +60,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    # A run writes its state before its other files. So without a state, these files do not belong to a run.
+    # A run writes state.json first. This folder has none, so files with these names are not from a run.
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(

@@ -35,11 +35,7 @@ _PACKAGES = ("tiny-audio", "torch", "torchaudio", "transformers", "peft", "bitsa
 
 
 class ReportStage:
-    """Writes the report.
-
-    The stage's identity contains the identities of the scores, the generation settings, the price per hour and the
-    carbon intensity of the power grid.
-    """
+    """Writes the report."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
@@ -55,13 +51,14 @@ class ReportStage:
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        # Older versions did not record these systems. To keep the hashes of their reports, leave out an empty dict.
+        # `systems` are recognizers that use the encoder but not the decoder. Older versions recorded none. To keep the
+        # hashes of their reports, leave out an empty dict.
         scored = [scored, systems] if systems else scored
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
     def is_done(self) -> bool:
-        """Return whether all files exist and were written with this identity."""
+        """Return whether all files exist and were written with the current identity."""
         return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
 
     def run(self) -> None:
@@ -106,7 +103,8 @@ class ReportStage:
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
         """Return the audio address of a row's clip, or None if the clip is not found.
 
-        The clip is found by its id. Its ``audio_filepath`` is not used, because older versions wrote other names there.
+        The clip is found by its id. In files of hypotheses from older versions, ``audio_filepath`` may not be an
+        address.
         """
         name = row["id"].split("/")[0]
         try:

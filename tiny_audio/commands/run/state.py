@@ -35,7 +35,7 @@ class TrainingInputs:
 
 @dataclass(frozen=True)
 class LearnedVocabulary:
-    """The vocabulary learned from the transcripts of the training clips."""
+    """The vocabulary learned from the transcripts of the training clips (see :class:`TranscriptVocabulary`)."""
 
     data: str
     """Fingerprint of the training clips."""
@@ -52,11 +52,11 @@ class LearnedVocabulary:
 
 @dataclass
 class TrainingState:
-    """The progress of training."""
+    """What a run records about training: the inputs, the vocabulary, and the results after the last step."""
 
     inputs: TrainingInputs
     work: Work | None = None
-    """FLOPs of a clip, from a dry run on the meta device. None if the dry run failed."""
+    """Formulas for the FLOPs of a clip, from dry runs on the meta device. None if a dry run failed."""
     spelling: LearnedVocabulary | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +126,8 @@ class RunState:
     """The recipe's :meth:`~tiny_audio.recipe.Recipe.training_identity` when the run was created."""
     started: str
     datasets: dict[str, str] = field(default_factory=dict)
-    """Commit of each data set on the hub, by repository. The run uses these commits even if there are newer ones."""
+    """Commit of each dataset split on the hub, by name of the split. The run uses these commits even if there are newer
+    ones."""
     training: TrainingState | None = None
     export: ExportState | None = None
     evaluation: dict[str, EvaluationState] = field(default_factory=dict)

@@ -53,10 +53,9 @@ _MONITORED = ("wer", "cer", *BITS)
 class TrainStage:
     """Trains in all processes. The main process also records the state and exports the model.
 
-    The stage's identity has two parts: the recipe's :meth:`~tiny_audio.recipe.Recipe.training_identity`, and
-    :class:`TrainingInputs`. ``state.json`` in the run folder records both. If the training identity differs from the
-    recorded one, :mod:`tiny_audio.commands.run.prepare` rejects the recipe. If the inputs differ from the recorded
-    ones and a checkpoint exists, this stage raises an error.
+    ``state.json`` records the recipe's :meth:`~tiny_audio.recipe.Recipe.training_identity` and the
+    :class:`TrainingInputs`. :mod:`tiny_audio.commands.run.prepare` checks the identity. If the inputs have changed and
+    a checkpoint exists, this stage raises an error.
     """
 
     def __init__(self, run: RunContext, stop: StopSignal, world: World) -> None:
@@ -71,11 +70,10 @@ class TrainStage:
         return training is not None and training.finished and self._run.model_folder.is_dir()
 
     def write_recipe(self) -> None:
-        """Write the resolved recipe. If training is finished, first check the training clips.
+        """Write the resolved recipe. If training is finished and ``data.train`` has changed, first check the clips.
 
-        Paths are not part of a recipe's identity. So the folder of a finished run also accepts a recipe that reads
-        another manifest. The clips of this recipe must therefore be compared with those of the finished run. If
-        ``data.train`` is unchanged, the clips are not read, because the data of a finished run may no longer exist.
+        The recipe's identity does not contain paths, so the new recipe may read another manifest. If ``data.train`` is
+        unchanged, the clips are not read, because the data of a finished run may no longer exist.
 
         Raises:
             UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
@@ -116,7 +114,8 @@ class TrainStage:
         world.broadcast_from_main(self._note_overlaps)
         vocabulary = world.broadcast_from_main(lambda: self._vocabulary(recipe, clips, start))
         model, tokenizer, target_encoder = world.main_first(lambda: assemble(recipe, clips, start, vocabulary))
-        scores = world.is_main or recipe.execution.parallel == "fsdp"  # a sharded model runs in all processes at once
+        # A sharded model can run only in all processes together, so all of them score it.
+        scores = world.is_main or recipe.execution.parallel == "fsdp"
         monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
         trainer = Trainer(
             recipe, model, clips, target_encoder, run.folder, self._stop, run.callback, monitor, work, world
@@ -159,7 +158,7 @@ class TrainStage:
     def _record(self, recipe: Recipe, inputs: TrainingInputs, clips: ClipSet) -> tuple[TrainingInputs, Work | None]:
         """Record the inputs, or check that they equal the recorded inputs.
 
-        Also record the durations of the clips and the FLOPs of a clip.
+        Also record the durations of the clips and the formulas for their FLOPs. Return the inputs and the formulas.
         """
         run = self._run
         recorded = run.state.training
@@ -184,7 +183,7 @@ class TrainStage:
         return inputs, recorded.work
 
     def _work(self, recipe: Recipe) -> Work | None:
-        """Return the FLOPs of a clip from a dry run.
+        """Return formulas for the FLOPs of a clip, fitted to dry runs. Return None if a dry run fails.
 
         A dry run may use random numbers, so call this before random seeds are set.
         """
@@ -203,10 +202,7 @@ class TrainStage:
                 self._run.callback.note(f"warning: data.evaluation.{name}: {overlap}")
 
     def _vocabulary(self, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Return the vocabulary learned from the transcripts.
-
-        The state keeps the vocabulary, because reading millions of transcripts takes time.
-        """
+        """Return the vocabulary of the transcripts. It is saved, because reading millions of transcripts takes time."""
         training = self._run.state.training
         assert training is not None
         if training.spelling is None or training.spelling.data != clips.fingerprint:
@@ -216,10 +212,7 @@ class TrainStage:
         return training.spelling.vocabulary
 
     def _monitor(self, tokenizer: Any) -> Callable[[TinyAudioModel], dict[str, Any]] | None:
-        """Return a function that scores the model on part of an evaluation set during training.
-
-        Return None if the recipe does not set ``execution.evaluate_set``.
-        """
+        """Return a function that scores the model on part of ``execution.evaluate_set``, or None if there is no set."""
         execution = self._run.recipe.execution
         if execution.evaluate_set is None:
             return None
@@ -249,11 +242,7 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
 
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
-    """Check that this process has the same inputs as the main process.
-
-    Raises:
-        UserError: an input differs. The message names the first such input.
-    """
+    """Raise a UserError if an input of this process differs from that of the main process."""
     own = replace(own, selection=inputs.selection)  # only the main process reads the set of keep_best
     for field in fields(TrainingInputs):
         ours, first = getattr(own, field.name), getattr(inputs, field.name)

@@ -38,13 +38,12 @@ class Sweep:
 
     Args:
         path: the recipe.
-        overrides: an override with one value, such as ``training.steps=100``, applies to all runs. An override with
-            several values, such as ``projector=swiglu,conv``, gives a run for each value.
+        overrides: an override with one value, such as ``training.steps=100``, applies to all runs. Overrides with
+            several values, such as ``projector=swiglu,conv``, form the grid. Each combination of their values is a run.
         folder: the sweep's folder. If None, it is ``sweeps/<recipe>-<hash of the runs>``.
 
     Raises:
-        UserError: combinations are not valid, or the runs cannot be compared. The message lists the invalid
-            combinations.
+        UserError: combinations are not valid, or the runs cannot be compared.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
@@ -63,16 +62,15 @@ class Sweep:
         return in_columns(rows, num_texts=4)
 
     def complete(self) -> dict[str, Any]:
-        """Complete all unfinished runs, then compare the finished ones.
+        """Complete all unfinished runs, then compare the finished ones. A failed run does not stop the sweep.
 
         Returns:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: the sweep was started in several processes, or the folder belongs to a run. This error is also
-                raised if runs failed, and each failed run raised a UserError. In that case, all other runs were
-                completed.
-            RunFailed: a run failed with another error. All other runs were completed.
+            UserError: the sweep was started in several processes; the folder belongs to a run; or some runs failed, and
+                every error was a UserError.
+            RunFailed: some runs failed, and at least one error was not a UserError.
             Stopped: a signal arrived. Finished work is saved.
         """
         check_alone("sweep")
@@ -94,7 +92,7 @@ class Sweep:
 
     def _run(self, index: int, run: Combination) -> Exception | None:
         """Complete one run. Return its error, or None if it succeeded."""
-        from tiny_audio.commands.run import Run  # imports transformers, which a dry run does not need
+        from tiny_audio.commands.run import Run  # imports transformers, which `sweep --dry-run` does not need
 
         folder = self.folder / run.folder
         self._record(run, "running")
@@ -106,7 +104,7 @@ class Sweep:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
             except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # A RuntimeError may mean that this run does not fit into the GPU's memory. Other runs may fit.
+                # A RuntimeError may mean that the GPU's memory is too small for this run. Other runs may fit.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
                 # Our own errors have complete messages. For other errors, record the traceback.

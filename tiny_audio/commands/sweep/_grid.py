@@ -26,11 +26,10 @@ class Combination:
     """One run of a sweep.
 
     Args:
-        values: for each key with several values, the value of this run as the user wrote it.
+        values: for each key of the grid, the value of this run as the user wrote it.
         name: name in tables, such as ``projector=conv, seed=1``.
         variant: the name without the seed. If only the seeds differ, it is ``all seeds``.
-        folder: name of the run folder. It contains the values and the run id.
-        recipe: the recipe of the run.
+        folder: name of the run folder. The name includes the values and the run id.
     """
 
     values: dict[str, str]
@@ -82,7 +81,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the overrides with one value, which apply to all runs, and the values of all other keys.
+    """Return the overrides with one value, which apply to all runs, and the values of each key with several values.
 
     For example, ``["training.steps=9", "projector=swiglu,conv"]`` gives ``["training.steps=9"]`` and
     ``{"projector": ["swiglu", "conv"]}``.
@@ -163,7 +162,7 @@ def combinations(path: Path, overrides: Sequence[str]) -> list[Combination]:
 
 
 def _invalid_combinations(invalid: dict[str, list[str]], size: int) -> Iterator[str]:
-    """Yield one entry per distinct message, because most errors are the same for every seed."""
+    """Yield the lines of a message, with one entry per distinct error. Most errors are the same for every seed."""
     count = sum(map(len, invalid.values()))
     yield f"{count} of {size} combinations {'is' if count == 1 else 'are'} not valid; nothing was started:"
     for message, names in invalid.items():
@@ -207,11 +206,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _folder(values: dict[str, str], short: dict[str, str], recipe: Recipe) -> str:
-    """Return the name of a run folder.
-
-    If a value contains characters that are not allowed in the name, or is too long, a hash of all values is added, so
-    that names stay distinct.
-    """
+    """Return the name of a run folder. A hash keeps names distinct if values are long or have special characters."""
     words, exact = [], True
     for key, value in values.items():
         slug = re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.")[:_MAX_VALUE]

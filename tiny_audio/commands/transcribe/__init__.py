@@ -27,7 +27,7 @@ __all__ = ["Options", "Outcome", "transcribe", "transcribe_and_print"]
 
 @dataclass
 class Outcome:
-    """What was done with all recordings of a command."""
+    """The results for all recordings of a command."""
 
     done: int = 0
     """Number of recordings that were transcribed."""
@@ -38,7 +38,7 @@ class Outcome:
     empty: list[str] = field(default_factory=list)
     """A message with the reason, for each recording without any text."""
     suppressed: list[str] = field(default_factory=list)
-    """A message for each recording that has parts without text. It states their duration in seconds and the reasons."""
+    """A message for each recording that has parts without text: the durations of these parts, by reason."""
     unusual: list[str] = field(default_factory=list)
     """A warning for each recording that is far shorter than the clips that the model was trained on."""
     left_out: list[str] = field(default_factory=list)
@@ -66,8 +66,8 @@ def transcribe_and_print(model: Path, inputs: Sequence[Path], options: Options) 
     """Transcribe to standard output or to files, and report what was skipped, truncated or unreadable.
 
     Raises:
-        UserError: see :func:`transcribe`. If a recording cannot be read, or a transcript cannot be written, the error
-            is raised after all other recordings are transcribed.
+        UserError: see :func:`transcribe`. Recordings that cannot be read and transcripts that cannot be written are
+            reported after all other recordings are transcribed.
     """
     with joined_for_inference() as world:
         outcome = transcribe(model, inputs, options, lambda text: print(text, end="", flush=True), world)
@@ -104,7 +104,6 @@ def transcribe(
     Args:
         model: folder of a run or of an exported model.
         inputs: audio files, folders with audio files at any depth, pipes, or ``-`` for standard input.
-        options: how to transcribe and write.
         write: receives the text for standard output in parts, in the order of the recordings. It is called only in the
             main process.
         world: the processes that share the recordings. Every process must call this function.

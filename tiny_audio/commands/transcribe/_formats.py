@@ -30,11 +30,7 @@ def rendered(name: str, transcription: Transcription, options: Options) -> str:
 
 
 class JsonArray:
-    """A JSON array that is written row by row, so that finished rows are kept after an interruption.
-
-    Args:
-        write: receives the text in parts.
-    """
+    """A JSON array that is written row by row, so that finished rows are kept after an interruption."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._started = write, False
@@ -61,7 +57,7 @@ def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
-    """Return a recording as a JSON object. If there is an ``error``, only the name and the error are not null."""
+    """Return a recording as a JSON object. If there is an ``error``, all fields but the name and the error are null."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}

@@ -120,7 +120,7 @@ def _contents(folder: Path) -> tuple[list[str], str]:
 
 
 def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
-    """Copy a stream to a temporary file, because decoders need to seek."""
+    """Copy a stream to a temporary file, because reading an audio file requires seeking."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiny-audio-")))
     path = folder / f"stream-{index}"
     with path.open("wb") as file:
@@ -129,7 +129,7 @@ def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
 
 
 def duration(recording: Recording) -> float:
-    """Return the duration in seconds, or 0 if the header does not state it."""
+    """Return the duration in seconds, or 0 if it cannot be read from the header."""
     try:
         return audio_duration(recording.path, name=recording.title)
     except (AudioError, FileError):

@@ -50,7 +50,6 @@ class Job:
     Args:
         recordings: all recordings.
         waiting: indices of the recordings to transcribe. They are divided among all processes.
-        options: how to transcribe and write.
         output: the output folder. If None, the transcripts are written to standard output.
         write: receives the text for standard output, in the main process.
         world: the processes that share the recordings.
@@ -78,7 +77,7 @@ class Job:
         self._rows = JsonArray(write)
         self._unwritten = deque(waiting)
         self._finished: dict[int, tuple[Transcription, str | None]] = {}
-        """Finished recordings, by index, that are not written yet, because an earlier recording is not finished."""
+        """Finished recordings, by index. They are written after all earlier recordings are finished."""
         self.results: dict[int, Result] = {}
         """Results of this process's share, by index of the recording."""
 
@@ -162,7 +161,7 @@ class Job:
             self._print(index, *self._finished.pop(index))
 
     def _blocks(self, index: int) -> Iterator[Tensor]:
-        """Yield the audio of a recording, up to its end or an error. An error is stored, not raised."""
+        """Yield the waveform of a recording in blocks, up to its end or an error. An error is stored, not raised."""
         recording = self._recordings[index]
         try:
             yield from recording_blocks(
@@ -172,7 +171,7 @@ class Job:
             self._errors[index] = str(error)
 
     def _print(self, index: int, transcription: Transcription, error: str | None) -> None:
-        """Write a recording to standard output, unless its segments were already written live."""
+        """Write the result of a recording to standard output. In live mode, its segments are already written."""
         recording, options = self._recordings[index], self._options
         if options.format == "json":
             self._rows.add(row(recording.name, transcription, error))
@@ -184,7 +183,7 @@ class Job:
 
 
 def _durations(recordings: Sequence[Recording], world: World) -> list[float]:
-    """Return the duration of each recording in seconds, or 0 if the header does not state it.
+    """Return the duration of each recording in seconds, or 0 if it cannot be read from the header.
 
     All processes must call this function.
     """

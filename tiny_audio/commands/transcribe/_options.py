@@ -29,7 +29,8 @@ class Options:
     overwrite: bool = False
     """Transcribe a recording even if its transcript already exists in ``output_dir``."""
     track: int | None = None
-    """The audio track, from 1. If None, each file's default track is used, else its first."""
+    """The audio track, from 1. If None, each file's default track is used, or the first track if none is the
+    default."""
     channel: int | None = None
     """The channel, from 1. If None, the channels are averaged. Where channels cancel each other, the strongest channel
     is used instead."""

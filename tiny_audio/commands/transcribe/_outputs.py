@@ -18,9 +18,9 @@ from tiny_audio.inference.segments import Transcription
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
-"""Name of the main process's log, and a pattern for the logs of all processes. A log stores the model and options for
-each format. For each transcript, it stores the size and modification time of the recording. Each process has its own
-log, because lines can be lost if several machines append to one file."""
+"""Name of the main process's log, and a pattern for the logs of all processes. For each format, a log stores the model
+and the options. For each transcript, it stores the size and modification time of the recording. Each process has its
+own log, because lines can be lost if several machines append to one file."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -31,12 +31,12 @@ class OutputFolder:
     Args:
         folder: the output folder. It is created before the first transcript is written.
         model: folder of the model.
-        recordings: all recordings that will be written.
+        recordings: all recordings whose transcripts belong in the folder.
         rank: rank of this process among the processes that write to the folder.
 
     Raises:
-        UserError: two recordings would have the same transcript file. Or a transcript file already exists, and it was
-            not written by this command, or it was written with another model or other options.
+        UserError: two recordings would have the same transcript file. Or, without ``options.overwrite``, a transcript
+            file was written by another program, with another model or with other options.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class OutputFolder:
                 self._log({"format": self._options.format, "identity": self._identity}, path)
 
     def write(self, recording: Recording, transcription: Transcription) -> None:
-        """Write the file of one recording.
+        """Write the transcript of one recording.
 
         Raises:
             OSError: the file cannot be written.
@@ -96,8 +96,7 @@ class OutputFolder:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
     def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """Return what a log records for ``options.format``: the model and options, and the recording of each
-        transcript."""
+        """Return a log's entries for ``options.format``: the model and options, and the recording of each file."""
         identity, made = None, dict[str, list[int]]()
         for line in path.read_bytes().splitlines():
             try:
@@ -129,10 +128,7 @@ class OutputFolder:
 
 
 def _facts(recording: Recording) -> list[int] | None:
-    """Return the size and modification time of a recording. They change if the recording is replaced.
-
-    Return None if they cannot be read.
-    """
+    """Return the size and modification time of a recording, or None if they cannot be read."""
     try:
         status = recording.path.stat()
     except OSError:

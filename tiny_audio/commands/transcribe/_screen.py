@@ -41,7 +41,7 @@ class Screen:
     def batch_done(self, seconds: float) -> None:
         """Remove the partial text from the terminal. The caller then prints the final texts of the batch.
 
-        ``seconds`` is ignored.
+        ``seconds`` is ignored; all progress callbacks have this argument.
         """
         if self._live is not None:
             self._live.stop()
@@ -58,12 +58,10 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, durations_s: Callable[[], Sequence[float]]) -> Callable[[float], None]:
-    """Return a callback that advances a progress bar on standard error.
-
-    If standard error is not a terminal, there is no bar, and the callback does nothing.
+    """Return a callback that advances a progress bar on standard error, or does nothing if this is not a terminal.
 
     Args:
-        durations_s: returns the duration of each recording; 0 if it is not known.
+        durations_s: returns the duration of each recording, or 0 if the duration is not known.
     """
     if not sys.stderr.isatty():
         return lambda done: None

@@ -1,7 +1,6 @@
 """Augment training clips.
 
-Random seeds depend only on the run's seed, the clip and the epoch, so results do not depend on the number of loader
-processes or on restarts.
+Results do not depend on the number of loader processes or on restarts.
 
 To add an augmentation, write one file here with a subclass of ``WaveformAugmentation`` or ``FeatureAugmentation`` (see
 ``section.py``), and add a field to :class:`AugmentationConfig`. Fields of the same kind are applied in the order in

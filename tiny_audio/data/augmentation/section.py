@@ -1,7 +1,4 @@
-"""The contract of augmentations. Each section of ``augmentation`` in a recipe is one augmentation.
-
-A section changes waveforms or features. It also states which sounds it reads, and by how much it makes clips longer.
-"""
+"""The contract of augmentations. Each section of ``augmentation`` in a recipe is one augmentation."""
 
 from __future__ import annotations
 
@@ -52,15 +49,14 @@ class WaveformAugmentation(Config, ABC):
     def max_added_s(self) -> float:
         """Return the maximum duration in seconds that the section adds to a clip.
 
-        Sections that make clips longer override this method. Estimates of the needed memory call it.
+        Sections that make clips longer override this method. It is used to estimate the needed memory.
         """
         return 0.0
 
     def sounds_folder(self) -> str | None:
         """Return the folder of sounds that the section reads, or None if it reads no sounds.
 
-        Sections with a field ``folder`` override this method. A run records the sounds, and the command ``doctor``
-        checks them.
+        Sections with a field ``folder`` override this method.
         """
         return None
 

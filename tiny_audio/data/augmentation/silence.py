@@ -30,13 +30,12 @@ class SilenceConfig(WaveformAugmentation):
         return self
 
     def max_added_s(self) -> float:
-        """See :meth:`WaveformAugmentation.max_added_s`. Return the maximum silence before and after a clip in total."""
+        """See :meth:`WaveformAugmentation.max_added_s`."""
         return self.max_before_s + self.max_after_s
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Silence does not make a clip longer than ``max_duration_s``."""
         before_s, after_s = draw.rng.uniform(0, self.max_before_s), draw.rng.uniform(0, self.max_after_s)
         share = min(1.0, max(0.0, draw.max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
-        # The silence consists of zeros. Sections that are applied later may add noise to it.
         padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
         return torch.nn.functional.pad(waveform, padding)

@@ -83,7 +83,7 @@ class HuggingFaceConfig(ExportConfig):
 
 @EXPORTS.register
 def build_huggingface(config: HuggingFaceConfig) -> Exporter:
-    """See :func:`export_model`."""
+    """Return an exporter with the options of ``config``; see :func:`export_model`."""
     return lambda model, tokenizer, folder, card: export_model(
         model, tokenizer, folder, weights=config.weights, card=card
     )
@@ -94,19 +94,16 @@ def export_model(
 ) -> None:
     """Write a flat folder with the weights, the tokenizer, and the code of the model.
 
-    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load it with ``trust_remote_code=True``.
-    Loading requires torch, torchaudio, transformers, pydantic and soundfile. It also requires peft if the model has
-    adapters, or if the folder is on the hub. It also requires bitsandbytes if weights are quantized during loading.
-    Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
+    ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load the folder with
+    ``trust_remote_code=True``. ``requirements.txt`` in the folder lists the packages to install, except those of
+    plugins. Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
 
     Args:
         model: the model. It is not changed.
-        tokenizer: the tokenizer of its decoder.
-        folder: the folder to write. An earlier export in it is replaced.
-        weights: ``all`` writes all weights, so the folder needs no other files. ``trained`` writes only the trained
-            weights, and references to the base checkpoints. Machines that load the export must be able to read these
-            checkpoints.
-        card: the text of ``README.md``. If None, there is no such file.
+        tokenizer: the tokenizer of the model's decoder.
+        folder: the folder to write. An earlier export in this folder is replaced.
+        weights: see :class:`HuggingFaceConfig`.
+        card: the text of ``README.md``. If None, no ``README.md`` is written.
 
     Raises:
         UserError: ``folder`` contains files that are not part of an exported model, a part cannot be bundled, or a base
@@ -141,17 +138,12 @@ def export_model(
 
 
 def _parts(config: TinyAudioConfig) -> list[Any]:
-    """Return the registry entries of the model's parts."""
     registries = (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS))
     return [registry.entry(getattr(config, kind)["name"]) for kind, registry in registries]
 
 
 def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
-    """Write the weights and ``config.json``. The model's own config is not changed.
-
-    Returns:
-        whether weights are quantized when the folder is loaded.
-    """
+    """Write the weights and ``config.json``. Return whether weights are quantized when the folder is loaded."""
     own = model.config
     config = copy.deepcopy(own)
     kept = None if weights == "all" else _trained(model, config)
@@ -185,13 +177,13 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
 
 
 def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
-    """Return the tensors that are not in a checkpoint, and add references to all other tensors to the config."""
+    """Return the tensors that are not in a base checkpoint. Add references to all other tensors to ``config``."""
     tensors = {name: tensor for name, tensor in whole_state(model).items() if name not in model.all_tied_weights_keys}
     found = _references(config, tensors)
     from_checkpoint = set(found.get("decoder", {}).get("names", ()))
     quantized = {f"decoder.{path}.weight" for path in quantizable(model.decoder)}
     if _quantization(config) is not None and not quantized <= from_checkpoint:
-        # The weights that were quantized are not those of the checkpoint, for example because an earlier run trained
+        # In this model, quantized weights differ from the checkpoint's, for example because an earlier run trained
         # them. They are dequantized and written, and are not quantized again when they are loaded.
         config.decoder = (config.decoder or {}) | {"quantization": None}
         found = _references(config, tensors)

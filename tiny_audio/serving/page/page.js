@@ -327,7 +327,7 @@ $("cancel").onclick = cancel;
 $("copy").onclick = copy;
 $("file").onchange = ({ target }) => {
   take(target.files[0]);
-  target.value = ""; // The same file can be chosen again.
+  target.value = ""; // Otherwise, choosing the same file again would not cause an event.
 };
 document.querySelectorAll("[data-format]").forEach((button) => {
   button.onclick = () => download(button.dataset.format);
@@ -354,7 +354,7 @@ window.addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 window.addEventListener("beforeunload", (event) => {
-  if (document.body.dataset.state === "recording") event.preventDefault(); // The browser asks the user.
+  if (document.body.dataset.state === "recording") event.preventDefault(); // The browser asks whether to leave.
 });
 
 enter("idle", READY);

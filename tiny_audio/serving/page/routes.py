@@ -61,7 +61,7 @@ class TimedText(BaseModel):
 
 
 def files_router() -> APIRouter:
-    """Return the routes of the page's files. The files contain nothing secret, so no key is needed."""
+    """Return the routes of the page's files."""
     router = APIRouter(include_in_schema=False)
     folder = files("tiny_audio.serving.page")
     known = {entry.name: entry.read_bytes() for entry in folder.iterdir() if Path(entry.name).suffix in _TYPES}

@@ -30,7 +30,7 @@ async function request(path, options = {}) {
 /** Return the model's `name`, `words` (whether it times words), `prompt` (how it uses a prompt), `parts` and `scores`. */
 export const readCard = async () => (await request("v1/card")).json();
 
-/** Transcribe a file: `text`, `duration`, `segments` and, if the model times words, `words`. */
+/** Transcribe a file. Return its `text`, `duration`, `segments` and, if the model times words, `words`. */
 export async function transcribe(audio, name, { model, words, prompt, signal }) {
   const form = new FormData();
   form.append("file", audio, name);

@@ -13,8 +13,8 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""Retries of requests to the hub. Each wait is logged as a warning, because the waits of one request together can last
-longer than half a minute. If the hub asks for longer waits, they last even longer."""
+"""When to retry requests to the hub. Each wait is logged as a warning, because all waits of one request together can
+last longer than half a minute."""
 _MAX_CONNECT_RETRIES = 2
 """Maximum number of retries if the hub cannot be reached. The number is small, so that a missing network is reported
 soon."""
@@ -51,9 +51,9 @@ def retried(call: Callable[[], ResultT], *, connect_retries: int = _MAX_CONNECT_
 
 
 def explained(error: Exception, repo: str, revision: str) -> UserError:
-    """Convert an error of huggingface_hub or of the network to an error whose message says what to do.
+    """Return an error whose message says what to do, for an error of huggingface_hub or of the network.
 
-    An error of an unknown kind is raised again.
+    Other errors are raised again.
     """
     import httpx2
     from huggingface_hub import constants, get_token

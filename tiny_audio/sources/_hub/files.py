@@ -1,4 +1,4 @@
-"""Find the commit and the files of a dataset split on the hub. Both are looked up once and then cached."""
+"""Find the commit and the files of a dataset split on the hub. The results are cached."""
 
 from __future__ import annotations
 
@@ -51,12 +51,10 @@ class Shards:
 def pinned_shards(split: Split, cache_dir: Path, commit: str | None) -> Shards:
     """Return the shards of a split: its parquet files at a commit.
 
-    The commit and the list of shards are looked up once and stored in the cache folder. Later runs on the same machine
+    The commit and the list of shards are looked up once and stored in ``cache_dir``. Later runs on the same machine
     then use the same shards, and need no network to find them.
 
     Args:
-        split: the split.
-        cache_dir: the folder in which the commit and the list of shards are stored.
         commit: the commit to use. If None, the stored commit is used. If no commit is stored either, the newest commit
             of ``split.revision`` is looked up.
 
@@ -166,7 +164,7 @@ def _converted_paths(split: Split, info: DatasetInfo) -> tuple[str, ...]:
 
 
 def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
-    """Return the split's config, as stated in the dataset card. Return an empty one if the dataset has no configs."""
+    """Return the config of the split from the dataset card. Return an empty dict if the dataset has no configs."""
     from datasets.utils.metadata import MetadataConfigs
 
     card = info.card_data
@@ -174,7 +172,8 @@ def _config(split: Split, info: DatasetInfo) -> dict[str, Any]:
     if not configs:
         if split.config not in (None, "default"):
             raise UserError(
-                f"{split.repo} has no configs, but config is {split.config!r}; remove config. Or: {_TRY_CONVERTED}"
+                f"{split.repo} has no configs, but config is {split.config!r}; remove config, or try revision: "
+                f"{_CONVERTED}, the hub's conversion to parquet"
             )
         return {}
     name = split.config or configs.get_default_config_name()

@@ -1,9 +1,9 @@
 """A file on the hub, read by range requests.
 
 The hub answers a request for a file with the file's location: a URL from which the content can be read for some time.
-The hub limits the number of such requests (a few thousand in five minutes), but not the number of reads. The file
-system of huggingface_hub requests the location for every range. This module requests it once, and again only after the
-location has expired.
+The hub limits the number of such requests (a few thousand in five minutes), but not the number of reads from a
+location. The file system of huggingface_hub requests the location for every range. This module requests the location
+once, and again only after it has expired.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datasets on the Hugging Face hub, for the source ``hub`` and for the sources of known corpora."""
+"""Datasets on the Hugging Face hub, for the source ``hub`` and for sources of one corpus, such as ``librispeech``."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class HubSourceConfig(SourceConfig):
     cache_gb: PositiveFloat = Field(default=50.0, json_schema_extra=NO_IDENTITY)
     """Maximum gigabytes of fetched audio on disk for this split. Each split of a mix has its own limit. Clips are
     shuffled within windows of `batching.shuffle_clips` clips. By default, a window has 20,000 clips, which take about 6
-    GB if each lasts 10 s. If two windows fit into the limit, each clip's audio is fetched once per epoch. If not, audio
-    may be fetched more often. If the whole split fits, audio is fetched only once."""
+    GB if each lasts 10 s. If two windows fit into the limit, each clip's audio is fetched once per epoch. If the whole
+    split fits, audio is fetched only once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource(Source):
-    """The clips of a split. Audio is fetched by row group, when a clip is needed.
+    """The clips of a split. When a clip is needed, the audio of its row group is fetched.
 
-    Indexing does not fetch audio, unless the dataset has no column of durations.
+    Indexing fetches audio only if the dataset has no column of durations.
     """
 
     split: Split
@@ -63,8 +63,7 @@ class HubSource(Source):
     commits: dict[str, str] = field(compare=False)
     """As in :class:`SourceContext`."""
     keep_silence: bool = False
-    """Keep clips that the corpus marks as clips without speech, and give these clips an empty transcript. If false,
-    they are dropped."""
+    """Whether to keep clips that the corpus marks as not speech, with an empty transcript."""
 
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call reads the dataset on the hub. Later calls read the cache folder."""
@@ -134,7 +133,7 @@ class HubSource(Source):
 def hub_source(
     settings: HubSourceConfig, repo: str, config: str | None, split: str, columns: Columns, context: SourceContext
 ) -> HubSource:
-    """Return the source of a dataset. No request is sent before the source is indexed."""
+    """Return the source of a dataset. No request is sent yet."""
     return HubSource(
         Split(repo, config, split, settings.revision),
         columns,

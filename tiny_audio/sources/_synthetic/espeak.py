@@ -1,9 +1,11 @@
-"""Call the library espeak-ng through ctypes. Only the worker process imports this module, because espeak-ng is GPL-3.
+"""Call the library espeak-ng through ctypes.
 
-espeak-ng keeps state between utterances (flutter phase, wave phase, noise, echo), even across ``espeak_Terminate``. The
-audio of a sentence therefore depends on the sentences before it. To make the audio reproducible, each instance of
-:class:`Espeak` loads the library anew. Each instance also sets the random seed, because ``espeak_Initialize`` takes the
-seed from the clock.
+Only worker processes import this module. The license of espeak-ng is GPL-3, so espeak-ng is kept out of the process of
+the user's program.
+
+espeak-ng keeps state between utterances, even across ``espeak_Terminate``. The audio of a sentence therefore depends on
+the sentences before it. To make the audio reproducible, each instance of :class:`Espeak` loads the library anew. Each
+instance also sets the random seed, because ``espeak_Initialize`` takes the seed from the clock.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Delivery:
 class Espeak:
     """A freshly loaded espeak-ng.
 
-    The audio of an utterance depends on its text, on its delivery, and on earlier utterances of the same instance. A
-    process can have one instance at a time. Leaving the context unloads the library.
+    The audio of an utterance also depends on earlier utterances of the same instance. A process can have one instance
+    at a time. When the ``with`` block ends, the library is unloaded.
     """
 
     def __init__(self) -> None:

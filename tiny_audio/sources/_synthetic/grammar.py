@@ -1,8 +1,7 @@
 """The sentences of the synthetic source. Each grammar is a function that returns a random line.
 
 A line is a sequence of words separated by spaces. Letters that are spelled out are upper case. :func:`written` returns
-the transcript of a line. :func:`spoken` returns the text for espeak-ng, in which some words are spelled differently,
-because espeak-ng would mispronounce them.
+the transcript of a line, and :func:`spoken` returns the text for espeak-ng.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ from tiny_audio.sources._synthetic.words import (
 )
 
 VERSION = 5
-"""Version of sentences and audio. Increase it if a change affects them, so that old caches are not used."""
+"""Version of the synthetic data. Increase it if a change affects sentences or audio, so that old caches are not used.
+"""
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -55,7 +55,7 @@ _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CONTROL_WORDS = ("enter", "erase", "rubout", "repeat", "help", "yes", "no", "stop", "start", "go")
 
-# espeak-ng reads a single "a" as the article instead of the letter, and does not know "rubout".
+# espeak-ng reads a single "a" as the article instead of the letter, and mispronounces "rubout".
 _SPOKEN = {"A": "[['eI]]", "rubout": "rub out"}
 
 
@@ -70,13 +70,14 @@ def spoken(line: str) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Return whether a sentence is on the held-out side of the split. The training side has none of these sentences.
+    """Return whether a sentence is on the held-out side of the split. All other sentences are on the training side.
 
-    A hash selects half of all sentences as candidates. Three kinds of candidates stay on the training side: single
-    words, sentences that a grammar produces often, and sentences with a word or a pair of neighboring words that is
-    infrequent in the other half. So every word and every pair of neighboring words in a held-out sentence occurs in
-    training, and only the whole sentence is new. If the hash selected only a tenth of the sentences, there would be few
-    different held-out sentences, and each would be drawn often.
+    A hash selects half of all sentences as candidates for the held-out side. Three kinds of candidates stay on the
+    training side: single words, sentences that a grammar produces often, and sentences with a word or a pair of
+    neighboring words that is rare in the other half. So every word and every pair of neighboring words in a held-out
+    sentence occurs in training, and only the whole sentence is new.
+
+    With fewer candidates, there would be few different held-out sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False

@@ -1,5 +1,5 @@
-"""Read and check sentences from a text file, divide them into training and held-out sentences, and convert them to text
-for espeak-ng."""
+"""Sentences from a text file: read and check them, assign them to the training or held-out side, and convert them to
+text for espeak-ng."""
 
 from __future__ import annotations
 
@@ -81,9 +81,8 @@ def is_held_out(sentence: str) -> bool:
 def spoken(sentence: str) -> str:
     """Return the text of a sentence for espeak-ng.
 
-    A sentence without lower-case letters is changed to lower case, because espeak-ng would otherwise spell out some of
-    its words. For example, it would read "US" as two letters, although the word is probably "us". A single letter A
-    next to another single letter is replaced by phonemes, because espeak-ng would read it as the article.
+    A sentence in upper case is changed to lower case, because espeak-ng would spell out words such as "US". An A next
+    to another single letter, as in "A B C", is replaced by phonemes, because espeak-ng would read it as the article.
     """
     words = (sentence.lower() if sentence.isupper() else sentence).split(" ")
     single = [False, *(len(word) == 1 and word.isalpha() for word in words), False]

@@ -1,9 +1,8 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
-side. No held-out voice is close to a training voice. Voices are compared by the mean and the spread of their cepstra,
-which describe the spectrum. The unit of this comparison is the difference between two recordings of one voice, at
-pitches that are 20 apart on espeak-ng's scale. Two voices are close if their difference is at most two of these units.
+side. No held-out voice is close to a training voice: their cepstra (mean and spread) differ more than twice as much as
+those of one voice at two pitches that are 20 apart on espeak-ng's scale.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ HELD_OUT_VOICES: tuple[str, ...] = (
     *("Michael", "gustave", "marcelo"),
     *("Storm", "antonio", "ed", "paul"),
 )
-"""Voices of the held-out side. If a model is trained on the training side, they measure generalization to new speakers.
-"""
+"""Voices of the held-out side. They show how well a model generalizes to new speakers."""
 
 TRAINING_VOICES: tuple[str, ...] = (
     # female

@@ -1,9 +1,9 @@
 """Synthesize speech in a worker process.
 
-``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC files. Speech is synthesized
-in a separate process because espeak-ng is GPL-3. Unlike a process of multiprocessing, this process does not load torch
-or the caller's modules, and the caller's script needs no ``if __name__ == "__main__"``. When the parent process ends,
-stdin is closed, and this process ends too.
+``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC files. The license of
+espeak-ng is GPL-3, so espeak-ng runs in a separate process. Unlike a process of multiprocessing, this process does not
+load torch or the caller's modules, and the caller's script needs no ``if __name__ == "__main__"``. When the parent
+process ends, stdin is closed, and this process ends too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from tiny_audio.sources._synthetic.voices import ACCENTS
 
 SAMPLE_RATE = 16_000
 GROUP = 20
-"""Number of utterances after which espeak-ng is loaded again. Loading it for every utterance would double the time."""
+"""Number of utterances in a group. espeak-ng is loaded anew for each group. Loading it for every utterance would double
+the time."""
 _FILES_PER_FOLDER = 1_000
 _KEEP_SILENCE_S = 0.1
 """Seconds of silence to keep before and after the speech."""
@@ -56,8 +57,8 @@ class Job:
     """File in ``folder`` with sentences to use instead of the grammars. Each line has a transcript, a tab, and the text
     for espeak-ng."""
     split_file: str | None
-    """File in ``folder`` that :func:`grammar.save_split` wrote. None if the split is not needed, because all sentences
-    are used or ``sentence_file`` is set."""
+    """File in ``folder`` that :func:`grammar.save_split` wrote. None if all sentences are used or ``sentence_file`` is
+    set."""
     rate_wpm: tuple[int, int]
     pitch: tuple[int, int]
     pitch_range: tuple[int, int]
