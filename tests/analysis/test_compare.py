@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -79,6 +80,15 @@ def test_a_run_does_not_differ_from_itself(made: Path) -> None:
     assert "no difference shown" in table
     assert "The recipes are the same." in table
     assert "The recipes are the same." in Page(render_comparison(comparison, no_audio)).words
+
+
+@pytest.mark.parametrize(
+    ("rule", "cost", "scorer"), [("lower", "unit", "jiwer"), ("open_asr_leaderboard", "compounds", "kaldialign")]
+)
+def test_a_comparison_names_its_scorer(made: Path, rule: str, cost: str, scorer: str) -> None:
+    compared = only(compare_folders([made / "small", made / "large"], normalizer_name=rule))
+    assert (compared["cost"], compared["scorer"]) == (cost, scorer)
+    assert compared["scorer_version"] == importlib.metadata.version(scorer)
 
 
 def test_a_degraded_run_is_worse_and_a_corrected_run_is_better(variant: MakeVariant) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +81,8 @@ class ComparedSet:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of this set in ``comparison.json``."""
         paired, aligned = self.paired, self.paired.aligned
+        scored = aligned.systems[0].seeds[0]
+        scorer, scorer_version = scored.scorer
         return {
             "num_utterances": len(aligned.rows),
             "num_reference_words": int(aligned.words.sum()),
@@ -91,8 +92,9 @@ class ComparedSet:
             "doubts": list(paired.warnings),
             "normalizer": paired.normalizer.name,
             "normalizer_version": paired.normalizer.version,
-            "scorer": "jiwer",
-            "scorer_version": importlib.metadata.version("jiwer"),
+            "cost": scored.applied_cost,
+            "scorer": scorer,
+            "scorer_version": scorer_version,
             "variants": [_rates(entry) for entry in self.comparison.rates],
             "differences": [entry.to_json() for entry in self.comparison.differences],
             "slices": [
