@@ -37,7 +37,7 @@ def by_rescore(systems: Systems, group_by: str | None, folder: Path) -> Sequence
 def by_bench(systems: Systems, group_by: str | None, folder: Path) -> Sequence[Difference]:
     result = {"parameters": 1, "embeddings_per_s": 1.0, "train_s": 1.0, "curve": [], "seed": 0, "steps": 1}
     outcomes = [Outcome(name, {}, None, [result], [{SET: rows}]) for name, rows in systems.items()]
-    return list(analyze(outcomes, next(iter(systems)), Scoring(RULE, 2000, group_by)).differences.values())
+    return list(analyze(outcomes, next(iter(systems)), Scoring(RULE, group_by)).differences.values())
 
 
 def by_evaluate(systems: Systems, group_by: str | None, folder: Path) -> Sequence[Difference]:

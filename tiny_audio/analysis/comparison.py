@@ -54,8 +54,8 @@ Verdict = Literal["better", "worse", "no difference shown"]
 Row = Mapping[str, Any]
 Interval = tuple[float, float]
 
-_NUM_DRAWS = 2000
-_NUM_SLICE_DRAWS = 1000
+NUM_DRAWS, _NUM_SLICE_DRAWS = 2000, 1000
+"""Number of bootstrap resamples for each interval, for all clips and for a slice."""
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
 """Minimum number of draws in each randomization test, per comparison of the command. With fewer than 20 per comparison,
@@ -283,7 +283,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
     return SPEAKER if all(speakers) and len(set(speakers)) > 1 else None
 
 
-def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = _NUM_DRAWS) -> dict[str, SetComparison]:
+def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
     If no reference of a set has a word, its result has no differences. Each interval is computed from ``num_draws``

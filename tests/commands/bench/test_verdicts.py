@@ -37,7 +37,7 @@ def outcome(label: str, error_rates: list[float], control: Any = None, seed: int
 
 
 def verdicts(*outcomes: Outcome) -> dict[str, str]:
-    found = analyze(outcomes, outcomes[0].label, Scoring(normalizer("lower"), 500, None))
+    found = analyze(outcomes, outcomes[0].label, Scoring(normalizer("lower"), None, num_draws=500))
     return {label: entry.verdict for (label, _), entry in found.differences.items()}
 
 
@@ -64,14 +64,16 @@ def test_controls_are_corrected_separately_and_show_whether_they_hold() -> None:
     others = [outcome(f"v{number}", [0.21, 0.2, 0.22], seed=number) for number in range(2, 5)]
     again = outcome("again", [0.21, 0.22, 0.2], "again", seed=9)
     degraded = outcome("degraded", [0.9, 0.91, 0.92], "degraded", seed=10)
-    found = analyze([base, *others, again, degraded], "base", Scoring(normalizer("lower"), 500, None)).to_json()
+    found = analyze(
+        [base, *others, again, degraded], "base", Scoring(normalizer("lower"), None, num_draws=500)
+    ).to_json()
     assert [control["held"] for control in found["controls"]] == [True, True]
     by_label = {row["label"]: row for row in found["comparisons"]}
     assert by_label["degraded"]["p_holm"] == pytest.approx(2 * by_label["degraded"]["p_value"])
     blind = analyze(
         [base, outcome("degraded", [0.2, 0.22, 0.21], "degraded", seed=11)],
         "base",
-        Scoring(normalizer("lower"), 500, None),
+        Scoring(normalizer("lower"), None, num_draws=500),
     ).to_json()
     assert [control["held"] for control in blind["controls"]] == [False]
     assert "control FAILS" in results_table(

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tiny_audio.analysis.comparison import TIE, AlignedSet, Difference, Rates, System, compare_sets, units_column
+from tiny_audio.analysis.comparison import (
+    NUM_DRAWS,
+    TIE,
+    AlignedSet,
+    Difference,
+    Rates,
+    System,
+    compare_sets,
+    units_column,
+)
 from tiny_audio.analysis.scoring import Normalizer, Transcripts
 from tiny_audio.analysis.scoring.metrics import mean_over_seeds
 from tiny_audio.evaluation.hypotheses import Hypothesis
@@ -39,10 +48,10 @@ class Scoring:
     """Settings for scoring."""
 
     normalizer: Normalizer
-    num_draws: int
-    """Number of bootstrap resamples for each interval."""
     group_by: str | None
     """``evaluation.group_by`` of the recipe."""
+    num_draws: int = NUM_DRAWS
+    """Number of bootstrap resamples for each interval."""
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ class TrainedBenchmark:
         self._keep(unit, result, hypotheses)
         rule = normalizer(recipe.evaluation.normalizer)
         outcome = Outcome(unit.variant.label, {}, None, [result], [hypotheses])
-        scored = analyze([outcome], unit.variant.label, Scoring(rule, 100, recipe.evaluation.group_by))
+        scored = analyze([outcome], unit.variant.label, Scoring(rule, recipe.evaluation.group_by, num_draws=100))
         found = {name: rates.wer for (_, name), rates in scored.rates.items()}
         return ", ".join(f"{name} {'none' if wer is None else f'{wer:.1%}'}" for name, wer in found.items())
 
@@ -327,7 +327,7 @@ class TrainedBenchmark:
             outcomes.append(Outcome(label, mine[0].variant.section, mine[0].control, results, hypotheses))
         settings = self.recipe.evaluation
         rule = normalizer(settings.normalizer)
-        analysis = analyze(outcomes, self.baseline, Scoring(rule, settings.num_bootstrap, settings.group_by))
+        analysis = analyze(outcomes, self.baseline, Scoring(rule, settings.group_by))
         sets: dict[str, dict[str, Any]] = {name: {} for name in self._scored}
         for name, (_, comparison) in self._scored.items():
             state_overlap(sets[name], comparison)
