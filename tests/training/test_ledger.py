@@ -232,6 +232,15 @@ def test_recipes_with_the_same_model_share_a_dry_run(recipe: Recipe) -> None:
     assert work_of(recipe.model_copy(update={"ctc": None}), "cpu") != work_of(recipe, "cpu")
 
 
+def test_a_fused_loss_on_a_gpu_has_its_own_dry_run(recipe: Recipe) -> None:
+    fused = recipe.with_({"execution.device": "cuda", "execution.fused_cross_entropy": True})
+    separate = recipe.with_({"execution.device": "cuda"})
+    (seconds, tokens) = [4.0], [20]
+    before = work_of(separate, "cuda").flops(seconds, tokens)
+    # The fused loss computes logits again in the backward pass.
+    assert work_of(fused, "cuda").flops(seconds, tokens) > before
+
+
 # --- a run
 
 

@@ -156,7 +156,7 @@ def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Chan
         if found:
             return found
         clips = min(room_for_clips(lean, machine), lean.shape.num_clips - 1)
-        found = _try(recipe, fields | _fewer_clips(recipe, lean, clips), machine) if clips else []
+        found = _try(recipe, fields | _fewer_clips(recipe.with_(fields), lean, clips), machine) if clips else []
         if found:
             return found
     return []

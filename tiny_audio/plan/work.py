@@ -62,9 +62,9 @@ def work_of(recipe: Recipe, device: Device) -> Work:
         UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.
     """
     parts = recipe.model_dump(mode="json", include={"encoder", "projector", "decoder", "ctc", "prompt"})
-    key = content_hash(
-        [parts, recipe.data.min_duration_s, recipe.data.max_duration_s, recipe.training.precision, device]
-    )
+    durations = recipe.data.min_duration_s, recipe.data.max_duration_s
+    computation = recipe.training.precision, recipe.execution.fused_cross_entropy, device
+    key = content_hash([parts, durations, computation])
     if key not in _KNOWN:
         _KNOWN[key] = _fit(recipe, device)
     return _KNOWN[key]
