@@ -142,7 +142,7 @@ def measure_speech(record: Record, transcriber: Transcriber, name: str, cases: S
         own = counts[way]
         whole = (own[:, 0].sum() + own[:, 2].sum()) / (own[:, 1].sum() + own[:, 3].sum())
         rows.append([way, f"{whole:.1%}", f"{rate(own, 0, 1):.1%}", f"{rate(own, 2, 3):.1%}", int(own[:, 4].sum())])
-    record.table(["hotwords", "WER", "rare words", "other words", "inserted words of the list"], rows)
+    record.table(["hotwords", "WER", "rare words", "other words", "unspoken words of the list"], rows)
     plain = counts["no list"]
     for way in WAYS[1:]:
         record.say(

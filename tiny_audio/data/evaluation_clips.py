@@ -10,7 +10,7 @@ from tiny_audio.data.clips import Clip, ClipSet
 from tiny_audio.sources import Source
 
 UNBOUNDED_DURATION_S = 120.0
-"""Maximum duration of an evaluation clip if the encoder has no limit."""
+"""Maximum duration of an evaluation clip. The limit of the model may be lower."""
 
 
 def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf) -> ClipSet:
