@@ -225,6 +225,16 @@ EvaluationData = Annotated[
 EvaluationFolder = Annotated[
     Path, Option(help="Folder for hypotheses and scores of each target and set.", file_okay=False)
 ]
+TrainingData = Annotated[
+    list[str],
+    Option(
+        "--data",
+        help="Clips: a manifest of JSON lines, a YAML file with sources, or SOURCE:key=value,... Can be repeated.",
+    ),
+]
+ExcerptFolder = Annotated[
+    Path, Option("--output-dir", help="Folder for the audio files and train.jsonl.", file_okay=False)
+]
 Hypotheses = Annotated[
     list[Path],
     Argument(

@@ -38,6 +38,26 @@ def export(
 
 
 @model_app.command()
+def cut(
+    model: arg.Model,
+    data: arg.TrainingData,
+    output_dir: arg.ExcerptFolder,
+    num_clips: Annotated[int | None, Option(help="Number of excerpts. Default: the number of clips.", min=1)] = None,
+    seed: Annotated[int, Option(help="Seed for all random choices.", min=0)] = 0,
+) -> None:
+    """Cut clips between words, as training data for long recordings. The model's CTC head finds the words.
+
+    Each excerpt is a part of one clip, or of several joined clips of one speaker. Clips without a speaker are joined
+    with each other.
+
+    Example: tiny-audio cut runs/mine --data train.jsonl --output-dir data/excerpts
+    """
+    from tiny_audio.commands.cut import cut
+
+    cut(model, data, output_dir, num_clips, seed)
+
+
+@model_app.command()
 def push(
     model: arg.Model,
     repo: arg.Repo,

@@ -1,0 +1,96 @@
+"""``tiny-audio cut``: write excerpts of clips as a manifest for training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+
+from tiny_audio.config import UserError
+from tiny_audio.evaluation.data import read_data
+from tiny_audio.export.load import load_model
+from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.runtime.device import device_of
+from tiny_audio.runtime.files import commit_folder
+from tiny_audio.training.excerpts import Excerpt, Excerpts
+
+_FILES_PER_FOLDER = 1_000
+_MANIFEST = "train.jsonl"
+
+
+def cut(model: Path, data: Sequence[str], output_dir: Path, num_clips: int | None, seed: int) -> None:
+    """Write excerpts to ``output_dir``, as FLAC files and ``train.jsonl``.
+
+    Args:
+        model: folder of a run or of an exported model with a CTC head.
+        data: values of ``--data``, see :func:`tiny_audio.evaluation.data.read_data`.
+        output_dir: a folder that does not exist or is empty.
+        num_clips: number of excerpts. If None, as many as there are clips.
+        seed: seed for all random choices.
+
+    Raises:
+        UserError: the model or the data cannot be used, or the folder cannot be written.
+    """
+    folder = output_dir.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{output_dir} exists already; delete it, or give another --output-dir")
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(output_dir, error) from error
+    try:
+        loaded, _ = load_model(model)
+        sets = read_data(data, None)
+        clips = [clip for one in sets for clip in one.clips if clip.utterance.text]
+        if not clips:
+            raise UserError(f"--data {' '.join(data)}: no clip has a transcript")
+        excerpts = Excerpts(loaded.to(device_of("auto")), clips, seed)
+        count = num_clips or len(clips)
+        rows = []
+        for index in range(count):
+            excerpt = excerpts.make(index)
+            try:
+                rows.append(_write(excerpt, index, aside))
+            except (OSError, soundfile.LibsndfileError) as error:
+                raise _unwritable(output_dir, error) from error
+            if (index + 1) % -(-count // 10) == 0:
+                _note(f"{index + 1} of {count} excerpts")
+        try:
+            (aside / _MANIFEST).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            commit_folder(aside, folder)
+        except OSError as error:
+            raise _unwritable(output_dir, error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    dropped = [*excerpts.dropped.values(), *(drop for one in sets for drop in one.dropped)]
+    if dropped:
+        reasons = ", ".join(f"{reason} {number}" for reason, number in Counter(one.reason for one in dropped).items())
+        _note(f"clips that cannot be used: {len(dropped)} ({reasons}), such as {dropped[0].id}: {dropped[0].detail}")
+    minutes = sum(float(row["duration"]) for row in rows) / 60
+    manifest = output_dir / _MANIFEST
+    print(f"{manifest}: {count} excerpts, {minutes:.1f} minutes, from {excerpts.num_used} of {len(clips)} clips")
+    print(f"to train on them: data.train.excerpts.name=manifest data.train.excerpts.path={manifest}")
+
+
+def _write(excerpt: Excerpt, index: int, folder: Path) -> dict[str, str | float]:
+    """Write the audio file of an excerpt, and return the row of the manifest."""
+    name = f"{index // _FILES_PER_FOLDER:04d}/{index:07d}.flac"
+    (folder / name).parent.mkdir(exist_ok=True)
+    soundfile.write(folder / name, excerpt.waveform.numpy(), SAMPLE_RATE, subtype="PCM_16")
+    duration_s = len(excerpt.waveform) / SAMPLE_RATE
+    return {**excerpt.metadata, "audio_filepath": name, "duration": duration_s, "text": excerpt.text}
+
+
+def _unwritable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder} cannot be written: {error}; choose another --output-dir, or free disk space")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
