@@ -19,6 +19,7 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation.data import read_data
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.inference.word_times import Word
+from tiny_audio.training import excerpts as module
 from tiny_audio.training.excerpts import Excerpts, _cuts_between
 
 LETTERS = "abcdefgh"
@@ -54,14 +55,19 @@ class TonesModel:
 
 
 class SpikesModel(TonesModel):
-    """Like :class:`TonesModel`, but only the first frame of each tone has a label, as with real CTC heads."""
+    """Like :class:`TonesModel`, but only the first or the last frame of each tone has a label, as in real CTC heads."""
+
+    def __init__(self, *, last: bool) -> None:
+        self.last = last
 
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         found = super().encode(waveforms, lengths)
         assert found.ctc_logits is not None
         labels = found.ctc_logits.argmax(-1)
-        again = torch.cat([torch.zeros_like(labels[:, :1], dtype=torch.bool), labels[:, 1:] == labels[:, :-1]], 1)
-        return replace(found, ctc_logits=found.ctc_logits.masked_fill(again[..., None], 0.0) + again[..., None] * BLANK)
+        other = torch.zeros_like(labels, dtype=torch.bool)
+        same = labels[:, 1:] == labels[:, :-1]
+        other[:, slice(None, -1) if self.last else slice(1, None)] = same
+        return replace(found, ctc_logits=found.ctc_logits.masked_fill(other[..., None], 0.0) + other[..., None] * BLANK)
 
 
 def spoken(text: str, rng: np.random.Generator) -> np.ndarray:
@@ -99,9 +105,9 @@ def excerpts_of(clips: list[Clip], seed: int = 0, model: Any = None) -> Excerpts
     return Excerpts(model or TonesModel(), clips, seed)
 
 
-@pytest.mark.parametrize("kind", [TonesModel, SpikesModel])
-def test_an_excerpt_contains_the_words_of_its_text(clips: list[Clip], kind: type[TonesModel]) -> None:
-    excerpts = excerpts_of(clips, model=kind())
+@pytest.mark.parametrize("model", [TonesModel(), SpikesModel(last=False), SpikesModel(last=True)])
+def test_an_excerpt_contains_the_words_of_its_text(clips: list[Clip], model: TonesModel) -> None:
+    excerpts = excerpts_of(clips, model=model)
     for index in range(200):
         excerpt = excerpts.make(index)
         letters = excerpt.text.replace(" ", "")
@@ -142,12 +148,30 @@ def test_durations_are_those_of_the_clips(clips: list[Clip]) -> None:
     assert min(durations) > 0.1
 
 
+def test_cuts_are_inaccurate_and_silences_random(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    inaccurate = [excerpts_of(clips).make(index) for index in range(40)]
+    monkeypatch.setattr(module, "_INACCURACY_S", 0.0)
+    exact = [excerpts_of(clips).make(index) for index in range(40)]
+    changes = {len(one.waveform) - len(other.waveform) for one, other in zip(inaccurate, exact, strict=True)}
+    assert len(changes) > 20
+    assert max(map(abs, changes)) <= 0.04 * SAMPLE_RATE
+    starts = [int(one.waveform.nonzero()[0]) / SAMPLE_RATE for one in exact]
+    assert max(starts) <= 0.2 + LETTER_S
+    assert len(set(starts)) > 10
+
+
+def test_clips_with_very_short_words_are_not_used(clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SHORTEST_WORD_S", 10.0)
+    with pytest.raises(UserError, match="not_aligned"):
+        excerpts_of(clips).make(0)
+
+
 def test_an_excerpt_depends_only_on_its_index_and_the_seed(clips: list[Clip]) -> None:
     first, second, other = excerpts_of(clips), excerpts_of(clips), excerpts_of(clips, seed=1)
     made = [first.make(index) for index in range(8)]
     for index in reversed(range(8)):
         again = second.make(index)
-        assert again.text == made[index].text
+        assert (again.text, list(again.metadata)) == (made[index].text, list(made[index].metadata))
         assert torch.equal(again.waveform, made[index].waveform)
     assert [other.make(index).text for index in range(8)] != [one.text for one in made]
 

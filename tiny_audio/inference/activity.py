@@ -154,6 +154,12 @@ def _decibels(powers: Levels) -> Levels:
     return np.asarray(10 * np.log10(np.maximum(powers, 10 ** (_QUIETEST_DB / 10))))
 
 
+def smoothed(levels: Levels, num_frames: int) -> Levels:
+    """Return the moving average of levels over an odd number of frames."""
+    padded = np.pad(levels, num_frames // 2, mode="edge")
+    return np.asarray(np.convolve(padded, np.ones(num_frames) / num_frames, "valid"))
+
+
 def speech_level(levels: Levels) -> float:
     """Return the level above which a frame counts as speech, from the levels of the frames around it."""
     floor, loud = np.percentile(levels, [10, 99])

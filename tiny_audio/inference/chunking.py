@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Levels, Loudness, speech_level
+from tiny_audio.inference.activity import FRAME, Activity, LearnedActivity, Levels, Loudness, smoothed, speech_level
 from tiny_audio.inference.voice_activity import MARGIN_S, silero
 
 PAUSE_S = 0.5
@@ -276,6 +276,4 @@ class _Chunker:
 
     def _smooth_levels(self, num_frames: int) -> Levels:
         """Return the levels of the history, smoothed over ``num_frames`` (an odd number)."""
-        levels = np.array([level for level, _ in self.history])
-        padded = np.pad(levels, num_frames // 2, mode="edge")
-        return np.asarray(np.convolve(padded, np.ones(num_frames) / num_frames, "valid"))
+        return smoothed(np.array([level for level, _ in self.history]), num_frames)

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tiny_audio import ctc
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.activity import FRAME, levels_of
+from tiny_audio.inference.activity import FRAME, levels_of, smoothed
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.filters import boost_quiet
 from tiny_audio.inference.word_times import Spelling
@@ -230,9 +230,7 @@ class Recutter:
         These are the start and the end of the waveform, and the minima of the level up to ``last_start``. The end of
         the waveform has the level -inf, so it is the first choice as the end of a chunk.
         """
-        levels = levels_of(waveform)
-        padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
-        smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")
+        smooth = smoothed(levels_of(waveform), _SMOOTHED)
         half = max(1, round(self.longest_s * SAMPLE_RATE / FRAME / _SPACING))
         around = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, half, mode="edge"), 2 * half + 1)
         quiet = np.flatnonzero(smooth == around.min(1))

@@ -23,7 +23,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference.activity import FRAME, levels_of, speech_level
+from tiny_audio.inference.activity import FRAME, levels_of, smoothed, speech_level
 from tiny_audio.inference.word_times import Spelling, Word, align
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
@@ -46,7 +46,7 @@ _MARGIN_S = 0.04
 _SMOOTHED = 7
 """Number of frames in the moving average that finds the quietest point between two words."""
 _MAX_TRIES = 100
-"""Number of clips to try. If none of them can be used, the model or the data is probably wrong."""
+"""Maximum number of random choices of a clip until one can be used."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Words:
             torch.cat([self.waveform, other.waveform]),
             self.texts + other.texts,
             self.cuts + tuple(size + cut for cut in other.cuts[1:]),
-            dict(self.metadata.items() & other.metadata.items()),
+            {key: value for key, value in self.metadata.items() if other.metadata.get(key) == value},
         )
 
     def trimmed(self, before: int, after: int) -> _Words:
@@ -128,7 +128,7 @@ class Excerpts:
         """Return an excerpt. On the same device, it depends only on the model, the clips, the seed and ``index``.
 
         Raises:
-            UserError: none of the clips that were tried can be used.
+            UserError: none of the clips that were tried can be used, so the model or the data is probably wrong.
         """
         rng = random.Random(f"{self._seed}:{index}")
         samples = rng.uniform(_SHORTEST_S, self._longest_s) * SAMPLE_RATE
@@ -215,8 +215,7 @@ def _cuts_between(words: Sequence[Word], waveform: Tensor) -> tuple[int, ...]:
     with the last sound. The quietest point between two words is between their middles.
     """
     levels = levels_of(waveform)
-    padded = np.pad(levels, _SMOOTHED // 2, mode="edge")
-    smooth = np.convolve(padded, np.ones(_SMOOTHED) / _SMOOTHED, "valid")
+    smooth = smoothed(levels, _SMOOTHED)
     sounds = np.flatnonzero(levels > speech_level(levels)) * FRAME
     cuts = [min([round(words[0].start_s * SAMPLE_RATE), *sounds[:1].tolist()])]
     for before, after in pairwise(words):
