@@ -202,6 +202,20 @@ def test_clips_with_another_text_or_without_audio_are_not_used(clips: list[Clip]
         excerpts_of(read(tmp_path / "mixed.jsonl")).make(0)
 
 
+def test_a_dash_stays_with_the_word_before_it(clips: list[Clip], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "dashes.wav", spoken("cab bad feed", np.random.default_rng(0)), SAMPLE_RATE)
+    (tmp_path / "dashes.jsonl").write_text('{"audio_filepath": "dashes.wav", "text": "- cab -- \u2026 bad, feed."}')
+    model, excerpts = TonesModel(), excerpts_of(read(tmp_path / "dashes.jsonl"))
+    whole = {"- cab -- \u2026": "cab", "bad,": "bad", "feed.": "feed"}
+    for index in range(30):
+        excerpt = excerpts.make(index)
+        rest, letters = excerpt.text, ""
+        while rest:
+            word = next(word for word in whole if rest.startswith(word))
+            rest, letters = rest.removeprefix(word).lstrip(), letters + whole[word]
+        assert model.text_of(excerpt.waveform) == letters
+
+
 def test_a_clip_is_not_joined_if_its_speaker_has_no_other_usable_clip(clips: list[Clip], tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     good = clips[1].utterance

@@ -24,6 +24,7 @@ from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import UNBOUNDED_DURATION_S
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference.activity import FRAME, levels_of, smoothed, speech_level
+from tiny_audio.inference.spoken_forms import spoken
 from tiny_audio.inference.word_times import Spelling, Word, align
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
@@ -171,14 +172,14 @@ class Excerpts:
     def _words(self, index: int) -> _Words | None:
         """Return the words of a clip. If the clip cannot be used, return None and add it to ``dropped``."""
         clip = self._clips[index]
-        texts = tuple(clip.utterance.text.split())
+        texts = _with_punctuation(clip.utterance.text)
         try:
             waveform = clip.load(self._max_s)
         except AudioError as error:
             self.dropped[index] = Dropped(clip.id, error.reason, str(error))
             return None
         if index not in self._cuts:
-            found = self._align(clip.utterance.text, waveform)
+            found = self._align(" ".join(filter(_is_spoken, clip.utterance.text.split())), waveform)
             cuts = () if found is None else _cuts_between(found, waveform)
             if min(np.diff(cuts), default=0) < _SHORTEST_WORD_S * SAMPLE_RATE:
                 why = f"the model cannot find the words of {clip.utterance.text!r} in {clip.id}"
@@ -206,6 +207,26 @@ class Excerpts:
         if (found.confidence or 0.0) < _LEAST_CONFIDENCE or any(word.confidence is None for word in found.words):
             return None
         return found.words
+
+
+def _is_spoken(word: str) -> bool:
+    """Return False for a word without letters, digits and symbols that are read aloud, such as a dash."""
+    return any(character.isalnum() for character in spoken(word))
+
+
+def _with_punctuation(text: str) -> tuple[str, ...]:
+    """Return the spoken words of a text. Each one includes the unspoken words after it, and those before the first."""
+    found: list[str] = []
+    before: list[str] = []
+    for word in text.split():
+        if _is_spoken(word):
+            found.append(" ".join([*before, word]))
+            before = []
+        elif found:
+            found[-1] += f" {word}"
+        else:
+            before.append(word)
+    return tuple(found)
 
 
 def _cuts_between(words: Sequence[Word], waveform: Tensor) -> tuple[int, ...]:
