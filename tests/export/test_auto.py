@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     GenerationConfig,
     TextIteratorStreamer,
     TextStreamer,
+    pipeline,
 )
 
 from tests.support.fast import fast_ones
@@ -23,6 +25,7 @@ from tests.support.models import GREEDY, JOINT, assemble, change_config, outputs
 from tiny_audio.config import UserError
 from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
+from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
@@ -62,6 +65,24 @@ def test_trust_remote_code_is_not_needed_with_this_package(
     assert type(AutoConfig.from_pretrained(exported, trust_remote_code=trusted)) is TinyAudioConfig
     assert not model.training
     assert outputs(model, processor.tokenizer) == loaded_outputs
+
+
+def test_a_pipeline_of_this_package_needs_no_trust_remote_code(exported: Path) -> None:
+    task = "automatic-speech-recognition"
+    assert type(pipeline(task, model=str(exported), pipeline_class=TinyAudioPipeline)) is TinyAudioPipeline
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_all_files_have_the_permissions_of_new_files(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        export_model(*assemble(prompt="{audio}"), tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "model").iterdir())
+    assert (tmp_path / "model" / "model.safetensors") in files
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_streamers_receive_tokens_as_they_are_generated(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

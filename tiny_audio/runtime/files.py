@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -166,9 +167,16 @@ class SeekableBytes(io.RawIOBase):
 def commit_folder(aside: Path, final: Path) -> None:
     """Flush the finished folder ``aside`` to the disk, then rename it to ``final``.
 
-    If ``final`` exists, it is replaced. Both folders must be on the same file system.
+    If ``final`` exists, it is replaced. Both folders must be on the same file system. Users who can read the folder can
+    also read its files afterwards.
     """
+    readers = aside.stat().st_mode & 0o444
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
+        mode = path.stat().st_mode
+        if path.is_file() and readers & ~mode:
+            # safetensors creates files that only their owner can read. Some file systems have no permissions.
+            with contextlib.suppress(OSError):
+                path.chmod(mode | readers)
         _sync(path)
     # Rename the old folder before deleting it, so that a killed process never leaves a partial folder as `final`.
     replaced = final.with_name(f".{final.name}.replaced")
