@@ -120,6 +120,7 @@ def test_streams_without_speech_end_without_text(server: Served, messages: list[
         ("?sample_rate=8000", 1008),
         ("?encoding=", 1003),
         ("?words=true&words=false", 1008),
+        ("?language=not+a+code", 1008),
     ],
 )
 def test_wrong_parameters_give_an_error_message_and_a_close_code(server: Served, query: str, code: int) -> None:

@@ -61,6 +61,14 @@ def test_data_that_is_not_opus_is_an_error(server: Served) -> None:
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("container", ["webm", "ogg"])
+def test_a_stream_may_end_without_audio(server: Served, container: str) -> None:
+    with connected(server, f"?encoding={container}") as socket:
+        _, done = sent(socket, END)
+        assert (done["type"], done["duration_s"], socket.close_code) == ("done", 0, 1000)
+
+
+@needs_ffmpeg
 def test_ffmpeg_ends_with_the_connection(server: Served) -> None:
     with connected(server, "?encoding=webm") as socket:
         socket.send(encoded(SPEECH, "webm")[:2000])

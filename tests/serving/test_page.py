@@ -133,6 +133,15 @@ def test_subtitles_equal_those_of_transcribe(server: Served) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "shown"), [(["hello"], "hello"), ([" ada", " lovelace "], "ada lovelace"), (["", " "], "the text")]
+)
+def test_spaces_around_words_are_removed_from_subtitles(server: Served, words: list[str], shown: str) -> None:
+    timed = [{"word": word, "start": index, "end": index + 1} for index, word in enumerate(words)]
+    segment = {"start": 0, "end": len(words), "text": "the text", "words": timed}
+    assert post(server, "/v1/subtitles/vtt", {"segments": [segment]}).strip().split("\n")[-1] == shown
+
+
+@pytest.mark.parametrize(
     "value",
     [
         [],

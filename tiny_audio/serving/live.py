@@ -23,6 +23,7 @@ from tiny_audio.serving.errors import ApiError
 from tiny_audio.serving.live_session import ClientError, LiveSession
 from tiny_audio.serving.metrics import LOG
 from tiny_audio.serving.opus import CONTAINERS
+from tiny_audio.serving.parameters import language_of
 from tiny_audio.serving.service import Service
 
 PATH = "/v1/audio/live"
@@ -61,9 +62,8 @@ class _Query:
         if words == "true" and not service.engine.can_time_words:
             raise ClientError(1008, "words=true needs a model with a CTC head, and this model has none")
         try:
-            context = context_of(
-                service.engine, service.hotwords, prompt=query.get("prompt"), language=query.get("language")
-            )
+            language = language_of(query.get("language") or None)
+            context = context_of(service.engine, service.hotwords, prompt=query.get("prompt"), language=language)
         except ApiError as error:
             raise ClientError(1008, error.message) from error
         return cls(encoding, words == "true", context)

@@ -61,6 +61,7 @@ class LiveSession:
         self._room = asyncio.Event()  # set when an utterance was transcribed, so that more audio may be added
         self._lock = asyncio.Lock()  # held while the stream is used, because a thread adds the audio
         self._started, self._ended = asyncio.get_running_loop().time(), False
+        self._has_data = False  # whether the client has sent compressed audio
         self._rest = b""  # the first byte of a sample whose second byte has not arrived
 
     async def run(self, encoding: str) -> float:
@@ -152,6 +153,7 @@ class LiveSession:
 
     async def _receive_opus(self, decoder: OpusDecoder) -> None:
         async for data in self._messages():
+            self._has_data = True
             if not await decoder.write(data):
                 return
         decoder.end()
@@ -159,7 +161,8 @@ class LiveSession:
     async def _read_samples(self, decoder: OpusDecoder, encoding: str) -> None:
         while data := await decoder.read():
             await self._add(data)
-        if not await decoder.succeeded():
+        # Without any audio, FFmpeg fails, but the client made no mistake.
+        if self._has_data and not await decoder.succeeded():
             raise ClientError(
                 1007,
                 f"the audio cannot be decoded as Opus in {encoding}; send Opus in this container, or change `encoding`",

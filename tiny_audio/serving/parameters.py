@@ -82,7 +82,7 @@ def parse_parameters(form: FormData, model_name: str) -> Parameters:
     found = Parameters(
         file=file,
         response_format=cast(ResponseFormat, response_format),
-        language=_language(_single(texts, "language")),
+        language=language_of(_single(texts, "language")),
         prompt=_single(texts, "prompt"),
         keywords=tuple(texts.get("keywords", ())),
         granularities=_granularities(texts, response_format),
@@ -95,6 +95,17 @@ def parse_parameters(form: FormData, model_name: str) -> Parameters:
             param="stream",
         )
     return found
+
+
+def language_of(value: str | None) -> str | None:
+    """Check the parameter ``language``.
+
+    Raises:
+        ApiError: it does not have the form of a language code.
+    """
+    if value is not None and not _LANGUAGE.fullmatch(value):
+        raise ApiError(400, f"language is {value!r}; send a code of ISO 639 such as en", param="language")
+    return value
 
 
 def check_model(given: str, model_name: str) -> None:
@@ -158,12 +169,6 @@ def _check_temperature(value: str | None) -> None:
         raise ApiError(400, f"temperature is {value!r}; send 0, or leave it out", param="temperature") from None
     if temperature != 0:
         raise _rejected("temperature", f"it is {value}, but decoding is never random; send 0, or leave it out")
-
-
-def _language(value: str | None) -> str | None:
-    if value is not None and not _LANGUAGE.fullmatch(value):
-        raise ApiError(400, f"language is {value!r}; send a code of ISO 639 such as en", param="language")
-    return value
 
 
 def _granularities(texts: Mapping[str, Sequence[str]], response_format: str) -> frozenset[Granularity]:

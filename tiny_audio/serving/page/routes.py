@@ -128,5 +128,9 @@ def _subtitles(format: str, body: bytes) -> str:
 def _segment(timed: TimedSegment) -> Segment:
     words = None
     if timed.words is not None:
-        words = tuple(Word(word.word, word.start, word.end, None) for word in timed.words)
+        # Some clients send spaces around words, or words that are empty.
+        texts = [" ".join(word.word.split()) for word in timed.words]
+        words = tuple(
+            Word(text, word.start, word.end, None) for text, word in zip(texts, timed.words, strict=True) if text
+        )
     return Segment(timed.start, timed.end, timed.text, None, False, None, words, None)
