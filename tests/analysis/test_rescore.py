@@ -133,8 +133,8 @@ def test_files_without_speech_have_insertions_per_hour(
 def test_rows_with_surrogates_huge_numbers_or_deep_nesting(
     write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d"}\n'
-    path = write("odd", odd + odd.replace('"a", "d', '"b", "d').replace("ud83d", "ud83d\\ude00"))
+    odd = '{"audio_filepath": "a", "duration": 1, "text": "a", "pred_text": "a \\ud83d", "\\ud83d": "\\ud83d"}\n'
+    path = write("odd", odd + odd.replace('"a", "d', '"b\\ud83d", "d').replace("ud83d", "ud83d\\ude00"))
     assert main(["rescore", str(path), "--html", str(tmp_path / "page.html")]) == 0
     assert "a \N{GRINNING FACE}" in (tmp_path / "page.html").read_text()
     refusals = {"1" * 400: "duration should be seconds, 0 or more, not Infinity", "[" * 90_000: "is not a JSON object"}

@@ -254,6 +254,8 @@ def test_equal_error_counts_have_no_difference():
         ("well and so and so and so and so it goes", True),
         ("and so and so and so and then", False),
         ("a b c d e " * 4, True),
+        (f"{' '.join(map(str, range(100)))} " * 4, True),
+        (f"{' '.join(map(str, range(101)))} " * 4, False),
         ("", False),
     ],
 )

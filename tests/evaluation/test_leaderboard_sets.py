@@ -13,7 +13,8 @@ import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from tiny_audio.config import UserError
-from tiny_audio.evaluation.leaderboard import GROUPS, RESULTS, chunked_manifest, write_results
+from tiny_audio.evaluation.data import _sources
+from tiny_audio.evaluation.leaderboard import GROUPS, RESULTS, SETS, chunked_manifest, write_results
 from tiny_audio.runtime.spec import folder_name
 
 
@@ -56,6 +57,7 @@ def scores(*names: str, **changes: Any) -> dict[str, Any]:
         "normalizer": "open_asr_leaderboard",
         "normalizer_version": "rule 1",
         "num_failed": 0,
+        "dropped": [],
         "scorer": "kaldialign",
         "scorer_version": "0.12.0",
     }
@@ -84,12 +86,20 @@ def test_results_have_the_format_of_the_hub(tmp_path: Path) -> None:
         {"dev": {"normalizer": "open_asr_leaderboard", "wer": 0.1}},
         scores("leaderboard/spgispeech", normalizer="whisper_english"),
         scores("leaderboard/spgispeech", num_failed=1),  # its error rate would lack a clip
+        scores("leaderboard/spgispeech", dropped=[{"id": "a", "reason": "undecodable", "detail": ""}]),
         scores("leaderboard/ami_cleaned"),  # a set without a task id; the mean needs all seven sets
     ],
 )
 def test_there_is_no_results_file_without_leaderboard_scores(tmp_path: Path, found: dict[str, Any]) -> None:
     assert write_results(found, tmp_path, "2026-11-28") is None
     assert not (tmp_path / RESULTS).exists()
+
+
+def test_a_set_with_replaced_fields_has_a_name_of_its_own(tmp_path: Path) -> None:
+    (name, fields), *_ = _sources("leaderboard/ami:split=validation", tmp_path).items()
+    assert fields["split"] == "validation"
+    assert name not in {folder_name(each) for each in SETS}
+    assert name.startswith("leaderboard-")  # clips with an empty reference are not scored
 
 
 def test_there_is_no_mean_of_only_some_sets(tmp_path: Path) -> None:

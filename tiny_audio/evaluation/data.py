@@ -79,7 +79,8 @@ def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
     if name in GROUPS and not fields:
         return {folder_name(f"{name}/{each}"): found.source(cache) for each, found in GROUPS[name].items()}
     if name in SETS:
-        return {folder_name(name): SETS[name].source(cache) | fields}
+        # With other fields, it is another set, whose results do not belong on the leaderboard.
+        return {folder_name(text.replace(":", "-", 1)): SETS[name].source(cache) | fields}
     names = SOURCES.names()
     if name not in names:
         raise UserError(

@@ -177,9 +177,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    A set is left out if it was not scored with the leaderboard's normalizer, or if some of its clips were not
-    transcribed. If no remaining set has a task id, write nothing and return None. The mean WER is included if all
-    current sets of the English track are scored. RTFx is left out, because the leaderboard measures it itself.
+    A set is left out if it was not scored with the leaderboard's normalizer, or if some of its clips could not be used
+    or were not transcribed. If no remaining set has a task id, write nothing and return None. The mean WER is included
+    if all current sets of the English track are scored. RTFx is left out, because the leaderboard measures it itself.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.
@@ -190,7 +190,11 @@ def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: s
     from huggingface_hub import eval_result_entries_to_yaml as to_entries
 
     found = {name: scores[folder_name(name)] for name in SETS if folder_name(name) in scores}
-    done = {name: each for name, each in found.items() if each["normalizer"] == NORMALIZER and not each["num_failed"]}
+    done = {
+        name: each
+        for name, each in found.items()
+        if each["normalizer"] == NORMALIZER and not each["num_failed"] and not each["dropped"]
+    }
     rates = {name: round(100 * each["wer"], 2) for name, each in done.items()}
     values = {SETS[name].task: rate for name, rate in rates.items()}
     present = [f"leaderboard/{name}" for name in _ENGLISH]

@@ -144,6 +144,11 @@ def _object(line: str) -> Mapping[str, object]:
         ) from error
     if not isinstance(row, dict):
         raise _BadRowError("not_an_object", f"not a JSON object: {shown(row)}")
+    try:
+        # All columns must be encodable, because reports contain them.
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _BadRowError("bad_unicode", f"contains an incomplete character: {error}") from error
     return row
 
 
@@ -156,12 +161,6 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
     name = row.get(columns.audio)
     if not isinstance(name, str) or not name:
         raise _BadRowError("audio_missing", f"{columns.audio!r} must be the path of an audio file, not {shown(name)}")
-    try:
-        (text + name).encode()
-    except UnicodeEncodeError as error:
-        raise _BadRowError(
-            "bad_unicode", f"{columns.text!r} or {columns.audio!r} contains an incomplete character: {error}"
-        ) from error
     offset = row.get("offset")
     if offset:
         # With an offset, the text is the transcript of only a part of the file.

@@ -112,6 +112,10 @@ def _read(path: Path) -> dict[str, Row]:
 def _row(line: str, location: str) -> Row:
     try:
         given = json.loads(line, parse_int=_number)
+        if "\\u" in line:
+            # Programs that truncate texts can leave half of a surrogate pair, which cannot be encoded.
+            text = json.dumps(given, ensure_ascii=False)
+            given = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), parse_int=_number)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
@@ -133,8 +137,6 @@ def _row(line: str, location: str) -> Row:
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
         if isinstance(row[key], str):
-            # Programs that truncate texts can leave half of a surrogate pair, which cannot be encoded.
-            row[key] = row[key].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             if key == "text":
                 row[key] = unicodedata.normalize("NFC", row[key])
         elif not (optional and row[key] is None):
