@@ -89,13 +89,15 @@ def test_a_full_disk_is_reported(
 
 def test_metadata_of_all_joined_clips_is_kept(call: Output, place: Path, manifest: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    lines = [json.dumps(row | {"speaker": "\ud800", "room": str(index)}) for index, row in enumerate(rows)]
+    lines = [json.dumps(row | {"speaker": "ann", "offset": 0.0, "room": str(index)}) for index, row in enumerate(rows)]
     (tmp_path / "spoken.jsonl").write_text("\n".join(lines))
     folder = tmp_path / "excerpts"
     assert call("cut", place / "model", "--data", tmp_path / "spoken.jsonl", "--output-dir", folder)[0] == 0
     made = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    assert {row["speaker"] for row in made} == {"\ud800"}
+    assert {row["speaker"] for row in made} == {"ann"}
     assert 0 < sum("room" in row for row in made) < len(made)
+    (read,) = read_data([str(folder / "train.jsonl")], None)
+    assert (len(read.clips), read.dropped) == (len(made), ())
 
 
 def test_a_failure_leaves_no_files(

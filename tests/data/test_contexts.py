@@ -152,6 +152,14 @@ def test_the_language_comes_from_the_metadata(tokenizer: Any) -> None:
     assert_names(caught.value, "prompt.context.language", "de, en", "locale")
 
 
+def test_a_few_clips_with_metadata_are_enough(tokenizer: Any) -> None:
+    config = ContextConfig.model_validate(
+        {"language": {"codes": ["de"]}, "previous_text": {"same": "chapter"}}, strict=False
+    )
+    clips = clip_set(["a"] * 2001, [*[{}] * 2000, {"language": "de", "chapter": "1"}])
+    assert TrainingContexts.learn(config, clips, tokenizer).config == config
+
+
 def test_texts_with_special_tokens_give_no_context(tokenizer: Any) -> None:
     clips = clip_set(["<|im_end|> a", "b"], [{"chapter": "1"}] * 2)
     config = ContextConfig.model_validate({"previous_text": {"probability": 1.0, "same": "chapter"}}, strict=False)

@@ -160,6 +160,18 @@ def test_files_without_a_row_are_listed_as_dropped(place: Path) -> None:
     assert index.dropped[0].detail == "b.wav: this file is not listed in any row of metadata.csv"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="on Windows, all names are Unicode")
+def test_files_whose_names_are_not_utf8_are_dropped(place: Path) -> None:
+    write_clip(place / "a.wav")
+    write_clip(place / "b.wav")
+    (place / "b.wav").rename(place / os.fsdecode(b"caf\xe9.wav"))
+    write(place / "metadata.csv", "file_name,text", "a.wav,yes")
+    for _ in range(2):  # the second time from the cache
+        index = folder(place).index()
+        assert [one.id for one in index.utterances] == ["a.wav"]
+        assert dropped(index) == {"caf\\xe9.wav": "bad_unicode"}
+
+
 def test_the_text_column_is_found_or_configured(place: Path) -> None:
     write_clip(place / "a.wav")
     table = place / "metadata.csv"

@@ -56,7 +56,9 @@ def test_a_manifest_is_read_without_decoding(tmp_path: Path) -> None:
     (tmp_path / "b.flac").write_text("this is no audio, but only decoding would show it")
     index = indexed(
         tmp_path,
-        row(audio_filepath="clips/a.flac", text="  Hello you ", speaker="ann", age=31, native=True, notes=None),
+        row(
+            audio_filepath="clips/a.flac", text="  Hello you ", speaker="ann", age=31, native=True, notes=None, offset=0
+        ),
         "",
         row(audio_filepath=str(tmp_path / "b.flac"), duration=2),
     )

@@ -63,6 +63,17 @@ def test_uncommitted_checkpoints_are_ignored_and_removed(tmp_path: Path) -> None
     assert not torn.exists()
 
 
+def test_copies_of_checkpoints_are_ignored(document: Document, tmp_path: Path) -> None:
+    copies = [tmp_path / "checkpoints" / f"step-000000001{suffix}" for suffix in (".bak", " (copy)")]
+    for copy in copies:
+        copy.mkdir(parents=True)
+    assert checkpoint.latest(tmp_path / "checkpoints") is None
+    make_trainer(document, tmp_path).run()
+    assert list(checkpoint.steps_in(tmp_path / "checkpoints"))[-1] == 3
+    assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-000000003"
+    assert all(copy.is_dir() for copy in copies)
+
+
 def test_the_newest_checkpoints_are_kept(document: Document, tmp_path: Path) -> None:
     settings = {"training__steps": 5, "execution__checkpoint_every": 1, "execution__keep_checkpoints": 2}
     trained(changed(document, **settings), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from tests.conftest import Document, changed, tiny_recipe, write_clips
 from tests.support.training import gather, make_trainer, parse
+from tiny_audio.commands.run.train import training_inputs
 from tiny_audio.config import UserError
 from tiny_audio.data.contexts import TrainingContexts
 from tiny_audio.inference.transcriber import Transcriber
@@ -53,6 +55,25 @@ def test_batches_have_the_contexts_of_their_clips(tmp_path: Path) -> None:
             assert [bool(ids) for ids in wanted] == ((losses - plain).abs() > 1e-4).tolist()
     assert len(seen) == 12
     assert 0 < sum(map(bool, seen)) < 12
+
+
+def test_the_columns_of_contexts_belong_to_the_inputs_of_training(tmp_path: Path) -> None:
+    """A run must not continue with clips of another language."""
+    write_clips(tmp_path, 4)
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [json.loads(line) | {"chapter": "1", "language": "de"} for line in manifest.read_text().splitlines()]
+    columns = {"language": {"codes": ["de"]}, "previous_text": {"same": "chapter"}}
+    recipes = [parse(document) for document in (with_context(tmp_path), with_context(tmp_path, **columns))]
+
+    def inputs(**changes: str) -> list[str]:
+        manifest.write_text("".join(json.dumps(row | changes) + "\n" for row in rows))
+        return [training_inputs(recipe, gather(recipe), None).data for recipe in recipes]
+
+    before = inputs()
+    assert inputs(room="b") == before
+    for change in ({"language": "en"}, {"chapter": "2"}):
+        after = inputs(**change)
+        assert (after[0] == before[0], after[1] == before[1]) == (True, False)
 
 
 def test_the_model_stores_its_context_settings(tmp_path: Path) -> None:

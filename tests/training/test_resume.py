@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -269,6 +270,10 @@ def test_evaluation_settings_redo_the_evaluation(recipe: Path, finished: Path) -
     assert changes == results
     assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_groups"] == 3
     assert again(recipe, finished, "evaluation.group_by=speaker") == (0, set())
+    manifest = recipe.parent / "manifest.jsonl"
+    manifest.write_text(re.sub('"speaker": "[^"]*"', '"speaker": "ann"', manifest.read_text()))
+    assert again(recipe, finished, "evaluation.group_by=speaker")[0] == 0
+    assert json.loads((finished / "report.json").read_text())["evaluation"]["held_out"]["num_groups"] == 1
 
 
 def test_another_file_under_the_same_name_is_scored(recipe: Path, finished: Path) -> None:

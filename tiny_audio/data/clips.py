@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -16,7 +17,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.data.text import TargetText, TargetTextChoice
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.sources import Dropped, Source, Utterance, runs, texts_of
+from tiny_audio.sources import Dropped, Source, Utterance, origins_of, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
 """``Dropped.reason`` of clips that are shorter than ``data.min_duration_s`` or longer than ``data.max_duration_s``."""
@@ -108,6 +109,12 @@ class Clips(Sequence[Clip]):
         value = own.metadata.get(column)
         return self.target_text(before.text) if value is not None and before.metadata.get(column) == value else ""
 
+    def metadata(self) -> Iterator[Mapping[str, str]]:
+        """Yield the metadata of each clip, without reading the transcripts."""
+        for run in runs(self.members):
+            _, _, utterances = self.sets[self.members[run.start]]
+            yield from (origin.metadata for origin in origins_of(utterances, self.rows[run]))
+
     def take(self, chosen: np.ndarray) -> Clips:
         """Return the clips with the indices ``chosen`` (``[m]``), in this order."""
         groups = None if self.groups is None else self.groups[chosen]
@@ -135,6 +142,15 @@ class ClipSet:
     fingerprint: str
     max_duration_s: float
     """Maximum duration of a clip, which is checked again when the clip is loaded."""
+
+    def fingerprint_with(self, columns: Sequence[str]) -> str:
+        """Return a hash of all sources and of these metadata columns of the usable clips."""
+        if not columns:
+            return self.fingerprint
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for metadata in self.clips.metadata():
+            digest.update(json.dumps([metadata.get(column) for column in columns]).encode() + b"\n")
+        return digest.hexdigest()
 
     @classmethod
     def gather(

@@ -21,8 +21,6 @@ from tiny_audio.model.context import ContextEncoder, ContextSettings
 from tiny_audio.model.prompt import Context, ContextConfig, HotwordsConfig
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_NUM_CHECKED = 1000
-"""Number of clips whose metadata is read to check that a column exists."""
 
 
 def context_settings(config: ContextConfig | None, rewrite: TargetText) -> ContextSettings | None:
@@ -158,22 +156,24 @@ def rare_words(texts: Iterable[str], config: HotwordsConfig) -> tuple[str, ...]:
 
 
 def _check_metadata(config: ContextConfig, clips: Clips) -> None:
-    """Check that at least one of the first 1,000 clips has the metadata that the config needs.
+    """Check that at least one clip has the metadata that the config needs.
 
     Raises:
-        UserError: none of these clips has the column ``previous_text.same``, or none has one of the languages.
+        UserError: no clip has the column ``previous_text.same``, or none has one of the languages.
     """
-    rows = [clips[index].utterance.metadata for index in range(min(_NUM_CHECKED, len(clips)))]
-    names = sorted({name for row in rows for name in row})
-    none = f"none of the first {len(rows):,} training clips has"
-    has = f"these clips have the columns {', '.join(names)}" if names else "these clips have no metadata"
-    if config.previous_text is not None and not any(config.previous_text.same in row for row in rows):
+    previous, language = config.previous_text, config.language
+    if previous is not None and not any(previous.same in row for row in clips.metadata()):
         raise UserError(
-            f"prompt.context.previous_text.same: {none} the metadata column {config.previous_text.same!r}; {has}"
+            f"prompt.context.previous_text.same: no training clip has the metadata column {previous.same!r}; "
+            f"{_columns_of(clips)}"
         )
-    language = config.language
-    if language is not None and not any(row.get(language.column) in language.codes for row in rows):
+    if language is not None and not any(row.get(language.column) in language.codes for row in clips.metadata()):
         raise UserError(
-            f"prompt.context.language: {none} one of the languages {', '.join(language.codes)} in the metadata column "
-            f"{language.column!r}; {has}"
+            f"prompt.context.language: no training clip has one of the languages {', '.join(language.codes)} in the "
+            f"metadata column {language.column!r}; {_columns_of(clips)}"
         )
+
+
+def _columns_of(clips: Clips) -> str:
+    names = sorted({name for row in clips.metadata() for name in row})
+    return f"the clips have the columns {', '.join(names)}" if names else "the clips have no metadata"

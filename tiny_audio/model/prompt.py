@@ -109,6 +109,11 @@ class ContextConfig(Config):
             raise ValueError("has none of hotwords, previous_text and language; add one, or remove context")
         return self
 
+    def columns(self) -> list[str]:
+        """Return the metadata columns that the contexts of training clips depend on."""
+        previous, language = self.previous_text, self.language
+        return [*([previous.same] if previous else []), *([language.column] if language else [])]
+
 
 class PromptConfig(Config):
     """The text around the audio in the decoder's input."""

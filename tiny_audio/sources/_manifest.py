@@ -182,7 +182,7 @@ def _utterance(row: Mapping[str, object], columns: Columns, folder: Path, files:
         metadata={
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for key, value in row.items()
-            if value is not None and key not in {columns.audio, columns.duration, columns.text}
+            if value is not None and key not in {columns.audio, columns.duration, columns.text, "offset"}
         },
     )
 

@@ -121,7 +121,8 @@ class FolderSource(Source):
 
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
         """Yield the rows of all tables, then the files that are not listed in any row."""
-        audio = {name: status for name, status in files.items() if name not in tables}
+        unreadable = [name for name in files if not _is_utf8(name)]
+        audio = {name: status for name, status in files.items() if name not in {*tables, *unreadable}}
         headers = read_headers(self.path, audio, self.cache_dir)
         # In Unicode, an accented letter can be one character or two. A row and its file may use different forms.
         names = {unicodedata.normalize("NFC", name): name for name in audio} | {name: name for name in audio}
@@ -135,6 +136,9 @@ class FolderSource(Source):
             if file not in named:
                 detail = f"{file}: this file is not listed in any row of {', '.join(tables)}"
                 yield ClipRow(file, bad=BadRow("row_missing", detail))
+        for name in unreadable:
+            file = os.fsencode(name).decode("utf-8", "backslashreplace")
+            yield ClipRow(file, bad=BadRow("bad_unicode", f"{file}: the name of this file is not UTF-8; rename it"))
 
 
 @SOURCES.register
@@ -142,6 +146,15 @@ def build_folder(config: FolderConfig, context: SourceContext) -> Source:
     """Return the source of a folder."""
     path = Path(config.path).absolute()
     return FolderSource(path, config.text_column, context.cache_dir.absolute())
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a file name is UTF-8. Python represents other bytes by lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clip(

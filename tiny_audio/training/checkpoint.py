@@ -6,6 +6,7 @@ A checkpoint is written to a temporary folder, synced to disk, and then committe
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -54,7 +55,7 @@ def latest(folder: Path) -> Path | None:
         return None
     for leftover in folder.glob(f"{_UNCOMMITTED}*"):
         shutil.rmtree(leftover)
-    return max(folder.glob(f"{_PREFIX}*"), default=None)
+    return max(steps_in(folder).values(), default=None)
 
 
 def has_any(folder: Path) -> bool:
@@ -188,8 +189,12 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
-    """Return the folder of each committed checkpoint by its step, in ascending order."""
-    return {int(path.name.removeprefix(_PREFIX)): path for path in sorted(folder.glob(f"{_PREFIX}*"))}
+    """Return the folder of each committed checkpoint by its step, in ascending order.
+
+    Folders with other names are ignored, such as ``step-000000004 (copy)``.
+    """
+    steps = {path: path.name.removeprefix(_PREFIX) for path in sorted(folder.glob(f"{_PREFIX}*"))}
+    return {int(step): path for path, step in steps.items() if re.fullmatch("[0-9]+", step)}
 
 
 def read_progress(checkpoint: Path) -> Progress:

@@ -73,9 +73,15 @@ class EvaluateStage(SetStage):
         if done is None or done.identity != self.identity():
             return False
         try:
-            return done.data == self._run.clips.unchecked_evaluation(self._name).fingerprint
+            return done.data == self._fingerprint()
         except UserError:  # the clips can no longer be read
             return True
+
+    def _fingerprint(self) -> str:
+        """Return a hash of the set's clips, and of the groups that affect the intervals."""
+        group_by = self._run.recipe.evaluation.group_by
+        columns = [] if group_by is None else [group_by]
+        return self._run.clips.unchecked_evaluation(self._name).fingerprint_with(columns)
 
     def run(self) -> None:
         """Transcribe and score the set."""
@@ -95,7 +101,7 @@ class EvaluateStage(SetStage):
         state_overlap(scores, comparison)
         assert run.state.training is not None
         state_selection(scores, name, run.state.training.summary.get("final_weights"))
-        run.state.evaluation[name] = EvaluationState(self.identity(), clips.fingerprint, scores, overhead.usage())
+        run.state.evaluation[name] = EvaluationState(self.identity(), self._fingerprint(), scores, overhead.usage())
         run.save()
         if scores["wer"] is None:
             run.callback.note(f"{name}: no WER, because every reference is empty")

@@ -81,7 +81,7 @@ class TrainStage:
         run, path = self._run, self._run.folder / "recipe.yaml"
         if self.is_done() and path.is_file() and load_recipe(path).data.train != run.recipe.data.train:
             assert run.state.training is not None
-            if run.clips.training().fingerprint != run.state.training.inputs.data:
+            if _data_fingerprint(run.recipe, run.clips.training()) != run.state.training.inputs.data:
                 raise UserError(
                     f"{run.folder} was trained with another {_INPUT_NAMES['data']}; give another --output-dir, or "
                     "delete that folder to train again"
@@ -230,10 +230,16 @@ class TrainStage:
         return evaluate
 
 
+def _data_fingerprint(recipe: Recipe, clips: ClipSet) -> str:
+    """Return a hash of the training clips, and of the metadata in their prompts."""
+    context = recipe.prompt.context
+    return clips.fingerprint_with([] if context is None else context.columns())
+
+
 def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TrainingInputs:
     """Return the inputs of training, except the evaluation set of ``training.keep_best``."""
     return TrainingInputs(
-        clips.fingerprint,
+        _data_fingerprint(recipe, clips),
         sounds_fingerprint(recipe.augmentation),
         start.fingerprint() if start else None,
         checkpoint_identity(recipe.encoder),
