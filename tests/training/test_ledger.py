@@ -110,13 +110,13 @@ def test_one_step_updates_all_sums(one_step: Callable[..., None]) -> None:
 
 def test_a_row_covers_the_steps_since_the_last_row(one_step: Callable[..., None]) -> None:
     clock = Clock()
-    ledger = Ledger(Progress(), host(), None, clock)
+    ledger = Ledger(Progress(), host(rated_watts=0.0), None, clock)
     one_step(ledger, clock)
     ledger.row()
     one_step(ledger, clock, waits=0.0, works=1.0)
     row = ledger.row()
     assert (row["data_wait_share"], row["tokens_per_s"], row["wall_s"]) == (0.0, 10.0, 5.0)
-    assert row["utilization"] is None
+    assert (row["utilization"], row["energy_kwh"]) == (None, None), "not known"
 
 
 def test_sums_continue_after_a_restart_without_the_time_in_between(one_step: Callable[..., None]) -> None:

@@ -123,12 +123,13 @@ class Ledger:
         progress, before = self.progress, self.progress.logged
         progress.peak_memory_bytes = max(progress.peak_memory_bytes, self._host.peak_memory_bytes())
         progress.logged = self._sums()
+        joules = progress.measured_j + progress.rated_j
         since = {name: progress.logged[name] - before[name] for name in _SUMS}
         return {
             "audio_hours": progress.audio_s / 3600,
             **rates(since),
             "peak_memory_bytes": progress.peak_memory_bytes,
-            "energy_kwh": (progress.measured_j + progress.rated_j) / JOULES_PER_KWH,
+            "energy_kwh": joules / JOULES_PER_KWH if joules else None,  # None: the power is not known
             "wall_s": progress.wall_s,
         }
 
