@@ -12,14 +12,14 @@ import pytest
 
 from tests.support.make_leaderboard_golden import GOLDEN
 from tiny_audio.analysis.rescore import read_targets, rescore
-from tiny_audio.analysis.scoring import align, normalizer, score
+from tiny_audio.analysis.scoring import align, normalizer, paired_difference, score
 from tiny_audio.config import UserError
 
 pytest.importorskip("kaldialign", reason="kaldialign is not installed")
 
 CONTENT: dict[str, Any] = json.loads(gzip.decompress(GOLDEN.read_bytes()))
 LANGUAGES = ("de", "es", "fr", "it", "pt")
-NONE = normalizer("none")
+NONE, LOWER = normalizer("none"), normalizer("lower")
 
 
 def texts(name: str) -> tuple[list[str], list[str]]:
@@ -95,6 +95,38 @@ def test_joined_words_count_once(reference, hypothesis, edits, words):
     (found,) = align([reference], [hypothesis], NONE, cost="joined")
     assert (found.edits, found.num_reference_words) == (edits, words)
     assert [pair[0] for pair in found.pairs if pair[0]] == reference.split()
+
+
+def test_systems_that_join_other_words_have_their_own_numbers_of_words(tmp_path):
+    reference, apart, joined = (
+        f"il y a {text}" for text in ("beau coup de monde ici", "beau coup de monde la", "beaucoup de monde la")
+    )
+    for name, (text, ctc) in {"a": (apart, joined), "b": (joined, apart)}.items():
+        rows = (
+            {"audio_filepath": f"{number}.wav", "duration": 2.0, "speaker": f"s{number % 6}"}
+            | {"text": reference, "pred_text": text, "ctc_text": ctc}
+            for number in range(60)
+        )
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates, differences = {"a": 1 / 8, "b": 1 / 7}, []
+    for names in ("ab", "ba"):
+        found = rescore([tmp_path / f"{name}.jsonl" for name in names], normalizer_name="lower", cost="joined")
+        for target in found.scores:
+            assert target["wer"] == rates[target["name"]]
+            assert target["wer_interval_by_group"] == target["wer_interval"] == [target["wer"]] * 2
+            assert target["ctc_wer"] == rates[{"a": "b", "b": "a"}[target["name"]]]
+        (entry,) = found.comparison.differences
+        assert entry.difference == rates[names[1]] - rates[names[0]]
+        assert entry.interval == (entry.difference,) * 2
+        assert entry.ctc_difference == -entry.difference
+        assert entry.p_value == pytest.approx(2**-5, abs=0.01)  # all six speakers favor the same system
+        assert all(part.wer == rates for part in found.comparison.slices)
+        pair = paired_difference(
+            [reference] * 60, *([{"a": apart, "b": joined}[name]] * 60 for name in names), LOWER, cost="joined"
+        )
+        assert (pair.difference, pair.interval) == (entry.difference, entry.interval)
+        differences.append(entry.difference)
+    assert differences[0] == -differences[1] > 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +96,28 @@ def test_signs_are_flipped_per_group() -> None:
     assert difference_p_value(baseline, other, WORDS, groups=speakers) == pytest.approx(0.25, abs=0.02)
     apart: list[str | None] = [None] * 120
     assert difference_p_value(baseline, other, WORDS, groups=apart) < 0.001
+
+
+def test_words_are_exchanged_together_with_errors() -> None:
+    """The exact p of ten units is computed from all exchanges. If only errors were exchanged, it would be 0.59."""
+    rng = np.random.default_rng(7)
+    errors, words = rng.integers(0, 5, (2, 10)), rng.integers(5, 9, (2, 10))
+
+    def difference(exchanged: tuple[bool, ...]) -> float:
+        sums = [np.where(exchanged, counts[::-1], counts).sum(axis=1) for counts in (errors, words)]
+        before, after = sums[0] / sums[1]
+        return float(after - before)
+
+    measured = abs(difference((False,) * 10))
+    exact = np.mean([abs(difference(each)) >= measured - 1e-9 for each in product((False, True), repeat=10)])
+    found = difference_p_value(errors[:1], errors[1:], words[0], words[1])
+    assert found == pytest.approx(exact, abs=0.015)
+    # The rates do not change if a variant has each seed twice.
+    twice = [np.stack([counts[1], counts[1]]) for counts in (errors, words)]
+    assert difference_p_value(errors[:1], twice[0], words[0], twice[1]) == found
+    assert difference_interval(errors[:1], twice[0], words[0], twice[1]) == difference_interval(
+        errors[:1], errors[1:], words[0], words[1]
+    )
 
 
 def test_variants_can_have_different_numbers_of_seeds() -> None:

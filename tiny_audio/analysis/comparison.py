@@ -26,13 +26,13 @@ from functools import cached_property, partial
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tiny_audio.analysis.scoring import Alignment, Transcripts
 from tiny_audio.analysis.scoring.metrics import mean_over_seeds, measure
 from tiny_audio.analysis.significance import (
     Errors,
     MatchedPairs,
+    Words,
     difference_draws,
     difference_interval,
     difference_p_value,
@@ -79,8 +79,8 @@ class System:
 
     name: str
     seeds: Sequence[Transcripts]
-    ctc: Sequence[Transcripts] | None = None
-    """Transcripts of the CTC head for each seed. None if they are missing for any seed."""
+    ctc: System | None = None
+    """The CTC head. None if its transcripts are missing for any seed."""
 
     @cached_property
     def errors(self) -> Errors:
@@ -88,9 +88,10 @@ class System:
         return np.stack([transcripts.errors for transcripts in self.seeds])
 
     @cached_property
-    def ctc_errors(self) -> Errors | None:
-        """Number of word errors of the CTC head for each seed and utterance, ``[S, U]``."""
-        return None if self.ctc is None else np.stack([transcripts.errors for transcripts in self.ctc])
+    def words(self) -> Words:
+        """Number of reference words for each seed and utterance, ``[S, U]``. With the cost ``joined``, it depends on
+        the hypotheses."""
+        return np.stack([transcripts.words for transcripts in self.seeds])
 
     @property
     def alignments(self) -> list[Alignment]:
@@ -114,8 +115,8 @@ class AlignedSet:
     column: str | None = None
 
     @property
-    def words(self) -> NDArray[np.int64]:
-        """Number of reference words in each utterance, ``[U]``."""
+    def words(self) -> Words:
+        """Number of reference words in each utterance, ``[U]``, as counted for the first seed of the baseline."""
         return self.systems[0].seeds[0].words
 
     @cached_property
@@ -326,37 +327,38 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
 
 
 def _rates(aligned: AlignedSet, system: System, num_draws: int) -> Rates:
-    words, ctc = aligned.words, system.ctc_errors
+    errors, words, ctc = system.errors, system.words, system.ctc
     metrics = [measure(transcripts) for transcripts in system.seeds]
     if not words.any():
         return Rates(system.name, None, None, 0, (), metrics, None, None)
-    rated = partial(wer_interval, words=words, groups=aligned.groups, num_draws=num_draws)
+    rated = partial(wer_interval, groups=aligned.groups, num_draws=num_draws)
     return Rates(
         system.name,
-        mean_wer(system.errors, words),
-        rated(system.errors),
-        int(words.sum()),
-        tuple(mean_wer(errors[None], words) for errors in system.errors),
+        mean_wer(errors, words),
+        rated(errors, words),
+        int(words[0].sum()),
+        tuple(map(mean_wer, errors, words)),
         metrics,
-        None if ctc is None else mean_wer(ctc, words),
-        None if ctc is None else rated(ctc),
+        None if ctc is None else mean_wer(ctc.errors, ctc.words),
+        None if ctc is None else rated(ctc.errors, ctc.words),
     )
 
 
 def _difference(aligned: AlignedSet, other: System, num_draws: int, tosses: int) -> Difference:
-    baseline, words, groups = aligned.systems[0], aligned.words, aligned.groups
-    draws = difference_draws(baseline.errors, other.errors, words, groups=groups, num_draws=num_draws)
+    baseline, groups = aligned.systems[0], aligned.groups
+    counts = (baseline.errors, other.errors, baseline.words, other.words)
+    draws = difference_draws(*counts, groups=groups, num_draws=num_draws)
     ctc_difference = ctc_interval = None
-    if baseline.ctc_errors is not None and other.ctc_errors is not None:
-        before, after = baseline.ctc_errors, other.ctc_errors
-        ctc_difference = mean_wer(after, words) - mean_wer(before, words)
-        ctc_interval = difference_interval(before, after, words, groups=groups, num_draws=num_draws)
+    if baseline.ctc is not None and other.ctc is not None:
+        ctc = (baseline.ctc.errors, other.ctc.errors, baseline.ctc.words, other.ctc.words)
+        ctc_difference = mean_wer(ctc[1], ctc[3]) - mean_wer(ctc[0], ctc[2])
+        ctc_interval = difference_interval(*ctc, groups=groups, num_draws=num_draws)
     edits = [[each.edits for each in side.alignments] for side in (baseline, other)]
     return Difference(
         other.name,
-        mean_wer(other.errors, words) - mean_wer(baseline.errors, words),
+        mean_wer(other.errors, other.words) - mean_wer(baseline.errors, baseline.words),
         percentile_interval(draws),
-        difference_p_value(baseline.errors, other.errors, words, groups=groups, num_draws=tosses),
+        difference_p_value(*counts, groups=groups, num_draws=tosses),
         p_adjusted=1.0,
         verdict=TIE,
         probability_better=share_below_zero(draws),
@@ -375,21 +377,24 @@ def _decided(entry: Difference, p_adjusted: float) -> Difference:
 
 def _slices(aligned: AlignedSet) -> Iterator[Slice]:
     for column, value, indices in slices(aligned.rows):
-        words = aligned.words[indices]
-        if not words.any():
+        if not aligned.words[indices].any():
             continue
         groups = None if aligned.groups is None else [aligned.groups[index] for index in indices]
         enough = (num_groups(groups) or len(indices)) >= _MIN_SLICE_UNITS
         errors = {system.name: system.errors[:, indices] for system in aligned.systems}
-        rated = partial(wer_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
-        between = partial(difference_interval, words=words, groups=groups, num_draws=_NUM_SLICE_DRAWS)
-        baseline, *others = errors
+        words = {system.name: system.words[:, indices] for system in aligned.systems}
+        rated = partial(wer_interval, groups=groups, num_draws=_NUM_SLICE_DRAWS)
+        between = partial(difference_interval, groups=groups, num_draws=_NUM_SLICE_DRAWS)
+        first, *others = errors
         yield Slice(
             column,
             value,
             len(indices),
-            int(words.sum()),
-            {name: mean_wer(part, words) for name, part in errors.items()},
-            {name: rated(part) if enough else None for name, part in errors.items()},
-            {name: between(errors[baseline], errors[name]) if enough else None for name in others},
+            int(aligned.words[indices].sum()),
+            {name: mean_wer(part, words[name]) for name, part in errors.items()},
+            {name: rated(part, words[name]) if enough else None for name, part in errors.items()},
+            {
+                name: between(errors[first], errors[name], words[first], words[name]) if enough else None
+                for name in others
+            },
         )

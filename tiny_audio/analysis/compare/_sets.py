@@ -155,7 +155,8 @@ def _system(name: str, seeds: Sequence[Sequence[Row]], normalizer: Normalizer) -
         ]
 
     has_head = all(row["ctc_text"] is not None for rows in seeds for row in rows)
-    return System(name, transcripts("pred_text"), transcripts("ctc_text") if has_head else None)
+    head = System(name, transcripts("ctc_text")) if has_head else None
+    return System(name, transcripts("pred_text"), head)
 
 
 def _rates(entry: Rates) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Rescored:
 
         - the normalizer and the scorer, each with its version, and the cost
         - ``group_by`` and ``num_groups``: None if utterances are resampled
-        - ``num_utterances`` and ``num_reference_words``: counts of the scored utterances
+        - ``num_utterances`` and ``num_reference_words``: counts of the scored utterances. With the cost ``joined``, the
+          number of words is that of the baseline. Each target has its own.
         - ``left_out``, ``glued_references``, ``baseline``, ``significance``
         - ``targets``: see :attr:`scores`
         - ``differences``: a :class:`tiny_audio.analysis.comparison.Difference` for each target except the first
@@ -181,7 +182,7 @@ def align_targets(
     for target, answers in zip(targets, rows, strict=True):
         ctc = [row["ctc_text"] for row in answers]
         hypotheses = Transcripts(texts, [row["pred_text"] for row in answers], rule, cost, durations_s)
-        head = None if None in ctc else [Transcripts(texts, ctc, rule, cost, durations_s)]
+        head = None if None in ctc else System(target.name, [Transcripts(texts, ctc, rule, cost, durations_s)])
         systems.append(System(target.name, [hypotheses], head))
     return AlignedSet(systems, rows[0], units_column(rows[0], group_by)), rows
 

@@ -112,7 +112,7 @@ class PairedDifference(Config):
     interval: tuple[float, float]
     """95 % interval of ``difference`` by the paired bootstrap."""
     probability_better: float
-    """Share of the resamples in which the other system has fewer errors. Ties count half."""
+    """Share of the resamples in which the other system has the lower WER. Ties count half."""
     num_utterances: int
     num_groups: int | None = None
     """Number of groups that were resampled. None if utterances were resampled."""
@@ -194,15 +194,18 @@ def paired_difference(
     before, after = (Transcripts(references, texts, normalizer, cost) for texts in (baseline, other))
     for name, transcripts in (("baseline", before), ("other", after)):
         _check(transcripts, name, num_bootstrap, groups)
-    words, first, second = before.words, before.errors[None], after.errors[None]
-    draws = difference_draws(first, second, words, groups=groups, num_draws=num_bootstrap, seed=seed)
+    first, second = before.errors[None], after.errors[None]
+    draws = difference_draws(
+        first, second, before.words, after.words, groups=groups, num_draws=num_bootstrap, seed=seed
+    )
+    wer_baseline, wer_other = mean_wer(first, before.words), mean_wer(second, after.words)
     return PairedDifference(
-        wer_baseline=mean_wer(first, words),
-        wer_other=mean_wer(second, words),
-        difference=mean_wer(second, words) - mean_wer(first, words),
+        wer_baseline=wer_baseline,
+        wer_other=wer_other,
+        difference=wer_other - wer_baseline,
         interval=percentile_interval(draws),
         probability_better=share_below_zero(draws),
-        num_utterances=len(words),
+        num_utterances=len(references),
         num_groups=num_groups(groups),
     )
 

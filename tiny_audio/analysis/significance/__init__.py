@@ -27,6 +27,7 @@ __all__ = [
     "Errors",
     "Groups",
     "MatchedPairs",
+    "Words",
     "difference_draws",
     "difference_interval",
     "difference_p_value",
@@ -43,6 +44,9 @@ __all__ = [
 
 Errors = NDArray[np.int64]
 """Number of word errors of one variant, for each seed and utterance: ``[S, U]``."""
+Words = NDArray[np.int64]
+"""Number of reference words of one variant: ``[S, U]``, or ``[U]`` if it is the same for all seeds. With the cost
+``joined``, it depends on the hypothesis. Whether it is 0 never depends on the hypothesis."""
 
 _CHUNK = 1 << 22  # maximum number of random signs in memory at a time
 
@@ -52,20 +56,23 @@ def num_groups(groups: Groups) -> int | None:
     return None if groups is None else int(group_indices(groups).max()) + 1
 
 
-def mean_wer(errors: Errors, words: NDArray[np.int64]) -> float:
-    """Return the pooled word error rate, averaged over seeds. ``words`` ``[U]`` are the numbers of reference words."""
-    return float(errors.sum() / (len(errors) * words.sum()))
+def mean_wer(errors: Errors, words: Words) -> float:
+    """Return the word error rate, pooled over utterances and seeds.
+
+    It is the mean over seeds if all seeds have the same numbers of words.
+    """
+    return float(errors.sum() / np.broadcast_to(words, errors.shape).sum())
 
 
 def wer_interval(
-    errors: Errors, words: NDArray[np.int64], *, groups: Groups = None, num_draws: int = 1000, seed: int = 0
+    errors: Errors, words: Words, *, groups: Groups = None, num_draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Return the 95 % interval of :func:`mean_wer`.
 
     The interval includes the variation between utterances and, if there are several seeds, between seeds.
     """
-    draws = _rates([errors], words, groups, num_draws, seed)[0]
-    low, high = percentile_interval(draws + _seed_noise([errors], words, len(draws), seed))
+    draws = _rates([errors], [words], groups, num_draws, seed)[0]
+    low, high = percentile_interval(draws + _seed_noise([errors], [words], len(draws), seed))
     return max(0.0, low), max(0.0, high)
 
 
@@ -88,7 +95,8 @@ def ratio_interval(
 def difference_draws(
     baseline: Errors,
     other: Errors,
-    words: NDArray[np.int64],
+    words: Words,
+    other_words: Words | None = None,
     *,
     groups: Groups = None,
     num_draws: int = 1000,
@@ -99,9 +107,13 @@ def difference_draws(
     R is ``num_draws`` minus the number of resamples without a reference word. Utterances are resampled by the paired
     bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same utterances for both variants, so effects of
     difficult utterances on both variants cancel.
+
+    ``words`` are the reference words of the baseline. Those of the other variant are the same, unless ``other_words``
+    is given.
     """
-    first, second = _rates([baseline, other], words, groups, num_draws, seed)
-    noise = _seed_noise([baseline, other], words, len(first), seed)
+    both = [words, words if other_words is None else other_words]
+    first, second = _rates([baseline, other], both, groups, num_draws, seed)
+    noise = _seed_noise([baseline, other], both, len(first), seed)
     return np.asarray(second - first + noise, dtype=np.float64)
 
 
@@ -113,20 +125,23 @@ def share_below_zero(draws: NDArray[np.float64]) -> float:
 def difference_interval(
     baseline: Errors,
     other: Errors,
-    words: NDArray[np.int64],
+    words: Words,
+    other_words: Words | None = None,
     *,
     groups: Groups = None,
     num_draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the 95 % interval of the difference: the middle 95 % of :func:`difference_draws`."""
-    return percentile_interval(difference_draws(baseline, other, words, groups=groups, num_draws=num_draws, seed=seed))
+    draws = difference_draws(baseline, other, words, other_words, groups=groups, num_draws=num_draws, seed=seed)
+    return percentile_interval(draws)
 
 
 def difference_p_value(
     baseline: Errors,
     other: Errors,
-    words: NDArray[np.int64],
+    words: Words,
+    other_words: Words | None = None,
     *,
     groups: Groups = None,
     num_draws: int = 10_000,
@@ -136,26 +151,45 @@ def difference_p_value(
 
     The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
     utterance or group are exchangeable. So in each draw, a coin toss for each utterance or group decides whether the
-    variants' errors are exchanged. If any variant has several seeds, each draw also includes random variation between
-    seeds. Unlike a p-value from the bootstrap, p is valid even for few utterances or groups.
+    variants' errors are exchanged. If their numbers of reference words differ, these are exchanged together with the
+    errors. If any variant has several seeds, each draw also includes random variation between seeds. Unlike a p-value
+    from the bootstrap, p is valid even for few utterances or groups. For ``other_words``, see :func:`difference_draws`.
 
     p is never below ``1 / (num_draws + 1)``. After Holm's correction for m comparisons, p can be below 0.05 only with
     at least ``20 * m`` draws.
     """
-    # Sums over seeds, scaled to the same number of seeds. Integers are used, so that equal sums compare as equal.
-    gains = other.sum(axis=0) * len(baseline) - baseline.sum(axis=0) * len(other)
-    per_unit = pool(gains[None], groups)[0]
-    per_unit = per_unit[per_unit != 0]  # a coin toss cannot change a gain of 0
+    both = [words, words if other_words is None else other_words]
+    # Errors and words of each variant: sums over seeds, scaled to the same number of seeds. Integers are used, so that
+    # equal sums compare as equal.
+    before, after = (
+        np.stack([errors, np.broadcast_to(one, errors.shape)]).sum(axis=1) * num_seeds
+        for errors, one, num_seeds in zip((baseline, other), both, (len(other), len(baseline)), strict=True)
+    )
+    gains, total = after - before, (before + after).sum(axis=1)
+    per_unit = pool(gains, groups)
+    per_unit = per_unit[:, per_unit.any(axis=0)]  # a coin toss cannot change a gain of 0
     rng = np.random.default_rng(seed)
-    size = max(1, _CHUNK // max(1, len(per_unit)))
+    num_units = per_unit.shape[1]
+    size = max(1, _CHUNK // max(1, num_units))
     tossed = [
-        rng.choice(np.array([-1, 1], dtype=np.int8), (min(size, num_draws - start), len(per_unit))) @ per_unit
+        rng.choice(np.array([-1, 1], dtype=np.int8), (min(size, num_draws - start), num_units)) @ per_unit.T
         for start in range(0, num_draws, size)
     ]
-    scale = len(baseline) * len(other) * int(words.sum())
-    chance = np.concatenate(tossed) + scale * _seed_noise([baseline, other], words, num_draws, seed)
-    as_large = int((np.abs(chance) >= abs(int(gains.sum()))).sum())
+    noise = total[1] / 2 * _seed_noise([baseline, other], both, num_draws, seed)
+    chance = _scaled_difference(np.concatenate(tossed).T, total) + noise
+    as_large = int((np.abs(chance) >= abs(_scaled_difference(gains.sum(axis=1), total))).sum())
     return (as_large + 1) / (num_draws + 1)
+
+
+def _scaled_difference(gains: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the difference in rates times half of the words of both variants.
+
+    ``gains`` are the errors and words of the other variant minus those of the baseline: ``[2, R]`` or ``[2]``.
+    ``total`` ``[2]`` are their sums. If both variants have the same number of words, the result is exactly the
+    difference in errors.
+    """
+    share = gains[1] / total[1]
+    return np.asarray((gains[0] - total[0] * share) / (1 - share * share), dtype=np.float64)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -172,15 +206,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _rates(
-    variants: Sequence[Errors], words: NDArray[np.int64], groups: Groups, num_draws: int, seed: int
+    variants: Sequence[Errors], words: Sequence[Words], groups: Groups, num_draws: int, seed: int
 ) -> NDArray[np.float64]:
     """Return :func:`mean_wer` of each of V variants on the same resamples: ``[V, R]``."""
-    samples = resample(np.stack([*(errors.sum(axis=0) for errors in variants), words]), groups, num_draws, seed)
-    seeds = np.array([[len(errors)] for errors in variants])
-    return np.asarray(samples[:-1] / (seeds * samples[-1]), dtype=np.float64)
+    per_seed = (np.broadcast_to(one, errors.shape) for errors, one in zip(variants, words, strict=True))
+    counts = [counted.sum(axis=0) for counted in (*variants, *per_seed)]
+    samples = resample(np.stack(counts), groups, num_draws, seed)
+    return np.asarray(samples[: len(variants)] / samples[len(variants) :], dtype=np.float64)
 
 
-def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws: int, seed: int) -> NDArray[np.float64]:
+def _seed_noise(variants: Sequence[Errors], words: Sequence[Words], num_draws: int, seed: int) -> NDArray[np.float64]:
     """Draw random changes ``[R]`` of a rate or difference, as if the variants were trained with other seeds.
 
     The changes are 0 if every variant has only one seed.
@@ -192,7 +227,7 @@ def _seed_noise(variants: Sequence[Errors], words: NDArray[np.int64], num_draws:
     return np.asarray(error * np.random.default_rng([seed, 1]).standard_t(freedom, num_draws), dtype=np.float64)
 
 
-def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[float, float]:
+def _seed_error(variants: Sequence[Errors], words: Sequence[Words]) -> tuple[float, float]:
     """Return the standard error over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
     For one variant, this is the standard error of its rate. For two variants, it is that of their difference. If only
@@ -202,8 +237,8 @@ def _seed_error(variants: Sequence[Errors], words: NDArray[np.int64]) -> tuple[f
     thus counted twice, which makes the test slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
-        (float((errors.sum(axis=1) / words.sum()).var(ddof=1)), len(errors) - 1)
-        for errors in variants
+        (float((errors.sum(axis=1) / one.sum(axis=-1)).var(ddof=1)), len(errors) - 1)
+        for errors, one in zip(variants, words, strict=True)
         if len(errors) > 1
     ]
     parts = [(spread / (df + 1), df) for spread, df in spreads]  # variance of the mean over seeds
