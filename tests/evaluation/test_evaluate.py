@@ -103,20 +103,7 @@ def test_targets_of_all_kinds_are_compared(
     code, out, err = call(*targets, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
     assert code == 0, err
     header, *table = out.splitlines()
-    for head in (
-        "set",
-        "target",
-        "WER",
-        "95 % interval",
-        "CER",
-        "sub",
-        "del",
-        "ins",
-        "exact",
-        "clips",
-        "RTFx",
-        "USD",
-    ):
+    for head in ("set", "target", "WER", "95 % interval", "CER", "sub", "del", "ins", "exact", "clips", "RTFx", "USD"):
         assert head in header
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
@@ -315,6 +302,29 @@ def test_a_failed_target_does_not_affect_other_targets(
     code, out, err = call(*arguments, "--json")
     assert (code, list(json.loads(out))) == (1, ["run"])
     assert err.splitlines()[-1].startswith("failed: deepgram-base_url=")
+
+
+def test_a_target_without_a_complete_recording_does_not_affect_other_targets(
+    call: Output, server: Vendors, trained: Path, tmp_path: Path
+) -> None:
+    def manifest(name: str, *clips: str) -> Path:
+        chunk = {"duration": 1.1, "text": "yes", "parent_id": "call"}
+        rows = [chunk | {"audio_filepath": str(trained / clip), "chunk_index": i} for i, clip in enumerate(clips)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    server.faults = [Fault("body", 200, body=server_text()), Fault("status", 400)]
+    targets = [deepgram(server, concurrency=1), trained / "run"]
+    data = manifest("call.jsonl", "clip000.wav", "clip003.wav")
+    code, out, err = call(*targets, "--data", data, "--output-dir", tmp_path)
+    assert (code, out.splitlines()[1].split()[:2]) == (1, ["call", "run"])
+    assert f"the first: call/{trained}/clip003.wav: " in err.splitlines()[-1]
+    assert (tmp_path / "run" / "call" / "scores.json").exists()
+    code, _, err = call(
+        trained / "run", "--data", manifest("nan.jsonl", "clip000.wav", "nan.wav"), "--output-dir", tmp_path
+    )
+    assert (code, err.splitlines()[-1].startswith("error: run on nan: ")) == (2, True)
+    assert f"the first: nan/{trained}/nan.wav: " in err
 
 
 @pytest.mark.parametrize(

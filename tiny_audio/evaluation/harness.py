@@ -95,7 +95,7 @@ def evaluate_targets(
     Raises:
         UserError: a folder has results of another target or other data; nothing can be scored; an API key or a package
             is missing; or the only target cannot be loaded.
-        RunFailed: there is only one target, and it transcribed no clip.
+        RunFailed: there is only one target, and it transcribed no clip, or no recording completely.
     """
     for data in sets:
         check_group_by(data.clips, group_by)
@@ -112,12 +112,6 @@ def evaluate_targets(
     for target, items in works:
         try:
             load_s = _complete(target, items, note, world)
-        except (UserError, RunFailed) as error:
-            if len(works) == 1:
-                raise
-            failed(target.label, error)
-        else:
-            done[target.label] = items
 
             def score(
                 target: Target = target, items: list[TargetOnSet] = items, load_s: float | None = load_s
@@ -128,6 +122,11 @@ def evaluate_targets(
                 }
 
             results[target.label] = world.broadcast_from_main(score)
+            done[target.label] = items
+        except (UserError, RunFailed) as error:
+            if len(works) == 1:
+                raise
+            failed(target.label, error)
     return Evaluated(results, world.broadcast_from_main(lambda: _compare(done, normalizer, group_by)))
 
 

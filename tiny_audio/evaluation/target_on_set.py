@@ -122,17 +122,19 @@ class TargetOnSet:
         """Write the rows in the order of the clips.
 
         Raises:
-            UserError: no clip was transcribed, because the audio of all clips is unusable.
-            RunFailed: no clip was transcribed, and at least one clip failed for another reason.
+            UserError: nothing can be scored, because the audio of all failed clips is unusable.
+            RunFailed: nothing can be scored, and at least one clip failed for another reason.
         """
         everything = self.rows | self._failed
         rows = [everything[clip.id] for clip in self.data.clips]
         write_rows(self.folder / HYPOTHESES, [*rows, *self._others])
         self.failures = [row for row in rows if row["error"] is not None]
-        if not self.rows:
+        if not self.scored:
+            none = f"none of {len(rows)} clips was transcribed"
+            what = "no recording was transcribed completely" if self.rows else none
             first = f"the first: {self.failures[0]['id']}: {self.failures[0]['error']}"
-            message = f"{self.target.label} on {self.data.name}: none of {len(rows)} clips was transcribed; {first}"
-            raise UserError(message) if self._errors_of_audio == len(rows) else RunFailed(message)
+            message = f"{self.target.label} on {self.data.name}: {what}; {first}"
+            raise UserError(message) if self._errors_of_audio == len(self.failures) else RunFailed(message)
 
     @property
     def scored(self) -> dict[str, Hypothesis]:
