@@ -23,6 +23,9 @@ from tiny_audio.runtime.spec import folder_name
 from tiny_audio.runtime.world import World
 
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
+OTHERS = "other_hypotheses.jsonl"
+"""Name of the file with hypotheses of clips that are not in the set, because an earlier evaluation had more samples.
+All of these clips were transcribed."""
 
 Compared = Mapping[str, Comparison | None]
 """Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
@@ -46,21 +49,29 @@ class TargetOnSet:
         """Hypotheses of the clips that were transcribed, by id. Only the main process has them."""
         self.missing: list[Clip] = []
         """Clips that still need to be transcribed, including clips that failed before."""
-        self._others: list[Hypothesis] = []
-        """Hypotheses of clips that are not in this set, for example because an earlier evaluation had more samples."""
 
     def open(self) -> list[str]:
         """Read the folder, and return the ids of the clips that are missing.
+
+        Rows of clips that are not in this set are moved to a file of their own.
 
         Raises:
             UserError: the folder has results of another target or of other data.
         """
         identity = {"target": self.target.identity, "data": self.data.fingerprint}
         self._check_identity(json.loads(json.dumps(identity)))
-        known = {row["id"]: row for row in _read(self.folder / HYPOTHESES)}
+        here, elsewhere = ({row["id"]: row for row in _read(self.folder / name)} for name in (HYPOTHESES, OTHERS))
+        known = elsewhere | {name: row for name, row in here.items() if row["error"] is None}
         ids = [clip.id for clip in self.data.clips]
-        self.rows = {name: known[name] for name in ids if name in known and known[name]["error"] is None}
-        self._others = [row for name, row in known.items() if name not in self.rows and row["error"] is None]
+        self.rows = {name: known[name] for name in ids if name in known}
+        others = {name: row for name, row in known.items() if name not in self.rows}
+        if not here.keys() <= set(ids) or elsewhere.keys() != others.keys():
+            # Write each row to its new file before removing it from its old file, in case the process is killed.
+            write_rows(self.folder / OTHERS, known.values())
+            write_rows(self.folder / HYPOTHESES, self.rows.values())
+            write_rows(self.folder / OTHERS, others.values())
+        if not others:
+            (self.folder / OTHERS).unlink(missing_ok=True)
         return [name for name in ids if name not in self.rows]
 
     def expect(self, ids: Sequence[str]) -> None:
@@ -101,7 +112,7 @@ class TargetOnSet:
         if self.rows:
             note(f"{self.target.label} on {self.data.name}: {len(self.rows)} of {len(self.data.clips)} are done")
         # Rewrite the file without failures and without the incomplete last line of a killed process.
-        write_rows(path, [*self.rows.values(), *self._others])
+        write_rows(path, self.rows.values())
         file = stack.enter_context(path.open("a", encoding="utf-8"))
         self._failed = {}
 
@@ -127,7 +138,7 @@ class TargetOnSet:
         """
         everything = self.rows | self._failed
         rows = [everything[clip.id] for clip in self.data.clips]
-        write_rows(self.folder / HYPOTHESES, [*rows, *self._others])
+        write_rows(self.folder / HYPOTHESES, rows)
         self.failures = [row for row in rows if row["error"] is not None]
         if not self.scored:
             none = f"none of {len(rows)} clips was transcribed"
@@ -195,7 +206,7 @@ class TargetOnSet:
         path = self.folder / IDENTITY
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if (self.folder / HYPOTHESES).exists():
+            if any((self.folder / name).exists() for name in (HYPOTHESES, OTHERS)):
                 raise UserError(
                     f"{self.folder} has hypotheses of unknown origin (it has no {IDENTITY}); give another --output-dir"
                 )
