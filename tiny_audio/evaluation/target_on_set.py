@@ -141,10 +141,10 @@ class TargetOnSet:
         write_rows(self.folder / HYPOTHESES, rows)
         self.failures = [row for row in rows if row["error"] is not None]
         if not self.scored:
-            none = f"none of {len(rows)} clips was transcribed"
-            what = "no recording was transcribed completely" if self.rows else none
+            nothing = f"none of {len(rows)} clips was transcribed"
+            problem = "no recording was transcribed completely" if self.rows else nothing
             first = f"the first: {self.failures[0]['id']}: {self.failures[0]['error']}"
-            message = f"{self.target.label} on {self.data.name}: {what}; {first}"
+            message = f"{self.target.label} on {self.data.name}: {problem}; {first}"
             raise UserError(message) if self._errors_of_audio == len(self.failures) else RunFailed(message)
 
     @property

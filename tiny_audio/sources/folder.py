@@ -122,7 +122,7 @@ class FolderSource(Source):
     def _rows(self, tables: Sequence[str], files: Mapping[str, os.stat_result], text: str) -> Iterator[ClipRow]:
         """Yield the rows of all tables, then the files that are not listed in any row."""
         unreadable = [name for name in files if not _is_utf8(name)]
-        audio = {name: status for name, status in files.items() if name not in {*tables, *unreadable}}
+        audio = {name: status for name, status in files.items() if name not in tables and _is_utf8(name)}
         headers = read_headers(self.path, audio, self.cache_dir)
         # In Unicode, an accented letter can be one character or two. A row and its file may use different forms.
         names = {unicodedata.normalize("NFC", name): name for name in audio} | {name: name for name in audio}

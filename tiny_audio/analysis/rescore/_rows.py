@@ -136,11 +136,9 @@ def _row(line: str, location: str) -> Row:
     row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))
-        if isinstance(row[key], str):
-            if key == "text":
-                row[key] = unicodedata.normalize("NFC", row[key])
-        elif not (optional and row[key] is None):
+        if not isinstance(row[key], str) and not (optional and row[key] is None):
             raise UserError(f"{location}: {key} should be a string, not {json.dumps(row[key])[:60]}")
+    row["text"] = unicodedata.normalize("NFC", row["text"])
     for key in ("duration", "time"):
         row[key] = _seconds(row[key], f"{location}: {key}")
     if not isinstance(row["truncated"], bool | None):
