@@ -201,7 +201,24 @@ def test_repetitions_of_a_clip_in_an_epoch_are_numbered() -> None:
     for k, batch in enumerate(plan):
         for clip, repeat in zip(batch.tolist(), plan.repeats_of(k).tolist(), strict=True):
             seen.setdefault(clip, []).append(repeat)
-    assert seen == {0: [0], 1: [0, 1, 2], 2: [0, 1]}
+    assert {clip: sorted(numbers) for clip, numbers in seen.items()} == {0: [0], 1: [0, 1, 2], 2: [0, 1]}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batches_are_planned_with_the_durations_after_augmentation(weighted: bool) -> None:
+    recorded, weights = speech(500), np.full(500, 1.5) if weighted else None
+    factors = np.random.default_rng(7).uniform(0.5, 2.0, (500, 2))
+
+    def augmented_s(clips: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+        return np.asarray(recorded)[clips] * factors[clips, repeats]
+
+    config = BatchingConfig(max_clips=8, max_padded_s=100.0)
+    plan = plan_epoch(recorded, config, 0, 0, weights=weights, augmented_s=augmented_s)
+    for k, batch in enumerate(plan):
+        durations = augmented_s(batch, plan.repeats_of(k))
+        assert (np.diff(durations) >= 0).all()
+        assert len(batch) == 1 or len(batch) * durations[-1] <= 100.0
+    assert (np.bincount(plan.order) == np.bincount(plan_epoch(recorded, config, 0, 0, weights=weights).order)).all()
 
 
 def test_a_plan_can_be_indexed_like_a_list() -> None:

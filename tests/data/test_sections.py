@@ -6,6 +6,7 @@ The last test adds a new section.
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import get_args
 
@@ -62,6 +63,27 @@ def test_clips_become_at_most_as_long_as_planned(name: str, max_duration_s: floa
     assert longest <= round(config.longest_s(0.5, max_duration_s) * RATE)
 
 
+@pytest.mark.parametrize("max_duration_s", [0.4, 0.6, math.inf])
+@pytest.mark.parametrize("speed", [None, (0.5, 0.906, 1.0, 1.3)])
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_duration_after_augmentation_is_known_before(
+    name: str, speed: tuple[float, ...] | None, max_duration_s: float, folder: Path
+) -> None:
+    config = config_of(name, folder).model_copy(update={"speed": speed})
+    for seed in range(10):
+        planned_s = config.duration_s(0.5, seed, max_duration_s)
+        samples = len(augment_waveform(config, tone(0.5), seed, max_duration_s))
+        assert samples == pytest.approx(planned_s * RATE, abs=3)
+        assert config.changes_durations or planned_s == 0.5
+
+
+def test_no_section_that_draws_numbers_comes_before_one_that_adds_audio(folder: Path) -> None:
+    # Otherwise, duration_s would not know the numbers of the later section.
+    adds = [bool(config_of(name, folder).sections()[0].max_added_s()) for name in SECTIONS]
+    assert adds == sorted(adds, reverse=True)
+    assert any(adds)
+
+
 class Jingle(WaveformAugmentation):
     """A sound after each clip."""
 
@@ -76,6 +98,9 @@ class Jingle(WaveformAugmentation):
     def max_added_s(self) -> float:
         return 0.2
 
+    def added_s(self, duration_s: float, rng: random.Random, max_duration_s: float) -> float:
+        return 0.2
+
     def sounds_folder(self) -> str:
         return self.folder
 
@@ -88,5 +113,7 @@ def test_a_new_section_needs_only_a_field(folder: Path) -> None:
     config = MoreAugmentation.model_validate({"jingle": {"folder": str(folder)}, "silence": {"max_after_s": 0.5}})
     assert config.folders() == {"jingle": str(folder)}
     assert config.longest_s(1.0, 10.0) == pytest.approx(2.0)
+    assert config.changes_durations
+    assert config.duration_s(1.0, 0, 10.0) * RATE == pytest.approx(len(augment_waveform(config, tone(1.0), 0)), abs=3)
     assert sounds_fingerprint(config) is not None
     assert len(augment_waveform(config, tone(1.0), seed=0)) >= 1.2 * RATE

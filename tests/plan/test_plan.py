@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.conftest import Document, changed
 from tests.plan.recipes import parse, part
 from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.data.augmentation import AugmentationConfig
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.model import TinyAudioModel
@@ -314,12 +315,16 @@ def test_packed_rows_need_no_flops_for_padding(document: Document) -> None:
 def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     document = changed(document, batching={"max_clips": 32, "max_padded_s": 40.0}, data__max_duration_s=10.0)
     assert worst_shapes(parse(document)) == [Shape(4, 10.0), Shape(32, 1.25)]
-    assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(4, 20.0), Shape(32, 2.5)]
+    assert worst_shapes(parse(document, augmentation__speed=[0.5, 1.0])) == [Shape(2, 20.0), Shape(32, 1.25)]
+    low = parse(document, augmentation__speed=[0.5, 1.0], batching__max_padded_s=12.0)
+    assert worst_shapes(low) == [Shape(1, 20.0), Shape(32, 0.375)]
     silence = {"max_before_s": 0.5, "max_after_s": 0.25}
-    assert worst_shapes(parse(document, augmentation__silence=silence)) == [Shape(4, 10.0), Shape(32, 2.0)]
+    assert worst_shapes(parse(document, augmentation__silence=silence)) == [Shape(4, 10.0), Shape(32, 1.25)]
     assert worst_shapes(parse(document, batching__max_clips=3)) == [Shape(3, 10.0)]
     unbounded = parse(document, batching__max_clips=10**9, data__min_duration_s=0.5)
     assert worst_shapes(unbounded) == [Shape(4, 10.0), Shape(80, 0.5)]
+    faster = unbounded.model_copy(update={"augmentation": AugmentationConfig(speed=(1.0, 1.25))})
+    assert worst_shapes(faster) == [Shape(4, 10.0), Shape(100, 0.4)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
     # A batch has at most as many seconds as its budget. Padding and the unused remainder of the budget are subtracted.

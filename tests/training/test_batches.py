@@ -173,6 +173,29 @@ def test_each_use_of_a_clip_in_an_epoch_is_augmented_differently(tmp_path: Path)
     assert [parts[index % 2].seeds[index // 2] for index in range(8)] == whole.seeds
 
 
+def test_augmented_clips_stay_within_the_seconds_of_a_batch(tmp_path: Path) -> None:
+    write_clips(tmp_path, 12)
+    augmentation = {"speed": [0.5, 1.0, 2.0], "silence": {"max_before_s": 0.4, "max_after_s": 0.4}}
+    document = changed(tiny_recipe(tmp_path), augmentation=augmentation, data__max_duration_s=2.0)
+    recipe = parse(changed(document, batching={"max_clips": 4, "max_padded_s": 4.0, "pool_batches": 10}))
+    clips = gather(recipe)
+    _, _, target_encoder = assemble(recipe, clips, None)
+    batches = Batches(recipe, clips, target_encoder, World(), lambda dropped: None, StopSignal(), pin_memory=False)
+    sizes, padded_s, lengths = [], [], []
+    for micro_batch in batches.start(0, 0, ""):
+        assert micro_batch is not None
+        if micro_batch.epoch > 1:
+            break
+        batch = micro_batch.batch
+        sizes.append(len(batch.lengths))
+        padded_s.append(batch.waveforms.numel() / SAMPLE_RATE)
+        lengths.append(batch.lengths)
+    assert sum(sizes) == 24
+    assert max(padded_s) <= 4.001
+    assert max(sizes) > 1
+    assert all((clip_lengths.diff() >= -1).all() for clip_lengths in lengths)
+
+
 def test_batches_do_not_depend_on_the_number_of_threads(document: Document) -> None:
     document = changed(document, augmentation__speed=[0.9], augmentation__white_noise={"snr_db": [10.0, 30.0]})
     alone = first_batch(document)

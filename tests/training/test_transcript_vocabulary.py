@@ -21,9 +21,11 @@ from tests.support.training import (
 from tests.support.worlds import in_processes
 from tiny_audio.commands.run import Run
 from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import AugmentationConfig, clip_seed
 from tiny_audio.data.clips import ClipSet
+from tiny_audio.data.order import BatchingConfig, plan_epoch
 from tiny_audio.decoders import build_tokenizer, restore_tokenizer
-from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, texts_of
+from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, ids_of, texts_of
 from tiny_audio.sources._index_table import TableUtterances
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.checkpoint import latest
@@ -75,14 +77,15 @@ def test_texts_equal_the_transcripts_of_the_clips(mixed: ClipSet) -> None:
     assert list(mixed.texts) == expected
 
 
-def test_only_the_text_column_of_a_table_is_read(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_needed_column_of_a_table_is_read(mixed: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = [
         (name, utterances) for name, _, utterances in mixed.clips.sets if isinstance(utterances, ColumnarUtterances)
     ]
     assert [name for name, _ in columns] == ["table", "mix"]
     chosen = [np.random.default_rng(0).permutation(len(utterances)) for _, utterances in columns]
     expected = [
-        [utterances[int(row)].text for row in rows] for (_, utterances), rows in zip(columns, chosen, strict=True)
+        [(utterances[int(row)].text, utterances[int(row)].id) for row in rows]
+        for (_, utterances), rows in zip(columns, chosen, strict=True)
     ]
 
     def refuse(*_: Any) -> None:
@@ -90,9 +93,26 @@ def test_only_the_text_column_of_a_table_is_read(mixed: ClipSet, monkeypatch: py
 
     monkeypatch.setattr(TableUtterances, "__getitem__", refuse)
     monkeypatch.setattr("tiny_audio.sources._index_table._ROWS_READ", 3)
-    found = [list(texts_of(utterances, rows)) for (_, utterances), rows in zip(columns, chosen, strict=True)]
+    found = [
+        list(zip(texts_of(utterances, rows), ids_of(utterances, rows), strict=True))
+        for (_, utterances), rows in zip(columns, chosen, strict=True)
+    ]
     assert found == expected
     assert list(texts_of(columns[0][1], np.empty(0, np.int64))) == []
+
+
+def test_durations_after_augmentation_follow_the_ids_of_clips(mixed: ClipSet) -> None:
+    clips, config = mixed.clips, BatchingConfig(pool_batches=1000)
+    augmentation = AugmentationConfig(speed=(0.8, 1.0, 1.25))
+    ids = [clip.id for clip in clips]
+    durations_s = [
+        augmentation.duration_s(duration_s, clip_seed(3, 1, clip_id), 10.0)
+        for duration_s, clip_id in zip(clips.durations_s.tolist(), ids, strict=True)
+    ]
+    plan = clips.plan(config, 3, 1, augmentation, 10.0)
+    assert plan.hash == plan_epoch(durations_s, config, 3, 1, groups=clips.groups).hash
+    assert plan.hash != clips.plan(config, 3, 1).hash
+    assert clips.plan(config, 3, 1, AugmentationConfig(), 10.0).hash == clips.plan(config, 3, 1).hash
 
 
 # --- reading and learning only once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
@@ -14,10 +15,11 @@ from torch import Tensor
 from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import MIN_DURATION_S, load_audio
 from tiny_audio.config import UserError
+from tiny_audio.data.augmentation import AugmentationConfig, clip_seed
 from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.data.text import TargetText, TargetTextChoice
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.sources import Dropped, Source, Utterance, origins_of, runs, texts_of
+from tiny_audio.sources import Dropped, Source, Utterance, ids_of, origins_of, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
 """``Dropped.reason`` of clips that are shorter than ``data.min_duration_s`` or longer than ``data.max_duration_s``."""
@@ -128,9 +130,48 @@ class Clips(Sequence[Clip]):
             weights=weights,
         )
 
-    def plan(self, config: BatchingConfig, seed: int, epoch: int) -> EpochPlan:
-        """Plan an epoch; see :func:`tiny_audio.data.order.plan_epoch`."""
-        return plan_epoch(self.durations_s, config, seed, epoch, groups=self.groups, weights=self.weights)
+    def plan(
+        self,
+        config: BatchingConfig,
+        seed: int,
+        epoch: int,
+        augmentation: AugmentationConfig | None = None,
+        max_duration_s: float = math.inf,
+    ) -> EpochPlan:
+        """Plan an epoch; see :func:`tiny_audio.data.order.plan_epoch`.
+
+        Args:
+            augmentation: if given, batches are planned with the durations after this augmentation.
+            max_duration_s: maximum duration of a clip with added silence.
+        """
+
+        def augmented_s(clips: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+            assert augmentation is not None
+            drawn = (
+                augmentation.duration_s(duration_s, clip_seed(seed, epoch, clip_id, repeat), max_duration_s)
+                for duration_s, clip_id, repeat in zip(
+                    self.durations_s[clips].tolist(), self._ids(clips), repeats.tolist(), strict=True
+                )
+            )
+            return np.fromiter(drawn, np.float64, len(clips))
+
+        changed = augmentation is not None and augmentation.changes_durations
+        return plan_epoch(
+            self.durations_s,
+            config,
+            seed,
+            epoch,
+            groups=self.groups,
+            weights=self.weights,
+            augmented_s=augmented_s if changed else None,
+        )
+
+    def _ids(self, chosen: np.ndarray) -> Iterator[str]:
+        """Yield :attr:`Clip.id` of the clips with the indices ``chosen`` (``[m]``), without reading transcripts."""
+        members, rows = self.members[chosen], self.rows[chosen]
+        for run in runs(members):
+            name, _, utterances = self.sets[members[run.start]]
+            yield from (f"{name}/{own}" for own in ids_of(utterances, rows[run]))
 
 
 @dataclass(frozen=True)

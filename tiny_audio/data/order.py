@@ -1,14 +1,15 @@
 """Plan the batches of an epoch.
 
 The plan depends only on the settings, the seed, the epoch, and the durations, groups and weights of the clips. Array
-operations plan ten million clips in less than a minute. To resume, a run needs only the hash of the plan, the epoch and
-the index of the batch.
+operations plan ten million clips in less than a minute. With ``augmentation.speed`` or ``augmentation.silence``, the
+durations after augmentation are computed clip by clip, which takes longer. To resume, a run needs only the hash of the
+plan, the epoch and the index of the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,12 @@ from tiny_audio.config import Config
 _PHASES = 1
 """Third number in the seed of :func:`_weighted`, which must differ from ``[seed, epoch]``, the seed of the order."""
 
+AugmentedDurations = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""A function that returns the duration after augmentation, ``[m]`` in seconds, of m occurrences of clips in an epoch.
+
+The arguments are the index of the clip, ``[m]``, and the number of its earlier occurrences, ``[m]``.
+"""
+
 
 class BatchingConfig(Config):
     """Batches of clips of similar length."""
@@ -27,8 +34,8 @@ class BatchingConfig(Config):
     max_clips: PositiveInt = 16
     """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
-    """Maximum seconds in a batch, padding included: the number of clips × the longest duration. If None, there is no
-    limit."""
+    """Maximum seconds in a batch, padding and augmentation included: the number of clips × the longest duration. If
+    None, there is no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, clips are assigned to batches at random."""
@@ -51,8 +58,8 @@ class EpochPlan(Sequence[np.ndarray]):
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int32: for each clip in ``order``, the number of its earlier occurrences in this epoch. None if no clip
-    occurs twice."""
+    """``[n]`` int64: number of the occurrence for each entry of ``order``. The occurrences of a clip in an epoch are
+    numbered from 0. None if no clip occurs twice."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -64,9 +71,9 @@ class EpochPlan(Sequence[np.ndarray]):
         return self.order[self.starts[k] : self.starts[k + 1]]
 
     def repeats_of(self, k: int) -> np.ndarray:
-        """Return, for each clip of batch k, the number of its earlier occurrences in this epoch."""
+        """Return the number of the occurrence, see ``repeats``, for each clip of batch k."""
         span = slice(self.starts[k], self.starts[k + 1])
-        return np.zeros(span.stop - span.start, np.int32) if self.repeats is None else self.repeats[span]
+        return np.zeros(span.stop - span.start, np.int64) if self.repeats is None else self.repeats[span]
 
     @cached_property
     def hash(self) -> str:
@@ -84,6 +91,7 @@ def plan_epoch(
     *,
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    augmented_s: AugmentedDurations | None = None,
 ) -> EpochPlan:
     """Plan the batches of one epoch. Without weights, each clip occurs once.
 
@@ -97,13 +105,19 @@ def plan_epoch(
         groups: ``[n]``: group of each clip. Clips of one group are fetched together. If None, each clip is fetched
             alone.
         weights: ``[n]``: average number of occurrences of each clip per epoch. 0.5 means every other epoch.
+        augmented_s: if given, batches are planned with the durations after augmentation.
     """
-    durations = np.asarray(durations_s, dtype=np.float64)
     rng = np.random.default_rng([seed, epoch])
-    clips = np.arange(len(durations)) if weights is None else _weighted(weights, seed, epoch)
+    clips = np.arange(len(durations_s)) if weights is None else _weighted(weights, seed, epoch)
+    repeats = None if weights is None else _numbered(clips)
+    if augmented_s is None:
+        durations = np.asarray(durations_s, dtype=np.float64)[clips]
+    else:
+        durations = augmented_s(clips, np.zeros_like(clips) if repeats is None else repeats)
     order, starts = [], [np.zeros(1, np.int64)]
     total = 0
-    for window in _windows(clips, None if groups is None else groups[clips], config.shuffle_clips, rng):
+    # A window has indices of `clips`, so that each occurrence of a clip has its own duration.
+    for window in _windows(len(clips), None if groups is None else groups[clips], config.shuffle_clips, rng):
         flat, ends = _batched(window, durations, config)
         sizes = np.diff(ends, prepend=0)
         if epoch < (config.short_first_epochs or 0):
@@ -114,7 +128,7 @@ def plan_epoch(
         starts.append(total + np.cumsum(sizes[batches]))
         total += len(flat)
     planned = np.concatenate(order) if order else np.empty(0, np.int64)
-    return EpochPlan(planned, np.concatenate(starts), None if weights is None else _repeats(planned))
+    return EpochPlan(clips[planned], np.concatenate(starts), None if repeats is None else repeats[planned])
 
 
 def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -128,23 +142,18 @@ def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.repeat(np.arange(len(weights)), counts.astype(np.int64))
 
 
-def _repeats(order: np.ndarray) -> np.ndarray:
-    """Return, for each position in ``order``, how often the value at this position occurs before it."""
-    sorting = np.argsort(order, kind="stable")
-    ordered = order[sorting]
-    first = np.searchsorted(ordered, ordered)
-    repeats = np.empty(len(order), np.int32)
-    repeats[sorting] = np.arange(len(order)) - first
-    return repeats
+def _numbered(clips: np.ndarray) -> np.ndarray:
+    """Return, for each position in ``clips`` (``[m]``, sorted), how often its value occurs before it."""
+    return np.arange(len(clips)) - np.searchsorted(clips, clips)
 
 
 def _windows(
-    clips: np.ndarray, groups: np.ndarray | None, shuffle_clips: int, rng: np.random.Generator
+    num_clips: int, groups: np.ndarray | None, shuffle_clips: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield the shuffled clips of each window. All clips of a group are in the same window."""
+    """Yield the shuffled indices of the clips of each window. All clips of a group are in the same window."""
     if groups is None:
-        shuffled = clips[rng.permutation(len(clips))]
-        for start in range(0, len(clips), shuffle_clips):
+        shuffled = rng.permutation(num_clips)
+        for start in range(0, num_clips, shuffle_clips):
             yield shuffled[start : start + shuffle_clips]
         return
     by_group = np.argsort(groups, kind="stable")
@@ -156,7 +165,7 @@ def _windows(
     while start < len(shuffled):
         stop = int(np.searchsorted(filled, done + shuffle_clips)) + 1
         members = _gathered(by_group, firsts, sizes, shuffled[start:stop])
-        yield clips[rng.permutation(members)]
+        yield rng.permutation(members)
         start, done = stop, int(filled[min(stop, len(filled)) - 1])
 
 

@@ -91,22 +91,24 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
     Raises:
         UserError: a batch has too many clips.
     """
-    longest, most, budget = recipe.data.max_duration_s, recipe.batching.max_clips, recipe.batching.max_padded_s
+    data, augmentation = recipe.data, recipe.augmentation
+    most, budget = recipe.batching.max_clips, recipe.batching.max_padded_s
+    longest_s = augmentation.longest_s(data.max_duration_s, data.max_duration_s)
     if budget is not None:
-        most = min(most, int(budget / recipe.data.min_duration_s))  # the number of the shortest clips that fit
+        most = min(
+            most, int(budget / augmentation.shortest_s(data.min_duration_s))
+        )  # so many of the shortest clips fit
     if most > _MAX_CLIPS:
         raise UserError(
             f"batching allows batches of {most:,} clips, but a plan supports at most {_MAX_CLIPS:,}; lower "
             "batching.max_clips, or set batching.max_padded_s"
         )
 
-    def lasting(duration_s: float) -> float:
-        return recipe.augmentation.longest_s(duration_s, recipe.data.max_duration_s)
-
-    if budget is None or most * longest <= budget:
-        return [Shape(most, lasting(longest))]
-    # A batch of many short clips may need more memory, because it has more prompts and text.
-    return [Shape(int(budget // longest), lasting(longest)), Shape(most, lasting(budget / most))]
+    if budget is None or most * longest_s <= budget:
+        return [Shape(most, longest_s)]
+    # A batch of many short clips may need more memory, because it has more prompts and text. A clip that is longer than
+    # the budget gets a batch of its own.
+    return [Shape(max(1, int(budget // longest_s)), longest_s), Shape(most, budget / most)]
 
 
 def dry_run_worst(recipe: Recipe, device: Device) -> DryRunResult:

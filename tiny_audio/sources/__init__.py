@@ -31,6 +31,7 @@ __all__ = [
     "SourceConfig",
     "SourceContext",
     "Utterance",
+    "ids_of",
     "origins_of",
     "runs",
     "texts_of",
@@ -74,6 +75,10 @@ class ColumnarUtterances(Sequence[Utterance]):
         """Yield the transcripts of the utterances with the indices ``rows`` (``[m]``), in this order."""
 
     @abstractmethod
+    def ids(self, rows: np.ndarray) -> Iterator[str]:
+        """Yield the ids of the utterances with the indices ``rows`` (``[m]``), in this order."""
+
+    @abstractmethod
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
         """Yield the origins of the utterances with the indices ``rows`` (``[m]``), in this order."""
 
@@ -86,6 +91,13 @@ def texts_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]
     if isinstance(utterances, ColumnarUtterances):
         return utterances.texts(rows)
     return (utterances[row].text for row in rows.tolist())
+
+
+def ids_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[str]:
+    """Yield the ids of the utterances with the indices ``rows`` (``[m]``), in this order."""
+    if isinstance(utterances, ColumnarUtterances):
+        return utterances.ids(rows)
+    return (utterances[row].id for row in rows.tolist())
 
 
 def origins_of(utterances: Sequence[Utterance], rows: np.ndarray) -> Iterator[Origin]:

@@ -248,6 +248,11 @@ class TableUtterances(ColumnarUtterances):
         for batch in self._read(rows, ["text"]):
             yield from batch.column("text").to_pylist()
 
+    def ids(self, rows: np.ndarray) -> Iterator[str]:
+        """See :meth:`ColumnarUtterances.ids`."""
+        for batch in self._read(rows, ["id"]):
+            yield from batch.column("id").to_pylist()
+
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
         """See :meth:`ColumnarUtterances.origins`."""
         names = _mapped(self.path).column_names

@@ -23,6 +23,7 @@ from tiny_audio.sources import (
     SourceConfig,
     SourceContext,
     Utterance,
+    ids_of,
     origins_of,
     runs,
     texts_of,
@@ -217,6 +218,11 @@ class _Utterances(ColumnarUtterances):
         """See :meth:`ColumnarUtterances.texts`."""
         for part, own in self._by_part(rows):
             yield from texts_of(part.utterances, own)
+
+    def ids(self, rows: np.ndarray) -> Iterator[str]:
+        """See :meth:`ColumnarUtterances.ids`."""
+        for part, own in self._by_part(rows):
+            yield from (f"{part.name}/{utterance_id}" for utterance_id in ids_of(part.utterances, own))
 
     def origins(self, rows: np.ndarray) -> Iterator[Origin]:
         """See :meth:`ColumnarUtterances.origins`."""

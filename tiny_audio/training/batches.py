@@ -103,7 +103,8 @@ class Batches:
             if self.world.any(self._stop.requested):
                 yield None
                 return
-            plan = self.clips.clips.plan(self.recipe.batching, self.recipe.training.seed, epoch)
+            recipe, longest_s = self.recipe, self.recipe.data.max_duration_s
+            plan = self.clips.clips.plan(recipe.batching, recipe.training.seed, epoch, recipe.augmentation, longest_s)
             if index and plan.hash != plan_hash:
                 why = f"epoch {epoch} was planned by another version of the code, so batch {index} now has other clips"
                 raise self.world.printed_by_main(RunFailed(f"{why}; continue with that version, or start over"))

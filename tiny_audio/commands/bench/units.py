@@ -135,10 +135,9 @@ class WaveformClips:
     ) -> Iterator[TrainingBatch]:
         """Yield batches of augmented waveforms."""
         clips, seed = self.train.clips, recipe.training.seed
-        plan = clips.plan(recipe.batching, seed, epoch)
-        batches = PlannedBatches(
-            clips, plan, target_encoder, recipe.augmentation, recipe.data.max_duration_s, seed, epoch
-        )
+        augmentation, longest_s = recipe.augmentation, recipe.data.max_duration_s
+        plan = clips.plan(recipe.batching, seed, epoch, augmentation, longest_s)
+        batches = PlannedBatches(clips, plan, target_encoder, augmentation, longest_s, seed, epoch)
         for batch in (batches[index].to(model.device) for index in range(len(batches))):
             if not batch.targets:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Bucket:
     """The largest batch that fits into memory, for clips of one duration."""
 
     duration_s: float
+    """The duration after augmentation."""
     clips: int
     measured: Measured
     predicted_bytes: int
@@ -154,8 +156,8 @@ def probe_recipe(
         recipe: the recipe.
         memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
-        durations_s: durations of the clips, one for each bucket. If None, the longest duration and 1/2, 1/4 and 1/8 of
-            it are used.
+        durations_s: durations of the clips before augmentation, one for each bucket. If None, the longest duration and
+            1/2, 1/4 and 1/8 of it are used. The clips of a bucket have the maximum duration after augmentation.
         random_weights: use random weights, which need as much memory as the weights of checkpoints.
         num_processes: number of processes that will train together. Only one process is measured.
 
@@ -173,17 +175,17 @@ def probe_recipe(
         raise UserError(f"--margin {margin:g} is not a share of the memory; give a number from 0 to below 1")
     if num_processes < 1:
         raise UserError(f"--num-processes {num_processes} is not a number of processes; give 1 or more")
-    durations = _durations(recipe, durations_s)
+    longest_s = partial(recipe.augmentation.longest_s, max_duration_s=recipe.data.max_duration_s)
+    durations = sorted(set(map(longest_s, _durations(recipe, durations_s))), reverse=True)
     buckets = []
     with Process(recipe, memory_gb, margin, random_weights) as process:
         for duration_s in durations:
-            longest_s = recipe.augmentation.longest_s(duration_s, recipe.data.max_duration_s)
 
-            def predict(clips: int, longest_s: float = longest_s) -> int:
-                return predict_bytes(recipe, clips, longest_s, "cuda" if device == "cuda" else "cpu")
+            def predict(clips: int, duration_s: float = duration_s) -> int:
+                return predict_bytes(recipe, clips, duration_s, "cuda" if device == "cuda" else "cpu")
 
-            def train(clips: int, longest_s: float = longest_s) -> Measured | None:
-                return process.train(clips, longest_s)
+            def train(clips: int, duration_s: float = duration_s) -> Measured | None:
+                return process.train(clips, duration_s)
 
             guess = _guess(predict, process.allowed_bytes)
             clips, measured = most_that_fit(train, guess, MOST_CLIPS)
@@ -223,10 +225,10 @@ def _guess(predict: Callable[[int], int], allowed_bytes: int) -> int:
     return 1 + int((allowed_bytes - one) // each)
 
 
-def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
+def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> Sequence[float]:
     shortest, longest = recipe.data.min_duration_s, recipe.data.max_duration_s
     if wanted is None:
-        return sorted({max(shortest, longest / part) for part in (1, 2, 4, 8)}, reverse=True)
+        return [max(shortest, longest / part) for part in (1, 2, 4, 8)]
     for duration_s in wanted:
         if not shortest <= duration_s <= longest:
             raise UserError(
@@ -237,7 +239,7 @@ def _durations(recipe: Recipe, wanted: Sequence[float] | None) -> list[float]:
         raise UserError(
             f"--durations must include data.max_duration_s, {longest:g}, because the longest clips need the most memory"
         )
-    return sorted(set(wanted), reverse=True)
+    return wanted
 
 
 def probe_table(probe: Probe) -> str:

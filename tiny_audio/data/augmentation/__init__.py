@@ -62,6 +62,32 @@ class AugmentationConfig(Config):
         added = sum(section.max_added_s() for section in self.sections())
         return max(slowed, min(slowed + added, max_duration_s))
 
+    def shortest_s(self, duration_s: float) -> float:
+        """Return the minimum duration that a clip of ``duration_s`` can have after augmentation."""
+        return duration_s / max(*(self.speed or (1.0,)), 1.0)
+
+    @property
+    def changes_durations(self) -> bool:
+        """Whether the duration of a clip can change."""
+        return self.speed is not None or any(section.max_added_s() for section in self.sections())
+
+    def duration_s(self, duration_s: float, seed: int, max_duration_s: float) -> float:
+        """Return the duration of a clip after :func:`augment_waveform` with the same seed, without the audio.
+
+        Sections that make clips longer come first, so their random numbers are known; see
+        :meth:`WaveformAugmentation.added_s`.
+        """
+        rng = random.Random(seed)
+        duration_s /= self.drawn_speed(rng)
+        for section in self.sections():
+            if rng.random() < section.probability:
+                duration_s += section.added_s(duration_s, rng, max_duration_s)
+        return duration_s
+
+    def drawn_speed(self, rng: random.Random) -> float:
+        """Draw a speed factor. It is rounded to 1 % to keep the resampling kernel small."""
+        return round(rng.choice(self.speed) * 100) / 100 if self.speed else 1.0
+
     def folders(self) -> dict[str, str]:
         """Return the folders of sounds, by name of the section that uses the folder."""
         sections = {name: section for name, section in self if isinstance(section, WaveformAugmentation)}
@@ -126,11 +152,11 @@ def augment_waveform(
         max_duration_s: maximum duration of a clip with added silence.
     """
     rng = random.Random(seed)
-    factor = rng.choice(config.speed) if config.speed else 1.0
+    factor = config.drawn_speed(rng)
     if factor != 1.0:
         import torchaudio
 
-        # Resampling changes the speed. The factor is rounded to 1 % to keep the resampling kernel small.
+        # Resampling changes the speed.
         waveform = torchaudio.functional.resample(waveform, round(factor * 100), 100)
     draw = Draw(rng, seed, rms(waveform), max_duration_s)
     for section in config.sections():

@@ -53,6 +53,19 @@ class WaveformAugmentation(Config, ABC):
         """
         return 0.0
 
+    def added_s(self, duration_s: float, rng: random.Random, max_duration_s: float) -> float:
+        """Return the duration in seconds that :meth:`apply` adds to a clip, before the audio of the clip is loaded.
+
+        Batches are planned with this duration. Sections that make clips longer override this method.
+
+        Args:
+            duration_s: duration of the clip before this section.
+            rng: a generator in the same state as ``draw.rng`` in :meth:`apply`. If an earlier section draws random
+                numbers and does not override this method, the state differs, and the result is only an estimate.
+            max_duration_s: see ``draw.max_duration_s``.
+        """
+        return 0.0
+
     def sounds_folder(self) -> str | None:
         """Return the folder of sounds that the section reads, or None if it reads no sounds.
 

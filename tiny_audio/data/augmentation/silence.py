@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -35,7 +37,15 @@ class SilenceConfig(WaveformAugmentation):
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Silence does not make a clip longer than ``max_duration_s``."""
-        before_s, after_s = draw.rng.uniform(0, self.max_before_s), draw.rng.uniform(0, self.max_after_s)
-        share = min(1.0, max(0.0, draw.max_duration_s - len(waveform) / SAMPLE_RATE) / (before_s + after_s or 1.0))
-        padding = int(share * before_s * SAMPLE_RATE), int(share * after_s * SAMPLE_RATE)
-        return torch.nn.functional.pad(waveform, padding)
+        before_s, after_s = self._silences_s(len(waveform) / SAMPLE_RATE, draw.rng, draw.max_duration_s)
+        return torch.nn.functional.pad(waveform, (int(before_s * SAMPLE_RATE), int(after_s * SAMPLE_RATE)))
+
+    def added_s(self, duration_s: float, rng: random.Random, max_duration_s: float) -> float:
+        """See :meth:`WaveformAugmentation.added_s`."""
+        return sum(self._silences_s(duration_s, rng, max_duration_s))
+
+    def _silences_s(self, duration_s: float, rng: random.Random, max_duration_s: float) -> tuple[float, float]:
+        """Draw the silence before and after a clip."""
+        before_s, after_s = rng.uniform(0, self.max_before_s), rng.uniform(0, self.max_after_s)
+        share = min(1.0, max(0.0, max_duration_s - duration_s) / (before_s + after_s or 1.0))
+        return share * before_s, share * after_s
