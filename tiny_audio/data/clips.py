@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import overload
 
 import numpy as np
@@ -144,18 +145,9 @@ class Clips(Sequence[Clip]):
             augmentation: if given, batches are planned with the durations after this augmentation.
             max_duration_s: maximum duration of a clip with added silence.
         """
-
-        def augmented_s(clips: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-            assert augmentation is not None
-            drawn = (
-                augmentation.duration_s(duration_s, clip_seed(seed, epoch, clip_id, repeat), max_duration_s)
-                for duration_s, clip_id, repeat in zip(
-                    self.durations_s[clips].tolist(), self._ids(clips), repeats.tolist(), strict=True
-                )
-            )
-            return np.fromiter(drawn, np.float64, len(clips))
-
-        changed = augmentation is not None and augmentation.changes_durations
+        augmented_s = None
+        if augmentation is not None and augmentation.changes_durations:
+            augmented_s = partial(self._augmented_s, augmentation, max_duration_s, seed, epoch)
         return plan_epoch(
             self.durations_s,
             config,
@@ -163,8 +155,25 @@ class Clips(Sequence[Clip]):
             epoch,
             groups=self.groups,
             weights=self.weights,
-            augmented_s=augmented_s if changed else None,
+            augmented_s=augmented_s,
         )
+
+    def _augmented_s(
+        self,
+        augmentation: AugmentationConfig,
+        max_duration_s: float,
+        seed: int,
+        epoch: int,
+        clips: np.ndarray,
+        repeats: np.ndarray,
+    ) -> np.ndarray:
+        """Return durations after augmentation; see :data:`tiny_audio.data.order.AugmentedDurations`."""
+        occurrences = zip(self.durations_s[clips].tolist(), self._ids(clips), repeats.tolist(), strict=True)
+        augmented = (
+            augmentation.duration_s(duration_s, clip_seed(seed, epoch, clip_id, repeat), max_duration_s)
+            for duration_s, clip_id, repeat in occurrences
+        )
+        return np.fromiter(augmented, np.float64, len(clips))
 
     def _ids(self, chosen: np.ndarray) -> Iterator[str]:
         """Yield :attr:`Clip.id` of the clips with the indices ``chosen`` (``[m]``), without reading transcripts."""
