@@ -94,7 +94,9 @@ def test_the_server_warns_if_other_machines_can_use_it(place: Path) -> None:
     assert "0.0.0.0" in err
 
 
-def test_wrong_arguments_are_rejected(place: Path, tmp_path: Path, call: Output) -> None:
+def test_wrong_arguments_are_rejected(
+    place: Path, tmp_path: Path, call: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, _, err = call("serve", place / "model", "--port", taken.getsockname()[1])
     assert code == 2
@@ -112,6 +114,11 @@ def test_wrong_arguments_are_rejected(place: Path, tmp_path: Path, call: Output)
         code, _, err = call("serve", place / "model", "--allow-origin", origin)
         assert code == 2
         assert f"--allow-origin {origin} " in err
+    for blank in ("", " "):
+        monkeypatch.setenv("TINY_AUDIO_API_KEY", blank)
+        code, _, err = call("serve", place / "model")
+        assert code == 2
+        assert "TINY_AUDIO_API_KEY" in err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

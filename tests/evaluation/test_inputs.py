@@ -226,7 +226,7 @@ def test_a_missing_key_is_an_error(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--group-by", "accent"], "error: evaluation.group_by: no clip has a value for the column 'accent'; "),
+        (["--group-by", "accent"], "error: --group-by: no clip has a value for the column 'accent'; "),
         (["--normalizer", "upper"], "error: "),
         (["--max-samples", "0"], "Invalid value for '--max-samples'"),
     ],

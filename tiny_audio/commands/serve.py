@@ -75,7 +75,8 @@ def serve(
         ),
         live=LiveLimits(max_streams=max_streams),
     )
-    if not all(options.api_keys):
+    # An empty variable is probably a mistake, and must not open the server to everybody.
+    if not all(options.api_keys) or ("TINY_AUDIO_API_KEY" in os.environ and not options.api_keys):
         raise UserError(
             "an API key is empty; give a key. To allow requests without a key, remove --api-key and unset "
             "TINY_AUDIO_API_KEY"

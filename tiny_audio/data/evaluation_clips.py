@@ -38,11 +38,12 @@ def evaluation_clips(name: str, source: Source, max_duration_s: float = math.inf
     return ClipSet.gather({name: source}, 0.0, max_duration_s, keep_empty=True)
 
 
-def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
-    """Check that at least one clip has a value for the metadata column of ``evaluation.group_by``.
+def check_group_by(clips: Sequence[Clip], column: str | None, place: str = "evaluation.group_by") -> None:
+    """Check that at least one clip has a value for the metadata column by which results are grouped.
 
     Args:
-        column: the value of ``evaluation.group_by``. If None, nothing is checked.
+        column: name of the column. If None, nothing is checked.
+        place: the option or field with this name, for the message.
 
     Raises:
         UserError: no clip has a value for the column. The message names the columns for which clips have values.
@@ -51,6 +52,4 @@ def check_group_by(clips: Sequence[Clip], column: str | None) -> None:
         return
     columns = sorted({name for clip in clips for name, value in clip.utterance.metadata.items() if value})
     known = f"use one of these columns: {', '.join(columns)}; or " if columns else ""
-    raise UserError(
-        f"evaluation.group_by: no clip has a value for the column {column!r}; {known}remove evaluation.group_by"
-    )
+    raise UserError(f"{place}: no clip has a value for the column {column!r}; {known}remove {place}")

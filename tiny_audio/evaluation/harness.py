@@ -99,7 +99,7 @@ def evaluate_targets(
         RunFailed: there is only one target, and it transcribed no clip, or no recording completely.
     """
     for data in sets:
-        check_group_by(data.clips, group_by)
+        check_group_by(data.clips, group_by, "--group-by")
     works = [(target, [TargetOnSet(target, data, output_dir) for data in sets]) for target in targets]
     every = [work for _, items in works for work in items]
     missing = world.broadcast_from_main(lambda: [work.open() for work in every])

@@ -122,7 +122,8 @@ class RunClips:
         training, limit_h = self.training(), self._recipe.evaluation.max_compared_h
         hours = training.duration_s / 3600
         if hours > limit_h:
-            reason = f"{hours:,.0f} h of training audio are more than evaluation.max_compared_h ({limit_h:g})"
+            reason = f"{hours:,.1f} h of training audio are more than evaluation.max_compared_h ({limit_h:g})"
+            reason = reason if limit_h else "evaluation.max_compared_h is 0"
             return find_overlaps(training.clips, evaluation.sets, why_no_sounds=reason)
         return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips))
 
