@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from tiny_audio.cli import main
 from tiny_audio.commands.sweep import Sweep, combinations
 from tiny_audio.commands.sweep._grid import split_values
 from tiny_audio.config import UserError
+from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import load_recipe
+from tiny_audio.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -299,6 +302,28 @@ def test_a_failed_run_is_recorded_and_the_others_continue(
     assert finished["error"] is None
     assert [variant["name"] for variant in read(folder / "comparison.json")["variants"]] == ["learning_rate=1e-3"]
     Page((folder / "comparison.html").read_text())
+
+
+def test_a_failed_run_leaves_memory_to_the_next_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: weakref.WeakSet[TinyAudioModel] = weakref.WeakSet()
+    num_alive: list[int] = []
+
+    def fail(trainer: Trainer, *_: object) -> None:
+        num_alive.append(len(models))
+        models.add(trainer.bare_model)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trainer, "_score", fail)
+    folder = tmp_path / "sweep"
+    assert main(["sweep", str(recipe), "training.seed=0,1,2", "--output-dir", str(folder)]) == 1
+    assert num_alive == [0, 0, 0]
+    errors = [run["error"] for run in read(folder / "sweep.json")["runs"]]
+    assert all(
+        error.endswith('in fail\n    raise RuntimeError("out of memory")\nRuntimeError: out of memory\n')
+        for error in errors
+    )
 
 
 def test_errors_found_by_a_run_have_exit_code_2(

@@ -12,6 +12,7 @@ import shlex
 import textwrap
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ from tiny_audio.runtime.launch import check_alone
 from tiny_audio.training.signals import StopSignal
 
 __all__ = ["Sweep", "combinations"]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The error of a failed run. The exception itself would keep the run's model and optimizer in memory."""
+
+    message: str
+    is_user_error: bool
 
 
 class Sweep:
@@ -78,7 +87,7 @@ class Sweep:
             raise UserError(f"{self.folder} is the folder of a run; give another --output-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._status = {run.folder: {"status": "waiting", "error": None} for run in self.combinations}
-        failures: dict[str, Exception] = {}
+        failures: dict[str, _Failure] = {}
         with StopSignal():
             for index, run in enumerate(self.combinations, 1):
                 failure = self._run(index, run)
@@ -90,8 +99,8 @@ class Sweep:
             self._fail(failures, compared=bool(comparison))
         return comparison
 
-    def _run(self, index: int, run: Combination) -> Exception | None:
-        """Complete one run. Return its error, or None if it succeeded."""
+    def _run(self, index: int, run: Combination) -> _Failure | None:
+        """Complete one run. Return its failure, or None if it succeeded."""
         from tiny_audio.commands.run import Run  # imports transformers, which `sweep --dry-run` does not need
 
         folder = self.folder / run.folder
@@ -110,7 +119,7 @@ class Sweep:
                 # Our own errors have complete messages. For other errors, record the traceback.
                 known = isinstance(error, RunFailed | UserError)
                 self._record(run, "failed", message if known else traceback.format_exc())
-                return error
+                return _Failure(message, isinstance(error, UserError))
             finally:
                 gc.collect()
                 empty_cache()
@@ -142,14 +151,14 @@ class Sweep:
         print(f"{comparison_table(compared)}\n\ncomparison: {self.folder / 'comparison.html'}")
         return comparison
 
-    def _fail(self, failures: dict[str, Exception], *, compared: bool) -> None:
+    def _fail(self, failures: dict[str, _Failure], *, compared: bool) -> None:
         lines = [f"{len(failures)} of {len(self.combinations)} runs failed:"]
-        for name, error in failures.items():
-            lines += textwrap.indent(f"{name}: {str(error) or type(error).__name__}", "  ").splitlines()
+        for name, failure in failures.items():
+            lines += textwrap.indent(f"{name}: {failure.message}", "  ").splitlines()
         if compared:
             lines.append(f"the others are compared in {self.folder / 'comparison.html'}")
         lines.append("the same command repeats the failed runs")
-        user_errors = all(isinstance(error, UserError) for error in failures.values())
+        user_errors = all(failure.is_user_error for failure in failures.values())
         raise (UserError if user_errors else RunFailed)("\n".join(lines))
 
     def _record(self, run: Combination, status: str, error: str | None = None) -> None:
