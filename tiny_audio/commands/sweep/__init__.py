@@ -112,8 +112,8 @@ class Sweep:
             except Stopped:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
-            except (RunFailed, UserError, OSError, RuntimeError, MemoryError) as error:
-                # A RuntimeError may mean that the GPU's memory is too small for this run. Other runs may fit.
+            except Exception as error:
+                # The error may concern only this run: its batch may not fit into memory, or its part may have a bug.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
                 # Our own errors have complete messages. For other errors, record the traceback.
