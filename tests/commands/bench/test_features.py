@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,15 +68,32 @@ def test_features_are_computed_once_for_each_encoder_and_set(home: Path, tmp_pat
     notes: list[str] = []
     first = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
     again = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
-    assert len(notes) == len(list(tmp_path.iterdir())) == 1
+    assert len(notes) == len(list(tmp_path.glob("*/index.json"))) == 1
     assert torch.equal(first.values, again.values)
     fewer = replace(clips, clips=clips.clips[:5], dropped=())
     assert len(FeatureCache(model, recipe, tmp_path, notes.append).get(fewer).clips) == 5
     with torch.no_grad():
         next(iter(model.encoder.parameters())).add_(0.01)
     other = FeatureCache(model, recipe, tmp_path, notes.append).get(clips)
-    assert len(notes) == len(list(tmp_path.iterdir())) == 3
+    assert len(notes) == len(list(tmp_path.glob("*/index.json"))) == 3
     assert not torch.equal(first.values, other.values)
+
+
+def test_features_needed_twice_at_once_are_computed_once(home: Path, tmp_path: Path) -> None:
+    recipe, clips, model, _ = built(home)
+    notes: list[str] = []
+    encoding = threading.Barrier(2)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        with suppress(threading.BrokenBarrierError):
+            encoding.wait(timeout=2)  # until the other thread begins too, which it should not
+
+    caches = [FeatureCache(model, recipe, tmp_path, note) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda cache: cache.get(clips), caches)
+    assert len(notes) == 1
+    assert torch.equal(first.values, second.values)
 
 
 def test_unreadable_clips_have_no_features(home: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -125,12 +126,17 @@ class FeatureCache:
     def get(self, clips: ClipSet) -> Features:
         """Load the features of ``clips``. Compute them first if they are not on disk.
 
+        If several processes need the same features, one process computes them and the others wait.
+
         Raises:
             UserError: the features do not fit on the disk or are damaged, or no clip can be read.
         """
         folder = self.folder / self._key(clips)
         if not folder.exists():
-            self._compute(clips, folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not folder.exists():  # another benchmark may have computed them meanwhile
+                    self._compute(clips, folder)
         return self._open(clips, folder)
 
     def _key(self, clips: ClipSet) -> str:
@@ -202,7 +208,6 @@ class FeatureCache:
         width = 2 if self.recipe.training.precision == "bf16" else 4
         seconds = clips.duration_s
         needed = seconds * self.model.encoder.frame_rate * channels * width
-        self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
