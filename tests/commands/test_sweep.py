@@ -83,6 +83,7 @@ def refusal(path: Path, *overrides: str) -> str:
         ("'a, b',\"c, d\"", ["'a, b'", '"c, d"']),
         ("['a]', b],c", ["['a]', b]", "c"]),
         (r'"a\", b",c', [r'"a\", b"', "c"]),
+        (r'"a\\",b', [r'"a\\"', "b"]),
         ("'it''s, so',c", ["'it''s, so'", "c"]),
         ("don't,do", ["don't", "do"]),
         ("rock''n,roll", ["rock''n", "roll"]),

@@ -54,7 +54,9 @@ def split_values(text: str) -> list[str]:
     for index, character in enumerate(text):
         before = text[start:index].rstrip()
         if quote:
-            if character == quote and not (quote == '"' and before.endswith("\\")):
+            # In double quotes, a backslash escapes the next character, which may be another backslash.
+            backslashes = index - len(text[:index].rstrip("\\"))
+            if character == quote and not (quote == '"' and backslashes % 2):
                 quote, closed = "", index
         elif character in "\"'" and (
             not before
