@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from tests.conftest import Document, changed
 from tests.support import part_checkpoints
 from tests.support.messages import assert_names
+from tests.support.processes import finish, fork
 from tests.support.training import LORA, different, logged, make_trainer, parse, recipe_on, trained
 from tiny_audio.config import UserError
 from tiny_audio.encoders import Encoder
@@ -84,6 +87,22 @@ def test_a_full_disk_does_not_stop_training(encoder: Encoder, tmp_path: Path, mo
     first, again = (cache.frames(clips(), LENGTHS).values for _ in range(2))
     assert torch.equal(first, again)
     assert cache.num_encoded == 6
+
+
+def test_a_disk_that_fills_up_keeps_its_frames(encoder: Encoder, tmp_path: Path) -> None:
+    """The limit on the size of files acts like a full disk: the second clip's frames are written only in part."""
+    limit_bytes = cache_size(encoder, tmp_path) + 100
+
+    def fill() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        cache = FrameCache(encoder, 10**6, tmp_path)
+        first, second, third = (cache.frames(clips(), LENGTHS).values for _ in range(3))
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+        return cache.num_encoded
+
+    assert finish(fork(fill)) == (3 + 2 + 2, "", "")
 
 
 # --- training

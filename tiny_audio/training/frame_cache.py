@@ -41,7 +41,8 @@ class FrameCache:
     def __init__(self, encoder: Encoder, limit_bytes: int, folder: Path) -> None:
         self._encoder = encoder
         self._limit_bytes = limit_bytes
-        self._file = tempfile.TemporaryFile(dir=folder if folder.is_dir() else None)  # noqa: SIM115
+        # Without a buffer, because bytes that do not fit on the disk would stay in it and make each later seek fail.
+        self._file = tempfile.TemporaryFile(dir=folder if folder.is_dir() else None, buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._size = 0
         self._entries: dict[bytes, _Entry] = {}
@@ -84,8 +85,9 @@ class FrameCache:
             return
         try:
             self._file.seek(self._size)
-            self._file.write(values.view(torch.uint8).numpy().tobytes())
-            self._file.flush()
+            rest = memoryview(values.view(torch.uint8).numpy().tobytes())
+            while rest:  # if the disk is nearly full, a call writes only a part, and the next call raises the error
+                rest = rest[self._file.write(rest) :]
         except OSError:  # the disk is full; training continues with the frames that are already in the file
             self._limit_bytes = self._size
             return
