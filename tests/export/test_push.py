@@ -198,3 +198,6 @@ def test_folders_without_an_export_are_rejected(
     (tmp_path / "config.json").unlink()
     (tmp_path / "state.json").touch()
     assert "this run has no model yet" in rejected(capsys, str(tmp_path), "me/x")
+    for name in ("step-000000004", "step-000000004 (copy)"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert "(saved steps: 4)" in rejected(capsys, str(tmp_path), "me/x")

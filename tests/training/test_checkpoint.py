@@ -17,6 +17,7 @@ from tests.support.training import (
     weights,
 )
 from tiny_audio.config import RunFailed
+from tiny_audio.runtime.checkpoint_folders import steps_in
 from tiny_audio.runtime.world import World
 from tiny_audio.training import checkpoint
 
@@ -69,7 +70,7 @@ def test_copies_of_checkpoints_are_ignored(document: Document, tmp_path: Path) -
         copy.mkdir(parents=True)
     assert checkpoint.latest(tmp_path / "checkpoints") is None
     make_trainer(document, tmp_path).run()
-    assert list(checkpoint.steps_in(tmp_path / "checkpoints"))[-1] == 3
+    assert list(steps_in(tmp_path / "checkpoints"))[-1] == 3
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-000000003"
     assert all(copy.is_dir() for copy in copies)
 

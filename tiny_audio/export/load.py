@@ -18,6 +18,7 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.processor import TinyAudioProcessor
 from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.registry import UnknownPartError
+from tiny_audio.runtime.checkpoint_folders import steps_in
 from tiny_audio.runtime.quiet import quiet_transformers
 
 # Register this package's classes, so that transformers uses them for exports and does not need trust_remote_code.
@@ -116,7 +117,7 @@ def model_folder(folder: Path) -> Path:
     if (folder / "progress.json").is_file():
         raise UserError(f"{folder}: this is a checkpoint; export it with `tiny-audio export {folder} DIR`")
     if (folder / "state.json").is_file():
-        saved = sorted(int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("step-*"))
+        saved = steps_in(folder / "checkpoints")
         steps = f", or export a checkpoint with --step (saved steps: {', '.join(map(str, saved))})" if saved else ""
         raise UserError(f"{folder}: this run has no model yet; finish it with the command that started it{steps}")
     raise UserError(f"{folder}: there is no config.json; give the folder of a run or of an exported model")

@@ -6,7 +6,6 @@ A checkpoint is written to a temporary folder, synced to disk, and then committe
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -21,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tiny_audio.config import RunFailed, UserError
+from tiny_audio.runtime.checkpoint_folders import PREFIX, steps_in
 from tiny_audio.runtime.files import commit_folder
 from tiny_audio.runtime.world import World
 from tiny_audio.training.parallel import plain, spread_like
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.random_state import rng_state, set_rng_state
 
-_PREFIX = "step-"
 _UNCOMMITTED = ".writing-"
 _DAMAGED = "damaged-"
 _SUMS = "checksums.json"
@@ -65,7 +64,7 @@ def has_any(folder: Path) -> bool:
 
 def _renamed(folder: Path) -> list[Path]:
     """Return the damaged checkpoints that :func:`newest_whole` renamed."""
-    return list(folder.glob(f"{_DAMAGED}{_PREFIX}*"))
+    return list(folder.glob(f"{_DAMAGED}{PREFIX}*"))
 
 
 def save(
@@ -188,15 +187,6 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
     return None
 
 
-def steps_in(folder: Path) -> dict[int, Path]:
-    """Return the folder of each committed checkpoint by its step, in ascending order.
-
-    Folders with other names are ignored, such as ``step-000000004 (copy)``.
-    """
-    steps = {path: path.name.removeprefix(_PREFIX) for path in sorted(folder.glob(f"{_PREFIX}*"))}
-    return {int(step): path for path, step in steps.items() if re.fullmatch("[0-9]+", step)}
-
-
 def read_progress(checkpoint: Path) -> Progress:
     """Read the progress of a training run from a checkpoint.
 
@@ -270,7 +260,7 @@ def _copy(weights: dict[str, Tensor], own: dict[str, Tensor], world: World) -> N
 
 
 def _of_step(folder: Path, step: int) -> Path:
-    return folder / f"{_PREFIX}{step:09d}"
+    return folder / f"{PREFIX}{step:09d}"
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:

@@ -16,10 +16,11 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.pretrained.identity import checkpoint_identity
 from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.runtime.checkpoint_folders import steps_in
 from tiny_audio.runtime.device import device_of
 from tiny_audio.runtime.world import World
 from tiny_audio.training.assembly import assemble
-from tiny_audio.training.checkpoint import check_whole, read_progress, read_weights, set_weights, steps_in
+from tiny_audio.training.checkpoint import check_whole, read_progress, read_weights, set_weights
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.metrics import read_metrics
 from tiny_audio.training.precision import set_types
