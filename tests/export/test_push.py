@@ -20,12 +20,17 @@ from tiny_audio.export.formats.huggingface import export_model
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
+FOREIGN = ("optimizer.pt", ".env.json", "private/notes.txt")
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("push") / "model"
     model, tokenizer = assemble()
     export_model(model, tokenizer, folder, card="---\nlibrary_name: transformers\n---\n# A model\n")
-    (folder / "optimizer.pt").write_bytes(b"a file that is not part of an export")
+    for name in FOREIGN:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"a file that is not part of an export")
     return folder
 
 
@@ -49,7 +54,8 @@ def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_
         (done,) = tiny_audio(None, [command], anew=["huggingface_hub"], **env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{hub.endpoint}/me/my-model/commit/")
-    files = {path.name: path.read_bytes() for path in exported.iterdir() if path.name != "optimizer.pt"}
+    paths = {path.relative_to(exported).as_posix(): path for path in exported.rglob("*") if path.is_file()}
+    files = {name: path.read_bytes() for name, path in paths.items() if name not in FOREIGN}
     assert hub.repos == {"me/my-model": files}
     assert hub.private == {"me/my-model": True}
     assert [commit["summary"] for commit in hub.commits] == ["A model that tiny-audio exported"]

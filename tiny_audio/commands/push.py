@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,13 +59,22 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=source,
-            allow_patterns=list(export.files),
+            allow_patterns=_patterns(source, export),
             commit_message="A model that tiny-audio exported",
         )
     yield commit.commit_url
     if space:
         with _hub_errors(api, f"the Space {repo}"):
             yield _push_space(api, repo, commit, source / "requirements.txt", private=private).commit_url
+
+
+def _patterns(folder: Path, export: type[ExportConfig]) -> list[str]:
+    """Return a pattern for each file and folder of an export.
+
+    ``export.files`` would not do, because the hub's ``*`` also matches slashes, and so files in foreign folders.
+    """
+    entries = [entry for entry in folder.iterdir() if export.has_file(entry.name)]
+    return [glob.escape(entry.name) + ("/*" if entry.is_dir() else "") for entry in entries]
 
 
 def _push_space(api: HfApi, repo: str, model: CommitInfo, requirements: Path, *, private: bool) -> CommitInfo:

@@ -22,7 +22,12 @@ class ExportConfig(Config, ABC):
     name: str
     files: ClassVar[tuple[str, ...]]
     """Patterns for the names of all files and folders of an export. A folder that contains anything else, except
-    ``__pycache__``, is not replaced by a new export. ``tiny-audio push`` uploads only files that match the patterns."""
+    ``__pycache__``, is not replaced by a new export. ``tiny-audio push`` uploads only files and folders that match."""
+
+    @classmethod
+    def has_file(cls, name: str) -> bool:
+        """Whether a file or folder of this name can be part of an export. As in a shell, ``*`` matches no first dot."""
+        return any(fnmatch(name, pattern) and (name[0] == ".") == (pattern[0] == ".") for pattern in cls.files)
 
     @classmethod
     @abstractmethod
@@ -63,10 +68,8 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
             f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove "
             f"{folder}"
         )
-    known = (*export.files, "__pycache__")  # Python writes __pycache__ when the export is used
-    foreign = sorted(
-        entry.name for entry in folder.iterdir() if not any(fnmatch(entry.name, pattern) for pattern in known)
-    )
+    names = {entry.name for entry in folder.iterdir()} - {"__pycache__"}  # Python writes it when the export is used
+    foreign = sorted(name for name in names if not export.has_file(name))
     if foreign:
         raise UserError(
             f"{folder} contains an exported model, but also {foreign[0]!r}, which an export would delete; move "
