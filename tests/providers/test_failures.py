@@ -122,6 +122,18 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
         assert "Incorrect API key provided: (the key)." in str(caught.value)
 
 
+def test_a_long_key_in_a_long_response_is_not_shown(
+    server: Vendors, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is hidden before the response is shortened, because half a key would not be recognized."""
+    secret = "sk-proj-" + "4x" * 80
+    monkeypatch.setenv(VARIABLES["openai"], secret)
+    server.faults = [Fault("body", 200, body="<" * 200 + secret)]
+    with pytest.raises(ProviderError, match=r"without JSON: '<+\(the key\)'") as caught:
+        make("openai").transcribe(AUDIO)
+    assert secret[:8] not in str(caught.value)
+
+
 @crossed(
     "body,message",
     [

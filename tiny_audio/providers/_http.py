@@ -203,7 +203,7 @@ class Api:
             body = response.json()
         except ValueError:
             raise self.problem(
-                f"answered {response.status_code} without JSON: {response.text[:_MAX_SHOWN]!r}"
+                f"answered {response.status_code} without JSON: {self._shown(response.text)!r}"
             ) from None
         try:
             return answer.model_validate(body)
