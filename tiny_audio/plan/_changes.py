@@ -6,6 +6,7 @@ A change is suggested only if a dry run shows that the changed recipe fits.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,7 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
     batching, steps = recipe.batching, recipe.training.accumulation
     fields: Fields
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
-        fields = {"batching.max_padded_s": round(clips * recipe.data.max_duration_s, 1)}
+        fields = {"batching.max_padded_s": math.ceil(10 * clips * recipe.data.max_duration_s) / 10}
     else:
         fields = {"batching.max_clips": clips}
     accumulation = max(1, round(steps * worst.shape.num_clips / clips))
@@ -147,7 +148,7 @@ def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Chan
     data = recipe.data
     for duration in (data.max_duration_s, data.max_duration_s / 2, data.max_duration_s / 4):
         fields = savers if duration == data.max_duration_s else savers | {"data.max_duration_s": duration}
-        if duration <= max(1.0, 2 * data.min_duration_s):
+        if duration < data.max_duration_s and duration <= max(1.0, 2 * data.min_duration_s):
             break
         lean = _dry_run(recipe, fields, machine)
         if lean is None:
