@@ -53,6 +53,8 @@ def test_shipped_variants_cover_all_projectors_at_equal_size_and_rate() -> None:
         ("swiglu:stack", "--variants: 'swiglu:stack' must be name, name:field=value+field=value"),
         ("swiglu,,conv", "--variants: '' must be name,"),
         ("swiglu,swiglu", "--variants: 'swiglu' is given twice; give one of the two another label"),
+        ("a=b=swiglu", "--variants: the label 'a=b' must have"),
+        (f"{'x' * 61}=swiglu", "must have 1 to 60 characters"),
         ("there/is/none.yaml", "there/is/none.yaml"),
     ],
 )
@@ -69,6 +71,8 @@ def test_invalid_variants_are_rejected(text: str, message: str) -> None:
         ({"variants": ["conv"]}, "variants must map labels to projectors"),
         ({"variants": {"a": 3}}, "a must be a projector's name or its section, not 3"),
         ({"variants": {"a": {"name": "conv", "hiden_dim": 3}}}, "variant a: hiden_dim: Extra inputs are not permitted"),
+        ({"variants": {"a, b": "conv"}}, "variants.yaml: the label 'a, b' must have"),
+        ({"variants": {"a": "conv"}, "controls": {"": "conv"}}, "variants.yaml: the label '' must have"),
         ({"variants": {"a": "conv"}, "controls": {"a": "conv"}}, "--variants: 'a' is given twice"),
     ],
 )

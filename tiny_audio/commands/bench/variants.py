@@ -74,11 +74,13 @@ def _from_text(text: str) -> Variant:
     head, colon, fields = text.partition(":")
     label, _, name = head.rpartition("=")
     overrides = fields.split("+") if colon else []
-    if not name or not all("=" in item for item in overrides) or not _LABEL.fullmatch(label or name):
+    if not name or not all("=" in item for item in overrides):
         raise UserError(
             f"--variants: {text!r} must be name, name:field=value+field=value or label=name:field=value, such as "
             "conv:hidden_dim=512; or give a YAML file with a section `variants`"
         )
+    if label:
+        _check_label(label, "--variants")
     section = apply_overrides({"name": PROJECTORS.entry(name).name}, overrides)
     return Variant(label or text.replace(":", " ").replace("+", " "), section)
 
@@ -104,9 +106,18 @@ def _from_file(path: Path) -> Variants:
             raise UserError(
                 f"{path}: {variant.label} must be a projector's name or its section, not {variant.section!r}"
             )
+        _check_label(variant.label, str(path))
         variant.config()
     _unique([*found["variants"], *found["controls"]])
     return Variants(tuple(found["variants"]), tuple(found["controls"]))
+
+
+def _check_label(label: str, where: str) -> None:
+    if not _LABEL.fullmatch(label):
+        raise UserError(
+            f"{where}: the label {label!r} must have 1 to 60 characters, no comma, equals sign or colon, and no space "
+            "at its start; choose another label"
+        )
 
 
 def _unique(variants: Sequence[Variant]) -> tuple[Variant, ...]:
