@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_audio.commands._output import print_json
 from tiny_audio.commands.bench.tables import results_table, timings_table
 from tiny_audio.commands.bench.timing import Effort, ProjectorShape, time_projectors
-from tiny_audio.commands.bench.variants import read_variants
+from tiny_audio.commands.bench.variants import Variants, read_variants
 from tiny_audio.config import UserError
 from tiny_audio.recipe import load_recipe
 from tiny_audio.runtime.device import DEVICES
@@ -81,7 +81,7 @@ def benchmark_projectors(
             raise UserError(f"{option} {reason}{hint}")
     variants = read_variants(options.variants)
     if train:
-        return _train(recipe, overrides, options, output_dir)
+        return _train(recipe, overrides, variants, options, output_dir)
     effort = Effort(
         durations_s=tuple(_numbers("--durations", options.durations, "5,20")),
         batch_sizes=tuple(map(int, _numbers("--batch-sizes", options.batch_sizes, "1,4", whole=True))),
@@ -98,7 +98,9 @@ def benchmark_projectors(
     return measured
 
 
-def _train(recipe: Path | None, overrides: Sequence[str], options: Options, output_dir: Path | None) -> dict[str, Any]:
+def _train(
+    recipe: Path | None, overrides: Sequence[str], variants: Variants, options: Options, output_dir: Path | None
+) -> dict[str, Any]:
     from tiny_audio.commands.bench.training import Plan, TrainedBenchmark
 
     if recipe is None:
@@ -113,7 +115,7 @@ def _train(recipe: Path | None, overrides: Sequence[str], options: Options, outp
     plan = Plan(
         recipe,
         tuple(overrides),
-        read_variants(options.variants),
+        variants,
         tuple(map(int, seeds)),
         budget,
         options.baseline,
