@@ -164,6 +164,30 @@ def test_other_files_are_not_overwritten(place: Path, tmp_path: Path, capsys: py
     assert (tmp_path / "a.txt").read_text() != "what a person wrote"
 
 
+def test_a_folder_of_transcripts_keeps_files_of_another_origin(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("x", "y"):
+        shutil.copytree(place / "audio", tmp_path / folder)
+    output = ("--output-dir", tmp_path / "out")
+    assert call(capsys, place / "model", tmp_path / "x" / "a.wav", *output)[0] == 0
+    code, _, err = call(capsys, place / "model", tmp_path / "y" / "a.wav", *output)
+    assert code == 2
+    assert all(part in err for part in (str(tmp_path / "out" / "a.txt"), str(tmp_path / "x" / "a.wav"), "--overwrite"))
+    (tmp_path / "out" / "b.txt").write_text("what a person wrote")
+    code, _, err = call(capsys, place / "model", tmp_path / "x" / "a.wav", tmp_path / "x" / "b.flac", *output)
+    assert code == 2
+    assert str(tmp_path / "out" / "b.txt") in err
+    assert (tmp_path / "out" / "b.txt").read_text() == "what a person wrote"
+    # Older versions did not record the paths of recordings.
+    log = tmp_path / "out" / ".tiny-audio.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(line for line in lines if b'"path"' not in line))
+    assert call(capsys, place / "model", tmp_path / "x" / "a.wav", *output)[1].endswith("1 already there\n")
+    os.utime(tmp_path / "y" / "a.wav")
+    assert call(capsys, place / "model", tmp_path / "y" / "a.wav", *output)[1].startswith("1 written")
+
+
 def test_transcripts_of_another_model_or_options_are_not_continued(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,12 +15,16 @@ from tiny_audio.commands.transcribe._inputs import Recording
 from tiny_audio.commands.transcribe._options import SUFFIXES, Options
 from tiny_audio.config import UserError
 from tiny_audio.inference.segments import Transcription
+from tiny_audio.runtime.columns import on_one_line
 from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
 """Name of the main process's log, and a pattern for the logs of all processes. For each format, a log stores the model
-and the options. For each transcript, it stores the size and modification time of the recording. Each process has its
-own log, because lines can be lost if several machines append to one file."""
+and the options. For each transcript, it stores the path of the recording before the transcript is written, and the
+recording's size and modification time afterwards. Older versions did not store the path. Each process has its own log,
+because lines can be lost if several machines append to one file."""
+_STREAM = "-"
+"""Stands for the path of any pipe and of standard input."""
 _MAX_NAME_BYTES = 255
 """Maximum length of a file name on most file systems."""
 
@@ -36,7 +40,7 @@ class OutputFolder:
 
     Raises:
         UserError: two recordings would have the same transcript file. Or, without ``options.overwrite``, a transcript
-            file was written by another program, with another model or with other options.
+            file was written by another program, from another recording, with another model or with other options.
     """
 
     def __init__(
@@ -49,16 +53,20 @@ class OutputFolder:
         files = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in weights}
         self._identity = {"model": files, "options": options.identity()}
         logs = {path: self._read_log(path) for path in folder.glob(_LOGS)}
-        self._identities = {path: identity for path, (identity, _) in logs.items() if identity is not None}
+        self._identities = {path: identity for path, (identity, _, _) in logs.items() if identity is not None}
         """For each log, the model and options with which the transcripts in ``options.format`` were made."""
         self._made: dict[str, list[int]] = {}
         """For each transcript that was made with the current model and options, the size and modification time of its
         recording."""
-        for identity, made in logs.values():
+        self._sources: dict[str, set[str | None]] = {}
+        """For each transcript, the path of its recording in each log, or None if the log does not state the path."""
+        for identity, made, sources in logs.values():
             self._made |= made if identity == self._identity else {}
+            for file, source in sources.items():
+                self._sources.setdefault(file, set()).add(source)
         self._facts = {one.stem: _facts(one) for one in recordings}
         if not options.overwrite:
-            self._check_identity(recordings)
+            self._check_existing(recordings)
 
     def is_done(self, recording: Recording) -> bool:
         """Return whether the transcript exists, and the recording has not changed since it was transcribed."""
@@ -84,9 +92,10 @@ class OutputFolder:
         if path.exists() and path.samefile(recording.path):
             raise FileExistsError(errno.EEXIST, "the transcript would replace the recording", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        entry = {"format": self._options.format, "file": self._key(path)}
+        self._log(entry | {"path": _source(recording)}, self._own_log)
         write_atomically(path, rendered(recording.name, transcription, self._options))
-        entry = {"format": self._options.format, "file": self._key(path), "recording": self._facts[recording.stem]}
-        self._log(entry, self._own_log)
+        self._log(entry | {"recording": self._facts[recording.stem]}, self._own_log)
 
     def _path(self, recording: Recording) -> Path:
         path = self.folder / recording.stem
@@ -95,36 +104,56 @@ class OutputFolder:
     def _key(self, path: Path) -> str:
         return os.fsencode(path.relative_to(self.folder)).decode("utf-8", "backslashreplace")
 
-    def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]]]:
-        """Return a log's entries for ``options.format``: the model and options, and the recording of each file."""
-        identity, made = None, dict[str, list[int]]()
+    def _read_log(self, path: Path) -> tuple[dict[str, Any] | None, dict[str, list[int]], dict[str, str | None]]:
+        """Return a log's entries for ``options.format``.
+
+        Returns:
+            the last model and options; the size and modification time of the recording of each file that was made with
+            them; and the path of the recording of each file, or None if the log does not state it.
+        """
+        identity, made, sources = None, dict[str, list[int]](), dict[str, str | None]()
         for line in path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
                 if entry["format"] != self._options.format:
                     continue
-                if "identity" not in entry:
+                if "path" in entry:
+                    sources[entry["file"]] = entry["path"]
+                elif "identity" not in entry:
                     made[entry["file"]] = entry["recording"]
+                    sources.setdefault(entry["file"], None)
                 elif entry["identity"] != identity:  # several processes may record the same identity
                     identity, made = entry["identity"], {}
             except (ValueError, KeyError, TypeError):
                 continue  # the process was killed while it wrote this line
-        return identity, made
+        return identity, made, sources
 
     def _log(self, entry: dict[str, Any], path: Path) -> None:
         with path.open("ab") as file:
             # Start a new line first, because a killed process may have left an incomplete line.
             file.write(b"\n" + json.dumps(entry).encode())
 
-    def _check_identity(self, recordings: Sequence[Recording]) -> None:
-        before = list(self._identities.values())
-        if before and all(identity == self._identity for identity in before):
-            return
-        there = next((path for one in recordings if (path := self._path(one)).exists()), None)
-        if there is None:
-            return
-        origin = "written by another model or with other options" if before else "not written by tiny-audio transcribe"
-        raise UserError(f"{there} already exists and was {origin}; give another --output-dir, or add --overwrite")
+    def _check_existing(self, recordings: Sequence[Recording]) -> None:
+        identities = self._identities.values()
+        for one in recordings:
+            path = self._path(one)
+            if not path.exists():
+                continue
+            sources = self._sources.get(self._key(path))
+            if sources is None or not identities:
+                origin = "not written by tiny-audio transcribe"
+            elif any(identity != self._identity for identity in identities):
+                origin = "written by another model or with other options"
+            elif sources.isdisjoint((None, _source(one))):
+                origin = f"made from another recording, {on_one_line(' or '.join(map(str, sources)))}"
+            else:
+                continue
+            raise UserError(f"{path} already exists and was {origin}; give another --output-dir, or add --overwrite")
+
+
+def _source(recording: Recording) -> str:
+    path = _STREAM if recording.is_stream else os.path.abspath(recording.path)
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _facts(recording: Recording) -> list[int] | None:
