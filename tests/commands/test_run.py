@@ -157,3 +157,27 @@ def test_a_changed_evaluation_manifest_is_scored_again(call: Output, trained: Pa
     assert call(*command, "--output-dir", folder)[0] == 2, "no clip is usable"
     manifest.unlink()
     assert words() == before + 3
+
+
+def test_dropped_clips_of_an_evaluation_set_are_listed_until_it_is_scored_again(
+    call: Output, trained: Path, tmp_path: Path
+) -> None:
+    bad, folder = tmp_path / "bad.jsonl", tmp_path / "run"
+    paths = trained / "clip000.wav", tmp_path / "gone.wav"
+    rows = [{"audio_filepath": str(path), "duration": 1.0, "text": TEXTS[0]} for path in paths]
+    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = json.dumps({"name": "manifest", "path": str(bad)})
+    command = ("run", trained / "recipe.yaml", "training.steps=3", f"data.evaluation.other={source}")
+
+    def dropped(*options: str) -> tuple[dict[str, int], list[str]]:
+        assert call(*command, *options, "--output-dir", folder)[0] == 0
+        listed = [json.loads(line)["id"] for line in (folder / "dropped.jsonl").read_text().splitlines()]
+        return json.loads((folder / "report.json").read_text())["dropped"], listed
+
+    both = ({"audio_missing": 2}, ["held_out/bad.jsonl:2", "other/bad.jsonl:2"])
+    assert dropped(f"data.evaluation.held_out.path={bad}") == both
+    assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])
+    # A set that is not in the recipe does not count. It is not scored again if it is added again.
+    without = json.dumps({"held_out": {"name": "manifest", "path": str(trained / "manifest.jsonl")}})
+    assert dropped(f"data.evaluation={without}") == ({}, ["other/bad.jsonl:2"])
+    assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])

@@ -42,12 +42,28 @@ class DroppedLog:
         write_atomically(self._path, "".join(map(_line, kept)))
         self._ids.difference_update(ids)
 
+    def replace(self, name: str, dropped: Iterable[Dropped]) -> None:
+        """Replace the clips of the set ``name``."""
+        listed = {id_ for id_ in self._ids if _set_of(id_) == name}
+        if listed:
+            self.remove(listed)
+        self.add(dropped)
+
 
 def read_dropped(path: Path) -> list[Dropped]:
     """Read a ``dropped.jsonl``. Return an empty list if there is no file. Ignore an incomplete last line."""
     if not path.exists():
         return []
     return [Dropped(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def count_reasons(path: Path, sets: Container[str]) -> dict[str, int]:
+    """Return how often each reason occurs in a ``dropped.jsonl`` for clips of these sets."""
+    return dict(Counter(drop.reason for drop in read_dropped(path) if _set_of(drop.id) in sets))
+
+
+def _set_of(id_: str) -> str:
+    return id_.partition("/")[0]
 
 
 def _line(drop: Dropped) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from tiny_audio.commands.run.state import RunState, TrainingState
 from tiny_audio.commands.run.train import pinned
 from tiny_audio.config import UserError
-from tiny_audio.data.dropped import read_dropped
+from tiny_audio.data.dropped import count_reasons
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.parts_table import describe_parts
 from tiny_audio.pretrained.identity import checkpoint_identity
@@ -132,7 +131,7 @@ class SavedStep:
             "training": summary(read_progress(self.folder)) | {"clip_durations": training.config_durations},
             "evaluation": {},
             "ledger": None,
-            "dropped": dict(Counter(drop.reason for drop in read_dropped(self.run / "dropped.jsonl"))),
+            "dropped": count_reasons(self.run / "dropped.jsonl", recipe.data.train | recipe.data.evaluation),
             "provenance": {},
             "recipe": recipe.model_dump(mode="json"),
         }

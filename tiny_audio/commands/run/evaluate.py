@@ -94,7 +94,7 @@ class EvaluateStage(SetStage):
         run.callback.note(f"scoring {name}: {len(clips.clips)} utterances{left_out}")
         with autocast(run.recipe.training.precision, model.device):
             scores, hypotheses, dropped = score(run.recipe, model, tokenizer, clips.clips)
-        DroppedLog(run.folder / "dropped.jsonl").add([*clips.dropped, *dropped])
+        DroppedLog(run.folder / "dropped.jsonl").replace(name, [*clips.dropped, *dropped])
         (run.folder / "evaluation").mkdir(exist_ok=True)
         write_rows(run.folder / "evaluation" / f"{name}.jsonl", hypotheses)
         scores["dropped"] = len(clips.dropped) + len(dropped)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from tiny_audio.commands.run.context import RunContext
 from tiny_audio.commands.run.encoder_systems import read_systems, recorded
 from tiny_audio.commands.run.state import now
 from tiny_audio.config import UserError
-from tiny_audio.data.dropped import read_dropped
+from tiny_audio.data.dropped import count_reasons
 from tiny_audio.evaluation.hypotheses import Hypothesis, read_rows
 from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.recipe import content_hash
@@ -95,7 +94,7 @@ class ReportStage:
             "ledger": account(totals, recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh),
             "evaluation": {name: done.scores for name, done in scored.items()},
             "decoder_gain": [gain.to_json() for gain in gains],
-            "dropped": dict(Counter(drop.reason for drop in read_dropped(run.folder / "dropped.jsonl"))),
+            "dropped": count_reasons(run.folder / "dropped.jsonl", recipe.data.train | recipe.data.evaluation),
             "provenance": self._provenance(),
             "recipe": recipe.model_dump(mode="json"),
         }
