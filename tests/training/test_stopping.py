@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 import zlib
@@ -78,6 +79,19 @@ def test_two_signals_at_once_count_as_one(document: Document, tmp_path: Path) ->
     assert steps_kept(tmp_path / "run") == [3]
     run(document, tmp_path / "run")
     assert exported(tmp_path / "run") == exported(tmp_path / "undisturbed")
+
+
+def test_a_rejected_recipe_does_not_replace_that_of_a_stopped_run(document: Document, tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", write_clips(tmp_path / "other", 3)
+    with pytest.raises(Stopped):
+        run(document, folder, ActingCallback(1, send(signal.SIGINT)))
+    written = (folder / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match="was started with another set of training clips"):
+        run(changed(document, data__train__clips__path=str(other)), folder)
+    assert (folder / "recipe.yaml").read_text() == written
+    moved = shutil.copytree(tmp_path / "data", tmp_path / "moved") / "manifest.jsonl"
+    run(changed(document, data__train__clips__path=str(moved)), folder)
+    assert str(moved) in (folder / "recipe.yaml").read_text()
 
 
 def test_a_log_line_covers_all_steps_since_the_last_line(document: Document, tmp_path: Path) -> None:

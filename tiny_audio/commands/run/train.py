@@ -72,6 +72,8 @@ class TrainStage:
     def write_recipe(self) -> None:
         """Write the resolved recipe. If training is finished and ``data.train`` has changed, first check the clips.
 
+        If training continues from a checkpoint, :meth:`run` writes the recipe after it has checked the inputs.
+
         The recipe's identity does not contain paths, so the new recipe may read another manifest. If ``data.train`` is
         unchanged, the clips are not read, because the data of a finished run may no longer exist.
 
@@ -79,6 +81,8 @@ class TrainStage:
             UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
         """
         run, path = self._run, self._run.folder / "recipe.yaml"
+        if not self.is_done() and has_any(run.folder / "checkpoints"):
+            return
         if self.is_done() and path.is_file() and load_recipe(path).data.train != run.recipe.data.train:
             assert run.state.training is not None
             if _data_fingerprint(run.recipe, run.clips.training()) != run.state.training.inputs.data:
@@ -86,7 +90,10 @@ class TrainStage:
                     f"{run.folder} was trained with another {_INPUT_NAMES['data']}; give another --output-dir, or "
                     "delete that folder to train again"
                 )
-        write_if_changed(path, dump_yaml(run.recipe.model_dump(mode="json")))
+        self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        write_if_changed(self._run.folder / "recipe.yaml", dump_yaml(self._run.recipe.model_dump(mode="json")))
 
     def run(self) -> None:
         """Train to the end.
@@ -179,6 +186,7 @@ class TrainStage:
         recorded.clip_durations = ClipDurations.of(clips.clips.durations_s)
         if recorded.work is None:  # a new run, or a run of an older version
             recorded.work = self._work(recipe)
+        self._write_recipe()
         run.save()
         return inputs, recorded.work
 
