@@ -31,11 +31,13 @@ def with_sample(value: float) -> bytes:
 
 
 def paragraphs(folder: Path) -> Iterator[str]:
+    (folder / "clip.M4A").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     sources: dict[str, Path | bytes] = {
         "no file": folder / "gone.wav",
         "a folder": folder,
         "an empty file": b"",
         "no audio": b"this is text",
+        "a format that needs FFmpeg": folder / "clip.M4A",
         "no samples": encoded(tone()[:0]),
         "too short": encoded(tone()[:399]),
         "too long": encoded(np.zeros(SAMPLE_RATE * 31, np.float32)),

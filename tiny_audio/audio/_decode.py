@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,7 @@ from tiny_audio.audio._other_content import HEAD_BYTES, other_content
 from tiny_audio.audio._parts import MAX_SILENCE_S, Data, Layout, Part, Spliced
 from tiny_audio.audio.channels import MAX_AMPLITUDE, MAX_CHANNELS, DownMix
 from tiny_audio.audio.errors import DAMAGED, AudioError, warn_of_gaps, warn_once
+from tiny_audio.audio.formats import FFMPEG
 from tiny_audio.frames import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -227,6 +229,13 @@ class Decoder:
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
             if other := other_content(self._data.read(0, HEAD_BYTES)):
                 raise AudioError("not_audio", f"{name}: {other}") from error
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in FFMPEG and not self._keep:  # with keep_damaged, callers try FFmpeg next
+                raise AudioError(
+                    "undecodable",
+                    f"{name}: training and evaluation cannot read {suffix} files; convert them to FLAC, such as with: "
+                    f"ffmpeg -i clip{suffix} clip.flac",
+                ) from error
             raise AudioError(
                 "undecodable", f"{name}: not an audio file that can be decoded: {_message(error)}"
             ) from error
