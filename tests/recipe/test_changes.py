@@ -22,6 +22,16 @@ def test_overrides_are_validated_like_the_file(document: Document, write_recipe:
     assert_error(errors_of(path, "training.steps='9'"), "training.steps", "integer", '"9"')
 
 
+def test_null_removes_an_entry_as_in_a_file_that_extends(document: Document, write_recipe: Write) -> None:
+    path = write_recipe(changed(document, "augmentation", {"white_noise": {}}))
+    recipe = load_recipe(path, ["data.evaluation.held_out=null", "augmentation=null"])
+    assert recipe.data.evaluation == {}
+    assert recipe.augmentation == load_recipe(write_recipe(document)).augmentation
+    assert_error(errors_of(path, "training.steps=null"), "training.steps", "missing")
+    assert_error(errors_of(path, "data.evaluation.typo=null"), "data.evaluation.typo", "null")
+    assert_error(errors_of(path, "training.stepz=null"), "training.stepz", "'steps'")
+
+
 def test_naming_a_part_replaces_its_section(document: Document, write_recipe: Write) -> None:
     path = write_recipe(document)
     assert load_recipe(path).projector != load_recipe(path, ["projector=swiglu"]).projector

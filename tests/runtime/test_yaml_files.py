@@ -177,7 +177,9 @@ def test_an_invalid_base_is_an_error(write_recipe: Write, extends: str, message:
         ("projector.stride=2", {"training": {"steps": 1, "seed": 1}, "projector": {"name": "conv", "stride": 2}}),
         ("projector.name=linear", {"training": {"steps": 1, "seed": 1}, "projector": {"name": "linear"}}),
         ("training={steps: 5}", {"training": {"steps": 5}, "projector": "conv"}),
-        ("training.seed=", {"training": {"steps": 1, "seed": None}, "projector": "conv"}),
+        ("training.seed=", {"training": {"steps": 1}, "projector": "conv"}),
+        ("training=null", {"projector": "conv"}),
+        ("training.rate=null", {"training": {"steps": 1, "seed": 1, "rate": None}, "projector": "conv"}),
         ("training.seed=a=b", {"training": {"steps": 1, "seed": "a=b"}, "projector": "conv"}),
         ("training.seed=[1, 2]", {"training": {"steps": 1, "seed": [1, 2]}, "projector": "conv"}),
         ("data.train.my-set_2.name=x", {

@@ -231,6 +231,8 @@ def _same_part(extension: Document, base: Document) -> bool:
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     """Apply overrides such as ``training.steps=100``. Missing sections are created, and values are read as YAML.
 
+    As in a file with ``extends``, ``null`` removes an entry.
+
     Raises:
         UserError: an override does not have this form, its value is not valid YAML, or its path leads through a value
             that is not a mapping.
@@ -261,6 +263,8 @@ def parse_override(override: str) -> tuple[str, Any]:
 def set_field(document: Document, path: str, value: Any, name: str | None = None) -> Document:
     """Return a copy of a document in which a field is set. Missing mappings on its path are created.
 
+    None removes an existing entry.
+
     Args:
         path: the dotted path of the field, such as ``training.steps``.
         name: the name of the change in error messages. If None, the path is used.
@@ -274,6 +278,8 @@ def set_field(document: Document, path: str, value: Any, name: str | None = None
 def _set(document: Document, keys: Sequence[str], value: Any, name: str) -> Document:
     key, *rest = keys
     if not rest:
+        if value is None and key in document:  # keep the null of an unknown key, so that validation rejects the key
+            return {other: document[other] for other in document if other != key}
         return document | {key: value}
     below = document.get(key)
     if isinstance(below, str):
