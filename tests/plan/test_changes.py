@@ -39,3 +39,5 @@ def test_a_smaller_budget_in_seconds_has_room_for_the_longest_clip(document: Doc
     fields = _changes._fewer_clips(recipe, worst, 1)
     assert fields["batching.max_padded_s"] == 3.4
     assert recipe.with_(fields).batching.max_padded_s == 3.4
+    slower = recipe.with_({"augmentation": {"speed": [0.5, 1.0]}})
+    assert _changes._fewer_clips(slower, worst, 1)["batching.max_padded_s"] == 6.7

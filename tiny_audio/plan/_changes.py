@@ -132,7 +132,8 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
     batching, steps = recipe.batching, recipe.training.accumulation
     fields: Fields
     if batching.max_padded_s is not None and worst.shape.num_clips < batching.max_clips:
-        fields = {"batching.max_padded_s": math.ceil(10 * clips * recipe.data.max_duration_s) / 10}
+        longest_s = recipe.augmentation.longest_s(recipe.data.max_duration_s, recipe.data.max_duration_s)
+        fields = {"batching.max_padded_s": math.ceil(10 * clips * longest_s) / 10}
     else:
         fields = {"batching.max_clips": clips}
     accumulation = max(1, round(steps * worst.shape.num_clips / clips))
