@@ -144,7 +144,7 @@ class OutputFolder:
                 origin = "not written by tiny-audio transcribe"
             elif any(identity != self._identity for identity in identities):
                 origin = "written by another model or with other options"
-            elif sources.isdisjoint((None, _source(one))):
+            elif sources.isdisjoint((None, _source(one))) and not self.is_done(one):  # a moved recording is done
                 origin = f"made from another recording, {on_one_line(' or '.join(map(str, sources)))}"
             else:
                 continue
