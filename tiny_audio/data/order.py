@@ -34,8 +34,8 @@ class BatchingConfig(Config):
     max_clips: PositiveInt = 16
     """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
-    """Maximum seconds in a batch, padding and augmentation included: the number of clips × the longest duration. If
-    None, there is no limit."""
+    """Maximum seconds in a batch, padding and augmentation included: the number of clips × the longest duration. A
+    longer clip is alone in its batch. If None, there is no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, clips are assigned to batches at random."""
