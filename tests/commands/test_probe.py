@@ -56,6 +56,32 @@ def test_the_search_finds_the_largest_number_of_clips(guess: int, limit: int) ->
     assert 1 <= min(tried) <= max(tried) <= MOST_CLIPS
 
 
+def test_clips_of_a_bucket_have_the_longest_duration_after_augmentation(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is replaced, because only the durations matter. Other tests measure real memory."""
+    trained: set[float] = set()
+
+    class Durations(SimpleNamespace):
+        def __enter__(self) -> Durations:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def train(self, clips: int, duration_s: float) -> Measured | None:
+            trained.add(duration_s)
+            return Measured(GIB, 1.0, 1) if clips <= 3 else None
+
+    process = Durations(allowed_bytes=GIB, memory_bytes=GIB, device_name="CPU")
+    monkeypatch.setattr("tiny_audio.commands.probe.Process", lambda *_: process)
+    slower = recipe.with_({"augmentation": {"speed": [0.8, 1.0]}})
+    found = probe_recipe(slower, memory_gb=1.0, durations_s=[4.0, 2.0])
+    assert trained == {5.0, 2.5}
+    assert [one.duration_s for one in found.buckets] == [5.0, 2.5]
+    assert found.max_padded_s == 7.5
+
+
 def bucket(duration_s: float, clips: int) -> Bucket:
     return Bucket(duration_s, clips, Measured(GIB, 0.5, 2), 2 * GIB)
 
