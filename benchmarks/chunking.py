@@ -88,8 +88,9 @@ def recording(
         settings += [(known, True, True)] if search else []
     for durations, learned, recuts in settings:
         recognizer._model.config.clip_durations = None if durations is None else vars(durations)
-        own = Transcriber(recognizer._model, recognizer._tokenizer, generation=recognizer._generation)
-        own._recutter = own._recutter if recuts else None
+        own = Transcriber(
+            recognizer._model, recognizer._tokenizer, generation=recognizer._generation, search_cuts=recuts
+        )
         network, chunking.silero = chunking.silero, chunking.silero if learned else lambda: None
         started = time.process_time()
         (result,) = own.transcribe([whole])

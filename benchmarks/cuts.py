@@ -122,9 +122,7 @@ def main() -> int:
     if arguments.clips_of:
         model.config.clip_durations = vars(durations_of(arguments.clips_of))
     greedy = GenerationConfig(max_new_tokens=model.generation.max_new_tokens) if arguments.greedy else None
-    recognizer = Transcriber(model, tokenizer, generation=greedy)
-    if arguments.no_search:
-        recognizer._recutter = None
+    recognizer = Transcriber(model, tokenizer, generation=greedy, search_cuts=not arguments.no_search)
     clips = [(without_pauses(wave), text) for wave, text in from_manifest(arguments.manifest, arguments.clips)]
     order = long_recording(clips, arguments.minutes, arguments.seed)
     alone = texts(recognizer, [wave for wave, _ in clips])

@@ -202,6 +202,9 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     # `call` adds --no-filters. Here, the filters are on.
     assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2
     assert refused in capsys.readouterr().err
+    code, _, err = call(capsys, place / "model", clip, *output, "--no-search")
+    assert code == 2
+    assert refused in err
     # Another format or new recordings can be added.
     assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0

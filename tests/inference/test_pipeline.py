@@ -267,6 +267,7 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
         ({"language": "en"}, "language 'en': this model was not trained"),
         ({"hotwords": ["one"]}, "trained on transcripts without context"),
         ({"filter_hallucinations": "no"}, "filter_hallucinations='no'"),
+        ({"search_cuts": 0}, "search_cuts=0: choose True or False"),
         ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),
         ({"ctc_weight": 0.5}, "generation settings: .*ctc_weight 0.5 .*num_beams is 1"),
     ],

@@ -21,6 +21,7 @@ from tiny_audio.inference.chunking import Chunk, ChunkDurations, split_at_pauses
 from tiny_audio.inference.recutting import ModelScorer, Recutter, Score
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.inference.word_times import Spelling
+from tiny_audio.model.decoding import GenerationConfig
 
 SHORTEST_S, LONGEST_S = 0.5, 3.0
 SENTENCES_S = [1.5, 2.1, 0.8, 2.6, 1.2, 1.9, 2.4, 1.1] * 4
@@ -91,6 +92,34 @@ def test_chunks_with_good_scores_are_not_changed() -> None:
     assert scorer.waveforms < 2 * len(chunks)
 
 
+def test_a_cut_without_overlap_at_the_end_of_a_section_moves_too() -> None:
+    waveform, size, overlap = speech(), round(2.2 * SAMPLE_RATE), 1600
+    # As if every second cut were at a brief pause, also the one at the end of the first section.
+    chunks = [
+        Chunk(start, waveform[start : start + size + index % 2 * overlap], index % 2 * overlap)
+        for index, start in enumerate(range(0, len(waveform) - size, size))
+    ]
+    found = recut(chunks, OneSentence())
+    until_s = 1.5 * recutting._SECTION * LONGEST_S
+    starts = [start for start in np.cumsum([0.0, *SENTENCES_S]).tolist() if start < until_s]
+    assert [chunk.start / SAMPLE_RATE for chunk in found[: len(starts)]] == pytest.approx(starts, abs=0.1)
+
+
+@pytest.mark.parametrize(("num_bad", "is_searched"), [(0, False), (1, False), (2, True)])
+def test_a_search_starts_if_a_quarter_of_the_chunks_is_bad(num_bad: int, *, is_searched: bool) -> None:
+    chunks = plain(speech()[: 13 * SAMPLE_RATE])
+    assert len(chunks) == 6
+    first_calls: list[int] = []
+
+    def scorer(waveforms: Sequence[Tensor]) -> list[Score]:
+        first_calls.append(len(waveforms))
+        costs = [BAD if index < num_bad else GOOD for index in range(len(waveforms))]
+        return [Score(cost, cost, 10) for cost in costs]
+
+    list(Recutter(scorer, SHORTEST_S, LONGEST_S)(chunks, lambda: False))
+    assert (len(first_calls) > 1) == is_searched
+
+
 def test_chunks_between_pauses_are_not_scored() -> None:
     one = speech()[: 2 * SAMPLE_RATE]
     chunks = plain(torch.cat([one, torch.zeros(SAMPLE_RATE)] * 3))
@@ -128,17 +157,18 @@ def test_a_search_stops_early_if_the_first_chunks_are_bad(monkeypatch: pytest.Mo
 
 
 @torch.no_grad()
-def test_scores_are_losses_and_do_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize("settings", [None, GenerationConfig(max_new_tokens=20, num_beams=3, ctc_weight=0.4)])
+def test_scores_are_losses_and_do_not_depend_on_the_batch(settings: GenerationConfig | None) -> None:
     model, tokenizer = assemble()
     generator = torch.Generator().manual_seed(0)
     clips = [0.1 * torch.randn(size, generator=generator) for size in (16000, 24000, 9000)]
-    scores = ModelScorer(model.eval(), tokenizer, 2.0, threading.Lock())(clips)
+    scores = ModelScorer(model.eval(), tokenizer, 2.0, threading.Lock(), settings)(clips)
     vocabulary = model.ctc_vocabulary
     assert vocabulary is not None
     for clip, score in zip(clips, scores, strict=True):
         frames = model.encode(clip[None], torch.tensor([len(clip)]))
         assert frames.ctc_logits is not None
-        (transcript,) = model.transcribe_frames(frames, tokenizer)
+        (transcript,) = model.transcribe_frames(frames, tokenizer, settings=settings)
         labels = Spelling.of(transcript.text, vocabulary).labels
         ids = tokenizer.encode(transcript.text, add_special_tokens=False)
         losses = model.score_frames(frames, [torch.tensor([*ids, model.config.end_token_id])], [labels])
@@ -151,14 +181,16 @@ def test_scores_are_losses_and_do_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.usefixtures("pauses_by_loudness")
-@pytest.mark.parametrize(("head", "known"), [(True, True), (True, False), (False, True)])
-def test_a_model_chooses_cuts_if_it_has_a_ctc_head_and_known_durations(head: bool, known: bool) -> None:
+@pytest.mark.parametrize(
+    ("head", "known", "search"), [(True, True, True), (True, False, True), (False, True, True), (True, True, False)]
+)
+def test_a_model_chooses_cuts_if_it_has_a_ctc_head_and_known_durations(head: bool, known: bool, search: bool) -> None:
     model, tokenizer = assemble(ctc=head)
     durations = {"min_s": 0.5, "median_s": 1.0, "p95_s": 2.0, "max_s": 2.5}
     model.config.clip_durations = durations if known else None
     waveform = speech()[: 4 * SAMPLE_RATE]
-    recognizer = Transcriber(model, tokenizer)
+    recognizer = Transcriber(model, tokenizer, search_cuts=search)
     whole, in_blocks = list(recognizer.chunks([waveform])), list(recognizer.chunks(waveform.split(7777)))
-    assert (recognizer._recutter is not None) == (head and known)
+    assert (recognizer._recutter is not None) == (head and known and search)
     assert [(one.start, len(one.waveform)) for one in whole] == [(one.start, len(one.waveform)) for one in in_blocks]
     assert max(len(one.waveform) for one in whole) <= recognizer.max_chunk_s * SAMPLE_RATE

@@ -182,6 +182,9 @@ Channel = Annotated[
 NoFilters = Annotated[
     bool, Option("--no-filters", help="Turn off the hallucination filters: transcribe all audio, and keep all text.")
 ]
+NoSearch = Annotated[
+    bool, Option("--no-search", help="Do not let the model search for better cuts in speech without pauses.")
+]
 
 # serve
 ApiKeys = Annotated[

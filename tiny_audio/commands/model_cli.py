@@ -88,6 +88,7 @@ def transcribe(
     channel: arg.Channel = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace existing transcripts in --output-dir.")] = False,
     no_filters: arg.NoFilters = False,
+    no_search: arg.NoSearch = False,
     as_json: Annotated[bool, Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Transcribe audio files to text, tables or subtitles. Unreadable files are reported and skipped.
@@ -106,6 +107,7 @@ def transcribe(
         output_dir=output_dir,
         words=words,
         filter_hallucinations=not no_filters,
+        search_cuts=not no_search,
         overwrite=overwrite,
         track=audio_track,
         channel=None if channel is None else parse_channel(channel),
@@ -135,6 +137,7 @@ def serve(
     request_timeout_s: Annotated[float, Option(help="Maximum seconds for a transcription.", min=1)] = 600.0,
     hotwords: arg.Hotwords = None,
     no_filters: arg.NoFilters = False,
+    no_search: arg.NoSearch = False,
     log_transcripts: Annotated[bool, Option("--log-transcripts", help="Write transcripts to the log.")] = False,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI's audio API. Concurrent requests are batched together.
@@ -158,6 +161,7 @@ def serve(
         max_streams=max_streams,
         request_timeout_s=request_timeout_s,
         filter_hallucinations=not no_filters,
+        search_cuts=not no_search,
         hotwords=hotwords,
         log_transcripts=log_transcripts,
     )

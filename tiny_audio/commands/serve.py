@@ -38,6 +38,7 @@ def serve(
     max_streams: int,
     request_timeout_s: float,
     filter_hallucinations: bool,
+    search_cuts: bool,
     hotwords: Path | None,
     log_transcripts: bool,
 ) -> None:
@@ -90,6 +91,7 @@ def serve(
             tokenizer,
             max_padded_s=max_padded_s,
             filter_hallucinations=filter_hallucinations,
+            search_cuts=search_cuts,
         )
         for warning in transcriber.encode_context(Context.of(options.hotwords)).warnings:
             print(f"warning: {warning}", file=sys.stderr)

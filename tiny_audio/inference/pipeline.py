@@ -75,10 +75,10 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             kwargs: ``batch_size`` is the number of recordings that are transcribed together, 1 by default.
                 ``return_timestamps`` is ``"word"``, which needs a CTC head, or True for the times of chunks.
                 ``hotwords`` (a list, or a text with commas), ``previous_text`` and ``language`` are the context of the
-                recordings. ``filter_hallucinations=False`` turns the hallucination filters off. ``max_new_tokens``,
-                ``num_beams``, ``ctc_weight`` and ``draft`` override the model's own settings, and may also be given in
-                ``generate_kwargs``. ``chunk_length_s`` and ``stride_length_s`` are accepted but ignored, because long
-                recordings are split at pauses.
+                recordings. ``filter_hallucinations=False`` turns the hallucination filters off. ``search_cuts=False``
+                turns the search for better cuts off. ``max_new_tokens``, ``num_beams``, ``ctc_weight`` and ``draft``
+                override the model's own settings, and may also be given in ``generate_kwargs``. ``chunk_length_s`` and
+                ``stride_length_s`` are accepted but ignored, because long recordings are split at pauses.
 
         Returns:
             ``{"text": …}``. With timestamps, also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.
@@ -99,6 +99,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         chunk_length_s: float | None = None,
         stride_length_s: Any = None,
         filter_hallucinations: bool | None = None,
+        search_cuts: bool | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -114,10 +115,11 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                 )
             forward["word_timestamps"] = return_timestamps == "word"
             postprocess["return_timestamps"] = return_timestamps
-        if filter_hallucinations is not None:
-            if not isinstance(filter_hallucinations, bool):
-                raise UserError(f"filter_hallucinations={filter_hallucinations!r}: choose True or False")
-            forward["filter_hallucinations"] = filter_hallucinations
+        for name, value in {"filter_hallucinations": filter_hallucinations, "search_cuts": search_cuts}.items():
+            if value is not None:
+                if not isinstance(value, bool):
+                    raise UserError(f"{name}={value!r}: choose True or False")
+                forward[name] = value
         settings |= generate_kwargs or {}
         context = Context.of(**{name: settings.pop(name, None) for name in _CONTEXT})
         if context is not None:
@@ -126,7 +128,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         if unknown:
             raise UserError(
                 f"{', '.join(unknown)}: unknown argument; this pipeline accepts batch_size, return_timestamps, "
-                f"filter_hallucinations, chunk_length_s, {', '.join(_CONTEXT)} and "
+                f"filter_hallucinations, search_cuts, chunk_length_s, {', '.join(_CONTEXT)} and "
                 f"{', '.join(GenerationConfig.model_fields)}"
             )
         if settings:
@@ -153,12 +155,17 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         word_timestamps: bool = False,
         settings: GenerationConfig | None = None,
         filter_hallucinations: bool = True,
+        search_cuts: bool = True,
         context: Context | None = None,
     ) -> dict[str, Any]:
         given = inputs["waveform"]
         waveforms = [torch.from_numpy(waveform) for waveform in (given if isinstance(given, list) else [given])]
         transcriber = Transcriber(
-            self.model, self.tokenizer, generation=settings, filter_hallucinations=filter_hallucinations
+            self.model,
+            self.tokenizer,
+            generation=settings,
+            filter_hallucinations=filter_hallucinations,
+            search_cuts=search_cuts,
         )
         for warning in transcriber.encode_context(context).warnings:
             logger.warning_once(warning)  # only once, because this method is called for each batch

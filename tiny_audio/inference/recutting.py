@@ -3,7 +3,7 @@
 If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
 not spoken. Therefore chunks are checked in sections. A section is a series of chunks that overlap or follow each other
 directly. If a section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score
-the texts. If at least half of the chunks have bad scores, other cuts are scored in the same way. The cuts with the
+the texts. If at least a quarter of the chunks have bad scores, other cuts are scored in the same way. The cuts with the
 lowest total cost (see :class:`Score`) are chosen.
 """
 
@@ -33,24 +33,32 @@ from tiny_audio.runtime.device import in_parts_that_fit
 
 _SECTION = 6
 """Approximate maximum duration of a section, as a multiple of the maximum duration of a chunk."""
+_MAX_BEAMS = 4
+"""Maximum number of beams for the texts of possible chunks. With 4, 2 and 1 beams, the WER of the recording described
+at ``_SPACING`` was 4.2, 4.2 and 5.9 %. In the recording of ``--seed 41``, it was 2.6 and 3.1 % with 4 and 2 beams."""
 _BAD = 1.0
 """A chunk is bad if its ``Score.excess`` is more than this many nats per character. In the quickstart's sentences,
-joined without pauses, most correct texts had at most 0.7 nats per character, and most wrong texts had 1.3 or more. With
-this value and the values below, 3.8 % of 183 words (32 of these sentences) were wrong."""
+joined without pauses, most correct texts had at most 0.7 nats per character, and most wrong texts had 1.3 or more."""
+_TO_SEARCH = 1 / 4
+"""Minimum share of bad chunks in a section to start a search. In sections of the quickstart's sentences, at least 31 %
+of the chunks were bad."""
+_FAILED = 1 / 2
+"""If at least this share of the best chunks is bad, the search fails. In the quickstart's sentences, the share was at
+most 0.33 at the first check (see ``_TRIED``). In the band of telephones, which the quickstart's model does not know, it
+was at least 0.5."""
 _SPACING = 24
-"""The minimum distance between two possible cuts is the maximum duration of a chunk, divided by this number. With more
-possible cuts, 6.0 % of the words were wrong."""
+"""The minimum distance between two possible cuts is the maximum duration of a chunk, divided by this number. In the
+recording of ``benchmarks/chunking.py --seed 43 --only joined``, the WER was 4.2 % (with 16 instead of 24: 6.2 %, with
+36: 4.5 %). For the sentences one by one, it was 4.5 %."""
 _ENDS = 12
-"""For each possible start of a chunk, at most this many possible ends are tried. With 8 ends, 4.9 % of the words were
-wrong. More than 12 ends were no better."""
+"""For each possible start of a chunk, at most this many possible ends are tried. With 8 ends, the WER of this recording
+was 11.5 %."""
 _MARGIN = 20.0
 """The cost of a possible cut is the total cost of the best chunks up to this cut. If a later cut costs less by more
-than this many nats, the search drops the earlier cut. With 10 nats, 5.5 % of the words were wrong. Values above 20 were
-no better."""
+than this many nats, the search drops the earlier cut. With 10 nats, the WER was the same, and the search 8 % faster."""
 _TRIED = 2
-"""A search is checked once, when it has covered this many times the maximum duration of a chunk. If at least two thirds
-of the best chunks up to this point are bad, the search stops. In searches that succeeded, at most 57 % of the chunks
-were bad at this point. In the band of telephones, which the quickstart's model does not know, 69 % were bad."""
+"""A search is checked at its end, and once before: when it has covered this many times the maximum duration of a
+chunk."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -82,18 +90,27 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """Scores chunks by the texts that the model generates for them with greedy decoding.
+    """Scores chunks by the texts that the model generates for them.
 
     Args:
         model: a model with a CTC head.
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding.
         lock: held while the model is used.
+        settings: how texts are generated, but with at most ``_MAX_BEAMS`` beams; default: the model's own settings.
     """
 
-    def __init__(self, model: TinyAudioModel, tokenizer: Any, max_padded_s: float, lock: threading.Lock) -> None:
+    def __init__(
+        self,
+        model: TinyAudioModel,
+        tokenizer: Any,
+        max_padded_s: float,
+        lock: threading.Lock,
+        settings: GenerationConfig | None = None,
+    ) -> None:
         self._model, self._tokenizer, self._max_padded_s, self._lock = model, tokenizer, max_padded_s, lock
-        self._greedy = GenerationConfig(max_new_tokens=model.generation.max_new_tokens)
+        settings = settings or model.generation
+        self._settings = settings.model_copy(update={"num_beams": min(settings.num_beams, _MAX_BEAMS)})
 
     @torch.no_grad()
     def __call__(self, waveforms: Sequence[Tensor]) -> list[Score]:
@@ -115,7 +132,7 @@ class ModelScorer:
         lengths = torch.tensor([len(clip) for clip in clips], device=model.device)
         frames = model.encode(pad_sequence(clips, batch_first=True).to(model.device), lengths)
         assert frames.ctc_logits is not None
-        texts = [one.text for one in model.transcribe_frames(frames, self._tokenizer, settings=self._greedy)]
+        texts = [one.text for one in model.transcribe_frames(frames, self._tokenizer, settings=self._settings)]
         rows = [[*self._tokenizer.encode(text, add_special_tokens=False), model.config.end_token_id] for text in texts]
         labels = [Spelling.of(text, vocabulary, read_numbers=False).labels for text in texts]
         losses = model.score_frames(frames, [torch.tensor(row, device=model.device) for row in rows], labels)
@@ -140,10 +157,10 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are in memory.
 
-        The search for better cuts fails if at least half of the chunks are bad even with the best cuts. It also fails
-        if too many of the first chunks are bad (see ``_TRIED``). In both cases, the model probably does not know this
-        kind of speech, and the original chunks are kept. To save time, the next sections with cuts within speech
-        are not checked: one after the first failure, three after the second failure in a row, then seven, and so on.
+        The search for better cuts fails if at least half of the chunks are bad even with the best cuts. This is also
+        checked at the start of a section (see ``_TRIED``). The model probably does not know this kind of speech, so the
+        original chunks are kept. To save time, the next sections with cuts within speech are not checked: one after the
+        first failure, three after the second failure in a row, then seven, and so on.
 
         Args:
             chunks: the chunks in order.
@@ -160,8 +177,8 @@ class Recutter:
                     better = self._best(section, is_stopped)
                     section, failures = (section, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
-                # The end of a full section may be a cut within speech. If so, its last chunk begins the next section.
-                num_done = len(section) - (section[-1].overlap > 0)
+                # The end of a full section is a cut that was not searched for. Its last chunk begins the next section.
+                num_done = len(section) - (chunk is not None and chunk.start <= _end(section[-1]))
                 yield from section[:num_done]
                 section = section[num_done:]
             if chunk is not None:
@@ -171,14 +188,14 @@ class Recutter:
         return len(section) > 1 and _end(section[-1]) - section[0].start > _SECTION * self.longest_s * SAMPLE_RATE
 
     def _are_bad(self, section: Sequence[Chunk]) -> bool:
-        return _are_bad(self.scorer([chunk.waveform for chunk in section]))
+        return _share_of_bad(self.scorer([chunk.waveform for chunk in section])) >= _TO_SEARCH
 
     def _best(self, section: Sequence[Chunk], is_stopped: Callable[[], bool]) -> list[Chunk] | None:
         """Return the best chunks of a section. None if the search fails (see :meth:`__call__`)."""
         waveform, overlap = _joined(section), section[-1].overlap
         places, levels = self._quiet_points(waveform, len(waveform) - overlap)
         path = self._best_path(waveform, places, levels, is_stopped)
-        if not path or _are_bad([score for _, _, score in path]):
+        if not path or _share_of_bad([score for _, _, score in path]) >= _FAILED:
             return None
         return [
             Chunk(section[0].start + start, waveform[start:end].clone(), overlap if end == len(waveform) else 0)
@@ -209,8 +226,7 @@ class Recutter:
                 continue
             if start >= to_check:
                 best = min(range(first, len(places)), key=costs.__getitem__)
-                found = [score.is_bad for _, _, score in _path_to(best, places, before)]
-                if 3 * sum(found) >= 2 * len(found):
+                if _share_of_bad([score for _, _, score in _path_to(best, places, before)]) >= _FAILED:
                     return []
                 to_check = math.inf
             ends = [
@@ -251,8 +267,8 @@ def _path_to(last: int, places: Sequence[int], before: Mapping[int, tuple[int, S
     return path[::-1]
 
 
-def _are_bad(scores: Sequence[Score]) -> bool:
-    return 2 * sum(score.is_bad for score in scores) >= len(scores)
+def _share_of_bad(scores: Sequence[Score]) -> float:
+    return sum(score.is_bad for score in scores) / len(scores)
 
 
 def _end(chunk: Chunk) -> int:

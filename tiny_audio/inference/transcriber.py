@@ -55,6 +55,8 @@ class Transcriber:
         generation: decoding settings. If None, the model's own settings are used.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
             soft audio, and leave the pauses of long recordings out.
+        search_cuts: let the model search for better cuts if a recording was cut within speech and the texts of its
+            chunks have bad scores (see :mod:`tiny_audio.inference.recutting`). The search is slow.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Transcriber:
         max_padded_s: float = 120.0,
         generation: GenerationConfig | None = None,
         filter_hallucinations: bool = True,
+        search_cuts: bool = True,
     ) -> None:
         if not max_padded_s > 0:
             raise UserError(f"max_padded_s is {max_padded_s}; give more than 0 seconds")
@@ -76,9 +79,9 @@ class Transcriber:
         # Held while the model is used. In a server, several threads use it.
         self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
-        if model.ctc_head is not None and model.clip_durations is not None:
+        if search_cuts and model.ctc_head is not None and model.clip_durations is not None:
             limits = model.clip_durations.min_s, self.max_chunk_s
-            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s, self._lock), *limits)
+            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s, self._lock, generation), *limits)
         self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
 
     @property

@@ -88,7 +88,10 @@ class Job:
         if self._share:
             loaded, tokenizer = load_model(model)
             transcriber = Transcriber(
-                loaded.to(device_of("auto")), tokenizer, filter_hallucinations=options.filter_hallucinations
+                loaded.to(device_of("auto")),
+                tokenizer,
+                filter_hallucinations=options.filter_hallucinations,
+                search_cuts=options.search_cuts,
             )
             warnings = transcriber.encode_context(options.context).warnings
             for warning in warnings if self._world.is_main else ():

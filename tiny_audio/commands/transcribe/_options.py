@@ -26,6 +26,8 @@ class Options:
     word."""
     filter_hallucinations: bool = True
     """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
+    search_cuts: bool = True
+    """See :class:`tiny_audio.inference.transcriber.Transcriber`."""
     overwrite: bool = False
     """Transcribe a recording even if its transcript already exists in ``output_dir``."""
     track: int | None = None
@@ -39,9 +41,14 @@ class Options:
     """The context of all recordings, such as hotwords."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that affect a transcript, as JSON values. The context is left out if it is None."""
+        """Return the options that affect a transcript, as JSON values.
+
+        The context is left out if it is None, and ``search_cuts`` is left out if it is True.
+        """
         options = {key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY}
         context = options.pop("context")
+        if self.search_cuts:
+            del options["search_cuts"]
         return options if context is None else options | {"context": context | {"hotwords": [*context["hotwords"]]}}
 
     def __post_init__(self) -> None:
