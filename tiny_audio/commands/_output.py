@@ -9,6 +9,8 @@ from typing import Any
 
 from tiny_audio.config import UserError
 
+_PAGE_STARTS = (b"<!doctype html", b"<html")
+
 
 def json_text(value: Any) -> str:
     """Return a value as indented JSON. Non-ASCII characters are escaped unless standard output uses a UTF encoding."""
@@ -22,6 +24,22 @@ def print_json(value: Any) -> None:
 
 
 def check_page(html: Path | None) -> None:
-    """Raise a UserError if the folder of the HTML page does not exist. Call this before any work begins."""
-    if html is not None and not html.absolute().parent.is_dir():
+    """Check the path of an HTML page. Call this before any work begins.
+
+    Raises:
+        UserError: the page's folder does not exist, or the page would replace a folder or a file that is not a page.
+    """
+    if html is None:
+        return
+    if not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: the folder {html.absolute().parent} does not exist; create it first")
+    # In `--html a.jsonl b.jsonl`, where the name of the page is missing, the first input is read as this name.
+    if html.is_dir() or (html.is_file() and not _is_page_or_empty(html)):
+        found = "a folder" if html.is_dir() else "not an HTML page"
+        raise UserError(f"--html {html}: this path exists and is {found}; give another path, such as page.html")
+
+
+def _is_page_or_empty(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(20)
+    return not start or start.lower().startswith(_PAGE_STARTS)

@@ -64,7 +64,9 @@ def page(title: str, *body: object) -> str:
         tag("title", f"{title} · Tiny Audio"),
         tag("style", Markup(STYLE)),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+    text = f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+    # The bytes of a file name that are not UTF-8 become characters that cannot be written. They are replaced by `?`.
+    return text.encode("utf-8", "replace").decode()
 
 
 def sections(parts: Iterable[tuple[str, Sequence[object]]], *between: object) -> Iterator[Markup]:
