@@ -111,7 +111,7 @@ def test_files_can_be_given_alone_in_lists_and_in_batches(folder: Path, pipe: An
 def test_a_recording_can_be_given_in_every_form(folder: Path, pipe: Any) -> None:
     samples, rate = soundfile.read(folder / "b.flac", dtype="float32")
     text = pipe(str(folder / "b.flac"))
-    channels = samples.T
+    channels, samples_16k = samples.T, load_audio(folder / "b.flac", max_duration_s=60).numpy()
     forms = {
         "path": folder / "b.flac",
         "bytes": (folder / "b.flac").read_bytes(),
@@ -120,10 +120,15 @@ def test_a_recording_can_be_given_in_every_form(folder: Path, pipe: Any) -> None
         "array": {"array": samples[:, 0].astype(np.float64), "sampling_rate": rate, "path": "elsewhere.wav"},
         "a rate of numpy's": {"raw": samples[:, 0], "sampling_rate": np.int64(rate)},
         "channels": {"raw": channels, "sampling_rate": rate},
+        "reversed": samples_16k[::-1].copy()[::-1],
+        "big-endian": {"raw": channels.astype(">f4"), "sampling_rate": rate},
+        "read-only": np.frombuffer(samples_16k.tobytes(), np.float32),
+        "long double": samples_16k.astype(np.longdouble),
+        "a list": {"array": samples_16k.tolist(), "sampling_rate": 16_000},
         "a tensor": {"raw": torch.tensor(samples[:, 0]), "sampling_rate": rate},
         "a data set's bytes": {"bytes": (folder / "b.flac").read_bytes(), "path": None},
         "a data set's path": {"bytes": None, "path": str(folder / "b.flac")},
-        "samples at 16 kHz": load_audio(folder / "b.flac", max_duration_s=60).numpy(),
+        "samples at 16 kHz": samples_16k,
     }
     for form, recording in forms.items():
         assert pipe(recording) == text, form
@@ -288,6 +293,9 @@ def test_unusable_recordings_are_rejected(tmp_path: Path) -> None:
         (b"no audio", "audio of 8 bytes: "),
         ({"raw": np.zeros(9000, dtype=np.float32)}, "sampling_rate is None"),
         ({"raw": np.zeros(9000, dtype=np.int16), "sampling_rate": 8000}, "int16"),
+        ({"raw": ["a"], "sampling_rate": 8000}, "not an array of numbers"),
+        ({"raw": [[0.1], [0.2, 0.3]], "sampling_rate": 8000}, "not an array of numbers"),
+        (np.zeros(9000, dtype=">i2"), "int16"),
         ({"text": "hello"}, "a dict"),
         (3, "an? int"),
     ):

@@ -227,7 +227,18 @@ def _waveform(recording: Any) -> torch.Tensor:
 
 
 def _from_samples(samples: Any, rate: int) -> torch.Tensor:
-    return waveform_of(torch.as_tensor(samples), rate, max_duration_s=MAX_DURATION_S, name="samples")
+    if not isinstance(samples, torch.Tensor):
+        try:
+            array = np.asarray(samples)
+            # PyTorch needs a writable array with native byte order and without negative strides.
+            kind = np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+            samples = torch.from_numpy(np.require(array, kind, ["C", "W"]))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                "the samples are not an array of numbers; give floating-point samples between -1 and 1, as [samples] "
+                "or [channels, samples]"
+            ) from error
+    return waveform_of(samples, rate, max_duration_s=MAX_DURATION_S, name="samples")
 
 
 def _fetched(url: str) -> bytes:
