@@ -72,6 +72,17 @@ def test_a_missing_column_is_an_error(call: Output, place: Path, tmp_path: Path)
     assert "names" in err
 
 
+def test_an_evaluation_continues_with_clips_that_lack_the_column(call: Output, place: Path, tmp_path: Path) -> None:
+    command = (f"{place / 'model'}:hotwords_column=names", "--data", place / "manifest.jsonl", "--output-dir", tmp_path)
+    assert call(*command)[0] == 0
+    (file,) = tmp_path.glob("*/manifest/hypotheses.jsonl")
+    whole = file.read_text().splitlines(keepends=True)
+    file.write_text(whole[0])  # only the first clip has the column
+    assert call(*command)[0] == 0
+    texts = [[json.loads(line)["pred_text"] for line in lines] for lines in (whole, file.read_text().splitlines())]
+    assert texts[0] == texts[1]
+
+
 def test_targets_with_different_hotwords_have_different_identities(place: Path) -> None:
     plain = resolve_target(str(place / "model"))
     found = [resolve_target(f"{place / 'model'}:hotwords={place / name}") for name in ("names.txt", "names.txt")]

@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def evaluate_targets(
         work.expect(ids)
     for target, items in works:
         if any(work.missing for work in items):
-            world.collective(target.check)
+            world.collective(partial(_check, target, sets))
     results: dict[str, Scores] = {}
     done: dict[str, list[TargetOnSet]] = {}
     for target, items in works:
@@ -129,6 +130,13 @@ def evaluate_targets(
                 raise
             failed(target.label, error)
     return Evaluated(results, world.broadcast_from_main(lambda: _compare(done, normalizer, group_by)))
+
+
+def _check(target: Target, sets: Sequence[DataSet]) -> None:
+    target.check()
+    if target.contexts is not None:
+        for data in sets:  # all clips, because those that are still missing may all lack an optional column
+            target.contexts.check_columns(data.clips)
 
 
 def _compare(

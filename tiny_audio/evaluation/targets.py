@@ -60,6 +60,8 @@ class Target(ABC):
     """All settings that affect the hypotheses, as JSON. An evaluation can continue only if they are unchanged."""
     is_remote: bool = False
     """Whether a provider transcribes the clips. If True, only the main process sends requests."""
+    contexts: ClipContexts | None = None
+    """Contexts of the clips, such as hotwords. None if the target uses no contexts."""
 
     warnings: Sequence[str] = ()
     """Messages for the user. They are complete after :meth:`load`."""
@@ -102,8 +104,6 @@ class ModelTarget(Target, ABC):
 
     max_duration_s: float = UNBOUNDED_DURATION_S
     """Maximum duration of a clip in seconds. The outcome of a longer clip is an error."""
-    contexts: ClipContexts | None = None
-    """Contexts of the clips, such as hotwords. None if the target uses no contexts."""
 
     @abstractmethod
     def transcribe_batch(
@@ -114,8 +114,6 @@ class ModelTarget(Target, ABC):
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. The longest clips come first."""
         warm = False
-        if self.contexts is not None:
-            self.contexts.check_columns(clips)
         for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
             for clip, error in batch.unread:
                 yield Outcome.unreadable(clip, error)
