@@ -83,10 +83,10 @@ def uploads() -> Iterator[tuple[str, bytes]]:
     yield "many part headers", request(form(part("file", CLIP, "a.wav", "X-A: b\r\n" * 5000)))
     yield "no name", request(b"--x\r\nContent-Disposition: form-data\r\n\r\nvalue\r\n--x--\r\n")
     yield "no disposition", request(b"--x\r\n\r\nvalue\r\n--x--\r\n")
-    yield (
-        "bad charset",
-        request(form(part("model", b"\xff\xfe")), kind="multipart/form-data; boundary=x; charset=rot13"),
-    )
+    for charset in ("rot13", "undefined", "punycode", "utf-7"):
+        kind = f"multipart/form-data; boundary=x; charset={charset}"
+        content = part("file", CLIP, "a.wav") + part("prompt", b"\\ud800 +2AA-")
+        yield f"charset {charset}", request(form(content), kind=kind)
     yield "compressed", request(form(part("file", b"\x1f\x8b" + bytes(500), "a.wav", "Content-Encoding: gzip\r\n")))
     for index, kind in enumerate(
         ("text/plain", "application/json", "multipart/form-data", "multipart/mixed; boundary=x", "")
@@ -184,7 +184,9 @@ def test_some_hostile_uploads_are_rejected(
     hostile_server: Served, hostile: list[tuple[str, bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
     fast = [(name, data) for name, data in hostile if not name.startswith(("damaged", "late", "header"))]
-    check(hostile_server, fast[::8] + [case for case in hostile if case[0].startswith("damaged")][:1], caplog)
+    charsets = [case for case in hostile if case[0].startswith("charset")]
+    damaged_files = [case for case in hostile if case[0].startswith("damaged")]
+    check(hostile_server, fast[::8] + charsets + damaged_files[:1], caplog)
 
 
 @pytest.mark.slow

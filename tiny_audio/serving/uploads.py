@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -24,6 +25,7 @@ from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.options import MEGABYTE, Limits
 
 MAX_FIELDS, MAX_FIELD_BYTES = 300, 1 << 14
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 IDLE_S = 20.0
 """Maximum time without data from the client."""
 LABEL = "file"
@@ -64,11 +66,15 @@ class _Body(MultiPartParser):
 
     async def form(self) -> FormData:
         """Receive and parse the body."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        name, options = parse_options_header(self.headers.get("content-type", ""))
+        kind, charset = name.decode("latin-1"), options.get(b"charset", b"utf-8").decode("latin-1")
         if kind != "multipart/form-data":
             raise ApiError(
                 400, f"the content type is {kind or 'missing'!r}; send multipart/form-data with `file` and `model`"
             )
+        # Other charsets, such as UTF-7, can contain halves of characters, which the tokenizer cannot encode.
+        if charset.lower() not in _CHARSETS:
+            raise ApiError(400, f"the form's charset is {charset!r}; send the texts as UTF-8")
         stated = self.headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > self._limits.max_upload_bytes:
             raise _too_large(self._limits)
