@@ -16,7 +16,13 @@ KEYS = ("sk-one", "sk-two")
 
 
 def ask(
-    headers: dict[str, str], *, path: str = "/v1/models", method: str = "GET", kind: str = "http", **options: Any
+    headers: dict[str, str],
+    *,
+    path: str = "/v1/models",
+    method: str = "GET",
+    kind: str = "http",
+    encoding: str = "utf-8",
+    **options: Any,
 ) -> tuple[int, dict[str, str]]:
     """Return the status and headers of the response. An accepted WebSocket has status 101."""
     sent: list[Message] = []
@@ -33,7 +39,8 @@ def ask(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    raw = [(name.lower().encode(), value.encode()) for name, value in ({"Host": "localhost:8000"} | headers).items()]
+    given = {"Host": "localhost:8000"} | headers
+    raw = [(name.lower().encode(), value.encode(encoding)) for name, value in given.items()]
     scope = {"type": kind, "path": path, "method": method, "headers": raw}
     asyncio.run(AccessControl(app, Options("tiny", **options))(scope, receive, send))
     first = sent[0]
@@ -101,6 +108,14 @@ def test_only_correct_keys_are_accepted(headers: dict[str, str], status: int) ->
     found, answer = ask(headers, api_keys=KEYS)
     assert found == status
     assert ("www-authenticate" in answer) == (status == 401)
+
+
+def test_keys_can_have_any_characters() -> None:
+    escaped = "sk-\udcff"  # a byte that is not UTF-8, as the command line gives it
+    keys = ("sk-ünicode", "sk-密钥", escaped)
+    for given in ("sk-ünicode".encode(), "sk-ünicode".encode("latin-1"), "sk-密钥".encode(), b"sk-\xff"):
+        assert ask({"Authorization": f"Bearer {given.decode('latin-1')}"}, encoding="latin-1", api_keys=keys)[0] == 200
+    assert ask({"Authorization": "Bearer sk-ünicod"}, api_keys=keys)[0] == 401
 
 
 def test_the_page_and_the_health_check_need_no_key() -> None:

@@ -36,7 +36,7 @@ class AccessControl:
 
     def __init__(self, app: ASGIApp, options: Options) -> None:
         self._app = app
-        self._digests = [_digest(key) for key in options.api_keys]
+        self._digests = [_digest(key.encode("utf-8", "surrogateescape")) for key in options.api_keys]
         self._allowed = {origin.rstrip("/").lower() for origin in options.allowed_origins}
         self._hosts = {"localhost", options.host.lower(), socket.gethostname().lower()}
         self._hosts |= {urlsplit(origin).hostname or "" for origin in self._allowed}
@@ -102,15 +102,17 @@ def _keys(headers: Headers) -> Iterable[str]:
             yield protocol.strip().removeprefix(KEY_PROTOCOL)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _is_among(key: str, digests: Collection[bytes]) -> bool:
-    """Whether a key is valid. The duration of this check reveals nothing about the keys."""
-    given, found = _digest(key), False
+    """Whether a key from a header is valid. The duration of this check reveals nothing about the keys."""
+    # Headers are decoded as Latin-1, which web pages use. Most other clients encode a key as UTF-8.
+    given, found = [_digest(key.encode(encoding)) for encoding in ("latin-1", "utf-8")], False
     for digest in digests:
-        found |= hmac.compare_digest(given, digest)
+        for one in given:
+            found |= hmac.compare_digest(one, digest)
     return found
 
 
