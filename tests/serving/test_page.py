@@ -62,6 +62,14 @@ def test_all_files_come_from_the_server_with_a_strict_policy(server: Served) -> 
         get(server, "/page/routes.py")
 
 
+def test_head_is_like_get_without_a_body(server: Served) -> None:
+    for path in ("/", "/health", "/v1/models/tiny", "/page/page.js"):
+        with urlopen(Request(f"{server.url}{path}", method="HEAD"), timeout=60) as head, get(server, path) as whole:
+            assert head.status == whole.status == 200
+            assert head.headers["content-length"] == whole.headers["content-length"] == str(len(whole.read()))
+            assert head.read() == b""
+
+
 def test_the_page_needs_no_key_but_its_data_does() -> None:
     with serving(api_keys=("secret",)) as server:
         assert get(server, "/").status == get(server, "/page/page.js").status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from tiny_audio.serving import live, status, transcriptions
 from tiny_audio.serving.access import AccessControl
@@ -27,11 +28,18 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
     # FastAPI's documentation pages are off, because they load scripts from other hosts.
     app = FastAPI(title="Tiny Audio", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    app.include_router(status.router(service))
-    app.include_router(transcriptions.router(service))
-    app.include_router(live.router(service))
-    app.include_router(page.files_router())
-    app.include_router(page.router(service, card))
+    for router in (
+        status.router(service),
+        transcriptions.router(service),
+        live.router(service),
+        page.files_router(),
+        page.router(service, card),
+    ):
+        for route in router.routes:
+            # Health checks often use HEAD, which FastAPI adds to no route. uvicorn leaves out the response's body.
+            if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+                route.methods.add("HEAD")
+        app.include_router(router)
     handle_errors(app)
     app.add_middleware(Failures)
     app.add_middleware(AccessControl, options=options)
