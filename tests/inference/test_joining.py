@@ -83,6 +83,17 @@ def test_without_an_alignment_texts_are_joined_at_their_longest_common_words(cut
     assert text_of(first, second).split() == words
 
 
+def test_every_word_has_a_duration_wherever_texts_are_joined() -> None:
+    for seed in range(300):
+        rng = random.Random(seed)
+        # Estimated times of the same word can differ by as much as the overlap.
+        first, second = (
+            segment([(rng.choice("abcd"), 0.0) for _ in range(rng.choice((3, 10, 40)))], *span, aligned=False)
+            for span in ((0.0, 15.0), (13.0, 28.0))
+        )
+        text_of(first, second)
+
+
 def test_texts_of_the_ctc_head_are_joined() -> None:
     first, second = join(
         segment([("turn", 3.0), ("the", 3.4), ("lights", 3.7)], 2.0, 4.0),

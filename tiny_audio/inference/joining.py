@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tiny_audio.inference.chunking import Chunk
 from tiny_audio.inference.segments import Segment
-from tiny_audio.inference.word_times import Word, evenly_spread
+from tiny_audio.inference.word_times import Word, apart, evenly_spread
 
 _TOLERANCE_S = 0.3
 """Two aligned words with the same text are the same spoken word if their middles are at most this far apart."""
@@ -84,16 +84,13 @@ def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
         middle_s = begin_s if second.words else end_s if first.words else (begin_s + end_s) / 2
         return replace(first, end_s=middle_s), replace(second, start_s=middle_s)
     cut = _cut(first.words, second.words, begin_s, end_s)
-    before, after = list(first.words[: cut.kept]), list(second.words[cut.left_out :])
+    before, after = first.words[: cut.kept], second.words[cut.left_out :]
     middle_s = _between(before, after, begin_s, end_s)
-    if before and before[-1].end_s > middle_s:
-        before[-1] = replace(before[-1], end_s=middle_s)
-    if after and after[0].start_s < middle_s:
-        after[0] = replace(after[0], start_s=middle_s)
+    before, after = apart(before, _LEAST_S, middle_s, first.start_s), apart(after, _LEAST_S, second.end_s, middle_s)
     first_ctc, second_ctc = _joined_ctc(first, second)
     return (
-        replace(first, end_s=middle_s, text=_text(before), words=tuple(before), ctc_text=first_ctc),
-        replace(second, start_s=middle_s, text=_text(after), words=tuple(after), ctc_text=second_ctc),
+        replace(first, end_s=middle_s, text=_text(before), words=before, ctc_text=first_ctc),
+        replace(second, start_s=middle_s, text=_text(after), words=after, ctc_text=second_ctc),
     )
 
 

@@ -121,7 +121,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
             if own:
                 probability = _geometric_mean([best for _, _, best in own])
                 words[index] = Word(text, own[0][0] / rate, (own[-1][1] + 1) / rate, probability)
-    return Alignment(_apart(_filled(spelling.words, words, duration_s), 1 / rate, duration_s), confidence)
+    return Alignment(apart(_filled(spelling.words, words, duration_s), 1 / rate, duration_s), confidence)
 
 
 def evenly_spread(words: Sequence[str], start_s: float, end_s: float) -> tuple[Word, ...]:
@@ -176,23 +176,23 @@ def _filled(texts: Sequence[str], words: Sequence[Word | None], end_s: float, st
     return tuple(found)
 
 
-def _apart(words: Sequence[Word], least_s: float, duration_s: float) -> tuple[Word, ...]:
-    """Shift the times so that words are within the clip and do not overlap.
+def apart(words: Sequence[Word], least_s: float, end_s: float, start_s: float = 0.0) -> tuple[Word, ...]:
+    """Shift the times so that words are within a span and do not overlap.
 
-    Every word lasts at least ``least_s``. If the clip is too short for this, every word lasts at least the clip's
+    Every word lasts at least ``least_s``. If the span is too short for this, every word lasts at least the span's
     duration divided by the number of words.
     """
-    least_s = min(least_s, duration_s / max(1, len(words)))
-    starts, ends, now = [], [], 0.0
+    least_s = min(least_s, (end_s - start_s) / max(1, len(words)))
+    starts, ends, now = [], [], start_s
     for word in words:
         starts.append(max(word.start_s, now))
         ends.append(max(word.end_s, starts[-1] + least_s))
         now = ends[-1]
-    now = duration_s
+    now = end_s
     for index in reversed(range(len(words))):
         ends[index] = min(ends[index], now)
-        starts[index] = max(0.0, min(starts[index], ends[index] - least_s))
+        starts[index] = max(start_s, min(starts[index], ends[index] - least_s))
         now = starts[index]
     return tuple(
-        replace(word, start_s=start_s, end_s=end_s) for word, start_s, end_s in zip(words, starts, ends, strict=True)
+        replace(word, start_s=begin_s, end_s=stop_s) for word, begin_s, stop_s in zip(words, starts, ends, strict=True)
     )
