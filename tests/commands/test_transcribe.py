@@ -29,6 +29,8 @@ from tests.support.processes import begin, finish
 from tiny_audio.audio.load import audio_blocks, load_audio
 from tiny_audio.cli import main
 from tiny_audio.commands.transcribe._formats import JsonArray
+from tiny_audio.commands.transcribe._inputs import Recording
+from tiny_audio.commands.transcribe._screen import line
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,6 +129,13 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 1 << 16)
     except OSError:  # raised on Linux when the other end is closed
         return b""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0, "0:00:00.0"), (59.96, "0:01:00.0"), (3599.97, "1:00:00.0"), (36_061.04, "10:01:01.0")]
+)
+def test_times_are_rounded_as_a_whole(seconds: float, shown: str) -> None:
+    assert line(Recording(Path("a.wav"), "a.wav", "a"), seconds, "six") == f"a.wav\t{shown}\tsix"
 
 
 def test_transcription_of_a_folder_continues(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,8 @@ def line(recording: Recording, start_s: float, text: str) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{seconds % 60:04.1f}"
+    whole, tenths = divmod(round(10 * seconds), 10)  # 59.96 s is 0:01:00.0
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{tenths}"
 
 
 def progress(stack: ExitStack, durations_s: Callable[[], Sequence[float]]) -> Callable[[float], None]:
