@@ -10,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -19,6 +20,7 @@ import soundfile
 
 from tests.commands.transcribing import call
 from tests.support.fast import fast_ones
+from tiny_audio.commands.transcribe._inputs import read_inputs
 from tiny_audio.frames import SAMPLE_RATE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,6 +91,17 @@ def test_a_name_with_a_line_break_or_tab_stays_in_one_row(
     assert row["audio_filepath"] == str(tmp_path / name)
     (tmp_path / name).write_bytes(b"no audio")
     assert len(call(capsys, place / "model", tmp_path / name)[2].splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("a.wav", "a"), ("a.b.wav", "a.b"), (".wav", ".wav"), ("..wav", "..wav"), ("...wav", "...wav"), ("a..wav", "a.")],
+)
+def test_the_stem_of_a_transcript_is_a_name(tmp_path: Path, name: str, stem: str) -> None:
+    (tmp_path / name).touch()
+    with ExitStack() as stack:
+        (found,) = read_inputs([tmp_path / name], stack).recordings
+    assert found.stem == stem
 
 
 @pytest.mark.parametrize("stem", fast_ones(["n" * 240, "é" * 120, "x" * 251], "é" * 120))

@@ -96,7 +96,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
     found = [replace(one, name=os.fsencode(one.name).decode("utf-8", "replace")) for one in found]
     # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
     # recording, as in clip.mp4.srt.
-    stems = [str(Path(one.stem).with_suffix("")) for one in found]
+    stems = [_without_suffix(one.stem) for one in found]
     # Some file systems ignore case, or differences between Unicode normalization forms.
     keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
     times = Counter(keys)
@@ -104,6 +104,12 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
         replace(one, stem=stem) if times[key] == 1 else one for one, stem, key in zip(found, stems, keys, strict=True)
     ]
     return Inputs(recordings, left_out)
+
+
+def _without_suffix(name: str) -> str:
+    path = Path(name)
+    # The stem of `..wav` is a dot, which is the name of a folder.
+    return str(path.with_suffix("")) if path.stem.strip(".") else name
 
 
 def _contents(folder: Path) -> tuple[list[str], str]:
