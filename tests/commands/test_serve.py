@@ -94,6 +94,12 @@ def test_the_server_warns_if_other_machines_can_use_it(place: Path) -> None:
     assert "0.0.0.0" in err
 
 
+@pytest.mark.parametrize("option", ["--max-upload-mb", "--max-padded-s"])
+def test_infinite_sizes_are_rejected(tmp_path: Path, call: Output, option: str) -> None:
+    code, _, err = call("serve", tmp_path, option, "inf")
+    assert (code, f"{option} is inf; " in err) == (2, True)
+
+
 def test_wrong_arguments_are_rejected(
     place: Path, tmp_path: Path, call: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:

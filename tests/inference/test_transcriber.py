@@ -256,9 +256,10 @@ def test_word_timestamps_need_a_ctc_head() -> None:
     assert found.transcribe([burst(1.0)])[0].ctc_text is None
 
 
-def test_max_padded_s_must_be_positive() -> None:
-    with pytest.raises(UserError, match="max_padded_s is 0"):
-        transcriber(max_padded_s=0)
+@pytest.mark.parametrize("max_padded_s", [0.0, float("nan"), float("inf")])
+def test_max_padded_s_must_be_positive_and_finite(max_padded_s: float) -> None:
+    with pytest.raises(UserError, match=f"max_padded_s is {max_padded_s}"):
+        transcriber(max_padded_s=max_padded_s)
 
 
 KNOWN = ContextSettings(max_tokens=32, hotwords=True)

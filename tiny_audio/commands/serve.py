@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ def serve(
         raise UserError(
             f"tiny-audio serve needs the package {error.name}; install it with: pip install 'tiny-audio[serve]'"
         ) from error
+    for option, number in (("max-padded-s", max_padded_s), ("max-upload-mb", max_upload_mb)):
+        if math.isinf(number):
+            raise UserError(f"--{option} is {number}; give a finite number")
     folder = model_folder(model)
     options = Options(
         model_name=model_name or _name_of(folder),

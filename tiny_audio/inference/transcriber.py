@@ -69,8 +69,8 @@ class Transcriber:
         filter_hallucinations: bool = True,
         search_cuts: bool = True,
     ) -> None:
-        if not max_padded_s > 0:
-            raise UserError(f"max_padded_s is {max_padded_s}; give more than 0 seconds")
+        if not 0 < max_padded_s < float("inf"):
+            raise UserError(f"max_padded_s is {max_padded_s}; give a finite number of seconds above 0")
         self._model = model
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
