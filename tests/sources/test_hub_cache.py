@@ -48,18 +48,18 @@ def test_a_split_is_indexed_once_by_two_processes(hub: Hub, tmp_path: Path) -> N
 
 def test_files_of_killed_indexing_are_removed(hub: Hub, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "speechbrain--LoquaciousSet"
-    for name in ("dead.0123.tmp", "live.0123.tmp", "old.shards", "live.shards", "recent.shards"):
+    for name in (".dead.writing", ".live.writing", "old.shards", "live.shards", "recent.shards"):
         (folder / name).mkdir(parents=True)
         (folder / name / "000000.arrow").write_bytes(b"x")
     for name in ("old.shards", "live.shards"):
         os.utime(folder / name, (time.time() - 8 * 86_400,) * 2)
     with FileLock(folder / ".live.lock"):
         index = build(tmp_path).index()
-        left = {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")}
-        assert left == {"live.0123.tmp", "live.shards", "recent.shards"}
+        left = {path.name for path in folder.iterdir() if path.suffix in (".writing", ".shards")}
+        assert left == {".live.writing", "live.shards", "recent.shards"}
     shutil.rmtree(next(path for path in folder.iterdir() if len(path.name) == 24))
     assert build(tmp_path).index() == index
-    assert {path.name for path in folder.iterdir() if path.suffix in (".tmp", ".shards")} == {"recent.shards"}
+    assert {path.name for path in folder.iterdir() if path.suffix in (".writing", ".shards")} == {"recent.shards"}
 
 
 def test_a_small_cache_returns_all_clips(hub: Hub, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 
 import tiny_audio.commands.run  # noqa: F401 (so that a fork need not import it)
 from tiny_audio.cli import main
+from tiny_audio.runtime.files import UNFINISHED
 from tiny_audio.training.metrics import read_metrics
 
 PATIENCE_S = 180.0
@@ -102,7 +103,7 @@ def is_writing(checkpoints: Path) -> bool:
     """Whether a checkpoint is being written, or was incomplete when the process was killed."""
     try:
         with os.scandir(checkpoints) as entries:
-            return any(entry.name.startswith(".writing-step-") for entry in entries)
+            return any(entry.name.endswith(UNFINISHED) for entry in entries)
     except FileNotFoundError:
         return False
 

@@ -57,7 +57,7 @@ def test_uncommitted_checkpoints_are_ignored_and_removed(tmp_path: Path) -> None
     assert checkpoint.latest(tmp_path / "nothing") is None
     (tmp_path / "step-000000007").mkdir()
     (tmp_path / "step-000000010").mkdir()
-    torn = tmp_path / ".writing-step-000000013"
+    torn = tmp_path / ".step-000000013.writing"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half of")
     assert checkpoint.latest(tmp_path) == tmp_path / "step-000000010"

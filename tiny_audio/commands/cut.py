@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from tiny_audio.evaluation.data import read_data
 from tiny_audio.export.load import load_model
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.runtime.device import device_of
-from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.files import new_folder
 from tiny_audio.training.excerpts import Excerpt, Excerpts
 
 _FILES_PER_FOLDER = 1_000
@@ -40,35 +38,25 @@ def cut(model: Path, data: Sequence[str], output_dir: Path, num_clips: int | Non
     folder = output_dir.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{output_dir} exists already; delete it, or give another --output-dir")
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    loaded, _ = load_model(model)
+    sets = read_data(data, None)
+    clips = [clip for one in sets for clip in one.clips if clip.utterance.text]
+    if not clips:
+        raise UserError(f"--data {' '.join(data)}: no clip has a transcript")
+    excerpts = Excerpts(loaded.to(device_of("auto")), clips, seed)
+    count = num_clips or len(clips)
+    rows = []
     try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise _unwritable(output_dir, error) from error
-    try:
-        loaded, _ = load_model(model)
-        sets = read_data(data, None)
-        clips = [clip for one in sets for clip in one.clips if clip.utterance.text]
-        if not clips:
-            raise UserError(f"--data {' '.join(data)}: no clip has a transcript")
-        excerpts = Excerpts(loaded.to(device_of("auto")), clips, seed)
-        count = num_clips or len(clips)
-        rows = []
-        for index in range(count):
-            excerpt = excerpts.make(index)
-            try:
-                rows.append(_write(excerpt, index, aside))
-            except (OSError, soundfile.LibsndfileError) as error:
-                raise _unwritable(output_dir, error) from error
-            if (index + 1) % -(-count // 10) == 0:
-                _note(f"{index + 1} of {count} excerpts")
-        try:
+        with new_folder(folder) as aside:
+            for index in range(count):
+                rows.append(_write(excerpts.make(index), index, aside))
+                if (index + 1) % -(-count // 10) == 0:
+                    _note(f"{index + 1} of {count} excerpts")
             (aside / _MANIFEST).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            commit_folder(aside, folder)
-        except OSError as error:
-            raise _unwritable(output_dir, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(
+            f"{output_dir} cannot be written: {error}; choose another --output-dir, or free disk space"
+        ) from error
     dropped = [*excerpts.dropped.values(), *(drop for one in sets for drop in one.dropped)]
     if dropped:
         reasons = ", ".join(f"{reason} {number}" for reason, number in Counter(one.reason for one in dropped).items())
@@ -86,10 +74,6 @@ def _write(excerpt: Excerpt, index: int, folder: Path) -> dict[str, str | float]
     soundfile.write(folder / name, excerpt.waveform.numpy(), SAMPLE_RATE, subtype="PCM_16")
     duration_s = len(excerpt.waveform) / SAMPLE_RATE
     return {**excerpt.metadata, "audio_filepath": name, "duration": duration_s, "text": excerpt.text}
-
-
-def _unwritable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder} cannot be written: {error}; choose another --output-dir, or free disk space")
 
 
 def _note(text: str) -> None:

@@ -8,8 +8,8 @@ import io
 import os
 import shutil
 import unicodedata
-import zlib
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tiny_audio.config import expand_path
@@ -164,12 +164,29 @@ class SeekableBytes(io.RawIOBase):
         return self.position
 
 
-def commit_folder(aside: Path, final: Path) -> None:
-    """Flush the finished folder ``aside`` to the disk, then rename it to ``final``.
+UNFINISHED = ".writing"
+"""End of the names of files and folders that are not finished, or were not finished by a killed process."""
 
-    If ``final`` exists, it is replaced. Both folders must be on the same file system. Users who can read the folder can
-    also read its files afterwards.
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill. Then rename it to ``final``, so that ``final`` is never incomplete.
+
+    If ``final`` exists, it is replaced. If filling the folder fails, it is deleted, and ``final`` is unchanged. Users
+    who can read the folder can also read its files afterwards. Only one process at a time may write the same folder.
     """
+    aside = final.with_name(f".{final.name}{UNFINISHED}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _commit(aside, final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _commit(aside: Path, final: Path) -> None:
+    """Flush the folder ``aside`` to the disk, then rename it to ``final``."""
     readers = aside.stat().st_mode & 0o444
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         mode = path.stat().st_mode
@@ -190,17 +207,26 @@ def commit_folder(aside: Path, final: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file. A reader finds either the old or the new content, never a mixture."""
-    # The process id prevents conflicts with other processes. The name is hashed, because a name with additions could
-    # exceed the maximum length.
-    aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.writing")
-    try:
+    with new_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """Yield the path of a file to write. Then rename this file to ``final``, so that ``final`` is never incomplete.
+
+    If ``final`` exists, it is replaced. If writing fails, ``final`` is unchanged.
+    """
+    # The random name prevents conflicts with other processes and threads. It does not contain the name of `final`,
+    # because a name with additions could exceed the maximum length.
+    aside = final.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        yield aside
         _sync(aside)
-        aside.replace(path)
-    except BaseException:
+        aside.replace(final)
+    finally:
         aside.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    _sync(final.parent)
 
 
 def _sync(path: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.files import new_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,17 +42,13 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     """
     import pyarrow as pa
 
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                with pa.ipc.new_file(file, table.schema) as writer:
-                    writer.write_table(table)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            new_file(path) as aside,
+            aside.open("wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
     except OSError as error:
         raise UserError(f"the cache folder {path.parent} cannot be written: {error}") from error

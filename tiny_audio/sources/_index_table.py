@@ -15,7 +15,6 @@ import json
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, overload
 from filelock import FileLock, Timeout
 
 from tiny_audio.config import UserError
-from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.files import UNFINISHED, new_folder
 from tiny_audio.sources import (
     AudioAddress,
     ColumnarUtterances,
@@ -53,7 +52,7 @@ VERSION = 2
 _ROWS_READ = 1 << 16
 """Maximum number of rows that are converted to Python values at a time."""
 _ROWS, _ABOUT = "rows.arrow", "index.json"
-_ASIDE, _PARTS = ".tmp", ".shards"
+_PARTS = ".shards"
 _PARTS_KEPT_S = 7 * 86_400
 
 
@@ -119,19 +118,17 @@ def _sweep(folder: Path) -> None:
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):
-        key = path.name.split(".")[0]
+        key = path.name.lstrip(".").split(".")[0]
         with contextlib.suppress(FileNotFoundError, Timeout):  # deleted by another process, or still in use
             old = path.suffix == _PARTS and path.stat().st_mtime < time.time() - _PARTS_KEPT_S
-            if old or path.suffix == _ASIDE:
+            if old or path.suffix == UNFINISHED:
                 with contextlib.nullcontext() if key == folder.name else _lock(key, folder).acquire(timeout=0):
                     shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str], identity: str) -> None:
     digest = hashlib.sha256(identity.encode())
-    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{_ASIDE}")
-    try:
-        aside.mkdir(parents=True)
+    with new_folder(folder) as aside:
         hashes, counts = _write(aside / _ROWS, _fingerprinted(tables, digest))
         if len(hashes) < counts.sum():
             (aside / _ROWS).rename(aside / "repeated.arrow")
@@ -139,9 +136,6 @@ def _write_alone(folder: Path, tables: Iterable[pa.Table], shards: Sequence[str]
             (aside / "repeated.arrow").unlink()
         about = {"shards": list(shards), "fingerprint": digest.hexdigest()}
         (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        commit_folder(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.runtime.checkpoint_folders import PREFIX, steps_in
-from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.files import UNFINISHED, new_folder
 from tiny_audio.runtime.world import World
 from tiny_audio.training.parallel import plain, spread_like
 from tiny_audio.training.progress import Progress
 from tiny_audio.training.random_state import rng_state, set_rng_state
 
-_UNCOMMITTED = ".writing-"
 _DAMAGED = "damaged-"
 _SUMS = "checksums.json"
 _WEIGHTS = "model.safetensors"
@@ -52,7 +51,7 @@ def latest(folder: Path) -> Path | None:
     """Return the newest committed checkpoint, or None. Remove the uncommitted checkpoints of killed processes."""
     if not folder.exists():
         return None
-    for leftover in folder.glob(f"{_UNCOMMITTED}*"):
+    for leftover in folder.glob(f".{PREFIX}*{UNFINISHED}"):
         shutil.rmtree(leftover)
     return max(steps_in(folder).values(), default=None)
 
@@ -89,23 +88,18 @@ def save(
     moments = _whole({f"{index}.{name}": state["state"][index][name] for index, name in names}, world)
 
     def write() -> None:
-        final = _of_step(folder, progress.step)
-        aside = folder / f"{_UNCOMMITTED}{final.name}"
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
-            save_file(weights, aside / _WEIGHTS)
-            restored: dict[int, dict[str, Tensor]] = {}
-            for index, name in names:
-                restored.setdefault(index, {})[name] = moments[f"{index}.{name}"]
-            _torch_save({"state": restored, "param_groups": state["param_groups"]}, aside / "optimizer.pt")
-            _torch_save(rng_state(), aside / "rng.pt")
-            (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
-            sums = {path.name: _sum_of(path) for path in sorted(aside.iterdir())}
-            (aside / _SUMS).write_text(json.dumps(sums, indent=1))
-            commit_folder(aside, final)
+            with new_folder(_of_step(folder, progress.step)) as aside:
+                save_file(weights, aside / _WEIGHTS)
+                restored: dict[int, dict[str, Tensor]] = {}
+                for index, name in names:
+                    restored.setdefault(index, {})[name] = moments[f"{index}.{name}"]
+                _torch_save({"state": restored, "param_groups": state["param_groups"]}, aside / "optimizer.pt")
+                _torch_save(rng_state(), aside / "rng.pt")
+                (aside / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
+                sums = {path.name: _sum_of(path) for path in sorted(aside.iterdir())}
+                (aside / _SUMS).write_text(json.dumps(sums, indent=1))
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             last = latest(folder)
             kept = f"{last} is unchanged" if last else "there is no earlier one"
             raise UserError(

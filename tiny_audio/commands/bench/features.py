@@ -31,7 +31,7 @@ from tiny_audio.evaluation.batches import loaded_batches
 from tiny_audio.frames import Frames
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.recipe import Recipe, content_hash
-from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.files import new_folder
 from tiny_audio.sources import Dropped
 from tiny_audio.training.precision import autocast
 
@@ -157,35 +157,32 @@ class FeatureCache:
 
     def _compute(self, clips: ClipSet, folder: Path) -> None:
         self._check_disk(clips)
-        aside = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         self.note(f"encoding {len(clips.clips)} clips, {clips.duration_s / 3600:.2f} hours, once for all variants")
         rows: dict[str, dict[str, int]] = {}
         dropped: list[Dropped] = []
         written, shape = 0, {}
-        with open(aside / "values.bin", "wb") as values, open(aside / "ctc_logits.bin", "wb") as logits:
-            for batch, frames in self._encoded(clips, dropped):
-                for row, (clip, num_samples) in enumerate(batch):
-                    length = int(frames.lengths[row])
-                    values.write(_bytes(frames.values[row, :length]))
-                    if frames.ctc_logits is not None:
-                        logits.write(_bytes(frames.ctc_logits[row, :length]))
-                    rows[clip.id] = {"start": written, "frames": length, "samples": num_samples}
-                    written += length
-                shape = {
-                    "rate": frames.rate,
-                    "tensors": {
-                        name: [tensor.shape[-1], str(tensor.dtype).removeprefix("torch.")]
-                        for name, tensor in (("values", frames.values), ("ctc_logits", frames.ctc_logits))
-                        if tensor is not None
-                    },
-                }
-        if not rows:
-            raise UserError(f"none of {len(dropped)} clips could be read; the first error: {dropped[0].detail}")
-        index = {"frames": written, **shape, "clips": rows, "dropped": [asdict(drop) for drop in dropped]}
-        (aside / "index.json").write_text(json.dumps(index))
-        commit_folder(aside, folder)
+        with new_folder(folder) as aside:
+            with open(aside / "values.bin", "wb") as values, open(aside / "ctc_logits.bin", "wb") as logits:
+                for batch, frames in self._encoded(clips, dropped):
+                    for row, (clip, num_samples) in enumerate(batch):
+                        length = int(frames.lengths[row])
+                        values.write(_bytes(frames.values[row, :length]))
+                        if frames.ctc_logits is not None:
+                            logits.write(_bytes(frames.ctc_logits[row, :length]))
+                        rows[clip.id] = {"start": written, "frames": length, "samples": num_samples}
+                        written += length
+                    shape = {
+                        "rate": frames.rate,
+                        "tensors": {
+                            name: [tensor.shape[-1], str(tensor.dtype).removeprefix("torch.")]
+                            for name, tensor in (("values", frames.values), ("ctc_logits", frames.ctc_logits))
+                            if tensor is not None
+                        },
+                    }
+            if not rows:
+                raise UserError(f"none of {len(dropped)} clips could be read; the first error: {dropped[0].detail}")
+            index = {"frames": written, **shape, "clips": rows, "dropped": [asdict(drop) for drop in dropped]}
+            (aside / "index.json").write_text(json.dumps(index))
 
     def _encoded(self, clips: ClipSet, dropped: list[Dropped]) -> Iterator[tuple[list[tuple[Clip, int]], Frames]]:
         """Yield batches of readable clips, and their frames. Each clip is paired with its number of samples.

@@ -10,10 +10,8 @@ A unit whose folder exists is not trained again, so the same command continues a
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
-import shutil
 import statistics
 import sys
 import time
@@ -44,7 +42,7 @@ from tiny_audio.recipe import Recipe, content_hash, load_recipe
 from tiny_audio.recipe.limits import ContextLimits
 from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.device import device_name, device_of
-from tiny_audio.runtime.files import cache_dir, commit_folder, write_atomically
+from tiny_audio.runtime.files import cache_dir, new_folder, write_atomically
 from tiny_audio.training.assembly import assemble
 from tiny_audio.training.initialize import StartingPoint
 from tiny_audio.training.loop import Budget, Diverged
@@ -305,14 +303,10 @@ class TrainedBenchmark:
         return ", ".join(f"{name} {'none' if wer is None else f'{wer:.1%}'}" for name, wer in found.items())
 
     def _keep(self, unit: _Unit, result: dict[str, Any], hypotheses: Mapping[str, Sequence[Hypothesis]]) -> None:
-        final = self._folder(unit)
-        aside = final.with_name(f".{final.name}.{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for name, rows in hypotheses.items():
-            write_rows(aside / f"{name}.jsonl", rows)
-        (aside / "result.json").write_text(json.dumps(result, indent=1))
-        commit_folder(aside, final)
+        with new_folder(self._folder(unit)) as aside:
+            for name, rows in hypotheses.items():
+                write_rows(aside / f"{name}.jsonl", rows)
+            (aside / "result.json").write_text(json.dumps(result, indent=1))
 
     def _read(self, unit: _Unit) -> tuple[dict[str, Any], dict[str, list[Hypothesis]]]:
         folder = self._folder(unit)

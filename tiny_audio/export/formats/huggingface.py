@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from tiny_audio.model import base_weights
 from tiny_audio.pretrained import quantization
 from tiny_audio.pretrained.quantization import quantizable, whole_state
 from tiny_audio.projectors import PROJECTORS
-from tiny_audio.runtime.files import commit_folder
+from tiny_audio.runtime.files import new_folder
 from tiny_audio.runtime.quiet import quiet_transformers
 from tiny_audio.runtime.requirements import REQUIREMENTS
 
@@ -112,11 +111,7 @@ def export_model(
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
     # The folder may be a link to another disk. The temporary folder must be on the disk that the link points to.
-    folder = folder.resolve()
-    aside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(folder.resolve()) as aside:
         with quiet_transformers():
             quantizes = _write_model(model, aside, weights)
             tokenizer.save_pretrained(aside)
@@ -132,9 +127,6 @@ def export_model(
         if card is not None:
             (aside / "README.md").write_text(card, encoding="utf-8")
         _check_imports(aside, files)
-        commit_folder(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _parts(config: TinyAudioConfig) -> list[Any]:
