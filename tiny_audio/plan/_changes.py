@@ -145,12 +145,10 @@ def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Chan
 
     If this is not enough, repeat both with a half, then with a quarter of the maximum clip duration.
     """
-    savers = _savers(recipe, worst, machine)
-    data = recipe.data
-    for duration in (data.max_duration_s, data.max_duration_s / 2, data.max_duration_s / 4):
-        fields = savers if duration == data.max_duration_s else savers | {"data.max_duration_s": duration}
-        if duration < data.max_duration_s and duration <= max(1.0, 2 * data.min_duration_s):
-            break
+    savers, data = _savers(recipe, worst, machine), recipe.data
+    halves = (data.max_duration_s / 2, data.max_duration_s / 4)
+    shorter = [{"data.max_duration_s": each} for each in halves if each > max(1.0, 2 * data.min_duration_s)]
+    for fields in (savers, *(savers | each for each in shorter)):
         lean = _dry_run(recipe, fields, machine)
         if lean is None:
             continue
