@@ -8,7 +8,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +149,7 @@ def test_training_on_cached_frames_equals_training_on_audio(home: Path, tmp_path
             cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
             inputs = CachedClips(cache.get(clips), {})
         inputs.prepare(model)
-
-        epoch_batches = partial(inputs.epoch, model, recipe, target_encoder)
-        trained = train(model, recipe, epoch_batches, Budget(steps=6))
+        trained = train(model, recipe, inputs.epochs(model, recipe, target_encoder), Budget(steps=6))
         assert trained.steps == 6
         curves.append([loss for _, loss in trained.curve])
     # On audio, the gradients of the CTC head count in the norm that is clipped, so later steps differ slightly.
@@ -166,7 +163,7 @@ def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_pat
     for projector in ("swiglu", "conv"):
         recipe, clips, model, target_encoder = built(home, f"projector={projector}", "training.seed=3")
         cache = FeatureCache(model, recipe, tmp_path, lambda note: None)
-        batches = CachedClips(cache.get(clips), {}).epoch(model, recipe, target_encoder, 1)
+        batches = CachedClips(cache.get(clips), {}).epochs(model, recipe, target_encoder)(1)
         orders.append([[row.tolist() for row in batch.targets] for batch in batches])
     assert orders[0] == orders[1]
     assert sum(map(len, orders[0])) == 24
@@ -175,8 +172,6 @@ def test_every_variant_sees_the_same_clips_in_the_same_order(home: Path, tmp_pat
 def test_a_budget_in_seconds_is_respected(home: Path, tmp_path: Path) -> None:
     recipe, clips, model, target_encoder = built(home, "training.steps=1000")
     inputs = CachedClips(FeatureCache(model, recipe, tmp_path, lambda note: None).get(clips), {})
-    trained = train(
-        model, recipe, lambda epoch: inputs.epoch(model, recipe, target_encoder, epoch), Budget(seconds=0.5)
-    )
+    trained = train(model, recipe, inputs.epochs(model, recipe, target_encoder), Budget(seconds=0.5))
     assert trained.steps > 1
     assert 0.5 <= trained.wall_s < 5

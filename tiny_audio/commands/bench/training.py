@@ -269,13 +269,8 @@ class TrainedBenchmark:
         clips.prepare(model)
         place(model, recipe, self._device)
         try:
-            trained = train(
-                model,
-                recipe,
-                lambda epoch: clips.epoch(model, recipe, target_encoder, epoch),
-                self.budget,
-                self.plan.without_decoder,
-            )
+            epochs = clips.epochs(model, recipe, target_encoder)
+            trained = train(model, recipe, epochs, self.budget, self.plan.without_decoder)
         except Diverged as error:
             name = f"variant {unit.variant.label}, seed {unit.seed}"
             raise RunFailed(f"{name}: {error}, or leave this variant out") from error

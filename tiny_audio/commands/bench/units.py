@@ -50,16 +50,18 @@ class TrainingBatch:
         return Counts(len(self.targets), sum(map(len, self.targets)), sum(map(len, self.ctc_targets or [])))
 
 
+Epochs = Callable[[int], Iterator[TrainingBatch]]
+"""Yields the batches of an epoch, given its index."""
+
+
 class BenchmarkClips(Protocol):
     """The clips of a benchmark, as cached frames or as waveforms."""
 
     def prepare(self, model: TinyAudioModel) -> None:
         """Freeze the weights whose output is cached."""
 
-    def epoch(
-        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
-    ) -> Iterator[TrainingBatch]:
-        """Yield the batches of one epoch, in the order given by the recipe's seed."""
+    def epochs(self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder) -> Epochs:
+        """Return the epochs of training, in the order given by the recipe's seed."""
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Return the hypotheses of the evaluation set ``name``, in the order of its clips."""
@@ -79,10 +81,8 @@ class CachedClips:
         if model.ctc_head is not None:
             model.ctc_head.requires_grad_(False)
 
-    def epoch(
-        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
-    ) -> Iterator[TrainingBatch]:
-        """Yield batches of cached frames. They have no CTC targets, because the encoder and CTC head are frozen."""
+    def epochs(self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder) -> Epochs:
+        """Return epochs of cached frames. They have no CTC targets, because the encoder and CTC head are frozen."""
         features, dropped = self.train, list(self.train.dropped)
         ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
@@ -94,14 +94,14 @@ class CachedClips:
         num_clips = len(usable) + sum(drop.reason not in BOUNDS for drop in dropped)
         check_dropped(dropped, num_clips, recipe.data.max_dropped_share)
         durations = [features.clips[index].utterance.duration_s for index in usable]
-        for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
-            chosen = [usable[index] for index in batch.tolist()]
-            targets = [torch.tensor(ids[index], device=model.device) for index in chosen]
 
-            def frames(chosen: list[int] = chosen) -> Frames:
-                return features.frames(chosen, model.device)
+        def batches(epoch: int) -> Iterator[TrainingBatch]:
+            for batch in plan_epoch(durations, recipe.batching, recipe.training.seed, epoch):
+                chosen = [usable[index] for index in batch.tolist()]
+                targets = [torch.tensor(ids[index], device=model.device) for index in chosen]
+                yield TrainingBatch(partial(features.frames, chosen, model.device), targets, None)
 
-            yield TrainingBatch(frames, targets, None)
+        return batches
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Transcribe a set in batches of clips of similar duration."""
@@ -130,22 +130,22 @@ class WaveformClips:
     def prepare(self, model: TinyAudioModel) -> None:
         """Do nothing, because no output is cached."""
 
-    def epoch(
-        self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder, epoch: int
-    ) -> Iterator[TrainingBatch]:
-        """Yield batches of augmented waveforms."""
+    def epochs(self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder) -> Epochs:
+        """Return epochs of augmented waveforms."""
         clips, seed = self.train.clips, recipe.training.seed
         augmentation, longest_s = recipe.augmentation, recipe.data.max_duration_s
-        plan = clips.plan(recipe.batching, seed, epoch, augmentation, longest_s)
-        batches = PlannedBatches(clips, plan, target_encoder, augmentation, longest_s, seed, epoch)
-        for batch in (batches[index].to(model.device) for index in range(len(batches))):
-            if not batch.targets:
-                continue
 
-            def frames(batch: Batch = batch) -> Frames:
-                return model.encode(batch.waveforms, batch.lengths, recipe.augmentation.of_features(batch.seeds))
+        def frames(batch: Batch) -> Frames:
+            return model.encode(batch.waveforms, batch.lengths, augmentation.of_features(batch.seeds))
 
-            yield TrainingBatch(frames, batch.targets, batch.ctc_targets)
+        def batches(epoch: int) -> Iterator[TrainingBatch]:
+            plan = clips.plan(recipe.batching, seed, epoch, augmentation, longest_s)
+            planned = PlannedBatches(clips, plan, target_encoder, augmentation, longest_s, seed, epoch)
+            for batch in (planned[index].to(model.device) for index in range(len(planned))):
+                if batch.targets:
+                    yield TrainingBatch(partial(frames, batch), batch.targets, batch.ctc_targets)
+
+        return batches
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Transcribe a set as a run does. Clips that cannot be read are left out."""
@@ -171,7 +171,7 @@ class Trained:
 def train(
     model: TinyAudioModel,
     recipe: Recipe,
-    epochs: Callable[[int], Iterator[TrainingBatch]],
+    epochs: Epochs,
     budget: Budget,
     without_decoder: bool = False,
 ) -> Trained:
@@ -196,7 +196,7 @@ def train(
     return Trained(progress.step, progress.wall_s, progress.skipped_steps, curve)
 
 
-def _endless(epochs: Callable[[int], Iterator[TrainingBatch]]) -> Iterator[TrainingBatch]:
+def _endless(epochs: Epochs) -> Iterator[TrainingBatch]:
     epoch = 0
     while True:
         found = False
