@@ -42,16 +42,15 @@ def decoded(content: bytes) -> str:
     return content.decode(encoding_of(content[:4]))
 
 
-def open_text(path: Path, *, errors: str = "strict", newline: str = "\n") -> TextIO:
-    """Open a file to read its text.
+def open_text(path: Path, *, newline: str = "\n") -> TextIO:
+    """Open a file to read its text. Bytes that are not text become lone surrogates.
 
     Args:
         path: the file.
-        errors: how to handle bytes that are not text, as in :func:`open`.
         newline: as in :func:`open`. By default, a line ends only at a line feed.
 
     Raises:
         OSError: the file cannot be opened.
     """
     file = path.open("rb")
-    return io.TextIOWrapper(file, encoding=encoding_of(file.peek(4)[:4]), errors=errors, newline=newline)
+    return io.TextIOWrapper(file, encoding=encoding_of(file.peek(4)[:4]), errors="surrogateescape", newline=newline)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,9 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.audio.load import audio_duration
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import FileNames
-from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import AudioAddress, Dropped, Index, Source, Utterance
-from tiny_audio.sources._shared import shown
+from tiny_audio.sources._shared import MAX_LINE, read_lines, shown
 
-_MAX_LINE = 1_000_000
-"""Maximum number of characters in a line."""
 _MAX_BAD_LINES = 100
 """If a file begins with this many lines that are not JSON objects, the file is rejected."""
 
@@ -70,7 +67,7 @@ def read_manifest(path: Path, columns: Columns) -> Index:
     ids: set[str] = set()
     files = FileNames()
     objects = 0
-    for line_number, line in _lines(path):
+    for line_number, line in read_lines(path, f"the manifest {path}", _EXPECTED):
         where = f"{path.name}:{line_number}"
         try:
             row = _object(line)
@@ -110,31 +107,9 @@ def fingerprint(utterances: Iterable[Utterance]) -> str:
     return digest.hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers.
-
-    A line with more than ``_MAX_LINE`` characters is read in several parts, and each part counts as a line. Bytes that
-    are not UTF-8 become lone surrogates.
-    """
-    try:
-        if not path.is_file():
-            found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-            raise UserError(f"the manifest {path} {found}; {_EXPECTED}")
-        with open_text(path, errors="surrogateescape") as file:
-            line_number = 0
-            while line := file.readline(_MAX_LINE):
-                line_number += 1
-                if line.strip():
-                    yield line_number, line
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the manifest {path} cannot be read: {error}") from error
-
-
 def _object(line: str) -> Mapping[str, object]:
-    if len(line) >= _MAX_LINE:
-        raise _BadRowError("not_json", f"a line of {_MAX_LINE:,} characters or more")
+    if len(line) >= MAX_LINE:
+        raise _BadRowError("not_json", f"a line of {MAX_LINE:,} characters or more")
     try:
         line.encode()  # fails if the line has bytes that are not UTF-8
         row = json.loads(line)

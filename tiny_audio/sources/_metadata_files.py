@@ -108,7 +108,7 @@ def file_index(
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     try:
-        with open_text(path, errors="surrogateescape") as file:
+        with open_text(path) as file:
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
                     yield line_number, _json_row(line)
@@ -159,7 +159,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     tabs = path.suffix == ".tsv"
     reader = None
     try:
-        with open_text(path, errors="surrogateescape", newline="") as file:
+        with open_text(path, newline="") as file:
             # In a TSV file, quotes are part of the text.
             reader = csv.reader(
                 file,

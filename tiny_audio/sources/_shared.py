@@ -1,23 +1,56 @@
-"""Code shared by several sources: a type for config fields, names in the cache, and texts for messages."""
+"""Code shared by several sources: a type for config fields, names in the cache, lines of files, texts for messages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import StringConstraints
 
 from tiny_audio.config import UserError
+from tiny_audio.runtime.text_files import open_text
 from tiny_audio.sources import Index
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+MAX_LINE = 1_000_000
+"""Maximum number of characters in a line of :func:`read_lines`."""
 
 
 def cache_key(identity: object) -> str:
     """Return a short hash of a text or of a JSON value, for the name of a file or folder in the cache."""
     text = identity if isinstance(identity, str) else json.dumps(identity)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def read_lines(path: Path, name: str, expected: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file that are not blank, with their numbers.
+
+    A line with more than ``MAX_LINE`` characters is read in several parts, and each part counts as a line. Bytes that
+    are not UTF-8 become lone surrogates.
+
+    Args:
+        name: how messages refer to the file.
+        expected: a description of the expected content, for messages.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+            raise UserError(f"{name} {found}; {expected}")
+        with open_text(path) as file:
+            line_number = 0
+            while line := file.readline(MAX_LINE):
+                line_number += 1
+                if line.strip():
+                    yield line_number, line
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{name} cannot be read: {error}") from error
 
 
 def shown(value: object) -> str:

@@ -6,17 +6,14 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 from tiny_audio.config import UserError
-from tiny_audio.runtime.text_files import open_text
-from tiny_audio.sources._shared import shown
+from tiny_audio.sources._shared import read_lines, shown
 
 MAX_CHARACTERS = 500
 """Maximum length of a sentence. At 150 words per minute, such a sentence takes 40 seconds."""
 MAX_SENTENCES = 1_000_000
-_MAX_LINE = 1_000_000
 _MAX_LISTED = 5
 """Number of unusable lines that a message lists."""
 _PUNCTUATION = frozenset(".,;:!?'\"()-–—…’‘“”&%")
@@ -37,10 +34,8 @@ def read_sentences(path: Path) -> list[str]:
     """
     sentences: dict[str, None] = {}
     unusable: list[str] = []
-    for number, line in _lines(path):
+    for number, line in read_lines(path, f"sentences_file: {path}", _EXPECTED):
         sentence = unicodedata.normalize("NFC", " ".join(line.split()))
-        if not sentence:
-            continue
         problem = _problem(sentence)
         if problem is not None:
             unusable.append(f"  line {number}: {problem}: {shown(sentence)}")
@@ -90,24 +85,6 @@ def spoken(sentence: str) -> str:
         "[['eI]]" if word in ("a", "A") and (single[index] or single[index + 2]) else word
         for index, word in enumerate(words)
     )
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers.
-
-    A line with more than ``_MAX_LINE`` characters is read in several parts, and each part counts as a line.
-    """
-    try:
-        if not path.is_file():
-            found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-            raise UserError(f"sentences_file: {path} {found}; {_EXPECTED}")
-        with open_text(path, errors="surrogateescape") as file:
-            number = 0
-            while line := file.readline(_MAX_LINE):
-                number += 1
-                yield number, line
-    except OSError as error:
-        raise UserError(f"sentences_file: {path} cannot be read: {error}") from error
 
 
 def _problem(sentence: str) -> str | None:
