@@ -72,6 +72,10 @@ class InitFrom(Config):
     parts: tuple[Literal["encoder", "projector", "decoder", "ctc_head"], ...] | None = Field(default=None, min_length=1)
     """The parts to take. If None, all parts are taken."""
 
+    def takes(self, part: str) -> bool:
+        """Whether this part's weights are taken."""
+        return self.parts is None or part in self.parts
+
 
 class KeepBest(Config):
     """How the best evaluation during training is chosen."""

@@ -103,7 +103,7 @@ def _final_weights(recipe: Recipe) -> Errors:
 def _parts(recipe: Recipe) -> Errors:
     """Check that the fields of the encoder and the decoder can be used and have an effect."""
     training = recipe.training
-    taken = training.init_from.parts or ("encoder", "decoder") if training.init_from else ()
+    taken = training.init_from
     for kind, part in (("encoder", recipe.encoder), ("decoder", recipe.decoder)):
         place = f"{kind}.{part.name}"
         if part.attention == "flash_attention_2" and (
@@ -124,7 +124,7 @@ def _parts(recipe: Recipe) -> Errors:
                 f"{place}.gradient_checkpointing",
                 "has no effect, because no gradient passes through the part; remove it, or train the part",
             )
-        if part.init == "random" and part.freeze and kind not in taken:
+        if part.init == "random" and part.freeze and not (taken and taken.takes(kind)):
             yield (
                 f"{place}.freeze",
                 "frozen random weights stay random; set freeze: false or init: pretrained, or take the "
@@ -191,7 +191,7 @@ def _ctc(recipe: Recipe) -> Errors:
             "ctc.init",
             f"the head was trained on the last layer, but encoder.layer is {encoder.layer}; set it to last",
         )
-    if taken and "ctc_head" in (taken.parts or ("ctc_head",)):
+    if taken and taken.takes("ctc_head"):
         yield "ctc.init", "the head already comes from training.init_from; set init: random"
 
 

@@ -40,7 +40,7 @@ class StartingPoint:
     def __init__(self, config: InitFrom) -> None:
         path = Path(config.path)
         self.folder = path / "model" if (path / "model").is_dir() else path
-        self.wanted = config.parts
+        self._given = config
         self._files = sorted(self.folder.glob("*.safetensors"))
         if not self._files or not (self.folder / "config.json").is_file():
             raise UserError(
@@ -59,7 +59,7 @@ class StartingPoint:
 
     def takes(self, part: str) -> bool:
         """Whether this part's weights are taken from this model."""
-        return self.wanted is None or part in self.wanted
+        return self._given.takes(part)
 
     def has_adapters(self, kind: str) -> bool:
         """Whether the adapters of an encoder or decoder are taken from this model."""
@@ -98,7 +98,7 @@ class StartingPoint:
         problems = list(self._adapter_problems(model.config))
         if problems:
             raise UserError("\n".join([f"training.init_from: {self.folder} does not fit this recipe:", *problems]))
-        prefixes = tuple(f"{part}." for part in self.wanted or ALL_PARTS)
+        prefixes = tuple(f"{part}." for part in ALL_PARTS if self.takes(part))
         saved = {name: tensor for name, tensor in self._tensors().items() if name.startswith(prefixes)}
         fresh = tuple(f"{kind}." for kind in _ADAPTED if not (self.config.get(kind) or {}).get("lora"))
         own = {}

@@ -33,8 +33,7 @@ def check_recipe(recipe: Recipe) -> ContextLimits:
     taken = recipe.training.init_from
     # The length of the prompt is not known yet if the tokenizer is learned from transcripts, or comes with a decoder
     # from ``init_from``.
-    is_taken = taken is not None and "decoder" in (taken.parts or ("decoder",))
-    if recipe.decoder.tokenizer is not None or is_taken:
+    if recipe.decoder.tokenizer is not None or (taken and taken.takes("decoder")):
         return ContextLimits(recipe)
     tokenizer = load_tokenizer(recipe.decoder.pretrained, recipe.decoder.revision)
     return fitting_prompt(recipe, tokenizer)[1]

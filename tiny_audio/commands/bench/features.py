@@ -42,7 +42,7 @@ def check_cacheable(recipe: Recipe) -> None:
     Raises:
         UserError: the frames would change, or the CTC head would keep its random weights.
     """
-    encoder = recipe.encoder
+    encoder, start = recipe.encoder, recipe.training.init_from
     wrong = None
     if not encoder.freeze:
         wrong = (
@@ -58,7 +58,7 @@ def check_cacheable(recipe: Recipe) -> None:
     elif recipe.augmentation != AugmentationConfig():
         used = ", ".join(key for key, value in recipe.augmentation if value is not None)
         wrong = f"augmentation ({used}) changes each clip in each epoch; remove the section augmentation"
-    elif recipe.ctc is not None and recipe.ctc.init == "random" and not _takes_head(recipe):
+    elif recipe.ctc is not None and recipe.ctc.init == "random" and not (start and start.takes("ctc_head")):
         wrong = (
             "the CTC head has random weights and is frozen with the encoder; load a trained head with "
             "training.init_from.parts: [encoder, ctc_head] or ctc.init: pretrained, or remove the ctc section"
@@ -68,11 +68,6 @@ def check_cacheable(recipe: Recipe) -> None:
             f"features cannot be computed once for all variants: {wrong}. Or add --no-feature-cache to run the encoder "
             "at every step (not possible with --without-decoder)"
         )
-
-
-def _takes_head(recipe: Recipe) -> bool:
-    start = recipe.training.init_from
-    return start is not None and (start.parts is None or "ctc_head" in start.parts)
 
 
 @dataclass(frozen=True)
