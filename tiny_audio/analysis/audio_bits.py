@@ -50,9 +50,7 @@ class ClipLosses:
     """Loss with the audio of another clip."""
 
 
-def score_bits(
-    losses: Sequence[ClipLosses], *, groups: Groups = None, num_bootstrap: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def score_bits(losses: Sequence[ClipLosses], *, groups: Groups = None, num_bootstrap: int = 1000) -> dict[str, Any]:
     """Return the scores of a set: bits per token with their interval, and both losses per token in nats.
 
     If there are no losses, return no scores.
@@ -61,7 +59,6 @@ def score_bits(
         losses: the losses of the measured clips.
         groups: as in :func:`tiny_audio.analysis.scoring.score`.
         num_bootstrap: number of resamples for the interval.
-        seed: seed of the resampling.
     """
     if not losses:
         return {}
@@ -70,9 +67,7 @@ def score_bits(
     total = int(tokens.sum())
     return {
         "bits_from_audio": float(bits.sum()) / total,
-        "bits_from_audio_interval": list(
-            ratio_interval(bits, tokens, groups=groups, num_draws=num_bootstrap, seed=seed)
-        ),
+        "bits_from_audio_interval": list(ratio_interval(bits, tokens, groups=groups, num_draws=num_bootstrap)),
         "bits_from_audio_clips": len(losses),
         "reference_loss": sum(clip.loss for clip in losses) / total,
         "reference_loss_with_other_audio": sum(clip.other_loss for clip in losses) / total,

@@ -122,12 +122,12 @@ def _same(field: FieldInfo, other: FieldInfo) -> bool:
     return repr(field.default) == repr(other.default) and field.description == other.description
 
 
-def _fields(fields: dict[str, FieldInfo], prefix: str = "") -> list[str]:
+def _fields(fields: dict[str, FieldInfo]) -> list[str]:
     """Return the table of fields. The fields of a nested section have dotted names."""
-    return _table(["field", "type", "default", "meaning"], list(_rows(fields, prefix)))
+    return _table(["field", "type", "default", "meaning"], list(_rows(fields)))
 
 
-def _rows(fields: dict[str, FieldInfo], prefix: str) -> Iterator[list[str]]:
+def _rows(fields: dict[str, FieldInfo], prefix: str = "") -> Iterator[list[str]]:
     for name, field in fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(_plain(field.get_default()))}`"
         kind = " ".join([_shown(field.annotation), *_bounds(field.metadata)])
@@ -164,9 +164,7 @@ def _shown(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_shown(argument) for argument in arguments)
-    if origin is tuple:
-        return "list of " + _shown(arguments[0])
-    if origin is list:
+    if origin in (tuple, list):
         return "list of " + _shown(arguments[0])
     if origin is dict or annotation is dict:
         return "mapping"

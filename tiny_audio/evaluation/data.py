@@ -37,7 +37,7 @@ class DataSet:
     """Hash of ids, durations and texts of all clips of the source, including clips that were not chosen."""
 
 
-def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None = None) -> list[DataSet]:
+def read_data(texts: Sequence[str], max_samples: int | None) -> list[DataSet]:
     """Return the clips of all sets that ``--data`` names.
 
     Args:
@@ -45,20 +45,20 @@ def read_data(texts: Sequence[str], max_samples: int | None, cache: Path | None 
             name of a preset, such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
             pseudorandom and always the same. A larger number adds clips to those of a smaller number.
-        cache: folder for the sources' downloads. If None, the user's cache folder is used.
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty; two sets have the same name; or the chunks of a
             recording cannot be joined.
     """
     sets: dict[str, DataSet] = {}
+    cache = cache_dir()
     for text in texts:
-        for name, fields in _sources(text, cache or cache_dir()).items():
+        for name, fields in _sources(text, cache).items():
             if name in sets:
                 raise UserError(
                     f"--data {text}: there are two sets called {name!r}; rename one of them, or give the set only once"
                 )
-            sets[name] = _index(name, fields, text, max_samples, cache or cache_dir())
+            sets[name] = _index(name, fields, text, max_samples, cache)
     return list(sets.values())
 
 

@@ -15,9 +15,9 @@ def on_one_line(name: str) -> str:
     return _BREAKS.sub(lambda found: _SHORT.get(found[0], f"\\u{ord(found[0]):04x}"), name)
 
 
-def wrapped(text: str, width: int = 80) -> list[str]:
-    """Wrap a text at spaces. All lines except the first are indented."""
-    return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str) -> list[str]:
+    """Wrap a text at spaces, to lines of 80 characters. All lines except the first are indented."""
+    return textwrap.wrap(text, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, num_texts: int) -> str:

@@ -80,12 +80,12 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
     expect(bool(values.isfinite().all()), part, f"{what}: {int((~values.isfinite()).sum())} values are not finite")
 
 
-def perturb(module: nn.Module, seed: int = 0) -> None:
+def perturb(module: nn.Module) -> None:
     """Add noise to every trainable tensor.
 
     In new modules, many biases are 0 and many weights of norms are 1, so a check could overlook a missing operation.
     """
-    numbers = generator(seed)
+    numbers = generator()
     with torch.no_grad():
         for tensor in module.parameters():
             if tensor.requires_grad:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.commands._output import print_json
-from tiny_audio.commands.probe._process import Measured, Process
+from tiny_audio.commands.probe._process import GIB, Measured, Process
 from tiny_audio.config import UserError
 from tiny_audio.plan import predict_bytes
 from tiny_audio.recipe import Recipe, load_recipe
 from tiny_audio.runtime.device import device_of
 
-GIB = 2**30
 MARGIN = 0.1
 """Default share of the memory to leave free. In training, batches of different lengths fragment the memory, so a run
 can need more memory than the probe measures."""
