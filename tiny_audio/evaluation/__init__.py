@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tiny_audio.analysis.scoring import NormalizerName, normalizer, score_set
+from tiny_audio.analysis.scoring import NormalizerName, normalizer
 from tiny_audio.data.clips import Clip
 from tiny_audio.data.evaluation_clips import check_group_by
 from tiny_audio.evaluation.batches import loaded_batches
-from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis
+from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, score_rows
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
@@ -19,7 +19,7 @@ class Evaluation(NamedTuple):
     """The result of one model on one set."""
 
     scores: dict[str, Any]
-    """Scores as JSON (see :func:`tiny_audio.analysis.scoring.score_set`)."""
+    """Scores as JSON (see :func:`tiny_audio.evaluation.hypotheses.score_rows`)."""
     hypotheses: list[Hypothesis]
     """Hypotheses in the order of the clips."""
     dropped: list[Dropped]
@@ -73,15 +73,5 @@ def evaluate_clips(
     hypotheses, dropped = transcribe_clips(
         model, tokenizer, clips, max_duration_s=max_duration_s, max_padded_s=max_padded_s
     )
-    groups = None if group_by is None else [row["metadata"].get(group_by) for row in hypotheses]
-    scores = score_set(
-        [row["text"] for row in hypotheses],
-        [row["pred_text"] for row in hypotheses],
-        normalizer(normalizer_name),
-        ctc_hypotheses=[row["ctc_text"] for row in hypotheses] if model.ctc_head is not None else None,
-        num_bootstrap=num_bootstrap,
-        groups=groups,
-        durations_s=[row["duration"] for row in hypotheses],
-    )
-    scores["truncated_hypotheses"] = sum(row["truncated"] for row in hypotheses)
+    scores = score_rows(hypotheses, normalizer(normalizer_name), group_by, num_bootstrap=num_bootstrap)
     return Evaluation(scores, hypotheses, dropped)

@@ -76,7 +76,6 @@ def evaluate_targets(
     normalizer: Normalizer,
     *,
     group_by: str | None,
-    num_bootstrap: int = 1000,
     compare: Callable[[Target], Compared] = lambda target: {},
     note: Callable[[str], None],
     failed: Callable[[str, Exception], None],
@@ -119,9 +118,7 @@ def evaluate_targets(
                 target: Target = target, items: list[TargetOnSet] = items, load_s: float | None = load_s
             ) -> Scores:
                 compared = compare(target)
-                return {
-                    work.data.name: work.score(normalizer, group_by, num_bootstrap, load_s, compared) for work in items
-                }
+                return {work.data.name: work.score(normalizer, group_by, load_s, compared) for work in items}
 
             results[target.label] = world.broadcast_from_main(score)
             done[target.label] = items

@@ -1,12 +1,13 @@
-"""Raw hypotheses as rows, and files of hypotheses as JSON lines."""
+"""Raw hypotheses as rows, their scores, and files of hypotheses as JSON lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiny_audio.analysis.scoring import Normalizer, score_set
 from tiny_audio.data.clips import Clip
 from tiny_audio.model.decoding import Transcript
 from tiny_audio.runtime.files import write_atomically
@@ -35,6 +36,32 @@ def with_outcome(row: Hypothesis, time_s: float | None, error: str | None) -> Hy
     """Add the processing time and the error to a row. Keys are in the order of the Open ASR Leaderboard's manifests."""
     items = list(row.items())
     return dict([*items[:3], ("time", time_s), *items[3:7], ("error", error), *items[7:]])
+
+
+def groups_of(rows: Iterable[Hypothesis], group_by: str | None) -> list[str | None] | None:
+    """Return the value of each row in the metadata column ``group_by``. Return None if no column is given."""
+    return None if group_by is None else [row["metadata"].get(group_by) for row in rows]
+
+
+def score_rows(
+    rows: Sequence[Hypothesis], normalizer: Normalizer, group_by: str | None, *, num_bootstrap: int = 1000
+) -> dict[str, Any]:
+    """Return the result of :func:`score_set`, and the number of truncated hypotheses.
+
+    The CTC head is scored too, if all rows have its hypotheses.
+    """
+    has_ctc = all(row["ctc_text"] is not None for row in rows)
+    scores = score_set(
+        [row["text"] for row in rows],
+        [row["pred_text"] for row in rows],
+        normalizer,
+        ctc_hypotheses=[row["ctc_text"] for row in rows] if has_ctc else None,
+        num_bootstrap=num_bootstrap,
+        groups=groups_of(rows, group_by),
+        durations_s=[row["duration"] for row in rows],
+    )
+    scores["truncated_hypotheses"] = sum(row["truncated"] for row in rows)
+    return scores
 
 
 def to_lines(rows: Iterable[Hypothesis]) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.analysis import rescore
-from tiny_audio.analysis.scoring import Normalizer, score_set
+from tiny_audio.analysis.scoring import Normalizer
 from tiny_audio.analysis.warnings import Comparison, state_overlap
 from tiny_audio.config import RunFailed, UserError
 from tiny_audio.data.clips import Clip
 from tiny_audio.evaluation.data import DataSet
-from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, to_lines, with_outcome, write_rows
+from tiny_audio.evaluation.hypotheses import Hypothesis, hypothesis, score_rows, to_lines, with_outcome, write_rows
 from tiny_audio.evaluation.targets import Target
 from tiny_audio.runtime.files import write_atomically
 from tiny_audio.runtime.shares import split_evenly
@@ -156,28 +156,14 @@ class TargetOnSet:
         return {name: row for name, row in joined.items() if row["error"] is None}
 
     def score(
-        self,
-        normalizer: Normalizer,
-        group_by: str | None,
-        num_bootstrap: int,
-        load_s: float | None,
-        compared: Compared,
+        self, normalizer: Normalizer, group_by: str | None, load_s: float | None, compared: Compared
     ) -> dict[str, Any]:
         """Score the transcribed clips, write ``scores.json``, and return its content.
 
         ``load_s`` is None if the target was not loaded, because no clip was missing.
         """
         rows = list(self.scored.values())
-        has_ctc = all(row["ctc_text"] is not None for row in rows)
-        scores = score_set(
-            [row["text"] for row in rows],
-            [row["pred_text"] for row in rows],
-            normalizer,
-            ctc_hypotheses=[row["ctc_text"] for row in rows] if has_ctc else None,
-            num_bootstrap=num_bootstrap,
-            groups=None if group_by is None else [row["metadata"].get(group_by) for row in rows],
-            durations_s=[row["duration"] for row in rows],
-        )
+        scores = score_rows(rows, normalizer, group_by)
         # `fsum` is exact, so the sums do not depend on the order in which processes finish their clips.
         audio_s, time_s = (math.fsum(row[key] for row in self.rows.values()) for key in ("duration", "time"))
         price = self.target.price()
@@ -188,7 +174,6 @@ class TargetOnSet:
             "num_failed": len(self.failures),
             "failure_rate": len(self.failures) / len(self.data.clips),
             "failures": [{"id": row["id"], "error": row["error"]} for row in self.failures[:20]],
-            "truncated_hypotheses": sum(row["truncated"] for row in rows),
             "audio_s": audio_s,
             "time_s": time_s,
             "rtfx": audio_s / time_s if time_s else None,

@@ -19,7 +19,7 @@ from tiny_audio.data.target_encoder import TargetEncoder
 from tiny_audio.data.text import TargetText
 from tiny_audio.evaluation import Evaluation, evaluate_clips
 from tiny_audio.evaluation.audio_bits import measure_losses
-from tiny_audio.evaluation.hypotheses import write_rows
+from tiny_audio.evaluation.hypotheses import groups_of, write_rows
 from tiny_audio.export.load import load_model
 from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
 from tiny_audio.model.model import TinyAudioModel
@@ -147,7 +147,7 @@ def score(recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence
     measured = [row for row in evaluation.hypotheses if row["id"] in losses]
     for row in measured:
         row["losses"] = asdict(losses[row["id"]])
-    groups = None if settings.group_by is None else [row["metadata"].get(settings.group_by) for row in measured]
+    groups = groups_of(measured, settings.group_by)
     evaluation.scores.update(
         score_bits([losses[row["id"]] for row in measured], groups=groups, num_bootstrap=settings.num_bootstrap)
     )
