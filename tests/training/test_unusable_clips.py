@@ -140,6 +140,8 @@ def test_a_run_without_usable_clips_is_rejected(tmp_path: Path) -> None:
         "data.train has no usable clip; 2 dropped, the first: lasts 1.10 s; 5 to 10 s are allowed; check the data, "
         "and data.min_duration_s and data.max_duration_s"
     )
+    with pytest.raises(UserError, match=r"^data\.train has no usable clip; 2 dropped, the first: lasts 1\.10 s; "):
+        run(changed(tiny_recipe(tmp_path), data__min_duration_s=5.0, data__evaluation={}), tmp_path / "run")
 
 
 # --- clips over the ceiling

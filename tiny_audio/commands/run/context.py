@@ -85,14 +85,20 @@ class RunClips:
         self._evaluation: dict[str, ClipSet] = {}
 
     def training(self) -> ClipSet:
-        """The training clips within the recipe's duration bounds."""
+        """Return the training clips within the recipe's duration bounds.
+
+        Raises:
+            UserError: a source cannot be read, or no clip is usable.
+        """
         if self._training is None:
             data = self._recipe.data
             context = replace(self._context, keep_empty=data.keep_empty)
             sources = {name: SOURCES.build(config, context) for name, config in data.train.items()}
-            self._training = ClipSet.gather(
+            found = ClipSet.gather(
                 sources, data.min_duration_s, data.max_duration_s, data.target_text, keep_empty=data.keep_empty
             )
+            found.check_any("data.train")
+            self._training = found
         return self._training
 
     @cached_property
