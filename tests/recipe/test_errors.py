@@ -59,6 +59,7 @@ def test_sped_up_clips_must_have_enough_frames_for_the_projector(document: Docum
         (["execution.evaluate_every=20"], "", ["evaluate_every", "20"]),
         (["training.keep_best.patience=3"], "patience", ["3", "4 evaluations", "at most 2"]),
         (["training.keep_best.patience=1", "execution.evaluate_every=10"], "patience", ["1", "2 evaluations"]),
+        (["alignment.alone_steps=13"], "patience", ["2", "4 evaluations, 2 of them", "at most 1"]),
     ],
 )
 def test_keep_best_needs_several_evaluations_of_its_set(

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from tiny_audio.decoders import TrainedTokenizerConfig, train_tokenizer
 from tiny_audio.model.alignment import AlignmentLoss
 from tiny_audio.recipe._cross_field_rules import cross_field_errors
 from tiny_audio.training.alignment_labels import choose_labels
+from tiny_audio.training.final_weights import Selection
+from tiny_audio.training.progress import Progress
 from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 
 MODEL, TOKENIZER = assemble()
@@ -172,6 +175,19 @@ def test_first_steps_leave_out_the_decoder(tmp_path: Path) -> None:
     assert any(changes(name) for name in initial if name.startswith("decoder"))
     assert [loss is None for loss in logged(tmp_path / "run", "decoder_loss")] == [True, False, False]
     assert min(logged(tmp_path / "run", "alignment_loss")) > 0
+
+
+def test_evaluations_before_the_decoder_is_trained_do_not_stop_training(document: Document) -> None:
+    best = {"set": "held_out", "patience": 2}
+    execution = {"device": "cpu", "evaluate_every": 2, "evaluate_set": "held_out"}
+    settings: dict[str, Any] = {"training__steps": 12, "training__keep_best": best, "execution": execution}
+    recipe = parse(changed(document, alignment={"alone_steps": 5}, **settings))
+    selection, progress, stops = Selection(recipe), Progress(), {}
+    for step in (2, 4, 6, 8):
+        progress.step = step
+        selection.add(progress, {"wer": 1.0})
+        stops[step] = selection.stops_early(progress)
+    assert stops == {2: False, 4: False, 6: False, 8: True}
 
 
 def test_the_decoder_must_be_trained_in_some_steps(document: Document) -> None:

@@ -88,7 +88,8 @@ class KeepBest(Config):
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
     """Stop after this number of evaluations in a row without a better value. The learning rate follows the schedule
-    over ``training.steps`` in any case. If None, all steps are trained."""
+    over ``training.steps`` in any case. Evaluations in the first ``alignment.alone_steps`` steps do not count. If None,
+    all steps are trained."""
 
 
 class TrainingConfig(Config):

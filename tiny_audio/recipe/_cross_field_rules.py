@@ -92,11 +92,15 @@ def _final_weights(recipe: Recipe) -> Errors:
             f"has no effect with a single evaluation: execution.evaluate_every is {execution.evaluate_every}, and "
             f"training.steps is {training.steps}; lower evaluate_every",
         )
-    elif best.patience is not None and best.patience > num_evaluations - 2:
+        return
+    alone = recipe.alone_steps // execution.evaluate_every  # number of evaluations before the decoder is trained
+    most = num_evaluations - 1 - max(1, alone)
+    if best.patience is not None and best.patience > most:
         yield (
             "training.keep_best.patience",
-            f"{best.patience} never stops the run before its end, because there are {num_evaluations} evaluations; "
-            + (f"set at most {num_evaluations - 2}" if num_evaluations > 2 else "lower execution.evaluate_every"),
+            f"{best.patience} never stops the run before its end, because there are {num_evaluations} evaluations"
+            + (f", {alone} of them in alignment.alone_steps; " if alone else "; ")
+            + (f"set at most {most}" if most > 0 else "lower execution.evaluate_every"),
         )
 
 

@@ -75,7 +75,7 @@ class Selection:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._config, self._execution = recipe.training, recipe.execution
+        self._config, self._execution, self._alone_steps = recipe.training, recipe.execution, recipe.alone_steps
         self.best: KeepBest | None = recipe.training.keep_best
         self._metric: Metric | None = None
         if self.best is not None:
@@ -97,7 +97,7 @@ class Selection:
             return {}
         if progress.best_step == 0 or self._is_better(value, progress.best_value):
             progress.best_step, progress.best_value, progress.evaluations_since_best = progress.step, value, 0
-        else:
+        elif progress.step > self._alone_steps:  # the decoder is trained only after these steps
             progress.evaluations_since_best += 1
         return {"best_step": progress.best_step, "stops_early": self.stops_early(progress)}
 
