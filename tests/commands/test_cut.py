@@ -57,6 +57,17 @@ def test_more_excerpts_do_not_change_the_first_ones(call: Output, place: Path, m
     assert rows[1][:3] == rows[0]
 
 
+def test_excerpts_keep_no_offset(call: Output, place: Path, manifest: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    table = "".join(f"{row['audio_filepath']},{row['text']},2.5,{row['speaker']}\n" for row in rows)
+    (tmp_path / "metadata.csv").write_text(f"file_name,text,offset,speaker\n{table}")
+    folder = tmp_path / "excerpts"
+    assert call("cut", place / "model", "--data", f"folder:path={tmp_path}", "--output-dir", folder)[0] == 0
+    (read,) = read_data([str(folder / "train.jsonl")], None)
+    assert (len(read.clips), read.dropped) == (6, ())
+    assert all("speaker" in clip.utterance.metadata for clip in read.clips)
+
+
 def test_mistakes(call: Output, place: Path, manifest: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()

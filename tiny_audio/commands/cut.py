@@ -20,6 +20,8 @@ from tiny_audio.training.excerpts import Excerpt, Excerpts
 
 _FILES_PER_FOLDER = 1_000
 _MANIFEST = "train.jsonl"
+_OFFSET = "offset"
+"""Metadata column that is left out. In a manifest, it would be the start of the clip within its file."""
 
 
 def cut(model: Path, data: Sequence[str], output_dir: Path, num_clips: int | None, seed: int) -> None:
@@ -73,7 +75,8 @@ def _write(excerpt: Excerpt, index: int, folder: Path) -> dict[str, str | float]
     (folder / name).parent.mkdir(exist_ok=True)
     soundfile.write(folder / name, excerpt.waveform.numpy(), SAMPLE_RATE, subtype="PCM_16")
     duration_s = len(excerpt.waveform) / SAMPLE_RATE
-    return {**excerpt.metadata, "audio_filepath": name, "duration": duration_s, "text": excerpt.text}
+    metadata = {key: value for key, value in excerpt.metadata.items() if key != _OFFSET}
+    return {**metadata, "audio_filepath": name, "duration": duration_s, "text": excerpt.text}
 
 
 def _note(text: str) -> None:
