@@ -59,6 +59,16 @@ def test_a_bad_row_is_dropped_with_its_reason(
     assert detail in drop.detail
 
 
+def test_the_smallest_integer_is_not_a_duration(tmp_path: Path) -> None:
+    schema = pa.schema({"audio": AUDIO, "text": pa.string(), "duration": pa.int64()})
+    rows = [simple(audio={"bytes": b"", "path": None}, duration=seconds) for seconds in (1, -(2**63))]
+    index = indexed(tmp_path, rows, schema)
+    assert [utterance.duration_s for utterance in index.utterances] == [1.0]
+    (drop,) = index.dropped
+    assert drop.reason == "bad_duration"
+    assert "above 0, not -9223372036854775808" in drop.detail
+
+
 @pytest.mark.parametrize(
     ("audio", "reason", "detail"),
     [

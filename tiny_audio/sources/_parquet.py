@@ -224,10 +224,12 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
     import pyarrow.compute as pc
 
     column = table.column(name)
-    seconds = pc.fill_null(pc.cast(column, pa.float64()), math.nan).to_numpy()
+    # An unsafe cast rounds large integers, such as the smallest integer, which some programs write for missing values.
+    seconds = pc.fill_null(pc.cast(column, pa.float64(), safe=False), math.nan).to_numpy()
     what = repr(name)
     if begin is not None:
-        seconds = seconds - pc.fill_null(pc.cast(table.column(begin), pa.float64()), math.nan).to_numpy()
+        begins = pc.cast(table.column(begin), pa.float64(), safe=False)
+        seconds = seconds - pc.fill_null(begins, math.nan).to_numpy()
         what += f" minus {begin!r}"
     for row in np.flatnonzero(~(np.isfinite(seconds) & (seconds > 0))):
         value = shown(column[int(row)].as_py() if begin is None else float(seconds[row]))
