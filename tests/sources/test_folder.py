@@ -222,6 +222,17 @@ def test_other_folders_are_rejected(place: Path) -> None:
     assert_rejected(f"there is no table in {place}; ")
 
 
+@pytest.mark.parametrize(("table", "rows"), [
+    ("metadata.csv", "file_name,text\na.wav,yes\n"),
+    ("metadata.jsonl", '{"file_name": "a.wav", "text": "yes"}\n'),
+])  # fmt: skip
+def test_utf_16_that_is_cut_off_is_an_error(place: Path, table: str, rows: str) -> None:
+    write_clip(place / "a.wav")
+    (place / table).write_bytes(rows.encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=rf"/{table} cannot be read: .*truncated data"):
+        folder(place).index()
+
+
 def test_the_fingerprint_depends_on_the_data_but_not_on_its_location(place: Path, tmp_path: Path) -> None:
     def fingerprint(name: str, text: str = "yes", seconds: float = 1.0) -> str:
         write_clip(tmp_path / name / "a.wav", seconds)

@@ -167,3 +167,9 @@ def test_grammars_and_a_file_cannot_be_combined() -> None:
         SyntheticConfig(sentences_file="a.txt", grammars=("digits",))
     config = SyntheticConfig(sentences_file="a.txt")
     assert SyntheticConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_utf_16_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = written(tmp_path, "Open the valve.\n".encode("utf-16")[:-1])
+    with pytest.raises(UserError, match=r"sentences\.txt cannot be read: .*truncated data"):
+        read_sentences(path)

@@ -112,7 +112,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
                     yield line_number, _json_row(line)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UTF-16 that is cut off or damaged raises a UnicodeError
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -180,7 +180,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             f"{path}, line {reader.line_num}: {error}; quote cells that contain commas or quotes, and double the "
             "quotes inside these cells"
         ) from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
