@@ -123,6 +123,13 @@ def test_the_maximum_duration_of_a_clip_is_computed() -> None:
     assert quiet(0.3, 0.2, speed=(0.5, 1.1)).longest_s(9.0, 10.0) == 18.0
 
 
+def test_durations_are_computed_with_the_rounded_speed() -> None:
+    slow, fast = AugmentationConfig(speed=(0.905,)), AugmentationConfig(speed=(1.998,))
+    assert slow.duration_s(9.0, 0, 10.0) == slow.longest_s(9.0, 10.0) == 10.0
+    assert len(augment_waveform(slow, torch.zeros(9 * RATE), seed=0)) == 10 * RATE
+    assert fast.duration_s(9.0, 0, 10.0) == fast.shortest_s(9.0) == 4.5
+
+
 def test_the_level_of_noise_does_not_depend_on_added_silence() -> None:
     config = quiet(10.0, 10.0, white_noise=WhiteNoiseConfig(snr_db=(20.0, 20.0), probability=1.0))
     waveform = tone(1.0)

@@ -37,7 +37,7 @@ class ContextLimits:
             self._projector = PROJECTORS.build(recipe.projector, ProjectorContext(_WIDTH, _WIDTH, rate, 1.0))
         self.max_positions = recipe.decoder.max_positions()
         """Number of positions of the decoder. None if it has no limit."""
-        self.longest_training_s = recipe.data.max_duration_s / min(*(recipe.augmentation.speed or (1.0,)), 1.0)
+        self.longest_training_s = recipe.data.max_duration_s / min(*recipe.augmentation.speeds(), 1.0)
         """Maximum duration of a training clip in seconds, after ``augmentation.speed`` has slowed it down."""
         self.audio = num_embeddings(recipe.encoder, self._projector, self.longest_training_s)
         """Number of positions that the audio of the longest training clip takes."""
@@ -82,7 +82,7 @@ def limit_errors(recipe: Recipe) -> Errors:
             f"{recipe.batching.max_padded_s} s cannot hold one clip of data.max_duration_s {data.max_duration_s} s; "
             "raise max_padded_s, or lower data.max_duration_s",
         )
-    speeds = recipe.augmentation.speed or (1.0,)
+    speeds = recipe.augmentation.speeds()
     slowest, fastest = min(*speeds, 1.0), max(*speeds, 1.0)
     shortest, longest = data.min_duration_s / fastest, data.max_duration_s / slowest
     try:

@@ -58,13 +58,13 @@ class AugmentationConfig(Config):
 
         Only a change of speed can make a clip longer than ``max_duration_s``.
         """
-        slowed = duration_s / min(*(self.speed or (1.0,)), 1.0)
+        slowed = duration_s / min(*self.speeds(), 1.0)
         added = sum(section.max_added_s() for section in self.sections())
         return max(slowed, min(slowed + added, max_duration_s))
 
     def shortest_s(self, duration_s: float) -> float:
         """Return the minimum duration that a clip of ``duration_s`` can have after augmentation."""
-        return duration_s / max(*(self.speed or (1.0,)), 1.0)
+        return duration_s / max(*self.speeds(), 1.0)
 
     @property
     def changes_durations(self) -> bool:
@@ -84,9 +84,13 @@ class AugmentationConfig(Config):
                 duration_s += section.added_s(duration_s, rng, max_duration_s)
         return duration_s
 
+    def speeds(self) -> tuple[float, ...]:
+        """Return the speed factors, rounded to 1 % to keep the resampling kernel small. Without any, return (1.0,)."""
+        return tuple(round(factor * 100) / 100 for factor in self.speed or (1.0,))
+
     def drawn_speed(self, rng: random.Random) -> float:
-        """Draw a speed factor. It is rounded to 1 % to keep the resampling kernel small."""
-        return round(rng.choice(self.speed) * 100) / 100 if self.speed else 1.0
+        """Draw a speed factor."""
+        return rng.choice(self.speeds()) if self.speed else 1.0
 
     def folders(self) -> dict[str, str]:
         """Return the folders of sounds, by name of the section that uses the folder."""
