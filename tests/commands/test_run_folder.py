@@ -60,3 +60,10 @@ def test_the_state_can_be_saved_and_loaded(tmp_path: Path) -> None:
     written = (tmp_path / "state.json").stat().st_mtime_ns
     state.write(tmp_path)
     assert (tmp_path / "state.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("content", ["", '{"recipe": {}}', '{"recipe": 1, "started": "now"}'])
+def test_a_damaged_state_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=r"/state\.json is damaged: .*; restore it from a backup"):
+        RunState.read(tmp_path)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from tiny_audio.analysis.decoder_gain import Speed
 from tiny_audio.analysis.normalizer_names import NormalizerName
+from tiny_audio.config import UserError, first_line
 from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.plan.work import Work
 from tiny_audio.runtime.files import write_atomically
@@ -137,11 +138,21 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> RunState | None:
-        """Return the state of a run folder, or None if the folder has no ``state.json``."""
+        """Return the state of a run folder, or None if the folder has no ``state.json``.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = folder / FILE_NAME
         if not path.exists():
             return None
-        state: RunState = _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            state: RunState = _ADAPTER.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged: {first_line(error)}; restore it from a backup, or start the run again in another "
+                "folder"
+            ) from error
         return state
 
     def write(self, folder: Path) -> None:
