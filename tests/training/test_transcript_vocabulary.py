@@ -17,6 +17,8 @@ from tests.support.training import (
     RecordingCallback,
     gather,
     parse,
+    recipe_on,
+    run,
 )
 from tests.support.worlds import in_processes
 from tiny_audio.commands.run import Run
@@ -24,7 +26,7 @@ from tiny_audio.config import UserError
 from tiny_audio.data.augmentation import AugmentationConfig, clip_seed
 from tiny_audio.data.clips import ClipSet
 from tiny_audio.data.order import BatchingConfig, plan_epoch
-from tiny_audio.decoders import build_tokenizer, restore_tokenizer
+from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer, restore_tokenizer
 from tiny_audio.sources import SOURCES, ColumnarUtterances, SourceContext, ids_of, texts_of
 from tiny_audio.sources._index_table import TableUtterances
 from tiny_audio.training.assembly import assemble
@@ -199,3 +201,23 @@ def test_the_vocabulary_is_learned_again_if_texts_change_before_training(documen
     Run(recipe, "run", folder, RecordingCallback()).complete()
     config = json.loads((folder / "model" / "config.json").read_text())
     assert "z" not in config["ctc_characters"]
+
+
+def test_the_labels_are_chosen_again_if_the_decoder_changes_before_training(tmp_path: Path) -> None:
+    document, folder = recipe_on(tmp_path), tmp_path / "run"
+    rows = (tmp_path / "manifest.jsonl").read_text()
+    (tmp_path / "bad.wav").write_text("no audio")
+    (tmp_path / "manifest.jsonl").write_text(rows + manifest_row(tmp_path / "bad.wav", "yes", 1.0))
+    document = changed(document, alignment={}, data__max_dropped_share=0.0, batching__max_clips=9)
+    with pytest.raises(UserError, match="1 of 9 training clips are unusable"):
+        run(document, folder)
+    (tmp_path / "bad.wav").write_bytes((tmp_path / "clip000.wav").read_bytes())
+    tiny: Any = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
+    tokenizer = build_tokenizer(tiny, ["left yes", "xx stop now", "go on turn right"])
+    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
+    decoder.model.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    run(document, folder)
+    recipe = parse(document)
+    expected = TranscriptVocabulary.learn(recipe, gather(recipe), None).token_ids
+    assert json.loads((folder / "state.json").read_text())["training"]["spelling"]["token_ids"] == expected

@@ -169,10 +169,9 @@ class TrainStage:
         """
         run = self._run
         recorded = run.state.training
-        if recorded is None:
+        if recorded is None or (recorded.inputs != inputs and not has_any(run.folder / "checkpoints")):
+            # If no step is saved yet, the inputs may change. Everything that was computed from them is computed again.
             recorded = run.state.training = TrainingState(inputs)
-        if not has_any(run.folder / "checkpoints"):
-            recorded.inputs = inputs  # no step is saved yet, so the inputs may change
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
             if before != after:
