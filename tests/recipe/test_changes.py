@@ -32,6 +32,15 @@ def test_null_removes_an_entry_as_in_a_file_that_extends(document: Document, wri
     assert_error(errors_of(path, "training.stepz=null"), "training.stepz", "'steps'")
 
 
+def test_null_adds_no_section(document: Document, write_recipe: Write) -> None:
+    path = write_recipe(document)
+    assert load_recipe(path).alignment is None
+    _, error = errors_of(path, "alignment.alone_steps=null")
+    assert_error([error], "alignment", "no such section", "alignment.alone_steps")
+    assert load_recipe(path, ["alignment.alone_steps=null", "alignment.weight=0.5"]).alignment is not None
+    assert load_recipe(path, ["batching.short_first_epochs=null"]) == load_recipe(path)
+
+
 def test_naming_a_part_replaces_its_section(document: Document, write_recipe: Write) -> None:
     path = write_recipe(document)
     assert load_recipe(path).projector != load_recipe(path, ["projector=swiglu"]).projector

@@ -27,7 +27,7 @@ from tiny_audio.model.prompt import PromptConfig
 from tiny_audio.pretrained.identity import checkpoint_identity, without_path
 from tiny_audio.projectors import PROJECTORS, ProjectorConfig
 from tiny_audio.recipe._cross_field_rules import cross_field_errors
-from tiny_audio.recipe._validation_errors import field_errors, invalid_recipe
+from tiny_audio.recipe._validation_errors import added_by_null, field_errors, invalid_recipe
 from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_yaml, set_field
 from tiny_audio.sources import SOURCES, SourceConfig
 
@@ -317,8 +317,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mappin
         UserError: the recipe is not valid. The message lists each error with its location and the allowed values.
     """
     changes = changes or {}
-    document = _with_changes(apply_overrides(read_yaml(Path(path)), overrides), changes)
-    return _validated(document, str(path), [*map(parse_override, overrides), *changes.items()])
+    before = read_yaml(Path(path))
+    overridden = apply_overrides(before, overrides)
+    given = [*map(parse_override, overrides), *changes.items()]
+    recipe = _validated(_with_changes(overridden, changes), str(path), given)
+    errors = list(added_by_null(recipe, overridden, before))
+    if errors:
+        raise invalid_recipe(str(path), errors, given)
+    return recipe
 
 
 def _with_changes(document: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -65,6 +65,37 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
         message = message.replace(theirs, yaml)
     given = json.dumps(entry["input"], default=str)
     return f"{path}: {message}, not {given if len(given) < 80 else given[:77] + '...'}{hint}"
+
+
+def added_by_null(
+    section: BaseModel, document: Mapping[str, Any], before: Mapping[str, Any], path: str = ""
+) -> Iterator[str]:
+    """Yield an error for each optional section that only overrides with null have added.
+
+    For example, ``alignment.steps=null`` would switch on the loss of a recipe that has no section ``alignment``.
+
+    Args:
+        section: the validated recipe, or one of its sections.
+        document: the plain values of the section.
+        before: the plain values of the section without the overrides.
+        path: the location of the section.
+    """
+    for name, field in type(section).model_fields.items():
+        given, earlier, location = document.get(name), before.get(name), f"{path}.{name}".removeprefix(".")
+        if isinstance(given, dict) and isinstance(earlier, dict):
+            inner = getattr(section, name)
+            if isinstance(inner, BaseModel):
+                yield from added_by_null(inner, given, earlier, location)
+        elif isinstance(given, dict) and given and earlier is None and field.default is None and _is_null(given):
+            yield (
+                f"{location}: the recipe has no such section, and null would add it with its defaults; remove the "
+                f"override of {location}.{next(iter(given))}"
+            )
+
+
+def _is_null(values: Mapping[str, Any]) -> bool:
+    """Return whether all values are None, at any depth."""
+    return all(_is_null(value) if isinstance(value, dict) else value is None for value in values.values())
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
