@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -165,6 +166,28 @@ def test_a_folder_name_can_have_brackets(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "clips [2024]" / "x.parquet", [simple()])
     assert len(SOURCES.build(ParquetConfig(path=str(path.parent)), SourceContext(tmp_path)).index().utterances) == 1
     assert len(SOURCES.build(ParquetConfig(path=str(path)), SourceContext(tmp_path)).index().utterances) == 1
+
+
+def test_links_to_folders_are_followed_and_hidden_files_are_skipped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "disk" / "x.parquet", [simple()])
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "more").symlink_to(tmp_path / "disk")
+    write_parquet(folder / "y.parquet", [simple()])
+    (folder / "._y.parquet").write_bytes(b"macOS writes such files")
+    index = SOURCES.build(ParquetConfig(path=str(folder)), SourceContext(tmp_path / "cache")).index()
+    assert [utterance.id for utterance in index.utterances] == ["more/x.parquet/0", "y.parquet/0"]
+
+
+def test_an_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "clips" / "x.parquet", [simple()])
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"/clips/? cannot be read: Permission denied; "):
+        SOURCES.build(ParquetConfig(path=str(tmp_path / "clips")), SourceContext(tmp_path / "cache")).index()
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

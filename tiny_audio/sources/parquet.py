@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, PositiveFloat
 
 from tiny_audio.config import NO_IDENTITY, LocalPath, UserError
+from tiny_audio.runtime.files import files_below
 from tiny_audio.sources import SOURCES, Index, Source, SourceContext, Utterance
 from tiny_audio.sources._columns import Columns, ColumnsConfig
 from tiny_audio.sources._disk_cache import DiskCache
@@ -109,7 +110,7 @@ class ParquetSource(Source):
     def _shards(self) -> tuple[Path, list[str]]:
         root = self._root
         if self.path.is_dir():
-            found = [path for path in self.path.rglob("*.parquet") if path.is_file()]
+            found = self._below()
             what = "no .parquet file is in the folder"
         elif self.path.exists() or not glob.has_magic(str(self.path)):
             found = [self.path] if self.path.is_file() else []
@@ -123,6 +124,14 @@ class ParquetSource(Source):
                 "data/*.parquet"
             )
         return root, sorted(path.relative_to(root).as_posix() for path in found)
+
+    def _below(self) -> list[Path]:
+        try:
+            return [self.path / name for name in files_below(self.path, lambda name: name.endswith(".parquet"))]
+        except OSError as error:
+            raise UserError(
+                f"the folder {error.filename} cannot be read: {error.strerror}; allow reading it, or give another path"
+            ) from error
 
 
 @SOURCES.register
