@@ -224,6 +224,17 @@ def test_columns_can_have_various_types(tmp_path: Path) -> None:
     assert utterance.metadata == {"speaker": "ann", "age": "31", "native": "true"}
 
 
+@pytest.mark.parametrize("kind", [pa.binary_view(), pa.struct({"bytes": pa.binary_view(), "path": pa.string()})])
+def test_audio_can_have_the_type_of_views(tmp_path: Path, kind: pa.DataType) -> None:
+    clips = [encoded_clip(number, 0.5) for number in range(2)]
+    values = clips if kind == pa.binary_view() else [{"bytes": clip, "path": None} for clip in clips]
+    pq.write_table(pa.table({"audio": pa.array(values, kind), "text": ["a", "b"]}), tmp_path / "x.parquet")
+    source = SOURCES.build(ParquetConfig(path=str(tmp_path)), SourceContext(tmp_path / "cache"))
+    utterances = source.index().utterances
+    assert [utterance.duration_s for utterance in utterances] == [0.5, 0.5]
+    assert [source.encoded(utterance) for utterance in utterances] == clips
+
+
 def test_files_can_have_different_metadata_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "1.parquet", [simple(age=3)])
     write_parquet(tmp_path / "2.parquet", [simple(), simple(1)])

@@ -157,7 +157,7 @@ def _is_audio(kind: pa.DataType) -> bool:
 
     if types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_audio(kind.field("bytes").type)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
