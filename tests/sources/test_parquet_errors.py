@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,20 @@ def test_clips_in_a_damaged_row_group_are_unusable(shards: Path, tmp_path: Path)
     said = r"no row of .*clips.parquet can be used; the first problem of 25: clips.parquet, row group 0, row 0: "
     with pytest.raises(UserError, match=said):
         build(path, tmp_path / "cache").index()
+
+
+def test_a_repaired_file_is_indexed_again(shards: Path, tmp_path: Path) -> None:
+    path = without_durations(shards, tmp_path)
+    good, times = path.read_bytes(), path.stat()
+    damage_column(path, "wav.bytes")
+    with pytest.raises(UserError, match=r"no row of .* can be used"):
+        build(path, tmp_path / "cache").index()
+    time.sleep(0.02)  # longer than the resolution of the file system's times
+    path.write_bytes(good)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    index = build(path, tmp_path / "cache").index()
+    assert len(index.utterances) == 25
+    assert index.dropped == ()
 
 
 def test_texts_that_are_not_utf8_are_dropped(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -60,16 +60,23 @@ class ParquetSource(Source):
     cache_dir: Path
 
     def index(self) -> Index:
-        """See :meth:`Source.index`. The first call reads the files. Later calls read the files' footers and a cache."""
+        """See :meth:`Source.index`. The first call reads the files. Later calls read the files' footers and a cache.
+
+        If clips were dropped, the files are read again after they have changed. A repaired file can have the footer of
+        the damaged file.
+        """
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
         identity = json.dumps([VERSION, astuple(self.columns), list(footers.items())])
         folder = self.cache_dir / "parquet" / cache_key(identity)
-        if not folder.exists():
+        addresses = CellAddresses(root.joinpath, self.columns.audio)
+        index = read_index(folder, addresses) if folder.exists() else None
+        if index is None or (index.dropped and _has_newer(folder, [root / shard for shard in shards])):
             _LOG.info("indexing %d parquet files in %s", len(shards), root)
             # The names of the columns affect the key of the folder, but not the fingerprint of the data.
-            write_index(folder, self._tables(root, shards), shards, json.dumps(list(footers.values())))
-        index = read_index(folder, CellAddresses(root.joinpath, self.columns.audio))
+            identity = json.dumps(list(footers.values()))
+            write_index(folder, self._tables(root, shards), shards, identity, anew=index is not None)
+            index = read_index(folder, addresses)
         return check_any_usable(index, str(self.path))
 
     def encoded(self, utterance: Utterance) -> bytes:
@@ -143,6 +150,12 @@ def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
         round(config.cache_gb * 1e9),
         context.cache_dir.absolute(),
     )
+
+
+def _has_newer(folder: Path, files: Sequence[Path]) -> bool:
+    """Return whether one of the files has changed since the folder was written."""
+    # The time of the last change of the status also changes if a program restores the modification time.
+    return max(file.stat().st_ctime_ns for file in files) > folder.stat().st_mtime_ns
 
 
 def _footer(path: Path) -> str:
