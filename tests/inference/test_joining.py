@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,11 +95,15 @@ def test_every_word_has_a_duration_wherever_texts_are_joined() -> None:
         text_of(first, second)
 
 
-def test_texts_of_the_ctc_head_are_joined() -> None:
-    first, second = join(
+@pytest.mark.parametrize("without_text", [(), (0,), (1,), (0, 1)])
+def test_texts_of_the_ctc_head_are_joined(without_text: tuple[int, ...]) -> None:
+    segments = [
         segment([("turn", 3.0), ("the", 3.4), ("lights", 3.7)], 2.0, 4.0),
         segment([("the", 3.4), ("lights", 3.7), ("on", 4.1)], 3.0, 5.0),
-    )
+    ]
+    for index in without_text:
+        segments[index] = replace(segments[index], text="", words=())
+    first, second = join(*segments)
     assert f"{first.ctc_text} {second.ctc_text}".split() == ["turn", "the", "lights", "on"]
 
 

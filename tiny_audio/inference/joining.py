@@ -80,14 +80,17 @@ def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
     """
     assert first.words is not None and second.words is not None  # noqa: PT018
     begin_s, end_s = second.start_s, first.end_s
+    first_ctc, second_ctc = _joined_ctc(first, second)
     if not first.words or not second.words:
         middle_s = begin_s if second.words else end_s if first.words else (begin_s + end_s) / 2
-        return replace(first, end_s=middle_s), replace(second, start_s=middle_s)
+        return (
+            replace(first, end_s=middle_s, ctc_text=first_ctc),
+            replace(second, start_s=middle_s, ctc_text=second_ctc),
+        )
     cut = _cut(first.words, second.words, begin_s, end_s)
     before, after = first.words[: cut.kept], second.words[cut.left_out :]
     middle_s = _between(before, after, begin_s, end_s)
     before, after = apart(before, _LEAST_S, middle_s, first.start_s), apart(after, _LEAST_S, second.end_s, middle_s)
-    first_ctc, second_ctc = _joined_ctc(first, second)
     return (
         replace(first, end_s=middle_s, text=_text(before), words=before, ctc_text=first_ctc),
         replace(second, start_s=middle_s, text=_text(after), words=after, ctc_text=second_ctc),
