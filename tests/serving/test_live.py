@@ -30,7 +30,7 @@ from tiny_audio.model.context import ContextSettings
 from tiny_audio.model.prompt import Context
 from tiny_audio.serving import live, live_session
 from tiny_audio.serving.engine import Engine
-from tiny_audio.serving.options import LiveLimits
+from tiny_audio.serving.options import Limits, LiveLimits
 
 pytestmark = pytest.mark.usefixtures("live_by_loudness")
 LEARNED_VOICE_ACTIVITY = live.new_voice_activity
@@ -249,6 +249,20 @@ def test_a_failure_of_the_server_gives_an_error_message(server: Served, monkeypa
         *_, error = sent(socket, pcm16(SPEECH), END)
         assert (error["type"], socket.close_code) == ("error", 1011)
         assert "broken" not in error["message"]
+
+
+def test_a_stream_is_closed_if_a_transcription_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def transcribe(*arguments: object, **options: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Engine, "transcribe", transcribe)
+    with serving(limits=Limits(request_timeout_s=0.2)) as server, connected(server) as socket:
+        *_, error = sent(socket, pcm16(SPEECH), END)
+        assert (error["type"], socket.close_code) == ("error", 1013)
+        assert "0.2 s" in error["message"]
+    assert "a live stream failed" not in caplog.text
 
 
 def with_key(key: str) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ class LiveSession:
             encoding: ``pcm16``, or a container of Opus.
 
         Raises:
-            ClientError: the client sent invalid data or sent no audio for too long, or the server is shutting down.
+            ClientError: the client sent invalid data or sent no audio for too long, an utterance was not transcribed
+                in time, or the server is shutting down.
             WebSocketDisconnect: the client has closed the connection.
         """
         try:
@@ -125,6 +126,10 @@ class LiveSession:
         try:
             async with asyncio.timeout(self._decode_timeout_s):
                 return await self._decode(waveform)
+        except TimeoutError:
+            raise ClientError(
+                1013, f"an utterance was not transcribed within {self._decode_timeout_s:g} s; try again later"
+            ) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
