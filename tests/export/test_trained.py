@@ -393,3 +393,7 @@ def test_the_card_is_copied(tmp_path: Path, bases: dict[str, str], capsys: pytes
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "to"), "--merge-lora"]) == 0
     assert (tmp_path / "to" / "README.md").read_text() == "# Mine\n"
     assert "MB; adapters of 0 layers merged\n" in capsys.readouterr().out
+    (tmp_path / "model" / "README.md").write_bytes("# Zürich".encode("latin-1"))
+    assert f"{tmp_path / 'model' / 'README.md'}: not a text in UTF-8" in rejected(
+        capsys, str(tmp_path / "model"), str(tmp_path / "other")
+    )

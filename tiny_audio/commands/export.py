@@ -11,6 +11,7 @@ from tiny_audio.export.card import base_licenses, model_card
 from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.export.merge import merge_adapters
 from tiny_audio.runtime.spec import parse_part, split_spec
+from tiny_audio.runtime.text_files import decoded
 
 _CARD = "README.md"
 
@@ -71,4 +72,7 @@ def _card(run: Path, source: Path) -> str | None:
                 "again, run the same command that started the run"
             ) from error
     own = source / _CARD
-    return own.read_text(encoding="utf-8") if own.is_file() else None
+    try:
+        return decoded(own.read_bytes()) if own.is_file() else None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{own}: not a text in UTF-8: {error}; save it as UTF-8, or remove it") from error
