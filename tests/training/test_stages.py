@@ -149,7 +149,9 @@ def test_a_missing_base_checkpoint_is_named(stage: tuple[Document, Path], small:
 # --- exports of checkpoints
 
 
-def test_every_step_can_be_exported(stage: tuple[Document, Path], tmp_path: Path) -> None:
+def test_every_step_can_be_exported(
+    stage: tuple[Document, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = stage
     assert steps_kept(folder) == [1, 2]
     early = export(folder, tmp_path / "early", "--step", 1)
@@ -162,6 +164,10 @@ def test_every_step_can_be_exported(stage: tuple[Document, Path], tmp_path: Path
     assert "step 1 of 2" in (early / "README.md").read_text()
     assert "step 2 of 2" in (last / "README.md").read_text()
     assert (early / "config.json").read_bytes() == (folder / "model" / "config.json").read_bytes()
+    monkeypatch.chdir(folder / "checkpoints")
+    assert exported_bytes(export("step-000000001", tmp_path / "from_checkpoints")) == first
+    monkeypatch.chdir("step-000000001")
+    assert exported_bytes(export(".", tmp_path / "from_here")) == first
     model, tokenizer = load_model(early)
     assert model.transcribe(torch.zeros(1, 16_000), torch.tensor([16_000]), tokenizer)
     small = export(folder, tmp_path / "small", "--step", 1, "--weights", "trained")

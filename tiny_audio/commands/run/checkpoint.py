@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,12 @@ class SavedStep:
         Raises:
             UserError: ``source`` has no checkpoint of the given step.
         """
-        if source.parent.name == _FOLDER and (source / "progress.json").is_file():
-            run, given = source.parent.parent, read_progress(source).step
+        folder = Path(os.path.abspath(source))  # the path may be `.`, or a name in `checkpoints`
+        if folder.parent.name == _FOLDER and (folder / "progress.json").is_file():
+            run, given = folder.parent.parent, read_progress(folder).step
             if step not in (None, given):
                 raise UserError(f"--step {step}: {source} is the checkpoint of step {given}; leave --step out")
-            return cls(run, given, source)
+            return cls(run, given, folder)
         if step is None:
             return None
         steps = steps_in(source / _FOLDER)
