@@ -172,6 +172,17 @@ def test_invalid_bytes_are_dropped_and_a_byte_order_mark_is_ignored(tmp_path: Pa
     assert [(dropped.id, dropped.reason) for dropped in index.dropped] == [("manifest.jsonl:2", "not_json")]
 
 
+def test_a_long_line_counts_as_one_line(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.flac")
+    path = write_manifest(tmp_path, row(), row(text="a" * 2_500_000), row(text=7))
+    index = build(ManifestConfig(path=str(path)), tmp_path).index()
+    assert len(index.utterances) == 1
+    assert [(drop.id, drop.reason) for drop in index.dropped] == [
+        (f"{path.name}:2", "not_json"),
+        (f"{path.name}:3", "text_missing"),
+    ]
+
+
 def test_ids_are_unique(tmp_path: Path) -> None:
     for name in ("a.flac", "a.flac:3"):
         write_clip(tmp_path / "clip.flac")
@@ -247,7 +258,7 @@ def test_files_that_are_not_manifests_are_rejected(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(200_000))
     assert_rejected(path, "is not a manifest: none of its first 100 lines is a JSON object")
     path.write_bytes(bytes(30_000_000))
-    assert_rejected(path, "no row of the manifest", "(30 read)", "not_json", "a line of 1,000,000 characters or more")
+    assert_rejected(path, "no row of the manifest", "(1 read)", "not_json", "a line of 1,000,000 characters or more")
     path.write_text("audio,text\na.flac,yes\n")
     assert_rejected(path, "no row of the manifest", "(2 read); the first problem: not_json", "line 1")
     path.write_text(json.dumps(row()) + "\n")

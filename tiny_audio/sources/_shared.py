@@ -17,7 +17,7 @@ from tiny_audio.sources import Index
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 MAX_LINE = 1_000_000
-"""Maximum number of characters in a line of :func:`read_lines`."""
+"""Maximum number of characters that :func:`read_lines` reads of a line."""
 
 
 def cache_key(identity: object) -> str:
@@ -29,8 +29,7 @@ def cache_key(identity: object) -> str:
 def read_lines(path: Path, name: str, expected: str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file that are not blank, with their numbers.
 
-    A line with more than ``MAX_LINE`` characters is read in several parts, and each part counts as a line. Bytes that
-    are not UTF-8 become lone surrogates.
+    Only the first ``MAX_LINE`` characters of a line are read. Bytes that are not UTF-8 become lone surrogates.
 
     Args:
         name: how messages refer to the file.
@@ -49,6 +48,8 @@ def read_lines(path: Path, name: str, expected: str) -> Iterator[tuple[int, str]
                 line_number += 1
                 if line.strip():
                     yield line_number, line
+                while len(line) == MAX_LINE and line[-1] != "\n":  # skip the rest of a longer line
+                    line = file.readline(MAX_LINE)
     except (OSError, UnicodeError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
 
