@@ -72,6 +72,19 @@ def test_a_missing_column_is_an_error(call: Output, place: Path, tmp_path: Path)
     assert "names" in err
 
 
+def test_a_context_with_a_special_token_names_the_clip(call: Output, place: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (place / "manifest.jsonl").read_text().splitlines()]
+    rows[1]["before"] = "so <|end|> it"
+    manifest = place / "special.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = f"{place / 'model'}:previous_text_column=before"
+    code, _, err = call(target, "--data", manifest, "--output-dir", tmp_path)
+    assert code == 2
+    assert f"error: special/{rows[1]['audio_filepath']}: the context contains the special token '<|end|>'" in err
+    (file,) = tmp_path.glob("*/special/hypotheses.jsonl")
+    assert file.read_text() == ""  # the error is reported before any clip is transcribed
+
+
 def test_an_evaluation_continues_with_clips_that_lack_the_column(call: Output, place: Path, tmp_path: Path) -> None:
     command = (f"{place / 'model'}:hotwords_column=names", "--data", place / "manifest.jsonl", "--output-dir", tmp_path)
     assert call(*command)[0] == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -44,6 +44,8 @@ class ClipContexts:
     shared: Context
     """The hotwords and the language of all clips."""
     options: ContextOptions
+    encode: Callable[[Context | None], object] = lambda context: None
+    """Raises a UserError if the model cannot use a context."""
 
     @classmethod
     def of(cls, options: ContextOptions) -> ClipContexts | None:
@@ -68,9 +70,15 @@ class ClipContexts:
         """Return the context of each clip.
 
         Raises:
-            UserError: a clip has a value of a wrong type in one of the columns.
+            UserError: a clip has a value of a wrong type in one of the columns, or the model cannot use its context.
         """
-        return [self._of_clip(clip) for clip in clips]
+        contexts = [self._of_clip(clip) for clip in clips]
+        for clip, context in zip(clips, contexts, strict=True):
+            try:
+                self.encode(context)
+            except UserError as error:
+                raise UserError(f"{clip.id}: {error}") from error
+        return contexts
 
     def _of_clip(self, clip: Clip) -> Context | None:
         options = self.options

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,8 @@ class ModelTarget(Target, ABC):
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. The longest clips come first."""
+        if self.contexts is not None:
+            self.contexts.of_clips(clips)  # reports an error before anything is transcribed
         warm = False
         for batch in loaded_batches(clips, max_duration_s=self.max_duration_s, max_padded_s=_BATCH_PADDED_S):
             for clip, error in batch.unread:
@@ -161,6 +163,7 @@ class OwnTarget(ModelTarget):
         )
         if self.contexts is not None:
             self.warnings = self._transcriber.encode_context(self.contexts.shared).warnings
+            self.contexts = replace(self.contexts, encode=self._transcriber.encode_context)
 
     def transcribe_batch(
         self, waveforms: list[Tensor], contexts: Sequence[Context | None] | None = None
