@@ -27,9 +27,8 @@ def outcome(label: str, error_rates: list[float], control: Any = None, seed: int
         for number in range(300):
             wrong = torch.rand(5, generator=rng) < rate
             text = " ".join("x" if bad else word for bad, word in zip(wrong, words, strict=True))
-            rows.append(
-                {"id": str(number), "text": " ".join(words), "pred_text": text, "truncated": False, "metadata": {}}
-            )
+            row = {"id": str(number), "text": " ".join(words), "pred_text": text, "truncated": False, "metadata": {}}
+            rows.append(row | {"duration": 2.0})
         hypotheses.append({"dev": rows})
     result = {"parameters": 1, "embeddings_per_s": 10.0, "train_s": 1.0, "curve": []}
     results = [{**result, "seed": number, "steps": 5} for number in range(len(error_rates))]
@@ -79,3 +78,13 @@ def test_controls_are_corrected_separately_and_show_whether_they_hold() -> None:
     assert "control FAILS" in results_table(
         {**blind, "sets": {}, "baseline": "base", "seeds": [0], "budget": {"steps": 1, "seconds": None}}
     )
+
+
+def test_sets_without_speech_have_insertions_per_hour_and_no_control_holds() -> None:
+    outcomes = [outcome("base", [0.0, 0.0], seed=1), outcome("again", [0.0, 0.0], "again", seed=2)]
+    for row in (row for one in outcomes for seed in one.hypotheses for row in seed["dev"]):
+        row["text"] = ""
+    found = analyze(outcomes, "base", Scoring(normalizer("lower"), None, num_draws=500)).to_json()
+    rates = [variant["sets"]["dev"]["non_speech_insertions_per_hour"] for variant in found["variants"]]
+    assert rates == [5 * 3600 / 2.0] * 2
+    assert [(control["found"], control["held"]) for control in found["controls"]] == [({}, False)]

@@ -124,7 +124,7 @@ class Analysis:
     def _control(self, outcome: Outcome) -> dict[str, Any]:
         expected = TIE if outcome.control == AGAIN else "worse"
         found = {name: entry.verdict for (label, name), entry in self.differences.items() if label == outcome.label}
-        held = all(verdict == expected for verdict in found.values())
+        held = bool(found) and all(verdict == expected for verdict in found.values())
         return {"label": outcome.label, "kind": outcome.control, "expected": expected, "found": found, "held": held}
 
 
@@ -162,9 +162,10 @@ def _systems(outcome: Outcome, normalizer: Normalizer) -> dict[str, System]:
     """Return a :class:`System` for each set, with the variant's hypotheses."""
     systems = {}
     for name, rows in outcome.hypotheses[0].items():
-        references = [row["text"] for row in rows]
+        references, durations_s = [row["text"] for row in rows], [row["duration"] for row in rows]
         for seed in outcome.hypotheses:
             assert [row["id"] for row in seed[name]] == [row["id"] for row in rows], "all seeds have the same clips"
         texts = ([row["pred_text"] for row in seed[name]] for seed in outcome.hypotheses)
-        systems[name] = System(outcome.label, [Transcripts(references, each, normalizer) for each in texts])
+        seeds = [Transcripts(references, each, normalizer, durations_s=durations_s) for each in texts]
+        systems[name] = System(outcome.label, seeds)
     return systems

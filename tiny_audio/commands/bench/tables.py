@@ -62,6 +62,7 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
     spent = f"{budget['steps']} steps" if budget["seconds"] is None else f"{budget['seconds']:g} s"
     yield f"{spent} each, seeds {', '.join(map(str, results['seeds']))}; rates are means over seeds, counts are totals"
     for control in results["controls"]:
-        verdicts = "; ".join(f"{name}: {verdict}" for name, verdict in control["found"].items())
+        shown = [f"{name}: {verdict}" for name, verdict in control["found"].items()]
+        verdicts = "; ".join(shown) or "no comparison, because no reference has a word"
         state = "holds" if control["held"] else "FAILS"
         yield f"control {state}: the verdict on {control['label']} should be {control['expected']!r} ({verdicts})"
