@@ -93,6 +93,21 @@ def test_a_name_with_a_line_break_or_tab_stays_in_one_row(
     assert len(call(capsys, place / "model", tmp_path / name)[2].splitlines()) == 1
 
 
+def test_transcripts_are_not_listed_as_other_files(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.wav", "deep/b.wav"):
+        shutil.copy(place / "audio" / "a.wav", tmp_path / name)
+    (tmp_path / "notes.txt").write_text("x")
+    for output_dir in (tmp_path / "out", tmp_path / "deep" / ".." / "deep"):
+        for _ in range(2):
+            code, _, err = call(capsys, place / "model", tmp_path, "--output-dir", output_dir)
+            assert (code, "1 other files" in err, "notes.txt" in err) == (0, True, True)
+        assert len(list(output_dir.rglob("*.txt"))) == 2
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
 @pytest.mark.parametrize(
     ("name", "stem"),
     [("a.wav", "a"), ("a.b.wav", "a.b"), (".wav", ".wav"), ("..wav", "..wav"), ("...wav", "...wav"), ("a..wav", "a.")],

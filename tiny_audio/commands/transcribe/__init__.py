@@ -144,7 +144,7 @@ def _find(model: Path, inputs: Sequence[Path], options: Options, world: World, s
             f"{streams[0]} is a stream, which {world.size} processes cannot share; save it as a file, or start without "
             "torchrun"
         )
-    found = read_inputs(inputs, stack)
+    found = read_inputs(inputs, stack, options.output_dir)
     if options.format in ("srt", "vtt") and options.output_dir is None and len(found.recordings) > 1:
         raise UserError(
             f"one .{options.format} file cannot contain {len(found.recordings)} recordings; add --output-dir to get a "

@@ -18,6 +18,7 @@ from typing import IO
 from tiny_audio.audio.errors import AudioError, FileError
 from tiny_audio.audio.formats import is_audio_name
 from tiny_audio.audio.load import audio_duration
+from tiny_audio.commands.transcribe._options import SUFFIXES
 from tiny_audio.config import UserError
 from tiny_audio.runtime.columns import on_one_line
 from tiny_audio.runtime.files import FileNames, files_below
@@ -59,8 +60,13 @@ class Inputs:
     """A message for each folder with files that are not audio."""
 
 
-def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
+def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | None = None) -> Inputs:
     """Find the recordings that were given: files, the audio files in folders, pipes, and standard input.
+
+    Args:
+        inputs: the paths that were given.
+        stack: deletes the temporary files.
+        output_dir: the folder of the transcripts, which may be below an input folder.
 
     Raises:
         UserError: standard input is closed or given twice, an argument is a web address, or a folder has no audio file.
@@ -79,7 +85,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack) -> Inputs:
         elif _ADDRESS.match(str(given)) and not os.path.exists(given):
             raise UserError(f"{given} is an address on the web; download the file and give its path")
         elif os.path.isdir(given):
-            audio, others = _contents(given)
+            audio, others = _contents(given, output_dir)
             if not audio:
                 raise UserError(
                     f"{given} and its subfolders contain no audio file{others}; give a folder with audio files"
@@ -112,17 +118,30 @@ def _without_suffix(name: str) -> str:
     return str(path.with_suffix("")) if path.stem.strip(".") else name
 
 
-def _contents(folder: Path) -> tuple[list[str], str]:
-    """Return the audio files below a folder, and a message about its other files ("" if there are none)."""
+def _contents(folder: Path, output_dir: Path | None) -> tuple[list[str], str]:
+    """Return the audio files below a folder, and a message about its other files ("" if there are none).
+
+    The message leaves out the transcripts below ``output_dir``.
+    """
     everything = files_below(folder, lambda name: True)
     audio = [name for name in everything if is_audio_name(name)]
-    others = [on_one_line(name) for name in everything if not is_audio_name(name)]
+    others = [
+        on_one_line(name)
+        for name in everything
+        if not is_audio_name(name) and not _is_transcript(folder / name, output_dir)
+    ]
     if not others:
         return audio, ""
     shown = ", ".join(others[:_NUM_SHOWN]) + (
         f" and {len(others) - _NUM_SHOWN} more" if len(others) > _NUM_SHOWN else ""
     )
     return audio, f": {len(others)} other files do not have the suffix of an audio file: {shown}"
+
+
+def _is_transcript(path: Path, output_dir: Path | None) -> bool:
+    if output_dir is None or path.suffix not in SUFFIXES.values():
+        return False
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(output_dir))
 
 
 def _spooled(stream: IO[bytes], index: int, stack: ExitStack) -> Path:
