@@ -64,6 +64,10 @@ def test_other_host_names_are_rejected_without_a_key(host: str) -> None:
     assert ask({"Host": host}, path="/")[0] == 403
 
 
+def test_an_allowed_origin_without_a_host_allows_no_host_name() -> None:
+    assert ask({"Host": ""}, allowed_origins=("null",))[0] == 403
+
+
 def test_the_configured_host_name_is_accepted() -> None:
     assert ask({"Host": "asr.example"}, host="asr.example")[0] == 200
     assert ask({"Host": "asr.example"}, allowed_origins=("https://asr.example",))[0] == 200

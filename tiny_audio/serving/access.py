@@ -39,7 +39,7 @@ class AccessControl:
         self._digests = [_digest(key.encode("utf-8", "surrogateescape")) for key in options.api_keys]
         self._allowed = {origin.rstrip("/").lower() for origin in options.allowed_origins}
         self._hosts = {"localhost", options.host.lower(), socket.gethostname().lower()}
-        self._hosts |= {urlsplit(origin).hostname or "" for origin in self._allowed}
+        self._hosts |= {name for origin in self._allowed if (name := urlsplit(origin).hostname)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on to the application, or refuse it."""
