@@ -92,3 +92,14 @@ def test_one_bad_step_is_skipped_and_counted(document: Document, tmp_path: Path)
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert row["skipped_steps"] == 1
     assert math.isfinite(row["loss"])
+
+
+def test_the_last_steps_before_an_early_stop_are_logged(document: Document, tmp_path: Path) -> None:
+    settings = {"training__steps": 9, "execution__log_every": 5, "execution__evaluate_every": 1}
+    best = {"execution__evaluate_set": "held_out", "training__keep_best": {"set": "held_out", "patience": 6}}
+    scores = {"set": "held_out", "utterances": 4, "wer": 0.5, "cer": None}
+    trainer = make_trainer(changed(document, **settings, **best), tmp_path, lambda model: scores)
+    assert trainer.run().step == 7
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [5, 7]
+    assert math.isfinite(rows[-1]["loss"])

@@ -243,6 +243,8 @@ class Trainer:
             progress.start_window()
         if self._selection.is_due(progress):
             self._monitor()
+            if self._selection.stops_early(progress) and progress.window_tokens:  # steps since the last line
+                self._write(lambda: self._log(step.result.gradient_norm))
 
     # --- dropped clips
 
