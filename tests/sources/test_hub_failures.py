@@ -290,14 +290,20 @@ def test_a_damaged_part_of_an_index_is_written_again(hub: Hub, tmp_path: Path, c
 def test_a_part_of_an_index_is_synced_before_it_is_renamed(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced = []
-    sync = os.fsync
+    synced, parts = set(), []
+    sync, replace = os.fsync, Path.replace
 
     def note(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         sync(descriptor)
 
+    def rename(path: Path, target: Path) -> Path:
+        if target.parent.suffix == ".shards":
+            assert path in synced
+            parts.append(target.name.split(".")[0])
+        return replace(path, target)
+
     monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", rename)
     build(tmp_path).index()
-    parts = [path.name.split(".")[1] for path in synced if path.parent.suffix == ".shards"]
     assert sorted(parts) == ["000000", "000001", "000002"]
