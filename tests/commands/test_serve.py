@@ -18,7 +18,9 @@ from openai import OpenAI
 from tests.commands.conftest import Output
 from tests.commands.transcribing import call as transcribe
 from tests.support.processes import Process, begin, finish, wait_until
+from tiny_audio.commands import serve
 from tiny_audio.commands.serve import _keys_in
+from tiny_audio.config import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +85,21 @@ def test_a_second_ctrl_c_stops_the_server_at_once(place: Path) -> None:
     assert "finishing the running requests" in err
     assert "running requests were ended" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [(), ("--no-search",)])
+def test_no_search_turns_the_search_for_cuts_off(
+    place: Path, call: Output, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def stop(*_: object, **settings: Any) -> None:
+        searched.append(settings["search_cuts"])
+        raise UserError("stop before the server starts")
+
+    monkeypatch.setattr(serve, "Transcriber", stop)
+    assert call("serve", place / "model", "--port", "0", *options)[0] == 2
+    assert searched == [not options]
 
 
 def test_the_server_warns_if_other_machines_can_use_it(place: Path) -> None:

@@ -32,6 +32,7 @@ from tiny_audio.commands.transcribe._formats import JsonArray
 from tiny_audio.commands.transcribe._inputs import Recording
 from tiny_audio.commands.transcribe._screen import line
 from tiny_audio.frames import SAMPLE_RATE
+from tiny_audio.inference.transcriber import Transcriber
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -219,6 +220,21 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", ".tiny-audio.jsonl"}
     assert call(capsys, place / "headless", clip, *output, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--no-search",)])
+def test_no_search_turns_the_search_for_cuts_off(
+    place: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, begin_with = [], Transcriber.__init__
+
+    def note(self: Transcriber, *arguments: Any, **settings: Any) -> None:
+        searched.append(settings["search_cuts"])
+        begin_with(self, *arguments, **settings)
+
+    monkeypatch.setattr(Transcriber, "__init__", note)
+    assert call(capsys, place / "model", place / "audio" / "a.wav", *options)[0] == 0
+    assert searched == [not options]
 
 
 @pytest.mark.parametrize("number", fast_ones([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))

@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from torch import Tensor
 from tests.support.models import assemble
 from tiny_audio import ctc
 from tiny_audio.frames import SAMPLE_RATE
-from tiny_audio.inference import recutting
+from tiny_audio.inference import recutting, transcriber
 from tiny_audio.inference.activity import Loudness
 from tiny_audio.inference.chunking import Chunk, ChunkDurations, split_at_pauses
+from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.recutting import ModelScorer, Recutter, Score
 from tiny_audio.inference.transcriber import Transcriber
 from tiny_audio.inference.word_times import Spelling
@@ -192,5 +194,26 @@ def test_a_model_chooses_cuts_if_it_has_a_ctc_head_and_known_durations(head: boo
     recognizer = Transcriber(model, tokenizer, search_cuts=search)
     whole, in_blocks = list(recognizer.chunks([waveform])), list(recognizer.chunks(waveform.split(7777)))
     assert (recognizer._recutter is not None) == (head and known and search)
+    if recognizer._recutter is not None:
+        own = GenerationConfig(max_new_tokens=7, num_beams=2 * recutting._MAX_BEAMS)
+        found = Transcriber(model, tokenizer, generation=own)._recutter
+        assert found is not None
+        assert isinstance(found.scorer, ModelScorer)
+        assert found.scorer._settings == own.model_copy(update={"num_beams": recutting._MAX_BEAMS})
     assert [(one.start, len(one.waveform)) for one in whole] == [(one.start, len(one.waveform)) for one in in_blocks]
     assert max(len(one.waveform) for one in whole) <= recognizer.max_chunk_s * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_the_pipeline_searches_only_if_it_may(search: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = assemble()
+    model.config.clip_durations = {"min_s": 0.5, "median_s": 1.0, "p95_s": 2.0, "max_s": 2.5}
+    built = []
+
+    def note(*arguments: Any) -> Recutter:
+        built.append(arguments)
+        return Recutter(*arguments)
+
+    monkeypatch.setattr(transcriber, "Recutter", note)
+    TinyAudioPipeline(model, tokenizer, device="cpu")(np.zeros(16_000, np.float32), search_cuts=search)
+    assert bool(built) == search

@@ -41,14 +41,9 @@ class Options:
     """The context of all recordings, such as hotwords."""
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that affect a transcript, as JSON values.
-
-        The context is left out if it is None, and ``search_cuts`` is left out if it is True.
-        """
+        """Return the options that affect a transcript, as JSON values. The context is left out if it is None."""
         options = {key: value for key, value in asdict(self).items() if key not in _NO_IDENTITY}
         context = options.pop("context")
-        if self.search_cuts:
-            del options["search_cuts"]
         return options if context is None else options | {"context": context | {"hotwords": [*context["hotwords"]]}}
 
     def __post_init__(self) -> None:
