@@ -1,0 +1,147 @@
+"""Synthesize sentences with natural voices, and write a manifest for training.
+
+    sudo apt-get install flite                            # Debian and Ubuntu
+    sudo apt-get install libttspico-utils rhvoice rhvoice-english       # Debian's section non-free, Ubuntu's multiverse
+    python examples/speech.py sentences.txt --engine rhvoice --first 0 --number 1000 --output-dir rhvoice
+    tiny-audio run open_vocabulary data.train.rhvoice='{name: manifest, path: rhvoice/manifest.jsonl}' …
+
+The engines are Flite (three statistical voices of real speakers), SVOX Pico (an American and a British voice), and
+RHVoice (six statistical voices of real speakers). Their speech is easier to understand than that of espeak-ng, which
+the source ``synthetic`` uses (docs/open_vocabulary.md). Voice, speaking rate, pitch, level and noise are random. They
+depend only on the engine and on the number of the sentence, so several processes can share a file of sentences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+RATE = 16_000
+
+
+class _Wave(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_char_p),
+        ("sample_rate", ctypes.c_int),
+        ("num_samples", ctypes.c_int),
+        ("num_channels", ctypes.c_int),
+        ("samples", ctypes.POINTER(ctypes.c_short)),
+    )
+
+
+class _Voice(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("features", ctypes.c_void_p))
+
+
+class Flite:
+    """Flite's shared library with its statistical voices."""
+
+    voices = ("awb", "rms", "slt")
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libflite.so.1", mode=ctypes.RTLD_GLOBAL)
+        for name in ("cmulex", "usenglish"):
+            ctypes.CDLL(f"libflite_{name}.so.1", mode=ctypes.RTLD_GLOBAL)
+        self._library.flite_init()
+        self._library.flite_text_to_wave.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        self._library.flite_text_to_wave.restype = ctypes.POINTER(_Wave)
+        self._library.flite_feat_set_float.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float]
+        self._library.delete_wave.argtypes = [ctypes.c_void_p]
+        self._voices = {name: self._load(name) for name in self.voices}
+
+    def _load(self, name: str) -> ctypes._Pointer[_Voice]:
+        register = getattr(ctypes.CDLL(f"libflite_cmu_us_{name}.so.1"), f"register_cmu_us_{name}")
+        register.argtypes, register.restype = [ctypes.c_char_p], ctypes.POINTER(_Voice)
+        found: ctypes._Pointer[_Voice] = register(None)
+        return found
+
+    def __call__(self, text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+        """Return the waveform ``[S]`` at 16 kHz, and the voice."""
+        voice = rng.choice(self.voices)
+        pointer = self._voices[voice]
+        stretch = rng.uniform(0.9, 1.3)  # larger values give slower speech
+        self._library.flite_feat_set_float(pointer.contents.features, b"duration_stretch", stretch)
+        wave = self._library.flite_text_to_wave(text.encode(), ctypes.cast(pointer, ctypes.c_void_p))
+        found = wave.contents
+        assert found.sample_rate == RATE
+        audio = (np.ctypeslib.as_array(found.samples, (found.num_samples,)) / 32_768).astype(np.float32)
+        self._library.delete_wave(wave)
+        factor = rng.uniform(0.94, 1.06)  # of the pitch and the formants
+        return np.interp(np.arange(int(len(audio) / factor)) * factor, np.arange(len(audio)), audio), voice
+
+
+def pico(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+    """Return the waveform ``[S]`` of SVOX Pico at 16 kHz, and the voice."""
+    voice = rng.choice(("en-US", "en-GB"))
+    rate, pitch = rng.randint(75, 110), rng.randint(80, 120)
+    marked = f'<speed level="{rate}"><pitch level="{pitch}">{text}</pitch></speed>'
+    return _written(lambda path: ["pico2wave", "-l", voice, "-w", path, marked]), voice
+
+
+def rhvoice(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+    """Return the waveform ``[S]`` of RHVoice at 16 kHz, and the voice."""
+    voice = rng.choice(("alan", "bdl", "clb", "slt", "lyubov", "evgeniy-eng"))
+    rate, pitch = str(rng.randint(75, 105)), str(rng.randint(85, 115))
+    return _written(lambda path: ["RHVoice-test", "-p", voice, "-r", rate, "-t", pitch, "-o", path], text), voice
+
+
+def _written(command: Callable[[str], list[str]], text: str | None = None) -> np.ndarray:
+    """Run a command that reads ``text`` and writes a WAV file, and return the file's waveform at 16 kHz."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/speech.wav"
+        subprocess.run(command(path), input=text, text=True, capture_output=True, check=True)
+        audio, rate = soundfile.read(path, dtype="float32")
+    return audio if rate == RATE else resample(torch.from_numpy(audio), rate, RATE).numpy()
+
+
+def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
+    """Change the level of a clip, and add noise with a color between white and pink."""
+    noise_rng = np.random.default_rng([9, index])
+    spectrum = np.fft.rfft(noise_rng.standard_normal(len(audio)))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-rng.random() / 2)
+    noise = np.fft.irfft(spectrum, n=len(audio))
+    audio = audio + noise * np.sqrt(np.mean(audio**2) / np.mean(noise**2) / 10 ** (rng.uniform(20, 50) / 10))
+    return np.asarray(audio * 10 ** (rng.uniform(-15, -1) / 20) / np.abs(audio).max(), np.float32)
+
+
+def main() -> int:
+    """Write the clips and the manifest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sentences", type=Path, help="text file with one sentence per line")
+    parser.add_argument("--engine", choices=("flite", "pico", "rhvoice"), required=True)
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0, help="index of the first sentence")
+    parser.add_argument("--number", type=int, default=2500, help="number of sentences")
+    options = parser.parse_args()
+    lines = options.sentences.read_text(encoding="utf-8").splitlines()[options.first :][: options.number]
+    engine = Flite() if options.engine == "flite" else {"pico": pico, "rhvoice": rhvoice}[options.engine]
+    rows = []
+    for index, text in enumerate(lines):
+        rng = random.Random(f"{options.engine}{options.first + index}")
+        audio, voice = engine(text, rng)
+        audio = varied(audio, options.first + index, rng)
+        path = Path(f"{index // 1000:03d}") / f"{index:06d}.flac"
+        (options.output_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(options.output_dir / path, audio, RATE)
+        duration_s, speaker = len(audio) / RATE, f"{options.engine}-{voice}"
+        rows.append({"audio_filepath": str(path), "duration": duration_s, "text": text, "speaker": speaker})
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (options.output_dir / "manifest.jsonl").write_text(text, encoding="utf-8")
+    print(f"{len(rows):,} clips, {sum(row['duration'] for row in rows) / 3600:.2f} hours")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
