@@ -174,7 +174,7 @@ def trained(arguments: argparse.Namespace, record: Record) -> None:
                     each = [passes.calls] * len(indices)
                 else:
                     frames = model.encode(*batch)
-                    decoded = model.verify(*model.embed_audio(frames), model.ctc_texts(frames), tokenizer)
+                    decoded = model.verify(*model.projector(frames), model.ctc_texts(frames), tokenizer)
                     found, each = [clip.ids for clip in decoded], [clip.num_passes for clip in decoded]
                     assert max(each) == passes.calls, "the hook and the search counted different numbers of passes"
             for index, row, calls in zip(indices, found, each, strict=True):
@@ -267,7 +267,7 @@ def random_weights(arguments: argparse.Namespace, record: Record) -> None:
         """Return the number of clips with the same tokens as in plain decoding."""
         same = 0
         for indices in batches_of(clips, budget):
-            audio, lengths = model.embed_audio(model.encode(*padded([clips[index] for index in indices], device)))
+            audio, lengths = model.projector(model.encode(*padded([clips[index] for index in indices], device)))
             nothing = torch.empty(0, dtype=torch.long, device=device)
             prompts = model.splice(audio, lengths, [nothing] * len(indices), padding_side="left")
             drafts = [WrongDraft(known[index], wrong, index) for index in indices]

@@ -64,8 +64,7 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
         row |= {"hours": progress.audio_s / 3600, "minutes": progress.wall_s / 60}
         if labels is not None and alignment is not None:
             nearest = AlignmentLoss(alignment, labels).nearest
-            projected = [clip.projected for clip in found]
-            ids = [nearest(model.decoder, row[None], torch.tensor([len(row)]))[0] for row in projected]
+            ids = [nearest(model.decoder, clip.audio[None], torch.tensor([len(clip.audio)]))[0] for clip in found]
             texts = [tokenizer.decode(tokens) for tokens in ids]
             scored = score(references, texts, rule, groups=groups)
             row |= {"projector_wer": scored.wer, "projector_wer_interval": scored.wer_interval}

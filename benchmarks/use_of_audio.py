@@ -53,11 +53,9 @@ class Clip:
     reference: str
     speaker: str | None
     audio: Tensor
-    """The audio embeddings ``[N, H]`` that the decoder gets."""
-    projected: Tensor
-    """The projector's embeddings. With ``alignment.compress``, they are more than ``audio``."""
+    """Audio embeddings ``[N, H]``."""
     silence: Tensor
-    """The projector's embeddings ``[N, H]`` of silence with the same number of samples."""
+    """Audio embeddings ``[N, H]`` of silence with the same number of samples."""
     text: str
 
 
@@ -74,16 +72,16 @@ def embed(
         waves = pad_sequence(batch.waveforms, batch_first=True)
         lengths = torch.tensor([len(wave) for wave in batch.waveforms])
         frames = model.encode(waves, lengths)
-        audio, sizes = model.embed_audio(frames)
-        projected, counts = model.projector(frames)
+        audio, sizes = model.projector(frames)
         silence, _ = model.projector(model.encode(torch.zeros_like(waves), lengths))
         texts = [""] * len(batch.clips)
         if decodes:
             texts = [one.text for one in model.transcribe_frames(frames, tokenizer, settings=settings)]
-        for index, (clip, text) in enumerate(zip(batch.clips, texts, strict=True)):
-            size, count = int(sizes[index]), int(counts[index])
-            parts = audio[index, :size], projected[index, :count], silence[index, :size]
-            found.append(Clip(rewrite(clip.utterance.text), clip.utterance.metadata.get("speaker"), *parts, text))
+        for clip, row, quiet, size, text in zip(batch.clips, audio, silence, sizes, texts, strict=True):
+            utterance = clip.utterance
+            speaker = utterance.metadata.get("speaker")
+            parts = row[: int(size)], quiet[: int(size)]
+            found.append(Clip(rewrite(utterance.text), speaker, *parts, text))
     return found
 
 

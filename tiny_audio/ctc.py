@@ -12,8 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiny_audio.config import LATER, Config
-from tiny_audio.frames import length_mask
+from tiny_audio.config import Config
 
 BLANK = 0
 
@@ -62,13 +61,6 @@ class AlignmentConfig(Config):
     word is thus learned from other words with the same labels. A token that cannot be spelled becomes an additional
     label. If None, or if the transcripts contain at most this many different tokens, every token of the transcripts
     becomes a label."""
-    compress: bool = Field(default=False, json_schema_extra=LATER)
-    """Whether the decoder gets about one audio embedding per label, instead of one per stack of frames. Neighboring
-    audio embeddings with the same most likely label are averaged, and those with the blank are left out, as in CTC
-    compression (Gaido et al. 2021, arXiv 2102.01578). The decoder's input then resembles the embeddings of a text, and
-    is several times shorter. The loss itself is computed before the compression. The projector must already be aligned
-    when the decoder is trained, so this field needs ``alone_steps`` or ``training.init_from``. Estimates of time and
-    memory assume that nothing is left out."""
     blank_similarity: float = Field(default=0.5, gt=-1, lt=1)
     """Cosine similarity of the blank to every audio embedding. It is a constant, because the blank has no embedding. If
     an audio embedding's similarity to every token is below this value, its most likely label is the blank."""
@@ -126,37 +118,6 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[list[int]]:
         [int(label) for label in torch.unique_consecutive(row[: int(length)]) if label != BLANK]
         for row, length in zip(best, lengths, strict=True)
     ]
-
-
-def compress(values: Tensor, lengths: Tensor, labels: Tensor, *, drop_blanks: bool) -> tuple[Tensor, Tensor]:
-    """Average over runs of equal labels.
-
-    Args:
-        values: ``[B, T, D]``.
-        lengths: ``[B]``, the numbers of values that are not padding.
-        labels: ``[B, T]``. If they are on the meta device, which has no content, no values are merged.
-        drop_blanks: leave out runs of the blank. If all labels of a clip are blanks, their average is kept.
-
-    Returns:
-        The averages ``[B, N, D]``, with zeros after the last run of a row, and the numbers of runs ``[B]``.
-    """
-    mask = length_mask(lengths, values.shape[1])
-    kept = mask
-    if labels.is_meta:
-        labels = torch.arange(1, labels.shape[1] + 1, device=lengths.device).expand(labels.shape)
-    if drop_blanks:
-        spoken = mask & (labels != BLANK)
-        kept = spoken | (mask & ~spoken.any(1, keepdim=True))
-    starts = kept.clone()
-    starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
-    sizes = starts.sum(1)
-    runs = starts.cumsum(1) - 1
-    # [B, T] -> [B, N, T], True on a run's values. On a GPU, index_add is not deterministic, but a matrix product is.
-    indices = torch.arange(int(sizes.max()), device=lengths.device)
-    members = ((runs[:, None, :] == indices[:, None]) & kept[:, None, :]).to(values.device)
-    # Padding may be infinite or NaN, which a factor of 0 would not remove.
-    sums = members.to(values.dtype) @ values.masked_fill(~mask[..., None].to(values.device), 0.0)
-    return sums / members.sum(-1, keepdim=True).clamp(min=1), sizes
 
 
 def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[int]]) -> Tensor:

@@ -129,7 +129,7 @@ def _embed(
         return []
     waveforms = [waveform for _, waveform, _, _ in targets]
     lengths = torch.tensor([len(waveform) for waveform in waveforms], device=model.device)
-    audio, sizes = model.embed_audio(model.encode(pad_sequence(waveforms, batch_first=True).to(model.device), lengths))
+    audio, sizes = model.projector(model.encode(pad_sequence(waveforms, batch_first=True).to(model.device), lengths))
     return [
         _Embedded(clip, text, ids, row[: int(size)])
         for (clip, _, text, ids), row, size in zip(targets, audio, sizes, strict=True)

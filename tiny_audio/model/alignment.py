@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +58,7 @@ class AlignmentLoss(nn.Module):
             audio_lengths: ``[B]``.
             targets: B rows of token ids. Each row ends in the end token, which is not aligned.
         """
+        logits = self._logits(decoder, audio)
         tokens = iter(torch.cat(list(targets)).tolist())  # one copy from the GPU
         texts = [list(itertools.islice(tokens, len(row)))[:-1] for row in targets]
         labels = [[label for token in text for label in self._labels[token]] for text in texts]
@@ -66,8 +66,7 @@ class AlignmentLoss(nn.Module):
         # A target that does not fit would have an infinite loss without a finite gradient, so use an empty target.
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]
         fitting = torch.tensor(fits, device=audio.device)
-        scores = logits(decoder, audio, self.token_ids, self.config)
-        return -ctc.log_likelihood(scores, audio_lengths, labels) * fitting, fitting
+        return -ctc.log_likelihood(logits, audio_lengths, labels) * fitting, fitting
 
     @torch.no_grad()
     def nearest(self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor) -> list[list[int]]:
@@ -76,40 +75,15 @@ class AlignmentLoss(nn.Module):
         Each audio embedding is replaced by the label with the most similar token embedding, or by the blank if no
         similarity is above ``blank_similarity``. Then adjacent repetitions are merged, and blanks are removed.
         """
-        labels = ctc.greedy(logits(decoder, audio, self.token_ids, self.config), audio_lengths)
+        labels = ctc.greedy(self._logits(decoder, audio), audio_lengths)
         return [self.token_ids[torch.tensor(row, dtype=torch.long) - 1].tolist() for row in labels]
 
-
-def logits(decoder: Decoder, audio: Tensor, token_ids: Tensor, config: AlignmentConfig) -> Tensor:
-    """Return the logits ``[B, N, 1 + K]`` of the blank and of the labels ``token_ids``."""
-    precise = torch.promote_types(audio.dtype, torch.float32)
-    with torch.no_grad():
-        table = F.normalize(decoder.embed(token_ids).to(precise), dim=-1)
-    with torch.autocast(audio.device.type, enabled=False):
-        # [B, N, H] -> [B, N, K] -> [B, N, 1 + K], with the blank first
-        similarity = F.normalize(audio.to(precise), dim=-1) @ table.T
-        return F.pad(similarity, (1, 0), value=config.blank_similarity) / config.temperature
-
-
-def compressed(
-    decoder: Decoder, audio: tuple[Tensor, Tensor], settings: Mapping[str, Any] | None
-) -> tuple[Tensor, Tensor]:
-    """Average neighboring audio embeddings with the same most similar label, and leave out blanks.
-
-    Args:
-        decoder: the model's decoder.
-        audio: audio embeddings ``[B, N, H]`` and their numbers ``[B]``.
-        settings: ``token_ids``, the token ids of the labels, and ``blank_similarity`` (see
-            :class:`tiny_audio.ctc.AlignmentConfig`). If None, the audio embeddings are returned unchanged.
-
-    Returns:
-        The averages ``[B, M, H]`` and their numbers ``[B]``, at least 1 for each clip.
-    """
-    if settings is None:
-        return audio
-    embeddings, lengths = audio
-    config = AlignmentConfig(blank_similarity=settings["blank_similarity"])
-    token_ids = torch.tensor(settings["token_ids"], device=embeddings.device)
-    with torch.no_grad():
-        labels = logits(decoder, embeddings, token_ids, config).argmax(-1)
-    return ctc.compress(embeddings, lengths, labels, drop_blanks=True)
+    def _logits(self, decoder: Decoder, audio: Tensor) -> Tensor:
+        """Return the logits ``[B, N, 1 + K]`` of the blank and the labels."""
+        precise = torch.promote_types(audio.dtype, torch.float32)
+        with torch.no_grad():
+            table = F.normalize(decoder.embed(self.token_ids).to(precise), dim=-1)
+        with torch.autocast(audio.device.type, enabled=False):
+            # [B, N, H] -> [B, N, K] -> [B, N, 1 + K], with the blank first
+            similarity = F.normalize(audio.to(precise), dim=-1) @ table.T
+            return F.pad(similarity, (1, 0), value=self.config.blank_similarity) / self.config.temperature

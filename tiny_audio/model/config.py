@@ -28,7 +28,6 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
             context.
         base_weights: references to the weights that an export leaves out, by part (see
             :mod:`tiny_audio.model.base_weights`). None if the export contains all weights.
-        compression: see :func:`tiny_audio.model.alignment.compressed`. None if the decoder gets all audio embeddings.
         clip_durations: :class:`tiny_audio.model.clip_durations.ClipDurations` of the training clips as a mapping. None
             if they are not recorded, as in older versions.
     """
@@ -50,7 +49,6 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         generation: dict[str, Any] | None = None,
         context: dict[str, Any] | None = None,
         base_weights: dict[str, Any] | None = None,
-        compression: dict[str, Any] | None = None,
         clip_durations: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,7 +65,6 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         self.generation = generation or {}
         self.context = context
         self.base_weights = base_weights
-        self.compression = compression
         self.clip_durations = clip_durations
         super().__init__(**kwargs)
 

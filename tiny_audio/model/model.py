@@ -15,7 +15,6 @@ from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.decoders import DecoderConfig
 from tiny_audio.encoders import EncoderConfig, FeatureTransform
 from tiny_audio.frames import Frames
-from tiny_audio.model.alignment import compressed
 from tiny_audio.model.assisted import AssistedDecode, TextDraft, decode_assisted, uses_draft
 from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.config import TinyAudioConfig
@@ -113,10 +112,6 @@ class TinyAudioModel(SavedModel):
     def _with_ctc_logits(self, frames: Frames) -> Frames:
         return frames if self.ctc_head is None else replace(frames, ctc_logits=self.ctc_head(frames.values))
 
-    def embed_audio(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Return the audio embeddings ``[B, N, H]`` that the decoder gets for frames, and their numbers ``[B]``."""
-        return compressed(self.decoder, self.projector(frames), self.config.compression)
-
     def splice(
         self,
         audio: Tensor,
@@ -198,20 +193,22 @@ class TinyAudioModel(SavedModel):
         contexts: Contexts | None = None,
         skip_decoder: bool = False,
     ) -> TargetScores:
-        """Compute the losses of :meth:`forward` from frames. Without ``ctc_targets``, there is no CTC loss."""
+        """Compute the losses of :meth:`forward` from the frames of :meth:`encode`.
+
+        There is no CTC loss if ``ctc_targets`` is None.
+        """
         ctc_loss = None
         if frames.ctc_logits is not None and ctc_targets is not None:
             ctc_loss = -ctc.log_likelihood(frames.ctc_logits, frames.lengths, ctc_targets)
-        audio = self.projector(frames)
+        audio, audio_lengths = self.projector(frames)
         if skip_decoder:
-            decoder_loss = torch.zeros(len(targets), device=audio[0].device)
+            decoder_loss = torch.zeros(len(targets), device=audio.device)
         else:
-            short, lengths = compressed(self.decoder, audio, self.config.compression)
             settings = (label_smoothing, linear_cross_entropy, contexts)
-            decoder_loss = self.score_embeddings(short, lengths, targets, *settings)
+            decoder_loss = self.score_embeddings(audio, audio_lengths, targets, *settings)
         if self.alignment is None or not self.training:
             return TargetScores(decoder_loss, ctc_loss)
-        return TargetScores(decoder_loss, ctc_loss, *self.alignment(self.decoder, *audio, targets))
+        return TargetScores(decoder_loss, ctc_loss, *self.alignment(self.decoder, audio, audio_lengths, targets))
 
     @torch.no_grad()
     def generate(
@@ -233,7 +230,7 @@ class TinyAudioModel(SavedModel):
         """
         if waveform_lengths is None:
             waveform_lengths = torch.full((len(waveforms),), waveforms.shape[1], device=waveforms.device)
-        audio, audio_lengths = self.embed_audio(self.encode(waveforms, waveform_lengths))
+        audio, audio_lengths = self.projector(self.encode(waveforms, waveform_lengths))
         return self._generate_spliced(self._prompts(audio, audio_lengths, contexts), self.generation, **settings)
 
     def _generate_spliced(self, prompts: tuple[Tensor, Tensor], generation: GenerationConfig, **settings: Any) -> Any:
@@ -318,7 +315,7 @@ class TinyAudioModel(SavedModel):
             settings: decoding settings. If None, the model's own settings are used.
             contexts: see :meth:`splice`.
         """
-        audio, lengths = self.embed_audio(frames)
+        audio, audio_lengths = self.projector(frames)
         on_ids = on_text and decoding(on_text, tokenizer, self.config.end_token_id)
         settings = settings or self.generation
         num_candidates = settings.num_beams if settings.ctc_weight else 1
@@ -326,11 +323,13 @@ class TinyAudioModel(SavedModel):
         if self.uses_ctc_draft(settings):
             drafts = [text or "" for text in ctc_texts]
             limit = settings.max_new_tokens
-            decoded = self.verify(audio, lengths, drafts, tokenizer, on_ids, max_new_tokens=limit, contexts=contexts)
+            decoded = self.verify(
+                audio, audio_lengths, drafts, tokenizer, on_ids, max_new_tokens=limit, contexts=contexts
+            )
             sequences = [clip.ids for clip in decoded]
         else:
             streamer = {} if on_ids is None else {"stopping_criteria": [TokenStreamer(len(audio), on_ids)]}
-            prompts = self._prompts(audio, lengths, contexts)
+            prompts = self._prompts(audio, audio_lengths, contexts)
             found = self._generate_spliced(prompts, settings, num_return_sequences=num_candidates, **streamer)
             sequences = found.tolist()
         rows = [until_end(row, self.config.end_token_id) for row in sequences]
@@ -344,10 +343,11 @@ class TinyAudioModel(SavedModel):
             if settings.ctc_weight and frames.ctc_logits is not None:
                 candidates.setdefault(ctc_text or "", False)
                 one = slice(clip, clip + 1)
-                of_clip = (audio[one], lengths[one], contexts and contexts[one])
+                clip_frames = Frames(frames.values[one], frames.lengths[one], frames.rate, frames.ctc_logits[one])
+                of_clip = (audio[one], audio_lengths[one], contexts and contexts[one])
                 scores = self._log_likelihoods(list(candidates), *of_clip, tokenizer)
                 assert self.ctc_vocabulary is not None
-                best = best_text(list(candidates), scores, frames.row(clip), self.ctc_vocabulary, settings.ctc_weight)
+                best = best_text(list(candidates), scores, clip_frames, self.ctc_vocabulary, settings.ctc_weight)
             transcripts.append(Transcript(best, ctc_text, candidates[best]))
         return transcripts
 

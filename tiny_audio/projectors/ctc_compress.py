@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, Self
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from tiny_audio import ctc
+from tiny_audio.ctc import BLANK
 from tiny_audio.projectors import PROJECTORS, Frames, Projector, ProjectorConfig, ProjectorContext
 from tiny_audio.projectors._layers import FeedForward, normalize, output_norm
 
@@ -69,6 +70,34 @@ class CtcCompressProjector(Projector):
         gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
-        labels = frames.ctc_logits.argmax(-1)
-        averages, lengths = ctc.compress(frames.values, frames.lengths, labels, drop_blanks=self.drop_blanks)
+        labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
+        if labels.is_meta:
+            # Meta tensors have no content. Assume the maximum number of runs, with one frame each.
+            labels = torch.arange(1, labels.shape[1] + 1, device=frames.lengths.device).expand(labels.shape)
+        if self.drop_blanks:
+            spoken = kept & (labels != BLANK)
+            kept = spoken | (kept & ~spoken.any(1, keepdim=True))
+        averages, lengths = merge_runs(frames.zeroed().values, labels, kept)
         return normalize(self.output_norm, self.feedforward(averages)), lengths
+
+
+def merge_runs(values: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Average over runs of equal labels.
+
+    Args:
+        values: ``[B, T, D]``, finite also in padding.
+        labels: ``[B, T]``.
+        kept: bool ``[B, T]``, True for frames that are used. Either all frames of a run are used, or none.
+
+    Returns:
+        The averages ``[B, N, D]``, with zeros after the last run of a row, and the numbers of runs ``[B]``.
+    """
+    starts = kept.clone()
+    starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
+    lengths = starts.sum(1)
+    runs = starts.cumsum(1) - 1
+    # [B, T] -> [B, N, T], True on a run's frames. On a GPU, index_add is not deterministic, but a matrix product is.
+    indices = torch.arange(int(lengths.max()), device=values.device)
+    members = (runs[:, None, :] == indices[:, None]) & kept[:, None, :]
+    sums = members.to(values.dtype) @ values
+    return sums / members.sum(-1, keepdim=True).clamp(min=1), lengths

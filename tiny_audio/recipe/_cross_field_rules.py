@@ -214,12 +214,6 @@ def _optimization(recipe: Recipe) -> Errors:
             f"{alignment.alone_steps} must be less than training.steps, {training.steps}, because the decoder is not "
             "trained in these steps; lower alone_steps",
         )
-    if alignment is not None and alignment.compress and alignment.alone_steps is None and training.init_from is None:
-        yield (
-            "alignment.compress",
-            "needs a projector that is aligned before the decoder is trained; set alignment.alone_steps or "
-            "training.init_from, or remove compress",
-        )
     if training.schedule == "constant" and training.final_learning_rate_ratio:
         yield (
             "training.final_learning_rate_ratio",

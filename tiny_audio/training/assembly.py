@@ -76,9 +76,6 @@ def assemble(
     if recipe.alignment is not None:
         assert learned.token_ids is not None
         model.alignment = AlignmentLoss(recipe.alignment, learned.token_ids, dict(learned.pieces or ()))
-        if recipe.alignment.compress:
-            blank = recipe.alignment.blank_similarity
-            model.config.compression = {"token_ids": learned.token_ids, "blank_similarity": blank}
     rows = recipe.decoder.num_embeddings()
     target_encoder = TargetEncoder(
         tokenizer,

@@ -12,8 +12,8 @@ class TinyAudioConfig(PreTrainedConfig):
     """``config.json`` of an export of Tiny Audio. See ``configuration_tiny_audio.py`` in the export for its fields.
 
     Raises:
-        ValueError: the export has unmerged adapters, or refers to base models for some weights, or its number of audio
-            embeddings depends on the content of a clip, or its decoder is not a causal language model of transformers.
+        ValueError: the export has unmerged adapters, or refers to base models for some weights, or its decoder is not a
+            causal language model of transformers.
     """
 
     model_type = "tiny_audio"
@@ -30,7 +30,6 @@ class TinyAudioConfig(PreTrainedConfig):
         prompt_suffix_ids: list[int] | None = None,
         end_token_id: int = 0,
         base_weights: dict[str, Any] | None = None,
-        compression: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.encoder, self.projector, self.decoder = encoder, projector, decoder
@@ -38,18 +37,13 @@ class TinyAudioConfig(PreTrainedConfig):
         self.embedding_rms = embedding_rms
         self.prompt_prefix_ids, self.prompt_suffix_ids = prompt_prefix_ids or [], prompt_suffix_ids or []
         self.end_token_id = end_token_id
-        self.base_weights, self.compression = base_weights, compression
+        self.base_weights = base_weights
         adapted = [kind for kind in ("encoder", "decoder") if (getattr(self, kind) or {}).get("lora")]
         if base_weights or adapted:
             raise ValueError(
                 "vLLM needs an export with all weights and merged adapters; this is not the case for: "
                 f"{', '.join([*(base_weights or {}), *adapted])}; export the run again with "
                 "`tiny-audio export RUN FOLDER --merge-lora`"
-            )
-        if compression:
-            raise ValueError(
-                "the model was trained with alignment.compress, so the number of audio embeddings depends on the "
-                "content of a clip, and vLLM needs this number before it encodes a clip"
             )
         known = dict(decoder_architecture or {"model_type": "llama"})
         self.undecodable_ids: list[int] = known.pop("undecodable_ids", [])
