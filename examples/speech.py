@@ -8,7 +8,8 @@
 The engines are Flite (three statistical voices of real speakers), SVOX Pico (an American and a British voice), and
 RHVoice (six statistical voices of real speakers). Their speech is easier to understand than that of espeak-ng, which
 the source ``synthetic`` uses (docs/open_vocabulary.md). Voice, speaking rate, pitch, level and noise are random. They
-depend only on the engine and on the number of the sentence, so several processes can share a file of sentences.
+depend only on the engine and on the number of the sentence, so several processes can share a file of sentences. With
+``--join``, a voice speaks several neighboring sentences in one clip.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -103,7 +105,7 @@ def _written(command: Callable[[str], list[str]], text: str | None = None) -> np
         path = f"{folder}/speech.wav"
         subprocess.run(command(path), input=text, text=True, capture_output=True, check=True)
         audio, rate = soundfile.read(path, dtype="float32")
-    return audio if rate == RATE else resample(torch.from_numpy(audio), rate, RATE).numpy()
+    return np.asarray(audio if rate == RATE else resample(torch.from_numpy(audio), rate, RATE))
 
 
 def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
@@ -116,6 +118,22 @@ def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
     return np.asarray(audio * 10 ** (rng.uniform(-15, -1) / 20) / np.abs(audio).max(), np.float32)
 
 
+def joined(lines: Sequence[str], first: int, most: int) -> list[tuple[int, list[str]]]:
+    """Join neighboring sentences to clips. Return each clip's first index and sentences.
+
+    A clip has at most a random number of words, up to ``most``, but at least one sentence.
+    """
+    clips: list[tuple[int, list[str]]] = []
+    room = 0
+    for index, text in enumerate(lines, start=first):
+        room -= len(text.split())
+        if room < 0:
+            room = random.Random(f"words{index}").randint(0, most) - len(text.split())
+            clips.append((index, []))
+        clips[-1][1].append(text)
+    return clips
+
+
 def main() -> int:
     """Write the clips and the manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,19 +142,20 @@ def main() -> int:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0, help="index of the first sentence")
     parser.add_argument("--number", type=int, default=2500, help="number of sentences")
+    parser.add_argument("--join", type=int, default=0, metavar="WORDS", help="join sentences to up to this many words")
     options = parser.parse_args()
     lines = options.sentences.read_text(encoding="utf-8").splitlines()[options.first :][: options.number]
     engine = Flite() if options.engine == "flite" else {"pico": pico, "rhvoice": rhvoice}[options.engine]
-    rows = []
-    for index, text in enumerate(lines):
-        rng = random.Random(f"{options.engine}{options.first + index}")
-        audio, voice = engine(text, rng)
-        audio = varied(audio, options.first + index, rng)
+    rows: list[dict[str, Any]] = []
+    for first, texts in joined(lines, options.first, options.join):
+        rng, index = random.Random(f"{options.engine}{first}"), first - options.first
+        audio, voice = engine(". ".join(texts), rng)
+        audio = varied(audio, first, rng)
         path = Path(f"{index // 1000:03d}") / f"{index:06d}.flac"
         (options.output_dir / path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(options.output_dir / path, audio, RATE)
         duration_s, speaker = len(audio) / RATE, f"{options.engine}-{voice}"
-        rows.append({"audio_filepath": str(path), "duration": duration_s, "text": text, "speaker": speaker})
+        rows.append({"audio_filepath": str(path), "duration": duration_s, "text": " ".join(texts), "speaker": speaker})
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (options.output_dir / "manifest.jsonl").write_text(text, encoding="utf-8")
     print(f"{len(rows):,} clips, {sum(row['duration'] for row in rows) / 3600:.2f} hours")

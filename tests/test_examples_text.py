@@ -81,6 +81,16 @@ def test_clips_are_varied_reproducibly() -> None:
         assert 0.17 < np.abs(audio).max() < 0.9
 
 
+def test_neighboring_sentences_are_joined() -> None:
+    joined = functions("speech.py")["joined"]
+    lines = [f"sentence number {index} of many" for index in range(200)]
+    assert joined(lines, 5, 0) == [(index, [line]) for index, line in enumerate(lines, start=5)]
+    clips = joined(lines, 5, 20)
+    assert [line for _, texts in clips for line in texts] == lines
+    assert all(lines[first - 5] == texts[0] for first, texts in clips)
+    assert {len(texts) for _, texts in clips} == {1, 2, 3, 4}
+
+
 def is_installed(engine: str) -> bool:
     if engine == "flite":
         return ctypes.util.find_library("flite") is not None
