@@ -10,7 +10,7 @@ the decoder gets the audio of another clip (see :mod:`tiny_audio.analysis.audio_
 For runs with an alignment loss, the table also has the word and character error rates of the projector alone. Its text
 consists of the tokens whose embeddings are most similar to the audio embeddings, without blanks and repetitions. The
 first ``alignment.alone_steps`` steps do not train the decoder, so models that were saved in these steps have only the
-rates of the projector alone.
+rates of the projector alone and of the CTC head, if there is one.
 
 Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
 ``execution.keep_checkpoints`` set which steps of a run are saved.
@@ -69,6 +69,9 @@ def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rul
             scored = score(references, texts, rule, groups=groups)
             row |= {"projector_wer": scored.wer, "projector_wer_interval": scored.wer_interval}
             row |= {"projector_cer": scored.cer}
+        if model.ctc_head is not None:
+            scored = score(references, [clip.ctc_text or "" for clip in found], rule, groups=groups)
+            row |= {"ctc_wer": scored.wer, "ctc_wer_interval": scored.wer_interval, "ctc_cer": scored.cer}
         if not is_alone:
             scored = score(references, [clip.text for clip in found], rule, groups=groups)
             row |= {"wer": scored.wer, "wer_interval": scored.wer_interval, **bits(model, tokenizer, found)}
@@ -151,7 +154,7 @@ def main() -> int:
                 kept += measure(name, saved, missing, options.clips, options.normalizer)
                 options.kept.write_text("".join(json.dumps(row) + "\n" for row in kept))
     record = Record("Open vocabulary", None)
-    alone = ("WER, projector alone", "CER, projector alone")
+    alone = ("WER, projector alone", "CER, projector alone", "WER, CTC head", "CER, CTC head")
     head = ("run", "set", "step", "hours of audio", "minutes", "clips", "WER", *alone, "bits per token")
     record.table(head, [shown(row) for row in kept])
     if options.plot:
@@ -162,9 +165,11 @@ def main() -> int:
 def shown(row: Row) -> tuple[str, ...]:
     """Return the cells of a row."""
     start = (row["name"], row["set"], f"{row['step']}", f"{row['hours']:.2f}", f"{row['minutes']:.0f}")
-    rates = (with_interval(row, key, 100, 1) for key in ("wer", "projector_wer"))
-    characters = f"{row['projector_cer']:.1%}".replace("%", " %") if "projector_cer" in row else ""
-    return *start, f"{row['measured']}", *rates, characters, with_interval(row, "bits_from_audio", 1, 2)
+    rates = [with_interval(row, "wer", 100, 1)]
+    for part in ("projector", "ctc"):
+        characters = f"{row[f'{part}_cer']:.1%}".replace("%", " %") if f"{part}_cer" in row else ""
+        rates += [with_interval(row, f"{part}_wer", 100, 1), characters]
+    return *start, f"{row['measured']}", *rates, with_interval(row, "bits_from_audio", 1, 2)
 
 
 def with_interval(row: Row, key: str, factor: float, digits: int) -> str:

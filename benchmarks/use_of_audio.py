@@ -57,6 +57,8 @@ class Clip:
     silence: Tensor
     """Audio embeddings ``[N, H]`` of silence with the same number of samples."""
     text: str
+    ctc_text: str | None
+    """The text of the CTC head. None if the model has no CTC head."""
 
 
 @torch.no_grad()
@@ -77,11 +79,12 @@ def embed(
         texts = [""] * len(batch.clips)
         if decodes:
             texts = [one.text for one in model.transcribe_frames(frames, tokenizer, settings=settings)]
-        for clip, row, quiet, size, text in zip(batch.clips, audio, silence, sizes, texts, strict=True):
+        columns = (batch.clips, audio, silence, sizes, texts, model.ctc_texts(frames))
+        for clip, row, quiet, size, text, ctc_text in zip(*columns, strict=True):
             utterance = clip.utterance
             speaker = utterance.metadata.get("speaker")
             parts = row[: int(size)], quiet[: int(size)]
-            found.append(Clip(rewrite(utterance.text), speaker, *parts, text))
+            found.append(Clip(rewrite(utterance.text), speaker, *parts, text, ctc_text))
     return found
 
 

@@ -91,10 +91,11 @@ def test_context(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_open_vocabulary(tmp_path: Path) -> None:
-    """The first step is trained without the decoder, so only the text of the projector alone is scored."""
+    """The first step is trained without the decoder, so only projector and CTC head are scored."""
     document = changed(
         tiny_recipe(write_clips(tmp_path / "data", 6).parent),
         alignment={"alone_steps": 1},
+        ctc={},
         training__steps=2,
         training__warmup_steps=0,
         execution__checkpoint_every=1,
@@ -109,6 +110,7 @@ def test_open_vocabulary(tmp_path: Path) -> None:
     assert printed.count("| first | ") == 2
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [("wer" in row, "projector_wer" in row) for row in rows] == [(False, True), (True, True)]
+    assert all("ctc_wer" in row for row in rows)
     assert image.read_text().count("<circle") == 2 + 1 + 1, "the rates of the projector alone, a rate, and the bits"
 
 
@@ -117,10 +119,12 @@ def test_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(ROOT / "benchmarks/open_vocabulary.py"))
     rows = [{"name": "a<b", "step": 1, "set": "s", "clips": 2, "measured": 2, "hours": 0.5, "minutes": 3.0}]
     rows += [{**rows[0], "wer": 0.25, "wer_interval": (0.2, 0.3)}]
-    assert script["shown"](rows[0])[-4:] == ("", "", "", "")
-    assert script["shown"](rows[1])[-4:] == ("25.0 % [20.0, 30.0]", "", "", "")
+    assert script["shown"](rows[0])[-6:] == ("", "", "", "", "", "")
+    assert script["shown"](rows[1])[-6:] == ("25.0 % [20.0, 30.0]", "", "", "", "", "")
     alone = {"projector_wer": 0.5, "projector_wer_interval": (0.4, 0.6), "projector_cer": 0.25}
-    assert script["shown"](rows[0] | alone)[-4:] == ("", "50.0 % [40.0, 60.0]", "25.0 %", "")
+    assert script["shown"](rows[0] | alone)[-6:] == ("", "50.0 % [40.0, 60.0]", "25.0 %", "", "", "")
+    ctc = {"ctc_wer": 0.75, "ctc_wer_interval": (0.7, 0.8), "ctc_cer": 0.125}
+    assert script["shown"](rows[0] | ctc)[-6:] == ("", "", "", "75.0 % [70.0, 80.0]", "12.5 %", "")
     image = ElementTree.fromstring(script["plot"](rows, "s"))
     assert [element.text for element in image.iter("{http://www.w3.org/2000/svg}title")] == ["a<b"]
 
