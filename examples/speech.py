@@ -9,7 +9,8 @@ The engines are Flite (three statistical voices of real speakers), SVOX Pico (an
 RHVoice (six statistical voices of real speakers). Their speech is easier to understand than that of espeak-ng, which
 the source ``synthetic`` uses (docs/open_vocabulary.md). Voice, speaking rate, pitch, level and noise are random. They
 depend only on the engine and on the number of the sentence, so several processes can share a file of sentences. With
-``--join``, a voice speaks several neighboring sentences in one clip.
+``--join``, a voice speaks several neighboring sentences in one clip. The licenses of the voices are in
+/usr/share/doc/flite, libttspico-data and rhvoice-english.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import ctypes
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -108,6 +110,22 @@ def _written(command: Callable[[str], list[str]], text: str | None = None) -> np
     return np.asarray(audio if rate == RATE else resample(torch.from_numpy(audio), rate, RATE))
 
 
+def engine_of(name: str) -> Callable[[str, random.Random], tuple[np.ndarray, str]]:
+    """Return an engine. Exit with a message if it is not installed."""
+    if name == "flite":
+        try:
+            return Flite()
+        except OSError:
+            sys.exit("Flite's libraries are not installed; install them: sudo apt-get install flite")
+    command, packages, engine = {
+        "pico": ("pico2wave", "libttspico-utils", pico),
+        "rhvoice": ("RHVoice-test", "rhvoice rhvoice-english", rhvoice),
+    }[name]
+    if shutil.which(command) is None:
+        sys.exit(f"{command} is not installed; install it: sudo apt-get install {packages}")
+    return engine
+
+
 def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
     """Change the level of a clip, and add noise with a color between white and pink."""
     noise_rng = np.random.default_rng([9, index])
@@ -145,7 +163,9 @@ def main() -> int:
     parser.add_argument("--join", type=int, default=0, metavar="WORDS", help="join sentences to up to this many words")
     options = parser.parse_args()
     lines = options.sentences.read_text(encoding="utf-8").splitlines()[options.first :][: options.number]
-    engine = Flite() if options.engine == "flite" else {"pico": pico, "rhvoice": rhvoice}[options.engine]
+    if options.join < 0:
+        parser.error(f"--join must not be negative, but it is {options.join}")
+    engine = engine_of(options.engine)
     rows: list[dict[str, Any]] = []
     for first, texts in joined(lines, options.first, options.join):
         rng, index = random.Random(f"{options.engine}{first}"), first - options.first

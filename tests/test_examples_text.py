@@ -91,6 +91,31 @@ def test_neighboring_sentences_are_joined() -> None:
     assert {len(texts) for _, texts in clips} == {1, 2, 3, 4}
 
 
+def test_joined_sentences_are_one_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is replaced, so that the test does not depend on an installed engine."""
+    (tmp_path / "sentences.txt").write_text("\n".join(f"word{index}" for index in range(20)))
+    main, spoken = functions("speech.py")["main"], []
+
+    def speak(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+        spoken.append(text)
+        return np.full(16_000, 0.1), "voice"
+
+    monkeypatch.setitem(main.__globals__, "engine_of", lambda name: speak)
+    arguments = ["--engine", "pico", "--join", "6", "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["speech.py", str(tmp_path / "sentences.txt"), *arguments])
+    assert main() == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert 1 < len(rows) < 20
+    assert [row["text"] for row in rows] == [text.replace(".", "") for text in spoken]
+    assert " ".join(row["text"] for row in rows).split() == [f"word{index}" for index in range(20)]
+
+
+def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="apt-get install libttspico-utils"):
+        functions("speech.py")["engine_of"]("pico")
+
+
 def is_installed(engine: str) -> bool:
     if engine == "flite":
         return ctypes.util.find_library("flite") is not None
