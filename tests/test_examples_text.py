@@ -42,6 +42,7 @@ def functions(script: str) -> dict[str, Any]:
         ("gen1:1 In the beginning\ngen1:2 And the earth", ["in the beginning", "and the earth"]),
         ("In 1999 we sang; and then we went home.", ["and then we went home"]),  # a clause with digits is dropped
         ("We met J. Smith here.", []),
+        ("I saw Mr. Darcy. Mrs Long _was_ there.", ["i saw mister darcy", "missus long was there"]),
         ("Well [a remark] now then", ["well now then"]),
         ("Too few. One two three four five six.", []),  # the second sentence has too many words
     ],
@@ -100,7 +101,7 @@ def test_joined_sentences_are_one_clip(tmp_path: Path, monkeypatch: pytest.Monke
         spoken.append(text)
         return np.full(16_000, 0.1), "voice"
 
-    monkeypatch.setitem(main.__globals__, "engine_of", lambda name: speak)
+    monkeypatch.setitem(main.__globals__, "engine_of", lambda name, model: speak)
     arguments = ["--engine", "pico", "--join", "6", "--output-dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["speech.py", str(tmp_path / "sentences.txt"), *arguments])
     assert main() == 0
@@ -113,7 +114,9 @@ def test_joined_sentences_are_one_clip(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match="apt-get install libttspico-utils"):
-        functions("speech.py")["engine_of"]("pico")
+        functions("speech.py")["engine_of"]("pico", None)
+    with pytest.raises(SystemExit, match="not a file: missing"):
+        functions("speech.py")["engine_of"]("silero", Path("missing.pt"))
 
 
 def is_installed(engine: str) -> bool:
