@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from tiny_audio.ctc import BLANK, CtcConfig, CtcVocabulary, greedy, log_likelihood, min_frames
+from tiny_audio.ctc import BLANK, CtcConfig, CtcVocabulary, Prefixes, greedy, log_likelihood, min_frames
 
 
 def collapse(path: tuple[int, ...]) -> list[int]:
@@ -155,3 +155,44 @@ def test_gradients_are_finite() -> None:
 def test_a_weight_of_zero_is_rejected(weight: float) -> None:
     with pytest.raises(ValidationError, match=r"greater than 0|finite number"):
         CtcConfig(weight=weight)
+
+
+# --- prefixes
+
+
+def test_prefixes_equal_the_sums_over_all_label_sequences() -> None:
+    frames, classes = 5, 4
+    log_probs = random_logits(frames, classes).double().log_softmax(-1)
+    sequences = [labels for size in range(frames + 1) for labels in itertools.product((1, 2, 3), repeat=size)]
+    counts = torch.full((len(sequences),), frames)
+    whole = log_likelihood(log_probs.expand(len(sequences), -1, -1), counts, [list(labels) for labels in sequences])
+    likelihood = dict(zip(sequences, whole, strict=True))
+    reached = {(): Prefixes.empty(log_probs)}
+    for labels in sequences[1:]:
+        reached[labels] = reached[labels[:-1]].extended(log_probs, torch.tensor(labels[-1:]))
+    for labels, prefix in reached.items():
+        starting = torch.stack([likelihood[one] for one in sequences if one[: len(labels)] == labels])
+        assert prefix.starting[0].exp() == pytest.approx(float(starting.exp().sum()), abs=1e-12)
+        assert prefix.complete[0].exp() == pytest.approx(float(likelihood[labels].exp()), abs=1e-12)
+
+
+def test_prefixes_are_accurate_for_long_clips_and_confident_heads() -> None:
+    logits, labels = random_logits(1500, 30, seed=1).double() * 20, [*range(1, 30)] * 4 + [7, 7]
+    log_probs = logits.log_softmax(-1)
+    prefix = Prefixes.empty(log_probs)
+    for label in labels:
+        prefix = prefix.extended(log_probs, torch.tensor([label]))
+    expected = log_likelihood(logits[None], torch.tensor([1500]), [labels])
+    assert float(prefix.complete[0]) == pytest.approx(float(expected[0]), rel=1e-9)
+
+
+def test_several_prefixes_are_extended_as_one_at_a_time() -> None:
+    log_probs = random_logits(6, 4, seed=2).double().log_softmax(-1)
+    both = Prefixes.empty(log_probs)[torch.tensor([0, 0])].extended(log_probs, torch.tensor([1, 2]))
+    longer = both.with_first(both[:1].extended(log_probs, torch.tensor([1])))
+    for row, labels in enumerate(([1, 1], [2])):
+        prefix = Prefixes.empty(log_probs)
+        for label in labels:
+            prefix = prefix.extended(log_probs, torch.tensor([label]))
+        for field in ("by_label", "by_blank", "last", "starting"):
+            assert torch.equal(getattr(longer, field)[row], getattr(prefix, field)[0])

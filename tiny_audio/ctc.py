@@ -132,3 +132,66 @@ def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[in
     sizes = torch.tensor([len(row) for row in labels], dtype=torch.long, device=logits.device)
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
     return -F.ctc_loss(log_probs, flat, lengths, sizes, blank=BLANK, reduction="none")
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """P label sequences and their CTC probabilities as the start of one clip's labels.
+
+    All probabilities are natural logarithms, and sums over all alignments.
+    """
+
+    by_label: Tensor
+    """``[P, T + 1]``: the probability that the first t of T frames output the labels, and that frame t is the last
+    label."""
+    by_blank: Tensor
+    """``[P, T + 1]``: as ``by_label``, but frame t is a blank."""
+    last: Tensor
+    """``[P]``, the last label of each sequence. It is the blank for an empty sequence."""
+    starting: Tensor
+    """``[P]``: the probability of all label sequences that start with this sequence."""
+
+    @classmethod
+    def empty(cls, log_probs: Tensor) -> Prefixes:
+        """Return the empty sequence, P = 1, of a clip with ``log_probs`` ``[T, V]``."""
+        by_blank = F.pad(log_probs[:, BLANK].cumsum(0), (1, 0))
+        by_label = torch.full_like(by_blank, -torch.inf)
+        return cls(by_label[None], by_blank[None], torch.tensor([BLANK]), log_probs.new_zeros(1))
+
+    @property
+    def complete(self) -> Tensor:
+        """``[P]``: the probability that a sequence is the whole label sequence of the clip."""
+        return torch.logaddexp(self.by_label[:, -1], self.by_blank[:, -1])
+
+    def extended(self, log_probs: Tensor, labels: Tensor) -> Prefixes:
+        """Return each sequence with one more label.
+
+        The recursions over time are first-order and linear, so they are cumulative sums after division by the product
+        of the frames' probabilities.
+
+        Args:
+            log_probs: ``[T, V]``, as for :meth:`empty`.
+            labels: ``[P]``, the new labels. None of them is the blank.
+        """
+        both = torch.logaddexp(self.by_label, self.by_blank)
+        # Between two equal labels, there is a blank.
+        before = torch.where((labels == self.last)[:, None], self.by_blank, both)[:, :-1]
+        by_label = _summed(before, log_probs.T[labels])
+        by_blank = _summed(by_label[:, :-1], log_probs[:, BLANK])
+        starting = (before + log_probs.T[labels]).logsumexp(1)
+        return Prefixes(by_label, by_blank, labels, starting)
+
+    def __getitem__(self, rows: Tensor | slice) -> Prefixes:
+        return Prefixes(self.by_label[rows], self.by_blank[rows], self.last[rows], self.starting[rows])
+
+    def with_first(self, first: Prefixes) -> Prefixes:
+        """Return these sequences with ``first`` in place of as many sequences at the start."""
+        pairs = ((getattr(first, name), getattr(self, name)) for name in self.__dataclass_fields__)
+        return Prefixes(*(torch.cat([new, old[len(new) :]]) for new, old in pairs))
+
+
+def _summed(entering: Tensor, staying: Tensor) -> Tensor:
+    """Return x ``[P, T + 1]`` with x[0] = 0 and x[t] = (x[t - 1] + entering[t - 1]) * staying[t - 1], as logarithms."""
+    product = F.pad(staying.cumsum(-1), (1, 0))
+    later = (entering - product[..., :-1]).logcumsumexp(-1) + product[..., 1:]
+    return F.pad(later, (1, 0), value=-torch.inf)

@@ -115,6 +115,7 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("decoder.overrides.vocab_size", 9, "decoder.smollm3", ["overrides.vocab_size"]),
     ("decoder", {"name": "smollm3", "tokenizer": {"kind": "bpe"}}, "decoder.smollm3", []),
     ("generation.ctc_weight", 0.3, "generation", ["ctc_weight", "0.3", "num_beams", "1"]),
+    ("generation.ctc_search", True, "generation", ["ctc_search", "ctc_weight"]),
     # cross-field rules between sections
     ("data.min_duration_s", 10.0, "data.min_duration_s", ["10.0", "max_duration_s"]),
     ("projector.stack", 16, "projector.swiglu", ["16", "data.min_duration_s", "0.3", "15"]),

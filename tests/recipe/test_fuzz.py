@@ -26,7 +26,7 @@ FULL: dict[str, Any] = {
         "silence": {},
         "white_noise": {"snr_db": [5, 30]},
     },
-    "generation": {"num_beams": 4, "ctc_weight": 0.3},
+    "generation": {"num_beams": 4, "ctc_weight": 0.3, "ctc_search": True},
     "evaluation": {"normalizer": "lower", "group_by": "speaker"},
 }
 HUBERT = {

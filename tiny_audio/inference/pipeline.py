@@ -76,9 +76,10 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                 ``return_timestamps`` is ``"word"``, which needs a CTC head, or True for the times of chunks.
                 ``hotwords`` (a list, or a text with commas), ``previous_text`` and ``language`` are the context of the
                 recordings. ``filter_hallucinations=False`` turns the hallucination filters off. ``search_cuts=False``
-                turns the search for better cuts off. ``max_new_tokens``, ``num_beams``, ``ctc_weight`` and ``draft``
-                override the model's own settings, and may also be given in ``generate_kwargs``. ``chunk_length_s`` and
-                ``stride_length_s`` are accepted but ignored, because long recordings are split at pauses.
+                turns the search for better cuts off. ``max_new_tokens``, ``num_beams``, ``ctc_weight``, ``ctc_search``
+                and ``draft`` override the model's own settings, and may also be given in ``generate_kwargs``.
+                ``chunk_length_s`` and ``stride_length_s`` are accepted but ignored, because long recordings are split
+                at pauses.
 
         Returns:
             ``{"text": …}``. With timestamps, also ``"chunks": [{"text": …, "timestamp": (start_s, end_s)}, …]``.

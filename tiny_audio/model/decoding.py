@@ -21,6 +21,10 @@ class GenerationConfig(Config):
     """Weight w of the CTC head in joint decoding (after Watanabe et al. 2017). The candidates are the beams and the CTC
     head's greedy text. The candidate with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses only the
     decoder."""
+    ctc_search: bool = False
+    """Whether the CTC head also takes part in the beam search, instead of only choosing among the found texts. In each
+    step, tokens get the score (1 - w)·log p_decoder + w·log p_ctc. This prevents texts that the audio does not contain,
+    such as loops."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
     faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
@@ -35,6 +39,8 @@ class GenerationConfig(Config):
             raise ValueError(
                 f"ctc_weight {self.ctc_weight} chooses between several beams, but num_beams is 1; set num_beams: 4"
             )
+        if self.ctc_search and not self.ctc_weight:
+            raise ValueError("ctc_search needs the weight of the CTC head's scores; set ctc_weight: 0.3")
         if self.draft == "ctc" and self.num_beams > 1:
             raise ValueError(
                 f"draft: ctc works only for greedy decoding, but num_beams is {self.num_beams}; set num_beams: 1, or "

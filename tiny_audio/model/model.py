@@ -20,7 +20,7 @@ from tiny_audio.model.clip_durations import ClipDurations
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.context import ContextSettings, EncodedContext
 from tiny_audio.model.decoding import GenerationConfig, Transcript
-from tiny_audio.model.joint import best_text
+from tiny_audio.model.joint import CtcSearch, best_text
 from tiny_audio.model.parts import Parts, build_parts, rebuild_parts
 from tiny_audio.model.prompt import Context, Prompt
 from tiny_audio.model.room import Room
@@ -316,23 +316,24 @@ class TinyAudioModel(SavedModel):
             contexts: see :meth:`splice`.
         """
         audio, audio_lengths = self.projector(frames)
-        on_ids = on_text and decoding(on_text, tokenizer, self.config.end_token_id)
-        settings = settings or self.generation
+        settings, end = settings or self.generation, self.config.end_token_id
+        on_ids = on_text and decoding(on_text, tokenizer, end)
         num_candidates = settings.num_beams if settings.ctc_weight else 1
         ctc_texts = self.ctc_texts(frames)
         if self.uses_ctc_draft(settings):
             drafts = [text or "" for text in ctc_texts]
-            limit = settings.max_new_tokens
-            decoded = self.verify(
-                audio, audio_lengths, drafts, tokenizer, on_ids, max_new_tokens=limit, contexts=contexts
-            )
-            sequences = [clip.ids for clip in decoded]
+            most = settings.max_new_tokens
+            clips = self.verify(audio, audio_lengths, drafts, tokenizer, on_ids, max_new_tokens=most, contexts=contexts)
+            sequences = [clip.ids for clip in clips]
         else:
-            streamer = {} if on_ids is None else {"stopping_criteria": [TokenStreamer(len(audio), on_ids)]}
+            hooks: dict[str, Any] = {} if on_ids is None else {"stopping_criteria": [TokenStreamer(len(audio), on_ids)]}
+            if settings.ctc_search and self.ctc_vocabulary is not None:
+                search = CtcSearch(frames, self.ctc_vocabulary, tokenizer, end, settings.ctc_weight)
+                hooks["logits_processor"] = [search]
             prompts = self._prompts(audio, audio_lengths, contexts)
-            found = self._generate_spliced(prompts, settings, num_return_sequences=num_candidates, **streamer)
+            found = self._generate_spliced(prompts, settings, num_return_sequences=num_candidates, **hooks)
             sequences = found.tolist()
-        rows = [until_end(row, self.config.end_token_id) for row in sequences]
+        rows = [until_end(row, end) for row in sequences]
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row, _ in rows]
         transcripts = []
         for clip, ctc_text in enumerate(ctc_texts):
