@@ -38,7 +38,7 @@ class CtcSearch:
         self, frames: Frames, vocabulary: CtcVocabulary, tokenizer: Any, end_id: int, ctc_weight: float
     ) -> None:
         assert frames.ctc_logits is not None
-        log_probs = frames.ctc_logits.to("cpu", torch.float64).log_softmax(-1)
+        log_probs = frames.ctc_logits.cpu().double().log_softmax(-1)  # Apple GPUs have no double precision
         self._clips = [
             _Clip(clip[: int(length)], vocabulary, tokenizer)
             for clip, length in zip(log_probs, frames.lengths, strict=True)
@@ -57,7 +57,7 @@ class CtcSearch:
         for clip, search in enumerate(self._clips):
             own = range(clip * beams, (clip + 1) * beams)
             search.score([(row, tuple(ids[row].tolist()), likely[row]) for row in own], self._end_id, by_ctc)
-        joint = (1 - self._weight) * scores + self._weight * by_ctc.to(scores)
+        joint = (1 - self._weight) * scores + self._weight * by_ctc.to(scores.dtype).to(scores.device)
         return joint.clamp(min=_EXCLUDED)
 
 
