@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from tests.support.models import assemble, batch
 from tiny_audio import ctc
+from tiny_audio.config import identity_of
 from tiny_audio.ctc import CtcVocabulary
 from tiny_audio.frames import Frames
 from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.joint import CtcSearch
 
-PIECES = ["", " a", "b", "ab", " b", "c", "!", "  "]
+PIECES = ["c", " a", "b", "ab", " b", "c", "!", "  "]
 END = 0
 VOCABULARY = CtcVocabulary((" ", "a", "b", "c"))
 
 
 class Tokenizer:
-    """Tokens of several characters, some with a space in front."""
+    """Tokens of several characters, some with a space in front. The end token is special."""
 
-    def decode(self, ids: Sequence[int], **_: bool) -> str:
-        return "".join(PIECES[index] for index in ids)
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False, **_: bool) -> str:
+        return "".join(PIECES[index] for index in ids if not (skip_special_tokens and index == END))
 
 
 def frames_of(*lengths: int) -> Frames:
@@ -60,10 +62,17 @@ def test_tokens_that_the_head_cannot_spell_are_excluded() -> None:
 def test_labels_that_do_not_fit_into_the_clip_are_excluded() -> None:
     search = CtcSearch(frames_of(1), VOCABULARY, Tokenizer(), END, 0.3)
     (scores,) = search(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, len(PIECES)))
-    possible = {PIECES[index] for index, score in enumerate(scores.tolist()) if score > -1e9}
-    assert possible == {"", " a", "b", " b", "c"}, "the only frame is one label or a blank"
+    excluded = {PIECES[index] for index, score in enumerate(scores.tolist()) if score == -1e9}
+    assert excluded == {"ab", "!", "  "}, "the only frame is one label or a blank"
     (scores,) = search(torch.tensor([[3]]), torch.zeros(1, len(PIECES)))
     assert set(scores.tolist()) == {-1e9}
+
+
+def test_the_search_is_part_of_an_identity_only_if_it_is_on() -> None:
+    """Scores of earlier versions stay usable."""
+    settings: dict[str, Any] = {"num_beams": 3, "ctc_weight": 0.3}
+    assert "ctc_search" not in identity_of(GenerationConfig(**settings))
+    assert identity_of(GenerationConfig(**settings, ctc_search=True))["ctc_search"]
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.9])

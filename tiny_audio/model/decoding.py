@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from tiny_audio.config import NO_IDENTITY, Config
+from tiny_audio.config import LATER, NO_IDENTITY, Config
 
 
 class GenerationConfig(Config):
@@ -21,7 +21,7 @@ class GenerationConfig(Config):
     """Weight w of the CTC head in joint decoding (after Watanabe et al. 2017). The candidates are the beams and the CTC
     head's greedy text. The candidate with the highest (1 - w)·log p_decoder + w·log p_ctc is chosen. 0 uses only the
     decoder."""
-    ctc_search: bool = False
+    ctc_search: bool = Field(default=False, json_schema_extra=LATER)
     """Whether the CTC head also takes part in the beam search, instead of only choosing among the found texts. In each
     step, tokens get the score (1 - w)·log p_decoder + w·log p_ctc. So texts that the audio does not contain, such as
     loops, are less likely."""

@@ -74,6 +74,8 @@ class _Clip:
 
         Args:
             beams: for each beam, its row in ``scores``, its tokens so far, and the tokens that may come next.
+            end_id: the token that ends a transcript.
+            scores: ``[rows, V]``, changed in place. Scores of all other tokens stay as they are.
         """
         found: list[tuple[list[int], int, int, tuple[int, ...]]] = []  # new labels, row in scores, parent, tokens
         for row, ids, tokens in beams:
@@ -85,7 +87,7 @@ class _Clip:
             for token in tokens:
                 new = self._text((*ids, token))
                 labels = self._vocabulary.encode(new[len(text) :]) if new.startswith(text) else None
-                if labels and token != end_id:
+                if labels:  # special tokens, such as the end token, add no text
                     found.append((labels, row, parent, (*ids, token)))
         found.sort(key=lambda one: -len(one[0]))
         parents = self._prefixes[torch.tensor([parent for _, _, parent, _ in found], dtype=torch.long)]
