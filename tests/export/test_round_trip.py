@@ -106,7 +106,7 @@ def test_mixed_types_are_saved_but_loaded_as_one_type(tmp_path: Path) -> None:
 
 
 def test_types_can_be_restored(tmp_path: Path) -> None:
-    """In bf16 training on a GPU, frozen weights are in half precision and trained weights in full precision."""
+    """In bf16 training, frozen weights are in half precision and trained weights in full precision."""
     model, tokenizer = assemble(lora=True)
     for tensor in model.parameters():
         if not tensor.requires_grad:

@@ -25,9 +25,10 @@ from tiny_audio.plan import Plan, _step, plan_recipe
 from tiny_audio.plan._hardware import GIB
 from tiny_audio.plan._step import DryRunResult, Shape, dry_run, dry_run_worst, worst_shapes
 from tiny_audio.plan.meta import LETTERS
-from tiny_audio.pretrained.quantization import quantize, quantized_layers
+from tiny_audio.pretrained.quantization import quantize
 from tiny_audio.projectors import PROJECTORS
 from tiny_audio.recipe import Recipe, load_recipe
+from tiny_audio.training.precision import set_types
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,8 +130,7 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
     ).train()
     if recipe.decoder.quantization:
         quantize(model.decoder, recipe.decoder.quantization)
-        for _, layer in quantized_layers(model):
-            layer.set_type(torch.float32)
+    set_types(model, recipe.training.precision, torch.device("cpu"))
     lengths = torch.full((SHAPE.num_clips,), int(SHAPE.duration_s * 16_000))
     lengths[1:] -= 1600
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.precision == "bf16")
@@ -257,7 +257,7 @@ def test_memory_and_flops_of_adapters_depend_on_their_rank(document: Document) -
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
 def test_memory_of_quantized_weights_depends_on_their_bits(document: Document, kind: str, bits: float) -> None:
-    """Other weights are in bf16 on a GPU."""
+    """Other weights are in bf16."""
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     document = changed(document, **ADAPTED, decoder__overrides=document["decoder"]["overrides"] | wide)
     recipe = parse(document, training__precision="bf16")

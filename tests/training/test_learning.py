@@ -63,11 +63,12 @@ GOLDEN = {"decoder_loss": [3.11630, 3.01945, 2.98326], "ctc_loss": [14.11594, 25
 """Losses on a CPU in fp32. The CTC loss rises at first, because there is no warmup."""
 
 
-def test_bf16_training_keeps_fp32_weights(document: Document, tmp_path: Path) -> None:
+def test_bf16_training_keeps_trainable_weights_in_fp32(document: Document, tmp_path: Path) -> None:
     steps = {"training__steps": 15, "training__learning_rate": 5e-3, "batching__max_clips": 8}
     trainer = make_trainer(changed(document, training__precision="bf16", **steps), tmp_path)
     trainer.run()
-    assert {tensor.dtype for tensor in trainer.bare_model.parameters()} == {torch.float32}
+    types = {tensor.dtype for tensor in trainer.bare_model.parameters() if tensor.requires_grad}
+    assert types == {torch.float32}
     curve = logged(tmp_path, "loss")
     assert curve[-1] < 0.7 * curve[0]
     full = make_trainer(changed(document, **(steps | {"training__steps": 2})), tmp_path / "fp32")

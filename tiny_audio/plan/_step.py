@@ -20,6 +20,7 @@ from tiny_audio.plan.meta import build_on_meta
 from tiny_audio.pretrained.packing import PACKED
 from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.recipe import Recipe
+from tiny_audio.runtime.device import frozen_type
 
 if TYPE_CHECKING:
     from tiny_audio.model.model import TinyAudioModel
@@ -138,11 +139,11 @@ def dry_run(
     model = built.model.train()
     autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
     # Use the same data types as the trainer.
-    in_half = autocast if device == "cuda" else None
+    frozen = frozen_type(recipe.training.precision, device)
     for tensor in model.parameters():
-        tensor.data = tensor.data.to((None if tensor.requires_grad else in_half) or torch.float32)
+        tensor.data = tensor.data.to(torch.float32 if tensor.requires_grad else frozen)
     for _, layer in quantized_layers(model):
-        layer.set_type(in_half or torch.float32)
+        layer.set_type(frozen)
     # PyTorch's CUDA allocator returns multiples of 512 bytes. On a CPU, oneDNN copies the inputs and outputs of
     # convolutions into its own layouts.
     dry = DryRun(512 if device == "cuda" else 64, copies_convolutions=device == "cpu")

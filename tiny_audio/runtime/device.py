@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -95,3 +95,12 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
     empty_cache()
     middle = len(items) // 2
     return in_parts_that_fit(run, items[:middle]) + in_parts_that_fit(run, items[middle:])
+
+
+def frozen_type(precision: Literal["fp32", "bf16"], device: str) -> torch.dtype:
+    """Return the data type of frozen weights: bf16 if training computes in bf16 on a CUDA GPU or a CPU, otherwise fp32.
+
+    Autocast would cast frozen weights again in every step. Norms with fp32 weights would return fp32, so that autocast
+    would also cast the input of every matrix product.
+    """
+    return torch.bfloat16 if precision == "bf16" and device in ("cuda", "cpu") else torch.float32

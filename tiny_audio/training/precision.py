@@ -9,25 +9,31 @@ from torch import nn
 
 from tiny_audio.pretrained.quantization import quantized_layers
 from tiny_audio.recipe import Recipe, TrainingConfig
-from tiny_audio.runtime.device import set_tf32
+from tiny_audio.runtime.device import frozen_type, set_tf32
 
 Precision = Literal["fp32", "bf16"]
 
 
 def set_types(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Cast frozen weights to bf16 if a GPU computes in bf16. Cast all other weights to at least fp32.
+    """Cast frozen weights to :func:`frozen_type`, and all other weights to at least fp32.
 
-    Trainable weights stay in fp32, because bf16 would round small updates to zero. On a CPU, frozen weights in bf16
-    have no advantage.
+    Trainable weights stay in fp32, because bf16 would round small updates to zero.
     """
-    half = precision == "bf16" and device.type == "cuda"
+    frozen = frozen_type(precision, device.type)
     for tensor in model.parameters():
-        if half and not tensor.requires_grad:
-            tensor.data = tensor.data.to(torch.bfloat16)
+        if frozen == torch.bfloat16 and not tensor.requires_grad:
+            tensor.data = tensor.data.to(frozen)
         else:
             tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
     for _, layer in quantized_layers(model):
-        layer.set_type(torch.bfloat16 if half else torch.float32)
+        layer.set_type(frozen)
+    if precision == "bf16":
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in model.modules():
+            # peft would cast the adapter's input to fp32, and autocast would cast it back.
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
 
 
 def set_precision(model: nn.Module, training: TrainingConfig, device: torch.device) -> None:
