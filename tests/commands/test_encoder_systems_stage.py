@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands.conftest import Output
 from tests.conftest import Document, changed, tiny_recipe, write_clips
-from tests.support.recognizers import save_ctc_model
+from tests.support.recognizers import save_ctc_model, save_whisper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,3 +76,13 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     assert "What the decoder adds" not in out
     assert read(folder) == []
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == before[1]
+
+
+def test_a_checkpoints_own_decoder_runs_in_full_precision(call: Output, tmp_path: Path) -> None:
+    """Whisper's feature extractor fails under autocast."""
+    path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
+    encoder = {"name": "whisper", "pretrained": str(save_whisper(tmp_path / "tiny-whisper"))}
+    path.write_text(json.dumps(changed(recipe(tmp_path), encoder=encoder, training__precision="bf16")))
+    code, out, err = call("run", path, "--output-dir", folder)
+    assert code == 0, out + err
+    assert [entry["system"] for entry in read(folder)] == ["CTC head", "tiny-whisper"]

@@ -83,11 +83,11 @@ class EncoderSystemsStage(SetStage):
         with autocast(recipe.training.precision, model.device):
             transcriber = Transcriber(model, tokenizer, filter_hallucinations=False)
             speed = measure_speed(transcriber.transcribe, timed) if timed else None
-            if recipe.ctc is not None:
-                own = measure_speed(ctc_head(model), timed) if timed else None
-                yield RecordedSystem(_HEAD, recipe.evaluation.normalizer, None, own, speed)
-            if target is not None:
-                yield self._transcribe(target, spread(clips, self._num_clips), timed, speed)
+            own = measure_speed(ctc_head(model), timed) if timed and recipe.ctc is not None else None
+        if recipe.ctc is not None:
+            yield RecordedSystem(_HEAD, recipe.evaluation.normalizer, None, own, speed)
+        if target is not None:  # without autocast: transformers' feature extractors do not support it
+            yield self._transcribe(target, spread(clips, self._num_clips), timed, speed)
 
     def _transcribe(
         self, target: Any, clips: Sequence[Clip], timed: list[Tensor], model_speed: Speed | None
