@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from tests.conftest import changed
 from tests.support.models import assemble
 from tests.support.registered_parts import names, parts
+from tests.support.training import LORA, logged, recipe_on, run
 from tests.training.throughput_models import score
 from tiny_audio.decoders import DECODERS
 from tiny_audio.encoders import ENCODERS
@@ -90,3 +93,13 @@ def test_adapters_get_the_inputs_of_their_layers() -> None:
     (losses, gradients), (again, gradients_again) = results
     assert torch.equal(losses, again)
     assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize("changes", [{"decoder__lora": LORA | {"dora": True}}, {"decoder__quantization": "int8"}])
+def test_runs_with_other_adapters_and_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """From training to evaluation and export."""
+    if "decoder__quantization" in changes:
+        pytest.importorskip("bitsandbytes")
+    document = changed(recipe_on(tmp_path), training__precision="bf16", generation__max_new_tokens=8)
+    run(changed(document, **({"decoder__freeze": True, "decoder__lora": LORA} | changes)), tmp_path / "run")
+    assert len(logged(tmp_path / "run", "gradient_norm")) == 2
