@@ -100,7 +100,6 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
 def frozen_type(precision: Literal["fp32", "bf16"], device: str) -> torch.dtype:
     """Return the data type of frozen weights: bf16 if training computes in bf16 on a CUDA GPU or a CPU, otherwise fp32.
 
-    Autocast would cast frozen weights again in every step. Norms with fp32 weights would return fp32, so that autocast
-    would also cast the input of every matrix product.
+    If frozen weights were in fp32, autocast would cast them to bf16 in every step.
     """
     return torch.bfloat16 if precision == "bf16" and device in ("cuda", "cpu") else torch.float32
