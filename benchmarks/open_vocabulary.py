@@ -48,6 +48,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rule_name: str) -> list[Row]:
     """Return the scores of one saved step, with one row for each set."""
     model, tokenizer, report = saved.load()
+    model.float()  # frozen weights of a run in bf16 are in bf16
     recipe = Recipe.model_validate_json(json.dumps(report["recipe"]))
     alignment, state = recipe.alignment, RunState.read(saved.run)
     assert state is not None

@@ -54,11 +54,12 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
         assert 2.5 < start_s < 6.5 < end_s + 1.5 < 9.5
 
 
-def test_the_length_tag_is_read_if_the_next_frame_is_damaged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("at", [0, 100], ids=["header", "body"])
+def test_the_length_tag_is_read_if_the_next_frame_is_damaged(caplog: pytest.LogCaptureFixture, at: int) -> None:
     data = clip("mp3", SECONDS)
-    first = data.index(b"\xff\xf3", 4) + 100  # a position in the first frame after the length tag
+    first = data.index(b"\xff\xf3", 4) + at  # a position in the first frame after the length tag
     short = data[:first] + data[first + 1 : len(data) // 8]
-    decoded = kept(short, "short mp3")
+    decoded = kept(short, f"short mp3 {at}")
     assert len(decoded) / SAMPLE_RATE < SECONDS / 8
     assert "cut off: the header says 12.10 s" in caplog.text
 

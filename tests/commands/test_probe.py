@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import Document, tiny_recipe
 from tests.plan.recipes import parse
@@ -217,6 +218,16 @@ def test_a_trial_killed_by_the_kernel_does_not_fit(recipe: Recipe) -> None:
         os.kill(process._child.pid, signal.SIGTERM)
         with pytest.raises(RunFailed, match=r"^probe: the training process ended with exit code -15"):
             process.train(1, 2.0)
+
+
+@pytest.mark.usefixtures("forks")
+def test_it_is_an_error_if_the_model_does_not_fit_on_a_gpu(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("tiny_audio.plan.meta.build_stand_in", run_out_of_memory)
+    with pytest.raises(UserError, match=r"^probe: the model alone needs more memory than the GPU has"):
+        probe_recipe(recipe, memory_gb=10.0, random_weights=True)
 
 
 @pytest.mark.usefixtures("forks")

@@ -91,16 +91,19 @@ def test_texts_are_compared_separately(tmp_path: Path) -> None:
         row["text"] = text
     found = find_overlaps(clips(tmp_path / "a", known, "train"), {"test": clips(tmp_path / "b", rows, "test")})
     assert [(one.by, one.num_shared) for one in found["test"].comparison.overlaps] == [("text", 3)]
-    assert (found["test"].clips["text"], found["test"].comparison.compared) == ([0, 2, 3], ("clip", "text"))
+    assert found["test"].comparison.compared == ("clip", "text")
 
 
 def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
     rows = rows_of(write_clips(tmp_path, 4), speaker="anna")
     found = find_overlaps(
-        clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}, {"test": {2: "train"}}
+        clips(tmp_path, rows[:2], "train"),
+        {"test": clips(tmp_path, rows, "test")},
+        {"test": {2: "train"}},
+        excluded=["sound", "clip"],
     )
-    comparison, left_out = found["test"].without(["sound", "clip"])
-    assert left_out == {0, 1, 2}
+    comparison = found["test"].comparison
+    assert found["test"].excluded == {0, 1, 2}
     assert [(one.by, one.num_shared, one.excluded) for one in comparison.overlaps if one.by != "text"] == [
         ("clip", 2, True),
         ("sound", 1, True),
@@ -108,4 +111,20 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
     # The texts of copies are not counted again.
-    assert set(found["test"].clips["text"]) <= {3}
+    assert sum(one.num_shared for one in comparison.overlaps if one.by == "text") <= 1
+
+
+def test_clips_that_share_several_properties_are_excluded_by_each(tmp_path: Path) -> None:
+    """Two clips are training clips, and all six clips have the speaker of the training clips."""
+    rows = rows_of(write_clips(tmp_path, 6), speaker="anna")
+    sets = clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}
+    found = find_overlaps(*sets, excluded=["speaker"])["test"]
+    assert found.excluded == set(range(6))
+    # The texts of excluded clips are not counted.
+    assert [(one.by, one.num_shared, one.excluded) for one in found.comparison.overlaps] == [("speaker", 6, True)]
+    found = find_overlaps(*sets, excluded=["clip"])["test"]
+    assert found.excluded == {0, 1}
+    assert [(one.by, one.num_shared, one.excluded) for one in others(found)] == [
+        ("clip", 2, True),
+        ("speaker", 4, False),
+    ]

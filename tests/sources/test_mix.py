@@ -238,3 +238,11 @@ def test_a_mix_of_files_has_no_row_groups(folder: Path, tmp_path: Path) -> None:
     mix = SOURCES.build(SOURCES.parse({"name": "mix", "sources": {"a": one, "b": one}}), SourceContext(tmp_path))
     assert mix.index().groups is None
     assert build(folder, tmp_path).index().groups is not None
+
+
+def test_a_source_without_clips_is_an_error() -> None:
+    for max_hours, max_clips in ((None, None), (1.0, None), (None, 5)):
+        with pytest.raises(UserError, match=r"^source 'empty' of the mix has no clips; "):
+            mix_of(
+                ("full", Table(5, None), 1.0, None, None), ("empty", Table(0, None), 1.0, max_hours, max_clips)
+            ).index()

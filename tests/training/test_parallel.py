@@ -387,6 +387,6 @@ def test_processes_with_different_clips_are_rejected(document: Document, data: P
 
     first, second = in_processes(2, work)
     assert isinstance(second, UserError)
-    assert str(second).startswith("process 1 has another set of training clips (")
+    assert str(second).startswith("process 1 has a different set of training clips (")
     assert str(second).endswith("); give all machines the same files")
     assert_printed_once(second, first)

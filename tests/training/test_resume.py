@@ -248,7 +248,7 @@ def test_other_training_clips_need_another_folder(
     (moved / "other.jsonl").write_text("".join((moved / "manifest.jsonl").read_text().splitlines(keepends=True)[1:]))
     for _ in range(2):
         assert again(recipe, finished, f"data.train.clips.path={moved / 'other.jsonl'}") == (2, set())
-        assert f"{finished} was trained with another set of training clips" in capsys.readouterr().err
+        assert f"{finished} was trained with a different set of training clips" in capsys.readouterr().err
 
 
 def test_execution_settings_redo_nothing(recipe: Path, finished: Path) -> None:
@@ -365,7 +365,7 @@ def test_other_augmentation_sounds_are_rejected_after_training_began(
     write_clips(recipe.parent / "louder", 5)
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"augmentation.noise.folder={recipe.parent / 'louder'}")[0] == 2
-    assert f"{finished} was started with another set of sounds for augmentation" in capsys.readouterr().err
+    assert f"{finished} was started with a different set of sounds for augmentation" in capsys.readouterr().err
 
 
 def test_other_clips_are_rejected_after_training_began(
@@ -374,11 +374,11 @@ def test_other_clips_are_rejected_after_training_began(
     (recipe.parent / "few.jsonl").write_text((recipe.parent / "manifest.jsonl").read_text().split("\n")[0] + "\n")
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
-    assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
+    assert f"{finished} was started with a different set of training clips" in capsys.readouterr().err
     for checkpoint in (finished / "checkpoints").iterdir():  # damaged checkpoints are renamed
         checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
-    assert f"{finished} was started with another set of training clips" in capsys.readouterr().err
+    assert f"{finished} was started with a different set of training clips" in capsys.readouterr().err
 
 
 def test_data_can_be_repaired_before_training_begins(

@@ -86,7 +86,7 @@ def test_a_rejected_recipe_does_not_replace_that_of_a_stopped_run(document: Docu
     with pytest.raises(Stopped):
         run(document, folder, ActingCallback(1, send(signal.SIGINT)))
     written = (folder / "recipe.yaml").read_text()
-    with pytest.raises(UserError, match="was started with another set of training clips"):
+    with pytest.raises(UserError, match="was started with a different set of training clips"):
         run(changed(document, data__train__clips__path=str(other)), folder)
     assert (folder / "recipe.yaml").read_text() == written
     moved = shutil.copytree(tmp_path / "data", tmp_path / "moved") / "manifest.jsonl"

@@ -36,9 +36,9 @@ class Overlap:
     """Clips of an evaluation set that overlap with training clips."""
 
     by: By
-    """The shared property. A clip counts only for the first property that it shares, in the order ``clip``, ``sound``,
-    ``recording``, ``speaker``. ``text`` is counted separately, for the clips that do not count for ``clip`` or
-    ``sound``."""
+    """The shared property. Each clip is counted once, under the first property that it shares. The order is ``clip``,
+    ``sound``, ``recording``, ``speaker``, but excluded properties come first. A clip whose transcript is shared is also
+    counted under ``text``, unless it is excluded or counted under ``clip`` or ``sound``."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
@@ -65,7 +65,7 @@ class Comparison:
     """The compared properties. Recordings and speakers are compared only if the evaluation set and the training data
     both have a column for them."""
     not_compared: str | None = None
-    """The reason why sound was not compared. None if it was compared."""
+    """The reason why sound was not compared. None if it was compared, or if a reason is not needed."""
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
@@ -102,15 +102,15 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
     if ignores_audio(scores):
         low, high = scores["bits_from_audio_interval"]
         yield (
-            f"the audio adds only {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to "
-            f"{high:.2f}), so the model may hardly use the audio and may write words that nobody spoke; train longer, "
+            f"the audio adds {scores['bits_from_audio']:.2f} bits per token (95 % interval {low:.2f} to {high:.2f}), "
+            "so the model may hardly use the audio and may write words that nobody spoke; train longer, "
             "or on more speech that is similar to this set"
         )
     if selection := scores.get(_SELECTION):
         yield (
             "these clips were used to choose the weights: training.keep_best kept the weights with the best "
-            f"{selection['metric']} of {selection['num_evaluations']:,} evaluations, so the rates are too good; judge "
-            "the model by another set"
+            f"{selection['metric']} of {selection['num_evaluations']:,} evaluations, so the error rates are probably "
+            "too low; judge the model on a different set"
         )
     cut, total = scores.get("truncated_hypotheses"), scores.get("num_utterances")
     if cut and total:
@@ -121,9 +121,9 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_of(scores: Mapping[str, Any]) -> str | None:
-    """Return a text with the properties by which a set was compared with the training data.
+    """Return a message that names the properties by which a set was compared with the training data.
 
-    Return None if the set was not compared, or if :func:`warnings_of` already states the properties.
+    Return None if the set was not compared, or if :func:`warnings_of` already names the properties.
     """
     if not scores.get(_COMPARED) or scores.get(_NOT_COMPARED):
         return None

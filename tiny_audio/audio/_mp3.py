@@ -1,7 +1,7 @@
 """Find and count the frames of MP3 files.
 
-Each frame has a header of four bytes. The first frame may be a length tag, which states the number of frames and
-contains no samples.
+Each frame has a header of four bytes. The first frame may be a Xing, Info or VBRI header, which is called *length tag*
+here. It states the number of frames and contains no audio.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _KBITS = {
     (2, 3): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-"""Bit rates in kbit/s, by the codes for version (3: MPEG 1; 2: MPEG 2 and 2.5) and layer (3: layer I, 1: layer III)."""
+"""Bit rates in kbit/s, by version and layer. Version 3 stands for MPEG 1, and 2 for MPEG 2 and 2.5. Layer 3 stands for
+layer I, 2 for layer II, and 1 for layer III. In version 2, layers II and III have the same rates, in the row (2, 2)."""
 _ID3_HEAD_BYTES = 10
 _LAYER_3 = 1
 _DECODER_DELAY = 529
@@ -94,7 +95,7 @@ class _Run:
         return self.kind.samples / self.kind.rate
 
     def pieces(self) -> tuple[bytes | range, ...]:
-        """Return what a file with only these frames would contain: new bytes, and byte ranges of the original file.
+        """Return the pieces of a file with only these frames: new bytes, and byte ranges of the original file.
 
         In layer III, a wrong length tag is replaced, and a missing one is added.
         """
@@ -120,11 +121,11 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     """Return how to read an MP3 that is damaged, has a wrong or no length tag, or consists of several joined files.
 
     Args:
-        careful: check every frame. If False, only the length tag is checked.
+        careful: check every frame. If False, the frames are not checked if the length tag agrees with the file's size.
         inside: the byte range of an MP3 inside another file, such as WAV. If None, the whole file is the MP3.
 
     Returns:
-        None if the length tag is right and no damage was found, or if the file is not an MP3.
+        None if the decoder can read the file as it is, or if the file is not an MP3.
     """
     begin = 0 if inside is None else inside.start
     start = after_id3(data, begin)
@@ -132,8 +133,8 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     window = _Window(data, _BLOCK_BYTES if careful else _HEAD_BYTES)
     if start == begin and _parse(window(start)) is None:
         return None
-    is_tag_wrong = start == size  # the size in the ID3 tag reaches the end of the file
-    if is_tag_wrong:
+    is_id3_wrong = start == size  # according to its size, the ID3 tag fills the file
+    if is_id3_wrong:
         start = begin + _ID3_HEAD_BYTES
     end = before_tags(data, start, size)
     if not careful and inside is None and _ends_as_stated(window, start, end, size):
@@ -145,10 +146,12 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     notes, missing_s = [], 0.0
     cut_off = None
     if end - stop >= _HEADER_BYTES:
-        cut_off = (
-            f"damaged: its last {end - stop:,} bytes are not read, because more than {_MAX_LOST_BYTES:,} bytes before "
-            f"them contain no audio, or because {_MAX_RUNS:,} places before them are damaged"
+        why = (
+            f"the audio before them is in {_MAX_RUNS:,} separate pieces"
+            if len(runs) >= _MAX_RUNS
+            else f"more than {_MAX_LOST_BYTES:,} bytes before them contain no audio"
         )
+        cut_off = f"damaged: its last {end - stop:,} bytes are not read, because {why}"
     for group in _groups(runs):
         frame_s, known, found = group[0].frame_s, group[0].declared, sum(run.frames for run in group)
         lost = _lost_frames(group, known - found if known else None, is_whole=group[-1].end == end)
@@ -156,7 +159,8 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
             # The decoder treats each part as a separate file, so it removes its own delay from the start of each part.
             # This delay is added to the gap before the part.
             delay_s = _DECODER_DELAY / run.kind.rate if run is not group[0] else 0.0
-            parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
+            if run.frames:
+                parts.append(Part(run.pieces(), gap_s=frames * frame_s + delay_s))
         missing_s += sum(lost) * frame_s
         if known > found + sum(lost) + 1 and cut_off is None:
             cut_off = f"cut off: the header says {known * frame_s:.2f} s, but there are {found * frame_s:.2f} s"
@@ -169,7 +173,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     if several > 1:
         notes.append(f"{several} joined files; all of them are used")
     usual = inside is None and len(runs) == 1 and runs[0].declared > 0 and size - end <= _MAX_TAG_BYTES
-    if usual and not is_tag_wrong and not notes and not cut_off:
+    if usual and not is_id3_wrong and not notes and not cut_off:
         return None
     damage = f"damaged: about {missing_s:.2f} s cannot be decoded" if missing_s else None
     return Layout(tuple(parts), "; ".join(notes) or None, cut_off, damage)
@@ -180,7 +184,8 @@ def _lost_frames(group: Sequence[_Run], missing: int | None, is_whole: bool) -> 
 
     Args:
         missing: the number of missing frames according to the length tag; None if it is unknown.
-        is_whole: whether the file ends with a whole frame. If True, all missing frames are between runs.
+        is_whole: whether the last frame of the recording is complete and ends where the audio of the file ends. If
+            True, all missing frames are assumed to be between runs.
     """
     lost_bytes = sum(run.lost_before for run in group[1:])
     mean_bytes = sum(run.end - run.start for run in group) / max(1, sum(run.frames for run in group))
@@ -309,7 +314,18 @@ def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
             continue
         after = window.next_frame(position + 1, end)
         lost, total, position = lost + after - position, total + after - position, after
-    return [run for run in runs if run.frames], position
+    # A length tag without frames is kept if the frames after it are damaged, because it states the number of frames.
+    others: list[_Run | None] = [*runs[1:], None]
+    return [run for run, other in zip(runs, others, strict=False) if run.frames or _continues(other, run)], position
+
+
+def _continues(run: _Run | None, first: _Run) -> bool:
+    """Whether a run belongs to the recording whose first run is ``first``.
+
+    This is so if unreadable bytes were skipped before the run, its frames are of the recording's kind, and it does not
+    begin with a length tag. A run that follows without skipped bytes begins another joined file.
+    """
+    return run is not None and not run.tag and run.lost_before > 0 and run.kind == first.kind
 
 
 def _confirmed(window: _Window, position: int, end: int) -> bool:
@@ -327,13 +343,9 @@ def _confirmed(window: _Window, position: int, end: int) -> bool:
 
 
 def _groups(runs: Sequence[_Run]) -> Iterator[Sequence[_Run]]:
-    """Yield the runs of each recording.
-
-    A run continues a recording if bytes are lost before the run, its frames are of the recording's kind, and it does
-    not begin with a length tag. Between joined files, no bytes are lost.
-    """
+    """Yield the runs of each recording."""
     first = 0
     for index in range(1, len(runs) + 1):
-        if index == len(runs) or runs[index].tag or not runs[index].lost_before or runs[index].kind != runs[first].kind:
+        if index == len(runs) or not _continues(runs[index], runs[first]):
             yield runs[first:index]
             first = index

@@ -13,15 +13,16 @@ from tiny_audio.config import UserError
 MAX_CHANNELS = 64
 MAX_AMPLITUDE = 65_536.0
 """Largest allowed absolute value of a sample. It is above 1 because some float files use the scale of 16-bit samples.
-Larger values would overflow in later computations."""
+Much larger values could overflow in later computations."""
 _CANCELED = 0.5
 """Channels cancel each other if the quotient ``energy(sum of the channels) / sum(energy of each channel)`` is below
 this value. The quotient is 1 for independent channels, more for similar channels, and 0 for two channels of opposite
 phase."""
 _WINDOW, _STEP = 4_096, 4
-"""Channels are compared in windows of 4,096 frames, by the changes ``x[4 * (n + 1)] - x[4 * n]`` of their samples x."""
+"""Channels are compared in windows of 4,096 samples per channel. The comparison uses the differences between every
+fourth sample: ``x[4 * (n + 1)] - x[4 * n]``."""
 _FLOOR = 1e-4
-"""Windows with less than this share of the strongest window's energy are not compared."""
+"""A window counts only if its energy is at least this fraction of the strongest window's energy."""
 _CHANNEL_NAMES = {"left": 1, "right": 2}
 
 
@@ -32,7 +33,7 @@ def parse_channel(channel: str) -> int:
         channel: a number, ``left`` or ``right``.
 
     Raises:
-        UserError: the channel is none of these.
+        UserError: the channel is not ``left``, ``right`` or a number from 1 to 64.
     """
     number = _CHANNEL_NAMES.get(channel.lower()) or (int(channel) if channel.isdecimal() else 0)
     if not 1 <= number <= MAX_CHANNELS:

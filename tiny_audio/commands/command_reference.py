@@ -28,7 +28,8 @@ def commands_page(app: typer.Typer) -> str:
     commands = list(_leaves(typer.main.get_command(app), "tiny-audio"))
     lines = [_HEAD, "| command | what it does |", "| --- | --- |"]
     for name, command in commands:
-        lines.append(f"| [`{name}`](#{name.replace(' ', '-')}) | {command.help.partition('. ')[0].rstrip('.')}. |")
+        first_sentence = " ".join(command.help.split()).partition(". ")[0].rstrip(".")
+        lines.append(f"| [`{name}`](#{name.replace(' ', '-')}) | {first_sentence}. |")
     for name, command in commands:
         lines += ["", f"## {name}", "", *_section(name, command)]
     return "\n".join(lines) + "\n"

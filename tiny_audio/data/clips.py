@@ -23,7 +23,8 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, ids_of, origins_of, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""``Dropped.reason`` of clips that are shorter than ``data.min_duration_s`` or longer than ``data.max_duration_s``."""
+"""``Dropped.reason`` of clips that are too short or too long. The limits of training clips are ``data.min_duration_s``
+and ``data.max_duration_s``."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 
@@ -102,8 +103,8 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the utterance that precedes a clip in its set.
 
-        The text is empty for the first utterance of a set, and if the two utterances do not have the same value in the
-        metadata ``column``, such as ``chapter``.
+        The text is empty if the utterance is the first of its set. It is also empty unless both utterances have the
+        same value in the metadata column ``column``, such as ``chapter``.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:
@@ -143,7 +144,7 @@ class Clips(Sequence[Clip]):
 
         Args:
             augmentation: if given, batches are planned with the durations after this augmentation.
-            max_duration_s: maximum duration of a clip with added silence.
+            max_duration_s: the augmentation ``silence`` does not make a clip longer than this.
         """
         augmented_s = None
         if augmentation is not None and augmentation.changes_durations:

@@ -28,9 +28,10 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. Of these kinds, a clip counts only for the first that applies. The kind
-``text`` is counted separately. A clip counts for it if its text is the text of a training clip, and if it does not
-count for ``clip`` or ``sound``."""
+"""Kinds of overlap in order of priority. Of these kinds, a clip is counted only under the first that applies. Kinds
+whose clips are excluded from the score come first. The kind ``text`` is counted separately. A clip is counted under it
+if its text is the text of a training clip, if it is not excluded, and if it is not counted under ``clip`` or
+``sound``."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,8 @@ class Shared:
     """Overlaps of an evaluation set with the training data."""
 
     comparison: Comparison
-    clips: Mapping[By, Sequence[int]]
-    """For each kind of overlap, the indices of the clips that count for it."""
-
-    def without(self, kinds: Collection[By]) -> tuple[Comparison, set[int]]:
-        """Mark kinds of overlap as excluded from the score.
-
-        Returns:
-            the comparison with these marks, and the indices of the clips with these overlaps.
-        """
-        overlaps = (replace(overlap, excluded=overlap.by in kinds) for overlap in self.comparison.overlaps)
-        rows = {row for by in kinds for row in self.clips.get(by, ())}
-        return replace(self.comparison, overlaps=tuple(overlaps)), rows
+    excluded: frozenset[int]
+    """The indices of the clips that share at least one of the excluded properties."""
 
 
 @dataclass
@@ -69,6 +60,7 @@ def find_overlaps(
     evaluation: Mapping[str, Sequence[Clip]],
     sounds: Mapping[str, Mapping[int, str]] | None = None,
     why_no_sounds: str | None = None,
+    excluded: Collection[By] = (),
 ) -> dict[str, Shared]:
     """Return the overlaps of each evaluation set with the training clips.
 
@@ -78,6 +70,7 @@ def find_overlaps(
         sounds: for each evaluation set, the clips that sound like a training clip. The index of each such clip is
             mapped to the name of the training set. None if sound was not compared.
         why_no_sounds: the reason why sound was not compared. If None, reports do not state a reason.
+        excluded: clips that share one of these properties with a training clip are excluded from the score.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
@@ -95,24 +88,34 @@ def find_overlaps(
                 found.training_sets[by, value].add(name)
     if sounds is not None:
         found.known.add("sound")
-    return {name: _shared(evaluation[name], rows, found, why_no_sounds) for name, rows in keys.items()}
+    return {name: _shared(evaluation[name], rows, found, why_no_sounds, excluded) for name, rows in keys.items()}
 
 
 def _shared(
-    clips: Sequence[Clip], rows: Sequence[Mapping[By, str]], found: _Found, why_no_sounds: str | None
+    clips: Sequence[Clip],
+    rows: Sequence[Mapping[By, str]],
+    found: _Found,
+    why_no_sounds: str | None,
+    excluded: Collection[By],
 ) -> Shared:
-    shared: dict[By, list[int]] = {by: [] for by in (*_EXCLUSIVE, "text")}
+    order = sorted(_EXCLUSIVE, key=lambda by: by not in excluded)
+    counted: dict[By, list[int]] = {by: [] for by in (*_EXCLUSIVE, "text")}
     present: set[By] = {"sound"}
     for index, row in enumerate(rows):
         present.update(row)
-        by = next((by for by in _EXCLUSIVE if by in row and (by, row[by]) in found.training_sets), None)
+        by = next((by for by in order if by in row and (by, row[by]) in found.training_sets), None)
         if by is not None:
-            shared[by].append(index)
-        if by not in ("clip", "sound") and ("text", row.get("text")) in found.training_sets:
-            shared["text"].append(index)
-    overlaps = tuple(_overlap(by, clips, rows, indices, found) for by, indices in shared.items() if indices)
-    compared = tuple(by for by in shared if by in present & found.known)
-    return Shared(Comparison(overlaps, compared, why_no_sounds), shared)
+            counted[by].append(index)
+        if by not in ("clip", "sound", *excluded) and ("text", row.get("text")) in found.training_sets:
+            counted["text"].append(index)
+    overlaps = tuple(
+        replace(_overlap(by, clips, rows, indices, found), excluded=by in excluded)
+        for by, indices in counted.items()
+        if indices
+    )
+    compared = tuple(by for by in counted if by in present & found.known)
+    left_out = frozenset(index for by in excluded for index in counted[by])
+    return Shared(Comparison(overlaps, compared, why_no_sounds), left_out)
 
 
 def _overlap(

@@ -18,13 +18,14 @@ from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
 """Thresholds for copies. The offset of a shared landmark is the difference between its times in the two clips. Two
-clips are copies if they share enough landmarks with the same offset: at least ``_MIN_SHARED``, and at least
-``_CHANCE + _MIN_SHARE * n``, where n is the number of landmarks of the clip with fewer landmarks.
+clips are copies if they share enough landmarks at the same offset, within one hop: at least ``_MIN_SHARED``, and at
+least ``_CHANCE + _MIN_SHARE * n``, where n is the smaller of the two numbers of landmarks.
 ``benchmarks/overlap.py`` measures this rule on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
 """Maximum duration of a clip to compare: a day."""
 _OFFSETS = 1 << 24
-"""Upper bound of the number of different offsets: more than twice the hops (steps of 16 ms) in the longest clip."""
+"""Upper bound on the number of different offsets. Offsets can be negative, so this is more than twice the number of
+16 ms hops in the longest clip."""
 
 
 class SoundIndex:
@@ -39,7 +40,7 @@ class SoundIndex:
         self._clips = np.repeat(np.arange(len(fingerprints), dtype=np.int32), self._sizes)[order]
 
     def copies(self, found: Landmarks) -> list[int]:
-        """Return the indices of evaluation clips that sound like a clip with these landmarks, at least in part."""
+        """Return the indices of the evaluation clips that contain audio of a clip with these landmarks."""
         starts = np.searchsorted(self._hashes, found.hashes, "left")
         counts = np.searchsorted(self._hashes, found.hashes, "right") - starts
         if not counts.any():
@@ -71,7 +72,7 @@ class EvaluationSounds:
         """Return the evaluation clips that sound like training clips.
 
         Clips that cannot be decoded are skipped, as in training and scoring. Clips with fewer than eight landmarks,
-        such as a clip of half a second, are never found to be copies.
+        such as many clips of 0.1 s, are never found to be copies.
 
         Returns:
             for each evaluation set, index of the clip in the set -> name of the training set.

@@ -11,7 +11,8 @@ from tiny_audio.audio.errors import AudioError
 from tiny_audio.data.clips import Clip
 
 _SHORTEST_S = 0.1
-"""Shorter clips count as this long when batches are formed, so that a batch does not contain too many clips."""
+"""When batches are formed, shorter clips are treated as if they had this duration. This limits the number of clips in a
+batch."""
 
 
 @dataclass
@@ -43,7 +44,7 @@ def loaded_batches(clips: Sequence[Clip], *, max_duration_s: float, max_padded_s
         for clip in batch:
             try:
                 if clip.utterance.duration_s > max_duration_s:
-                    seconds = f"lasts {clip.utterance.duration_s:.2f} s; at most {max_duration_s:g} s are allowed"
+                    seconds = f"lasts {clip.utterance.duration_s:g} s; at most {max_duration_s:g} s are allowed"
                     raise AudioError("too_long", f"{clip.id} {seconds}")
                 loaded.waveforms.append(clip.load(max_duration_s))
                 loaded.clips.append(clip)

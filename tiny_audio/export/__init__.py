@@ -26,13 +26,15 @@ class ExportConfig(Config, ABC):
 
     @classmethod
     def has_file(cls, name: str) -> bool:
-        """Whether a file or folder of this name can be part of an export. As in a shell, ``*`` matches no first dot."""
+        """Whether a file or folder of this name can be part of an export. As in a shell, ``*`` does not match a leading
+        dot."""
         return any(fnmatch(name, pattern) and (name[0] == ".") == (pattern[0] == ".") for pattern in cls.files)
 
     @classmethod
     @abstractmethod
     def is_export(cls, folder: Path) -> bool:
-        """Whether an existing folder contains an export in this format. The export may be damaged."""
+        """Whether an existing folder contains an export in this format. Implementations need not check whether its
+        files are complete."""
 
     @classmethod
     @abstractmethod
@@ -52,21 +54,21 @@ leave an earlier export in the folder unchanged."""
 EXPORTS: Registry[ExportConfig, Exporter] = Registry(
     "export format", ExportConfig, package=formats.__name__, entry_points="tiny_audio.exports"
 )
-"""Registered formats. Builders have the argument ``(config)``."""
+"""Registered formats. A builder takes ``(config)`` and returns an :data:`Exporter`."""
 
 
 def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
     """Check that an export to this folder would overwrite only another export in the same format.
 
     Raises:
-        UserError: ``folder`` is a file, or contains a file or folder that is not part of an exported model.
+        UserError: ``folder`` is a file, is not an export in this format, or also contains other files or folders.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder.is_dir() and export.is_export(folder)):
         raise UserError(
-            f"{folder} exists and is not an exported model, so it is not overwritten; give another folder, or remove "
-            f"{folder}"
+            f"{folder} exists and is not an export in this format, so it is not overwritten; give another folder, or "
+            f"remove {folder}"
         )
     names = {entry.name for entry in folder.iterdir()} - {"__pycache__"}  # Python writes it when the export is used
     foreign = sorted(name for name in names if not export.has_file(name))

@@ -1,4 +1,4 @@
-"""Two linear layers with a ReLU, on stacked frames (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846)."""
+"""Two linear layers with a ReLU on stacked frames (SLAM-ASR, Ma et al. 2024, arXiv 2402.08846), then an RMSNorm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tiny_audio.projectors._stacked import StackedProjector
 
 
 class LinearConfig(ProjectorConfig):
-    """Two linear layers with a ReLU, on stacked frames: SLAM-ASR's projector.
+    """Two linear layers with a ReLU, on stacked frames: SLAM-ASR's projector, followed by an RMSNorm.
 
     With frozen HuBERT X-Large and frozen Vicuna 7B, SLAM-ASR (Ma et al. 2024, arXiv 2402.08846) reports a WER of 1.84%
     on LibriSpeech test-clean and 3.39% on test-other. Its learning rate is 1e-4 after 1,000 warmup steps. If only the

@@ -42,7 +42,7 @@ class MixedConfig(Config):
     """Any source, with its own fields."""
     weight: PositiveFloat = 1.0
     """Average number of times that each clip of the source occurs in an epoch of training. 2 means twice per epoch, and
-    0.5 means once in two epochs."""
+    0.5 means once in two epochs. If the source has weights itself, they are multiplied by this weight."""
     max_hours: PositiveFloat | None = None
     """Maximum number of hours to use from the source."""
     max_clips: PositiveInt | None = None
@@ -55,10 +55,10 @@ class MixConfig(SourceConfig):
     A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
     machine. A larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, a
     cap keeps whole row groups and a part of one more. The other row groups need not be fetched. A cap also
-    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. If a cap keeps a tenth of the
-    usable clips, about a tenth of the unusable clips is listed as dropped. The ids of a source's clips begin with the
-    key of the source in `sources`. If the clips have no metadata column `source`, the key is also stored in a new
-    column of this name.
+    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. If a cap keeps a tenth of a
+    source's clips, only about a tenth of the clips that the source itself dropped are listed as dropped. The ids of a
+    source's clips begin with the key of the source in `sources`. If the clips have no metadata column `source`, the key
+    is also stored in a new column of this name.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -90,12 +90,15 @@ class Mixed:
     def rows(self, index: Index, durations_s: np.ndarray, seed: int) -> np.ndarray:
         """Return the sorted indices ``[k]`` of the clips that the caps keep.
 
-        The caps keep the first clips in a random order. If the clips have groups (``Index.groups``), the clips of a
-        group are neighbors in this order.
+        The clips are shuffled, and the caps keep the clips at the start of the shuffled list. If the clips have groups
+        (``Index.groups``), the clips of a group are neighbors in this list.
 
         Raises:
-            UserError: ``max_hours`` is less than the duration of the first clip in this order.
+            UserError: the source has no clips, or ``max_hours`` is less than the duration of the first clip in the
+                list.
         """
+        if len(durations_s) == 0:
+            raise UserError(f"source {self.name!r} of the mix has no clips; remove it from the mix, or give it clips")
         order, max_hours, max_clips = np.arange(len(durations_s)), self.config.max_hours, self.config.max_clips
         if max_hours is None and max_clips is None:
             return order
@@ -105,7 +108,7 @@ class Mixed:
             drawn = rng.permutation(len(order))
         else:
             _, groups = np.unique(index.groups, return_inverse=True)
-            drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max(initial=-1) + 1)[groups]))
+            drawn = np.lexsort((rng.permutation(len(order)), rng.permutation(groups.max() + 1)[groups]))
         count = len(drawn)
         if max_hours is not None:
             # Round to microseconds, because sums of floats are inexact.
@@ -231,7 +234,8 @@ class _Utterances(ColumnarUtterances):
                 yield Origin(audio, {"source": part.name, **metadata})
 
     def _by_part(self, rows: np.ndarray) -> Iterator[tuple[_Part, np.ndarray]]:
-        """For each run of clips of one part, yield the part, and the indices of the clips in ``part.utterances``."""
+        """Split ``rows`` wherever the part changes. For each piece, yield the part, and the indices of its clips in
+        ``part.utterances``."""
         members = np.searchsorted(self._ends, rows, side="right")
         for run in runs(members):
             index = int(members[run.start])

@@ -18,7 +18,7 @@ def fused_cross_entropy(device: torch.device) -> LinearCrossEntropy:
     computes them for one chunk of positions at a time (Hsu et al. 2024, arXiv 2410.10989).
 
     Raises:
-        UserError: there is no GPU, or the library is missing.
+        UserError: the device is not a CUDA GPU, or liger-kernel is missing.
     """
     if device.type != "cuda":
         raise UserError(
@@ -37,9 +37,9 @@ def by_liger(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: f
     """Return the losses ``[K]`` of hidden states ``[K, H]``, given the weights ``[V, H]`` of the head."""
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
-    nothing_ignored, no_z_loss = -100, 0.0
+    ignored_id, z_loss_weight = -100, 0.0  # no target has this id, so no position is ignored
     losses: Tensor
     losses, *_ = LigerFusedLinearCrossEntropyFunction.apply(
-        hidden, weight, targets, None, None, nothing_ignored, no_z_loss, label_smoothing, "none"
+        hidden, weight, targets, None, None, ignored_id, z_loss_weight, label_smoothing, "none"
     )
     return losses

@@ -4,8 +4,8 @@ A target is one system's file of hypotheses. The first target is the baseline. O
 hypothesis are scored. Failed clips (see :data:`Row`) are left out of all rates except the failure rate, so read WER and
 failure rate together. Verdicts follow the rule of :mod:`tiny_audio.analysis.comparison`.
 
-    ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known. What a row's ``time``
-    includes depends on the program that wrote it.
+    ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known and above 0. Programs
+    differ in what they count as processing time.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Rescored:
           ``wer_interval`` is from resampled utterances.
         - ``ctc_wer``: WER of the CTC head. None if any row has no ``ctc_text``.
         - ``rtfx``
-        - ``num_timed``: number of scored clips whose duration and processing time are known
+        - ``num_timed``: number of scored clips whose duration and processing time are known and above 0
         - ``failures``, ``num_clips`` and ``failure_rate``: computed from all clips of the target
-        - ``empty_rate``, ``looping_rate`` and ``truncated_rate``: computed from the scored clips. ``truncated_rate`` is
-          None if no row has ``truncated``.
+        - ``empty_rate`` and ``looping_rate``: computed from the scored clips
+        - ``truncated_rate``: computed from the scored clips that have ``truncated``. None if there are none.
         """
         return [self._scores(index) for index in range(len(self.targets))]
 
@@ -112,10 +112,11 @@ class Rescored:
         - the normalizer and the scorer, each with its version, and the cost
         - ``group_by`` and ``num_groups``: None if utterances are resampled
         - ``num_utterances`` and ``num_reference_words``: counts of the scored utterances. With the cost ``joined``, the
-          number of words is that of the baseline. Each target has its own.
+          number of reference words depends on the hypotheses, so it differs between targets. This is the baseline's.
         - ``left_out``, ``glued_references``, ``baseline``, ``significance``
         - ``targets``: see :attr:`scores`
-        - ``differences``: a :class:`tiny_audio.analysis.comparison.Difference` for each target except the first
+        - ``differences``: for each target except the first, the fields of a
+          :class:`tiny_audio.analysis.comparison.Difference`, without those of the CTC head
         - ``slices``: the fields of each :class:`tiny_audio.analysis.comparison.Slice`
         """
         aligned, first = self.comparison.aligned, self.scores[0]
@@ -149,12 +150,13 @@ def rescore(
         normalizer_name: the normalizer of references and hypotheses.
         cost: the costs of edits, see :data:`tiny_audio.analysis.scoring.Cost`. If None, the normalizer's costs are
             used.
-        group_by: the metadata column whose groups are resampled as a whole. For the default, see
-            :func:`tiny_audio.analysis.comparison.units_column`.
+        group_by: a metadata column, such as ``speaker``. Clips with the same value are resampled together. For the
+            default, see :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: a file cannot be read, the references of a clip differ, there is no clip for which every target has a
-            hypothesis, the normalizer removes all text of the references, or the normalizer, cost or column is unknown.
+        UserError: a file cannot be read, targets have different references for the same clip, there is no clip for
+            which every target has a hypothesis, the normalizer removes all text of the references, or the normalizer,
+            cost or column is unknown.
     """
     weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)
@@ -172,7 +174,8 @@ def align_targets(
     Return the aligned set, and the rows of each target in the order of the aligned clips.
 
     Raises:
-        UserError: the references of a clip differ, or there is no clip for which every target has a hypothesis.
+        UserError: two targets have different references for the same clip, or there is no clip for which every target
+            has a hypothesis.
     """
     ids = common_ids(targets)
     rows = [[target.rows[name] for name in ids] for target in targets]

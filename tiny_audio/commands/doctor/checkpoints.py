@@ -21,9 +21,11 @@ _Part = TypeVar("_Part", bound=TransformersPartConfig)
 
 
 def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
-    """Yield findings about the encoder, the decoder and the prompt, then return the recipe's limits on lengths.
+    """Yield findings about the encoder, the decoder and the prompt, then return the limits on the lengths of clips and
+    texts.
 
-    The returned limits take the checkpoints' configs into account, unless the recipe violates a limit.
+    The limits are computed with the checkpoints' configs. If the recipe exceeds one of them, they are computed from the
+    recipe alone.
     """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
@@ -69,8 +71,8 @@ def _num_parameters(part: TransformersPartConfig) -> int:
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # A frozen part needs less memory, because its weights keep the data types in which they were saved. `attention` is
-    # checked separately.
+    # The weights of a frozen part keep the data types in which they were saved, so they need less memory. `attention`
+    # is checked in `doctor/recipe.py`.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

@@ -32,6 +32,9 @@ _ALLOCATION = {
 }
 
 
+_TOO_LARGE = "probe: the model alone needs more memory than {} has; choose smaller checkpoints"
+
+
 @dataclass(frozen=True)
 class Measured:
     """Measurements of a batch size that fits."""
@@ -40,7 +43,7 @@ class Measured:
     """On a CPU: peak memory of the process, including libraries. On a GPU: peak memory of the GPU, including the CUDA
     context and other processes."""
     step_s: float
-    """Seconds per optimizer step."""
+    """Seconds per optimizer step with this number of batches."""
     batches: int
     """Number of batches per optimizer step, at most two. More batches would not need more memory."""
 
@@ -99,9 +102,7 @@ class Process:
         )
         answer = self._ask(self._order)
         if answer is None:
-            raise UserError(
-                "probe: the model alone needs more memory than this machine has; choose smaller checkpoints"
-            )
+            raise UserError(_TOO_LARGE.format("this machine"))
         if "error" in answer:
             self._leave()
             raise UserError(answer["error"])
@@ -134,7 +135,7 @@ class Process:
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # the process has not read the last request
+            with suppress(BrokenPipeError):  # closing writes a request that the process has not read
                 pipe.close()
         return child.wait()
 
@@ -152,6 +153,13 @@ def serve() -> None:
         bench = _Bench(order)
     except UserError as error:
         say(error=str(error))
+        return
+    except RuntimeError as error:
+        from tiny_audio.runtime.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        say(error=_TOO_LARGE.format("the GPU"))
         return
     say(device=bench.device_name, memory_bytes=bench.memory_bytes, allowed_bytes=bench.allowed_bytes)
     for line in sys.stdin:

@@ -1,11 +1,10 @@
 """``tiny-audio run``: prepare, train, export, evaluate and report. A run is idempotent and resumable.
 
-Each stage has its own module. The identity of a stage contains the settings and data that affect its result.
-``state.json`` in the run folder records the finished stages and their identities. If the command is started again:
+Each stage has its own module. ``state.json`` in the run folder records the finished stages, and the settings and data
+that affect their results. If the command is started again:
 
 - Unfinished work is continued. Finished training is not repeated.
-- A stage after training is repeated if its identity has changed, for example because the clips of an evaluation set
-  have changed.
+- A stage after training is repeated if its settings or data have changed, such as the clips of an evaluation set.
 - If the recipe has changed in a way that affects the weights, the command fails.
 - Unfinished training that has a checkpoint cannot continue if one of its inputs has changed, such as the training clips
   or a pretrained checkpoint.

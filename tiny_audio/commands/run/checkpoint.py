@@ -113,7 +113,7 @@ class SavedStep:
         ):
             if found != before:
                 raise UserError(
-                    f"{self.run} was trained with another {name} (hash {before}); restore the earlier {name}"
+                    f"{self.run} was trained with a different {name} (hash {before}); restore the earlier {name}"
                 )
 
     def _report(self, recipe: Recipe, model: TinyAudioModel, training: TrainingState) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tiny_audio.analysis.warnings import Comparison
+from tiny_audio.analysis.warnings import By, Comparison
 from tiny_audio.commands.run.state import RunState
 from tiny_audio.config import UserError
 from tiny_audio.data.clips import ClipSet
@@ -115,12 +115,16 @@ class RunClips:
     def _shared(self) -> Mapping[str, Shared]:
         """The result of :meth:`compare` for the recipe's evaluation sets."""
         sets = {name: self.unchecked_evaluation(name).clips for name in self._recipe.data.evaluation}
-        return self.compare(EvaluationSounds(sets))
+        return self.compare(EvaluationSounds(sets), self._recipe.evaluation.exclude_shared)
 
-    def compare(self, evaluation: EvaluationSounds) -> Mapping[str, Shared]:
+    def compare(self, evaluation: EvaluationSounds, excluded: Collection[By] = ()) -> Mapping[str, Shared]:
         """Find overlaps between each set and the training clips.
 
         The audio itself is compared only if there are at most ``evaluation.max_compared_h`` hours of training audio.
+
+        Args:
+            evaluation: the sets.
+            excluded: clips that share one of these properties with a training clip are excluded from the score.
 
         Raises:
             UserError: a training source cannot be read.
@@ -130,8 +134,8 @@ class RunClips:
         if hours > limit_h:
             reason = f"{hours:,.1f} h of training audio are more than evaluation.max_compared_h ({limit_h:g})"
             reason = reason if limit_h else "evaluation.max_compared_h is 0"
-            return find_overlaps(training.clips, evaluation.sets, why_no_sounds=reason)
-        return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips))
+            return find_overlaps(training.clips, evaluation.sets, why_no_sounds=reason, excluded=excluded)
+        return find_overlaps(training.clips, evaluation.sets, evaluation.copies_of(training.clips), excluded=excluded)
 
     def scored(self, name: str) -> tuple[ClipSet, Comparison | None]:
         """Return the clips of one evaluation set that are scored, and the set's comparison with the training data.
@@ -145,7 +149,7 @@ class RunClips:
         """
         found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
         try:
-            comparison, shared = self._shared[name].without(excluded)
+            comparison, shared = self._shared[name].comparison, self._shared[name].excluded
         except UserError as error:
             if excluded:
                 raise UserError(

@@ -38,7 +38,7 @@ from tiny_audio.training.transcript_vocabulary import TranscriptVocabulary
 _INPUT_NAMES = {
     "data": "set of training clips",
     "augmentation": "set of sounds for augmentation",
-    "init_from": "init_from",
+    "init_from": "checkpoint of training.init_from",
     "encoder": "encoder checkpoint",
     "decoder": "decoder checkpoint",
     "selection": "evaluation set for training.keep_best",
@@ -74,8 +74,9 @@ class TrainStage:
 
         If training continues from a checkpoint, :meth:`run` writes the recipe after it has checked the inputs.
 
-        The recipe's identity does not contain paths, so the new recipe may read another manifest. If ``data.train`` is
-        unchanged, the clips are not read, because the data of a finished run may no longer exist.
+        The identity of a run does not contain local paths, so a recipe with the same identity may read a different
+        manifest. If ``data.train`` is unchanged, the clips are not read, because the data of a finished run may no
+        longer exist.
 
         Raises:
             UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
@@ -87,8 +88,8 @@ class TrainStage:
             assert run.state.training is not None
             if _data_fingerprint(run.recipe, run.clips.training()) != run.state.training.inputs.data:
                 raise UserError(
-                    f"{run.folder} was trained with another {_INPUT_NAMES['data']}; give another --output-dir, or "
-                    "delete that folder to train again"
+                    f"{run.folder} was trained with a different {_INPUT_NAMES['data']}; give a different --output-dir, "
+                    "or delete that folder to train again"
                 )
         self._write_recipe()
 
@@ -99,9 +100,10 @@ class TrainStage:
         """Train to the end.
 
         Raises:
-            UserError: the data cannot be used, or differs from the data that the run started with.
-            Stopped: a signal arrived. The last step is saved.
-            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
+            UserError: the data cannot be used, or differs from the data that the run started with. Also if a GPU runs
+                out of memory.
+            Stopped: a signal arrived. After the first signal, the last step is saved.
+            RunFailed: training diverged, or a GPU ran out of memory and the last steps could not be saved.
         """
         run, world = self._run, self._world
         recorded = run.state.training
@@ -179,20 +181,21 @@ class TrainStage:
                 if key in ("encoder", "decoder"):
                     which = f" (hash {before}): the weights, config, tokenizer or template differ"
                 raise UserError(
-                    f"{run.folder} was started with another {name}{which}; restore the earlier {name}, or give another "
-                    "--output-dir"
+                    f"{run.folder} was started with a different {name}{which}; restore the earlier {name}, or give a "
+                    "different --output-dir"
                 )
         recorded.clip_durations = ClipDurations.of(clips.clips.durations_s)
-        if recorded.work is None:  # a new run, or a run of an older version
+        if recorded.work is None:  # a new run, a run of an older version, or the dry run failed
             recorded.work = self._work(recipe)
         self._write_recipe()
         run.save()
         return inputs, recorded.work
 
     def _work(self, recipe: Recipe) -> Work | None:
-        """Return formulas for the FLOPs of a clip, fitted to dry runs. Return None if a dry run fails.
+        """Return formulas for the FLOPs of a clip. Return None if they cannot be computed.
 
-        A dry run may use random numbers, so call this before random seeds are set.
+        The formulas are fitted to dry runs of the model on the meta device. A dry run may advance the random
+        generators, so call this before :func:`assemble` seeds them.
         """
         on_gpu = device_of(recipe.execution.device).type == "cuda"
         try:
@@ -261,7 +264,7 @@ def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> No
         ours, first = getattr(own, field.name), getattr(inputs, field.name)
         if ours != first:
             raise UserError(
-                f"process {world.rank} has another {_INPUT_NAMES[field.name]} (hash {ours}) than the main process "
+                f"process {world.rank} has a different {_INPUT_NAMES[field.name]} (hash {ours}) than the main process "
                 f"(hash {first}); give all machines the same files"
             )
 

@@ -1,4 +1,4 @@
-"""Word lists of the synthetic source: names of people, cities, streets and things at home."""
+"""Word lists of the synthetic source: names of people, cities and streets, and words of home and phone commands."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ CITIES: tuple[str, ...] = _words("""
     virginia-beach visalia waco warren washington waterbury wheeling wichita wilmington winston-salem worcester
     yonkers york youngstown yuma
 """)
-"""Names of cities. Names of several words are written with hyphens."""
+"""Names of cities. A hyphen stands for the space in a name, such as ``winston-salem``."""
 
 STREETS: tuple[str, ...] = _words("""
     acorn alder amberson aspen atwood bayard beacon beech beechwood bellefield bigelow birch boulevard bouquet
