@@ -211,6 +211,14 @@ def test_invalid_options_of_our_models_are_rejected(trained: Path) -> None:
         resolve_target(f"{trained / 'run'}:hotwords=nowhere.txt")
 
 
+def test_ctc_models_reject_options_of_decoders(call: Output, trained: Path, ctc_model: Path, tmp_path: Path) -> None:
+    target = f"{ctc_model}:num_beams=4,language=de"
+    code, out, err = call(target, "--data", trained / "manifest.jsonl", "--output-dir", tmp_path)
+    assert (code, out) == (2, "")
+    assert "a CTC model has no decoder, so it cannot use language and num_beams; remove these options" in err
+    resolve_target(f"{ctc_model}:num_beams=1").check()
+
+
 def test_a_missing_key_is_an_error(
     call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,22 @@ def test_options_after_the_name_are_passed_to_whisper(whisper: Path, clips: Path
     assert len(transcript.text) <= 3
 
 
+@pytest.mark.parametrize(
+    ("option", "problem"), [("language=xx", "Unsupported language: xx"), ("max_new_tokens=9999", "")]
+)
+def test_options_that_transformers_rejects_are_user_errors(
+    option: str, problem: str, whisper: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = [f"{whisper}:{option}", str(whisper)]
+    assert main(["evaluate", *targets, "--data", str(clips), "--output-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    name = option.partition("=")[0]
+    (message,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert f"tiny-whisper-{option}: transformers cannot transcribe: {problem}" in message
+    assert message.endswith(f"; check {name}")
+    assert " tiny-whisper " in out, "the other target is scored"
+
+
 def test_models_without_a_pad_token_get_clips_one_by_one(whisper: Path) -> None:
     target: Any = resolve_target(str(whisper))
     target.load()

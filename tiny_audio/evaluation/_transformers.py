@@ -68,6 +68,12 @@ class TransformersTarget(ModelTarget):
                 "recognizer of that type; give a model such as openai/whisper-small or "
                 "facebook/wav2vec2-base-960h, or one that tiny-audio exported"
             )
+        given = self._given_options()
+        if given and self._kind not in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+            raise UserError(
+                f"{self.label}: a CTC model has no decoder, so it cannot use {' and '.join(given)}; remove "
+                f"{'this option' if len(given) == 1 else 'these options'}"
+            )
 
     def load(self) -> None:
         """See :meth:`Target.load`."""
@@ -112,9 +118,19 @@ class TransformersTarget(ModelTarget):
             if self._options.max_new_tokens is not None:
                 settings["generate_kwargs"]["max_new_tokens"] = self._options.max_new_tokens
         size = min(_BATCH, len(clips)) if self._takes_batches() else 1
-        with quiet_transformers():
-            results = self._pipeline(clips, batch_size=size, **settings)
+        try:
+            with quiet_transformers():
+                results = self._pipeline(clips, batch_size=size, **settings)
+        except ValueError as error:
+            # For example, the model does not know the language, or has fewer positions than max_new_tokens.
+            given = self._given_options()
+            advice = f"; check {' and '.join(given)}" if given else ""
+            raise UserError(f"{self.label}: transformers cannot transcribe: {first_line(error)}{advice}") from error
         return [result["text"].strip() for result in results]
+
+    def _given_options(self) -> list[str]:
+        """Return the names of the options for decoding that differ from their defaults."""
+        return list(self._options.model_dump(exclude={"revision"}, exclude_defaults=True))
 
     def _takes_batches(self) -> bool:
         """Whether clips can be padded and batched.
