@@ -113,14 +113,23 @@ def test_hotwords_and_a_column_cannot_be_combined(place: Path) -> None:
     assert ClipContexts.of(ContextOptions()) is None
 
 
-@pytest.mark.parametrize(
-    ("column", "value"), [("names", 7), ("names", ["six", 2]), ("before", ["six"])], ids=["number", "list", "text"]
-)
-def test_a_column_with_a_wrong_type_names_the_clip(column: str, value: object) -> None:
-    options = ContextOptions(**{"hotwords_column" if column == "names" else "previous_text_column": column})
-    utterance = Utterance("u1", 1.0, "six", None, {column: value})  # type: ignore[dict-item]
-    clip = Clip(None, utterance, "set/u1")  # type: ignore[arg-type]  # no audio is read
-    contexts = ClipContexts.of(options)
+def context_of(names: str) -> Context | None:
+    contexts = ClipContexts.of(ContextOptions(hotwords_column="names"))
     assert contexts is not None
-    with pytest.raises(UserError, match=f"set/u1.*{column}"):
-        contexts.of_clips([clip])
+    utterance = Utterance("u1", 1.0, "six", None, {"names": names})
+    clip = Clip(None, utterance, "set/u1")  # type: ignore[arg-type]  # no audio is read
+    return contexts.of_clips([clip])[0]
+
+
+@pytest.mark.parametrize("names", ["Ada Lovelace, Babbage", '["Ada Lovelace", "Babbage"]'], ids=["text", "list"])
+def test_hotwords_of_a_clip_can_be_a_text_or_a_list(names: str) -> None:
+    assert context_of(names) == Context(("Ada Lovelace", "Babbage"))
+
+
+def test_a_text_that_only_looks_like_a_list_is_a_text() -> None:
+    assert context_of("[six, two") == Context(("[six", "two"))
+
+
+def test_a_list_with_other_values_than_texts_names_the_clip() -> None:
+    with pytest.raises(UserError, match=r"set/u1.*names"):
+        context_of('["six", 2]')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class ContextOptions(Config):
     hotwords: LocalPath | None = None
     """A file of hotwords for all clips."""
     hotwords_column: _NonEmpty | None = None
-    """Metadata column with the hotwords of each clip, separated by commas."""
+    """Metadata column with the hotwords of each clip: a text with commas between them, or a list of texts."""
     previous_text_column: _NonEmpty | None = None
     """Metadata column with the text that was spoken before each clip."""
     language: _NonEmpty | None = None
@@ -70,7 +71,7 @@ class ClipContexts:
         """Return the context of each clip.
 
         Raises:
-            UserError: a clip has a value of a wrong type in one of the columns, or the model cannot use its context.
+            UserError: a clip has a list of hotwords with other values than texts, or the model cannot use its context.
         """
         contexts = [self._of_clip(clip) for clip in clips]
         for clip, context in zip(clips, contexts, strict=True):
@@ -81,17 +82,11 @@ class ClipContexts:
         return contexts
 
     def _of_clip(self, clip: Clip) -> Context | None:
-        options = self.options
-        words: Any = self.shared.hotwords
+        options, metadata = self.options, clip.utterance.metadata
+        words: str | Sequence[str] | None = self.shared.hotwords
         if options.hotwords_column is not None:
-            words = clip.utterance.metadata.get(options.hotwords_column)
-            if not _is_words(words):
-                raise _wrong(clip, options.hotwords_column, words, "a text or a list of texts")
-        previous: Any = None
-        if options.previous_text_column is not None:
-            previous = clip.utterance.metadata.get(options.previous_text_column)
-            if previous is not None and not isinstance(previous, str):
-                raise _wrong(clip, options.previous_text_column, previous, "a text")
+            words = _words(clip, options.hotwords_column)
+        previous = None if options.previous_text_column is None else metadata.get(options.previous_text_column)
         return Context.of(words, previous, options.language)
 
     def check_columns(self, clips: Sequence[Clip]) -> None:
@@ -102,11 +97,17 @@ class ClipContexts:
                 raise UserError(f"no clip has the metadata column {name!r}; the columns of the clips are: {known}")
 
 
-def _is_words(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(word, str) for word in value)
-    return value is None or isinstance(value, str)
-
-
-def _wrong(clip: Clip, column: str, value: object, allowed: str) -> UserError:
-    return UserError(f"{clip.id}: the metadata column {column!r} has {value!r}; it must have {allowed}")
+def _words(clip: Clip, column: str) -> str | list[str] | None:
+    """Return a clip's value of the column with hotwords. Sources convert a list in a manifest to JSON."""
+    value = clip.utterance.metadata.get(column)
+    try:
+        found = json.loads(value) if value is not None and value.startswith("[") else None
+    except ValueError:
+        return value  # a text that only looks like a list
+    if found is None:
+        return value
+    if not all(isinstance(word, str) for word in found):
+        raise UserError(
+            f"{clip.id}: the metadata column {column!r} has {value}; it must have a text or a list of texts"
+        )
+    return list(found)
