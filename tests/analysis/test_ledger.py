@@ -70,6 +70,7 @@ def test_every_value_says_how_it_was_obtained() -> None:
         ({"num_processes": 2}, "energy", ("2.5 kWh", "measured by NVML, GPUs only")),
         ({"energy_measured_share": None}, "CO2", ("not known", "needs the energy")),
         ({"co2_kg": 8.9e-6}, "CO2", ("8.9 mg", "445 g/kWh")),
+        ({"flops": 999.7e12}, "work", ("1000 TFLOPs", "counted")),
     ],
 )
 def test_unknown_and_estimated_values_are_marked(changes: dict[str, Any], what: str, expected: tuple[str, str]) -> None:

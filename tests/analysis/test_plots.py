@@ -29,6 +29,12 @@ def test_long_names_keep_both_ends() -> None:
     assert names[0].endswith("_rate=0.0003")
 
 
+def test_rates_above_1000_percent_have_no_exponent() -> None:
+    labels = texts(interval_plot("WER", [IntervalRow("looping", 19.0, (18.0, 20.0))], ""))
+    assert "2000 %" in labels
+    assert not [label for label in labels if "e+" in label]
+
+
 def test_equal_tick_labels_are_written_once() -> None:
     points = [Point(name, seconds, 0.1, (0.05, 0.2)) for name, seconds in (("a", 0.21), ("b", 0.22), ("c", 0.24))]
     shown = [text for text in texts(scatter_plot("WER and time", "Time", points, duration)) if text.endswith(" s")]

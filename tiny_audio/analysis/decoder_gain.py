@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.analysis.comparison import TIE, AlignedSet, Row, SetComparison, compare_sets
+from tiny_audio.analysis.ledger import three_digits
 from tiny_audio.analysis.normalizer_names import NormalizerName
 from tiny_audio.analysis.rescore import Target, align_targets
 from tiny_audio.analysis.scoring import normalizer
@@ -140,4 +141,4 @@ def _costs(entry: Mapping[str, Any]) -> str:
     if own is None or model is None or not own["flops_per_s"]:
         return ""
     flops, time = (model[key] / own[key] for key in ("flops_per_s", "latency_s"))
-    return f"; {flops:.3g} times the FLOPs, {time:.3g} times the latency with the model"
+    return f"; {three_digits(flops)} times the FLOPs, {three_digits(time)} times the latency with the model"

@@ -138,4 +138,9 @@ def _duration(hours: float) -> str:
 def _scaled(count: float, unit: str) -> str:
     prefixes = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
     size, prefix = next((pair for pair in prefixes if count >= pair[0]), prefixes[-1])
-    return f"{count / size:.3g} {prefix}{unit}"
+    return f"{three_digits(count / size)} {prefix}{unit}"
+
+
+def three_digits(value: float) -> str:
+    """Format a number below a million with three significant digits, never with an exponent: 1234.5 -> 1230."""
+    return f"{float(f'{value:.3g}'):g}"

@@ -6,6 +6,8 @@ import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from tiny_audio.analysis.ledger import three_digits
+
 DASH = "–"
 
 # A page must not load external content. All content is escaped, and this policy makes browsers block requests.
@@ -112,11 +114,11 @@ def compact(value: object) -> str:
         return DASH
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(finite) >= size:
-            return f"{float(f'{finite / size:.3g}'):g}\N{NO-BREAK SPACE}{unit}"
+            return f"{three_digits(finite / size)}\N{NO-BREAK SPACE}{unit}"
     if finite and abs(finite) < 1e-3:
         mantissa, exponent = f"{finite:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{float(f'{finite:.3g}'):g}"
+    return three_digits(finite)
 
 
 def duration(seconds: object) -> str:

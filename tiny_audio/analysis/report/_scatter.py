@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tiny_audio.analysis.ledger import three_digits
 from tiny_audio.analysis.report._html import Markup, compact, percent, tag
 from tiny_audio.analysis.report._svg import linear_ticks
 
@@ -44,7 +45,7 @@ def scatter_plot(title: str, x_name: str, points: Sequence[Point], show: Callabl
     parts: list[object] = []
     for tick in y_ticks:
         parts.append(tag("line", x1=left, x2=width - right, y1=y_at(tick), y2=y_at(tick), class_="grid"))
-        parts.append(tag("text", f"{100 * tick:.3g} %", x=left - 7, y=y_at(tick) + 4, text_anchor="end"))
+        parts.append(tag("text", f"{three_digits(100 * tick)} %", x=left - 7, y=y_at(tick) + 4, text_anchor="end"))
     bottom = height - below
     shown = ""
     for tick in (tick for tick in linear_ticks(first, last) if first <= tick <= last):

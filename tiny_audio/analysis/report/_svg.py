@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tiny_audio.analysis.ledger import three_digits
 from tiny_audio.analysis.report._html import Markup, compact, count, percent, tag
 
 _NUM_COLORS = 6
@@ -117,7 +118,7 @@ def interval_plot(title: str, rows: Sequence[IntervalRow], second: str, *, signe
     parts: list[object] = []
     for tick in ticks:
         line = "axis" if signed and tick == 0 else "grid"
-        label = f"{100 * tick:{sign if tick else ''}.3g} %".replace("-", "−")
+        label = f"{sign if tick > 0 else ''}{three_digits(100 * tick)} %".replace("-", "−")
         parts.append(tag("line", x1=x_at(tick), x2=x_at(tick), y1=above, y2=bottom, class_=line))
         parts.append(tag("text", label, x=x_at(tick), y=bottom + 16, text_anchor="middle"))
     for index, row in enumerate(rows):
