@@ -233,6 +233,13 @@ def test_chunks_are_joined_in_order_and_fail_as_one_recording(tmp_path):
     }
 
 
+def test_ids_of_recordings_can_be_numbers(tmp_path):
+    path = tmp_path / "chunks.jsonl"
+    path.write_text("".join(json.dumps(chunk("7", index, parent_id=7)) + "\n" for index in (1, 0)))
+    (row,) = read_targets([path])[0].rows.values()
+    assert (row["id"], row["pred_text"]) == ("7", "w0 w1")
+
+
 @pytest.mark.parametrize("metadata", [{}, {"parent_id": None, "chunk_index": None}])
 def test_rows_are_not_joined_if_some_are_not_chunks(tmp_path, metadata):
     path = tmp_path / "mixed.jsonl"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_audio.analysis.rescore._chunks import INDEX, join_chunks
+from tiny_audio.analysis.rescore._chunks import INDEX, PARENT, join_chunks
 from tiny_audio.config import UserError
 from tiny_audio.runtime.files import short_names
 from tiny_audio.runtime.text_files import decoded
@@ -33,8 +33,8 @@ Fields of this project, all optional:
 - ``truncated``: whether the hypothesis was cut at the maximum length
 - ``error``: the reason why the clip failed. A row with an ``error`` counts as a row without a hypothesis, even if it
   has a ``pred_text``.
-- ``metadata``: columns by name. All other fields whose value is a string become columns, too, and so does an integer
-  ``chunk_index``.
+- ``metadata``: columns by name. All other fields whose value is a string become columns, too, and so do an integer
+  ``parent_id`` and an integer ``chunk_index``.
 """
 
 _FIELDS = (
@@ -146,8 +146,7 @@ def _row(line: str, location: str) -> Row:
     if not isinstance(row["metadata"], dict | None):
         raise UserError(f"{location}: metadata should be an object, not {json.dumps(row['metadata'])[:60]}")
     columns = {key: value for key, value in given.items() if key not in _FIELDS and isinstance(value, str)}
-    if isinstance(given.get(INDEX), int):
-        columns[INDEX] = str(given[INDEX])
+    columns |= {key: str(given[key]) for key in (PARENT, INDEX) if isinstance(given.get(key), int)}
     row["metadata"] = columns | {
         key: value if value is None else str(value) for key, value in (row["metadata"] or {}).items()
     }
