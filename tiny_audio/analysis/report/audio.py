@@ -13,7 +13,8 @@ from tiny_audio.sources import AudioAddress, HubFile, NotCachedError
 MAX_CLIP_BYTES = 2 << 20
 """Maximum size of a clip that is embedded in a page: about one minute of 16-bit WAV at 16 kHz."""
 MAX_PAGE_BYTES = 24 << 20
-"""Maximum total size of a page's clips, before Base64 encoding makes them a third larger."""
+"""Maximum total size of a page's clips, before Base64 encoding makes them a third larger. A clip that the page plays in
+two places counts twice, because it is embedded twice."""
 
 FULL = f"no audio: all clips of a page together may have at most {MAX_PAGE_BYTES >> 20} MiB"
 NOT_CACHED = "no audio: the clip is not in the cache of its data set"
@@ -48,13 +49,15 @@ def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | N
         if address not in clips:
             if room <= 0:
                 return FULL
-            clip = _read(address, room)
-            if clip == FULL:
-                room = 0  # the page is full: do not read any further clips
-            elif isinstance(clip, bytes):
-                room -= len(clip)
-            clips[address] = clip
-        return clips[address]
+            clips[address] = _read(address, room)
+        clip = clips[address]
+        if isinstance(clip, bytes):
+            if len(clip) > room:
+                return FULL
+            room -= len(clip)
+        elif clip == FULL:
+            room = 0  # do not read any further clips
+        return clip
 
     return read
 
