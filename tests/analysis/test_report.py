@@ -49,6 +49,12 @@ def test_the_page_has_all_sections(html):
     assert page.words.count(wer) >= 3
 
 
+def test_a_set_without_words_counts_as_scored():
+    page = Page(render_report({"evaluation": {"silence": {"wer": None}}}, [], {}, flac))
+    assert "No set has been scored." not in page.words
+    assert "No reference has a word" in page.words
+
+
 def test_the_page_has_all_curves(html):
     page = Page(html)
     titles = re.findall(r"<figcaption>([^<]+)<", html)

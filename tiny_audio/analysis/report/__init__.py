@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.analysis.ledger import ledger_rows, three_digits
 from tiny_audio.analysis.report._benchmark import render_benchmark
 from tiny_audio.analysis.report._comparison import render_comparison
 from tiny_audio.analysis.report._decoder_gain import decoder_gain
@@ -29,7 +29,7 @@ from tiny_audio.analysis.report._html import (
     tag,
 )
 from tiny_audio.analysis.report._svg import IntervalRow, Series, interval_plot, line_chart
-from tiny_audio.analysis.report._systems import scores_table, warning_notes
+from tiny_audio.analysis.report._systems import NO_WER, scores_table, warning_notes
 from tiny_audio.analysis.report._targets import render_targets
 from tiny_audio.analysis.report._utterances import Scored, confusion_tables, legend, utterances
 from tiny_audio.analysis.report.audio import ReadAudio, Row
@@ -113,7 +113,8 @@ def _headline(report: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[
         if (wer := number(entry.get("wer"))) is not None
     ]
     plot = interval_plot("Word error rate", rows, "CTC head alone, greedy") if rows else None
-    return [tag("div", *shown, class_="tiles"), plot or tag("p", "No set has been scored.", class_="muted")]
+    reason = NO_WER if evaluation else "No set has been scored."
+    return [tag("div", *shown, class_="tiles"), plot or tag("p", reason, class_="muted")]
 
 
 def _curves(metrics: Sequence[Row]) -> list[Markup]:
@@ -144,7 +145,7 @@ def _curves(metrics: Sequence[Row]) -> list[Markup]:
 
 
 def _share(value: object) -> str:
-    return f"{100 * (number(value) or 0):.3g} %"
+    return f"{three_digits(100 * (number(value) or 0))} %"
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:

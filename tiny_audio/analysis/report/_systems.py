@@ -15,6 +15,7 @@ from tiny_audio.analysis.warnings import comparison_of, warnings_of
 
 _MAX_COLUMNS = 300  # maximum number of word columns shown; a looping hypothesis can have thousands of words
 _MAX_TITLE = 80
+NO_WER = "No reference has a word, so there is no word error rate."
 Columns = Sequence[tuple[str, Sequence[object]]]
 
 
@@ -138,7 +139,7 @@ def rate_rows(rates: Iterable[tuple[str, Rates]]) -> list[IntervalRow]:
 def rate_plots(title: str, rates: Sequence[IntervalRow], baseline: str, differences: Sequence[Difference]) -> Markup:
     """Plot the rates, and the differences from the baseline, with their intervals."""
     if not rates:
-        return tag("p", "No reference has a word, so there is no word error rate.", class_="muted")
+        return tag("p", NO_WER, class_="muted")
     plots = [interval_plot(title, rates, "CTC head alone, greedy")]
     if differences:
         rows = [IntervalRow(entry.name, entry.difference, entry.interval) for entry in differences]
