@@ -46,6 +46,13 @@ def test_data_can_be_sources_and_yaml_files(trained: Path, tmp_path: Path) -> No
     assert [data.name for data in read_data([str(path)], None)] == ["sets"]
 
 
+def test_sets_of_a_yaml_file_need_different_folders(tmp_path: Path) -> None:
+    source = "{name: synthetic, size: 2}"
+    (tmp_path / "sets.yaml").write_text(f"test clean: {source}\ntest-clean: {source}\n")
+    with pytest.raises(UserError, match="there are two sets called 'test-clean'"):
+        read_data([str(tmp_path / "sets.yaml")], None)
+
+
 def test_references_marked_as_not_scored_are_left_out(trained: Path) -> None:
     rows = [
         {"audio_filepath": "clip000.wav", "duration": 1.1, "text": text}

@@ -102,7 +102,13 @@ def _from_yaml(path: Path) -> dict[str, dict[str, Any]]:
             f"--data {path}: {problem}; write one source, such as "
             "`name: librispeech`, or several named ones, such as `clean: {name: librispeech, split: test.clean}`"
         )
-    return {folder_name(key): value for key, value in document.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in document.items():
+        name = folder_name(key)
+        if name in found:
+            raise UserError(f"--data {path}: there are two sets called {name!r}, such as {key!r}; rename one of them")
+        found[name] = value
+    return found
 
 
 def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None, cache: Path) -> DataSet:
