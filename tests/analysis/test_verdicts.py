@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from tiny_audio.analysis.rescore import rescore
 from tiny_audio.analysis.scoring import normalizer
 from tiny_audio.commands.bench.analysis import Outcome, Scoring, analyze
 from tiny_audio.config import UserError
-from tiny_audio.evaluation.harness import evaluate_targets
+from tiny_audio.data.clips import Clip
+from tiny_audio.evaluation.harness import evaluate_targets, evaluation_table
+from tiny_audio.evaluation.targets import Outcome as Transcribed
 
 RULE = normalizer("lower")
 Systems = dict[str, Sequence[Row]]
@@ -127,3 +129,26 @@ def test_mapsswe_does_not_affect_the_verdict(tmp_path: Path) -> None:
     assert entry.mapsswe.p_value < 1e-6
     assert entry.p_value == pytest.approx(0.25, abs=0.02)
     assert entry.verdict == "no difference shown"
+
+
+def test_targets_that_fail_on_different_clips_are_reported(tmp_path: Path) -> None:
+    """Both targets transcribe the same number of clips, but not the same clips."""
+
+    class Failing(MadeTarget):
+        fails = ""
+
+        def transcribe(self, clips: Sequence[Clip]) -> Iterator[Transcribed]:
+            for outcome in super().transcribe(clips):
+                failed = outcome.clip.id == self.fails
+                yield Transcribed(outcome.clip, None, None, "timeout") if failed else outcome
+
+    rows = make_rows(0.2, size=4)
+    note = f"{SET}: the targets transcribed different clips"
+    for name, fails, is_noted in (("same", (0, 0), False), ("different", (0, 1), True)):
+        targets = [Failing(label, rows) for label in ("a", "b")]
+        for target, index in zip(targets, fails, strict=True):
+            target.fails = rows[index]["id"]
+        found = evaluate_targets(
+            targets, [data_set(rows)], tmp_path / name, RULE, group_by=None, note=print, failed=print
+        )
+        assert (note in evaluation_table(found)) is is_noted

@@ -202,7 +202,10 @@ def evaluation_table(evaluated: Evaluated) -> str:
             clips = "clip" if more == 1 else "clips"
             lines.append(f"not transcribed by {entry['target']}: {more} more {clips} of {entry['set']}")
     for name in sets:
-        if len({entry["num_utterances"] for entry in entries if entry["set"] == name}) > 1:
+        counts = [entry["num_utterances"] for entry in entries if entry["set"] == name]
+        compared = evaluated.comparisons.get(name)
+        num_common = 0 if compared is None else len(compared.aligned.rows)
+        if len(counts) > 1 and max(counts) > num_common:
             lines.append(
                 f"{name}: the targets transcribed different clips, so their rates cannot be compared; verdicts use "
                 "only the clips that all of them transcribed"
