@@ -170,6 +170,15 @@ def test_a_repeated_header_in_a_stream_does_not_begin_a_second_file(place: Path)
     assert len(decoded(place / "repeated.mp4")) == pytest.approx(len(expected), abs=1_600)
 
 
+def test_tracks_whose_language_has_a_region(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    languages = ("-metadata:s:a:0", "language=en-US", "-metadata:s:a:1", "language=de-DE")
+    inputs = ("-i", place / "one.wav", "-i", place / "two.wav", "-map", "0", "-map", "1")
+    ffmpeg(*inputs, "-c:a", "pcm_s16le", *languages, place / "regions.mkv")
+    assert abs(offset(decoded(place / "regions.mkv"), ONE, 2.0)) < 0.1
+    assert_names(caplog.records[0].getMessage(), "regions.mkv: 2 en-US --audio-track")
+    assert abs(offset(decoded(place / "regions.mkv", 2), TWO, 2.0)) < 0.1
+
+
 @pytest.mark.parametrize("rate", fast_ones([16_000, 48_000], 48_000))
 def test_mpeg_layer_2(place: Path, rate: int) -> None:
     for suffix in ("mp2", "wav"):

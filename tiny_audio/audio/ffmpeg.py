@@ -33,7 +33,7 @@ _FIRST_FRAME = ("-frames:a", "1", "-af", "ashowinfo", "-f", "null", "-")
 _MAX_LOG_BYTES = 1 << 22
 _MAX_MESSAGE = 300
 """A message contains at most this many characters of FFmpeg's error output, taken from its end."""
-_TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\((\w+)\))?: Audio: (.*)$", re.MULTILINE)
+_TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\(([^()\n]+)\))?: Audio: (.*)$", re.MULTILINE)
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
 """If a track starts later than this, its start is ignored: the file is probably a recording of a live stream, whose
