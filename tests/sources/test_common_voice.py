@@ -9,6 +9,7 @@ import pytest
 
 from tests.sources.clip_files import build, write, write_clip
 from tiny_audio.config import UserError
+from tiny_audio.sources import _durations
 
 HEADER = "client_id\tpath\tsentence_id\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale"
 
@@ -86,6 +87,20 @@ def test_a_release_without_durations_can_be_read(corpus: Path, tmp_path: Path) -
     (corpus / "clip_durations.tsv").unlink()
     index = build("common_voice", corpus, tmp_path / "cache").index()
     assert [u.duration_s for u in index.utterances] == pytest.approx([1.0, 2.0, 3.0], abs=0.1)
+
+
+def test_the_headers_of_each_split_are_read_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus / "clip_durations.tsv").unlink()
+    for split in ("train", "dev"):
+        build("common_voice", corpus, tmp_path / "cache", split=split).index()
+    opened: list[str] = []
+    monkeypatch.setattr(_durations, "audio_duration", lambda path, name: opened.append(name) or 1.0)
+    for split in ("train", "dev"):
+        write(corpus / f"{split}.tsv", HEADER, row(0), row(3))
+        assert len(build("common_voice", corpus, tmp_path / "cache", split=split).index().utterances) == 2
+    assert opened == []
 
 
 def test_other_folders_are_rejected(corpus: Path, tmp_path: Path) -> None:

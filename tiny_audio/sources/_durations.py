@@ -41,7 +41,8 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
     """Return the duration of each file in ``files``, by the file's path relative to the folder.
 
     A file is opened only if it is new, if its size or modification time has changed, or if it could not be opened in
-    the previous call.
+    the previous call. The durations of other files from earlier calls for this folder stay in the cache, because each
+    call may be for one split of a corpus.
 
     Args:
         files: for each file, its path relative to the folder and its status.
@@ -56,7 +57,7 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
     unread = []
     for name, status in files.items():
         key, header = known.get(name, (None, None))
-        same = key == (status.st_size, status.st_mtime_ns)
+        same = key == _version(status)
         if header is not None and same and header.reason != UNREADABLE:
             found[name] = header
         else:
@@ -67,7 +68,8 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
         for start in range(0, len(unread), _SAVED_EVERY):
             names = unread[start : start + _SAVED_EVERY]
             found |= dict(zip(names, pool.map(lambda name: _header(folder, name), names), strict=True))
-            _save(cache_file, {name: found[name] for name in files if name in found}, files)
+            known |= {name: (_version(files[name]), found[name]) for name in names}
+            _save(cache_file, known)
     return found
 
 
@@ -76,6 +78,11 @@ def _header(folder: Path, name: str) -> Header:
         return Header(audio_duration(folder / name, name=name))
     except AudioError as error:
         return Header(None, error.reason, str(error))
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    """Return the size and the modification time of a file, which change if the file changes."""
+    return status.st_size, status.st_mtime_ns
 
 
 _COLUMNS = ("name", "size", "mtime_ns", "duration_s", "reason", "detail")
@@ -92,15 +99,16 @@ def _load(path: Path) -> dict[str, tuple[tuple[int, int], Header]]:
     }
 
 
-def _save(path: Path, headers: Mapping[str, Header], files: Mapping[str, os.stat_result]) -> None:
+def _save(path: Path, known: Mapping[str, tuple[tuple[int, int], Header]]) -> None:
     import pyarrow as pa
 
+    versions, headers = [version for version, _ in known.values()], [header for _, header in known.values()]
     columns = (
-        pa.array(list(headers), pa.string()),
-        pa.array([files[name].st_size for name in headers], pa.int64()),
-        pa.array([files[name].st_mtime_ns for name in headers], pa.int64()),
-        pa.array([header.duration_s for header in headers.values()], pa.float64()),
-        pa.array([header.reason for header in headers.values()], pa.string()),
-        pa.array([header.detail for header in headers.values()], pa.string()),
+        pa.array(list(known), pa.string()),
+        pa.array([size for size, _ in versions], pa.int64()),
+        pa.array([time for _, time in versions], pa.int64()),
+        pa.array([header.duration_s for header in headers], pa.float64()),
+        pa.array([header.reason for header in headers], pa.string()),
+        pa.array([header.detail for header in headers], pa.string()),
     )
     write_arrow(path, pa.table(dict(zip(_COLUMNS, columns, strict=True))))
