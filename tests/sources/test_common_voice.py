@@ -63,6 +63,13 @@ def test_bad_rows_and_clips_are_dropped(corpus: Path, tmp_path: Path) -> None:
     assert index.dropped[3].detail.startswith("train.tsv, line 6: 2 cells, ")
 
 
+def test_empty_cells_are_missing_values(corpus: Path, tmp_path: Path) -> None:
+    write(corpus / "train.tsv", HEADER, row(0, client_id=""), row(1, path=""))
+    index = build("common_voice", corpus, tmp_path / "cache").index()
+    assert "speaker" not in index.utterances[0].metadata
+    assert [drop.detail for drop in index.dropped] == ["train.tsv, line 3: 'path' is empty"]
+
+
 def test_a_clip_that_is_added_later_is_found(corpus: Path, tmp_path: Path) -> None:
     (corpus / "clips" / "common_voice_en_1.mp3").rename(tmp_path / "aside.mp3")
     assert len(build("common_voice", corpus, tmp_path / "cache").index().dropped) == 1

@@ -211,6 +211,8 @@ def test_other_folders_are_rejected(place: Path) -> None:
     assert_rejected(f"{place}/metadata.csv is empty; its first line must name its columns", "")
     write(place / "metadata.csv", "file_name,text,text", "a.wav,yes,yes")
     assert_rejected("metadata.csv has several columns with the same name; its columns: file_name, text, text; ", "")
+    write(place / "metadata.csv", b"file_name,text,Gr\xf6\xdfe", "a.wav,yes,x")
+    assert_rejected(f"{place}/metadata.csv, line 1: the column names are not UTF-8; save the file as UTF-8", "")
     write(place / "metadata.csv", "file_name,text", 'a.wav,"yes', "b.wav,no")
     assert_rejected("metadata.csv, line 3: unexpected end of data; quote cells that contain commas or quotes", "")
     write(place / "metadata.csv", "file_name,text", "b.wav,yes")

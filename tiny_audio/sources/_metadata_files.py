@@ -145,7 +145,7 @@ def _separated_rows(path: Path) -> Iterator[tuple[int, Row]]:
         if len(cells) != len(header):
             hint = "" if path.suffix == ".tsv" else "; quote cells that contain commas"
             yield line_number, BadRow("bad_row", f"{len(cells)} cells, but the header has {len(header)}{hint}")
-        elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+        elif not _is_utf8(cells):
             yield line_number, BadRow("bad_unicode", "not UTF-8")
         else:
             yield line_number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
@@ -170,6 +170,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             header = next(reader, None)
             if header is None:
                 raise UserError(f"{path} is empty; its first line must name its columns")
+            if not _is_utf8(header):
+                raise UserError(f"{path}, line 1: the column names are not UTF-8; save the file as UTF-8")
             yield 1, header
             for cells in reader:
                 if cells:
@@ -182,6 +184,11 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from error
     except (OSError, UnicodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _is_utf8(cells: Sequence[str]) -> bool:
+    """Return whether all cells were UTF-8 in the file. :func:`open_text` represents other bytes by lone surrogates."""
+    return not any("\udc80" <= character <= "\udcff" for cell in cells for character in cell)
 
 
 def _tables(rows: Iterable[ClipRow], columns: Sequence[str]) -> Iterator[pa.Table]:

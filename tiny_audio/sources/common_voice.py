@@ -153,6 +153,8 @@ def _clip(
 
     if isinstance(row, BadRow):
         return bad(row.reason, row.detail)
+    if row[_FILE] is None:
+        return bad("audio_missing", f"{_FILE!r} is empty")
     file, reference = str(row[_FILE]), _unquoted(str(row["sentence"] or ""))
     if file not in there:
         return bad("audio_missing", f"there is no file {file!r} in {_CLIPS}")
@@ -162,10 +164,9 @@ def _clip(
     if header.duration_s is None:
         assert header.reason is not None
         return bad(header.reason, str(header.detail), file)
-    metadata = {name: str(row[name]) for name in _METADATA if row.get(name) is not None}
-    return ClipRow(
-        file, 0, line, reference, header.duration_s, {_FILE: file, "speaker": str(row["client_id"]), **metadata}
-    )
+    found = {_FILE: file, "speaker": row["client_id"], **{name: row.get(name) for name in _METADATA}}
+    metadata = {name: str(value) for name, value in found.items() if value is not None}
+    return ClipRow(file, 0, line, reference, header.duration_s, metadata)
 
 
 def _unquoted(sentence: str) -> str:
