@@ -235,6 +235,15 @@ def test_audio_can_have_the_type_of_views(tmp_path: Path, kind: pa.DataType) -> 
     assert [source.encoded(utterance) for utterance in utterances] == clips
 
 
+def test_other_column_names_can_begin_with_the_name_of_the_audio(tmp_path: Path) -> None:
+    clip = encoded_clip(0, 0.5)
+    columns = {"audio.bytes": ["a"], "audio.path": ["b"], "audio": [{"bytes": clip, "path": None}], "text": ["yes"]}
+    pq.write_table(pa.table(columns), tmp_path / "clips.parquet")
+    source = build(tmp_path, tmp_path / "cache", audio_column="audio", id_column=None, speaker_column=None)
+    (utterance,) = source.index().utterances
+    assert source.encoded(utterance) == clip
+
+
 def test_files_can_have_different_metadata_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "1.parquet", [simple(age=3)])
     write_parquet(tmp_path / "2.parquet", [simple(), simple(1)])

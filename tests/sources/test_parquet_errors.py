@@ -61,6 +61,14 @@ def test_a_bad_row_is_dropped_with_its_reason(
     assert detail in drop.detail
 
 
+def test_columns_with_the_same_name_are_an_error(tmp_path: Path) -> None:
+    table = pa.table([pa.array([b""]), pa.array(["yes"]), pa.array(["no"])], names=["audio", "text", "text"])
+    pq.write_table(table, tmp_path / "clips.parquet")
+    source = SOURCES.build(ParquetConfig(path=str(tmp_path)), SourceContext(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"clips\.parquet has several columns with the same name; its columns: audio"):
+        source.index()
+
+
 def test_the_smallest_integer_is_not_a_duration(tmp_path: Path) -> None:
     schema = pa.schema({"audio": AUDIO, "text": pa.string(), "duration": pa.int64()})
     rows = [simple(audio={"bytes": b"", "path": None}, duration=seconds) for seconds in (1, -(2**63))]

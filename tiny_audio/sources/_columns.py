@@ -84,11 +84,16 @@ class Columns:
             table: name of the table in messages.
 
         Raises:
-            UserError: a column is missing or has the wrong type.
+            UserError: a column is missing or has the wrong type, or several columns have the same name.
         """
         import pyarrow.types as types
 
         there = set(schema.names)
+        if len(there) < len(schema.names):
+            raise UserError(
+                f"{table} has several columns with the same name; its columns: {_listed(schema)}; give each column its "
+                "own name"
+            )
         wanted = {
             "audio_column": self.audio,
             "text_column": self.text,

@@ -105,7 +105,8 @@ def read_audio(file: pq.ParquetFile, row_group: int, column: str) -> pa.ChunkedA
 
     in_struct = types.is_struct(file.schema_arrow.field(column).type)
     leaf = f"{column}.bytes" if in_struct else column
-    clips = file.read_row_group(row_group, columns=[leaf], use_threads=False).column(0)
+    # Arrow also reads columns whose names begin with this name and a dot, so choose the column by its name.
+    clips = file.read_row_group(row_group, columns=[leaf], use_threads=False).column(column)
     return pc.struct_field(clips, "bytes") if in_struct else clips
 
 
