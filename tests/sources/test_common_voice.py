@@ -96,14 +96,17 @@ def test_a_release_without_durations_can_be_read(corpus: Path, tmp_path: Path) -
     assert [u.duration_s for u in index.utterances] == pytest.approx([1.0, 2.0, 3.0], abs=0.1)
 
 
-def test_the_headers_of_each_split_are_read_once(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_headers_of_each_split_are_read_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (corpus / "clip_durations.tsv").unlink()
     for split in ("train", "dev"):
         build("common_voice", corpus, tmp_path / "cache", split=split).index()
     opened: list[str] = []
-    monkeypatch.setattr(_durations, "audio_duration", lambda path, name: opened.append(name) or 1.0)
+
+    def counted(path: Path, *, name: str) -> float:
+        opened.append(name)
+        return 1.0
+
+    monkeypatch.setattr(_durations, "audio_duration", counted)
     for split in ("train", "dev"):
         write(corpus / f"{split}.tsv", HEADER, row(0), row(3))
         assert len(build("common_voice", corpus, tmp_path / "cache", split=split).index().utterances) == 2
