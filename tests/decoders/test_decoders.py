@@ -16,7 +16,15 @@ from tests.support.chat_tokenizers import chat_tokenizer
 from tests.support.fast import fast_ones
 from tests.support.messages import assert_names
 from tiny_audio.config import UserError
-from tiny_audio.decoders import DECODERS, Decoder, DecoderConfig, DecoderContext, build_tokenizer, load_tokenizer
+from tiny_audio.decoders import (
+    DECODERS,
+    Decoder,
+    DecoderConfig,
+    DecoderContext,
+    _causal_lm,
+    build_tokenizer,
+    load_tokenizer,
+)
 from tiny_audio.decoders._causal_lm import configure_dropout, undecodable_ids
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.model.decoding import GenerationConfig
@@ -326,6 +334,20 @@ def test_unsupported_attention_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         built(config)
     assert_names(caught.value, "attention: Gemma2ForCausalLM sdpa; auto, eager, flash_attention_2")
+
+
+@pytest.mark.parametrize(("kinds", "packs"), [(["conv", "full_attention"], False), (["full_attention"] * 2, True)])
+def test_rows_are_packed_only_if_no_layer_reads_across_their_borders(
+    kinds: list[str], packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Flash Attention 2 needs a GPU, so its name is replaced when the model is built.
+    monkeypatch.setattr(_causal_lm, "attention_implementation", lambda part: "sdpa")
+    overrides = sizes(num_key_value_heads=2, layer_types=kinds)
+    config = any_lm(model_type="lfm2", overrides=overrides, attention="flash_attention_2")
+    tokenizer = build_tokenizer(config, ["one two three four"])
+    with torch.device("meta"):
+        decoder: Any = DECODERS.build(config, DecoderContext(tokenizer))
+    assert decoder.packs is packs
 
 
 @pytest.mark.parametrize("target", ["lm_head", "head"])

@@ -88,7 +88,7 @@ def build_causal_lm(
     # A checkpoint's sampling settings (temperature, penalties) are not used, because the recipe has its own settings.
     model.generation_config = GenerationConfig()
     prepare_training(model, config)
-    packs = config.attention in PACKED and _can_pack(model_class)
+    packs = config.attention in PACKED and _can_pack(model_class, architecture)
     return CausalLMDecoder(model, undecodable, packs=packs, shares=attention == VARLEN and not _has_dropout(config))
 
 
@@ -125,9 +125,7 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, ca
         "sdpa": model_class._supports_sdpa,
         "eager": True,
         "flash_attention_2": model_class._supports_flash_attn,
-        # Chunked attention and recurrent states would cross the borders between packed rows.
-        "varlen": _can_pack(model_class)
-        and {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"},
+        "varlen": _can_pack(model_class, architecture),
     }
     if config.attention == "auto":
         first = next(name for name in config.attentions if has[name])  # type: ignore[index]
@@ -143,10 +141,12 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, ca
     return attention_implementation(config)
 
 
-def _can_pack(model_class: Any) -> bool:
+def _can_pack(model_class: Any, architecture: Any) -> bool:
     """Whether a model supports packed rows. It must accept position ids and pass the rows' lengths to its attention."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
-    return takes_positions and bool(model_class._supports_attention_backend)
+    # Chunked attention, convolutions and recurrent states would cross the borders between packed rows.
+    has_borders = {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"}
+    return takes_positions and has_borders and bool(model_class._supports_attention_backend)
 
 
 def _check_head_not_adapted(model: Any, config: DecoderConfig) -> None:
