@@ -57,6 +57,13 @@ def test_checkpoints_of_the_encoder_only(tmp_path: Path, name: str) -> None:
     assert_loads(tmp_path, name, model)
 
 
+def test_the_first_layers_of_whisper_without_a_head(tmp_path: Path) -> None:
+    """A checkpoint of WhisperModel has keys without the prefix ``model.``."""
+    original("whisper").model.save_pretrained(tmp_path)
+    assert any(key.startswith("encoder.layers.1.") for key in load_file(tmp_path / "model.safetensors"))
+    assert len(build("whisper", tmp_path, layer=1).model.layers) == 1
+
+
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_base_checkpoints(tmp_path: Path, name: str) -> None:
     whole = original(name, **GROUP_NORM)

@@ -78,7 +78,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
         activation_dropout=config.dropout,
         encoder_layerdrop=0.0,
     )
-    cut = keep_layers(architecture, config, r"model\.encoder\.layers")
+    cut = keep_layers(architecture, config, r"(model\.)?encoder\.layers")
     rebuilt = context.architecture is not None
     # transformers' WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
     complete = not rebuilt and config.init == "pretrained"
