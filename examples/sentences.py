@@ -20,6 +20,7 @@ import gzip
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -45,6 +46,8 @@ def texts(source: str) -> Iterator[str]:
         yield _read(Path(source))
         return
     package = source.removeprefix("debian:")
+    if shutil.which("dpkg-query") is None:
+        sys.exit(f"{source}: this is not Debian or Ubuntu, because there is no dpkg-query; give text files instead")
     listed = subprocess.run(["dpkg-query", "-L", package], capture_output=True, text=True)
     if listed.returncode:
         sys.exit(f"the Debian package {package} is not installed; run: sudo apt-get install {package}")
@@ -80,11 +83,14 @@ def clean(text: str, most: int) -> str | None:
     Return None if the sentence has digits, symbols, letters other than a to z, single letters other than a, i and o, or
     more than ``most`` words.
     """
-    text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
-    words = [word.strip("'") for word in re.sub(r"[-\s.,!?;:\"()]+", " ", text).split()]
+    words = [word.strip("'") for word in re.sub(r"[-\s.,!?;:\"()]+", " ", _lower(text)).split()]
     # The words "a", "i" and "o" are single letters. Other single letters are abbreviations.
     usable = all(_WORD.fullmatch(word) and (len(word) > 1 or word in "aio") for word in words)
     return " ".join(words) if usable and len(words) <= most else None
+
+
+def _lower(text: str) -> str:
+    return unicodedata.normalize("NFC", text).replace("’", "'").lower()
 
 
 def runs(sentence: str) -> Iterator[tuple[str, ...]]:
@@ -95,11 +101,15 @@ def runs(sentence: str) -> Iterator[tuple[str, ...]]:
 
 
 def excluded_runs(manifests: Iterable[Path]) -> set[tuple[str, ...]]:
-    """Return all sequences of :func:`runs` in the transcripts of manifests."""
+    """Return all sequences of :func:`runs` in the transcripts of manifests.
+
+    A transcript is used even if :func:`clean` rejects it. Its digits and symbols are left out.
+    """
     found: set[tuple[str, ...]] = set()
     for manifest in manifests:
-        for line in manifest.read_text(encoding="utf-8").splitlines():
-            found.update(runs(clean(json.loads(line)["text"], sys.maxsize) or ""))
+        with manifest.open(encoding="utf-8") as lines:
+            for line in filter(str.strip, lines):
+                found.update(runs(" ".join(_WORD.findall(_lower(json.loads(line)["text"])))))
     return found
 
 
@@ -113,6 +123,9 @@ def main() -> int:
     parser.add_argument("--exclude", type=Path, nargs="*", default=(), help="manifests of evaluation sets")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    for path in (*(Path(source) for source in options.sources if not source.startswith("debian:")), *options.exclude):
+        if not path.is_file():
+            parser.error(f"there is no file {path}")
     excluded, rng = excluded_runs(options.exclude), random.Random(options.seed)
     chosen: dict[str, None] = {}
     for source in options.sources:

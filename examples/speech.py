@@ -168,11 +168,13 @@ def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
 def joined(lines: Sequence[str], first: int, most: int) -> list[tuple[int, list[str]]]:
     """Join neighboring sentences to clips. Return each clip's first index and sentences.
 
-    A clip has at most a random number of words, up to ``most``, but at least one sentence.
+    A clip has at most a random number of words, up to ``most``, but at least one sentence. Empty lines are left out.
     """
     clips: list[tuple[int, list[str]]] = []
     room = 0
     for index, text in enumerate(lines, start=first):
+        if not text.strip():
+            continue
         room -= len(text.split())
         if room < 0:
             room = random.Random(f"words{index}").randint(0, most) - len(text.split())
@@ -192,9 +194,12 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=2500, help="number of sentences")
     parser.add_argument("--join", type=int, default=0, metavar="WORDS", help="join sentences to up to this many words")
     options = parser.parse_args()
+    for name in ("first", "number", "join"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name} must not be negative, but it is {getattr(options, name)}")
+    if not options.sentences.is_file():
+        parser.error(f"there is no file {options.sentences}")
     lines = options.sentences.read_text(encoding="utf-8").splitlines()[options.first :][: options.number]
-    if options.join < 0:
-        parser.error(f"--join must not be negative, but it is {options.join}")
     engine = engine_of(options.engine, options.model)
     rows: list[dict[str, Any]] = []
     for first, texts in joined(lines, options.first, options.join):

@@ -55,7 +55,7 @@ def test_sentences_of_a_test_set_are_left_out(tmp_path: Path, monkeypatch: pytes
     first, second, test, output = (tmp_path / name for name in ("a.txt", "b.txt.gz", "test.jsonl", "out.txt"))
     first.write_text("One day we went to the old mill. This line is fine.")
     second.write_bytes(gzip.compress(b"This line is fine. So is this one. And also that one here."))
-    test.write_text(json.dumps({"text": "ONE DAY WE WENT TO town"}) + "\n")
+    test.write_text(json.dumps({"text": "It's 1890: ONE DAY WE WENT TO town"}) + "\n\n")
     run("sentences.py", [first, second, "--exclude", test, "--output", output], monkeypatch)
     lines = output.read_text().splitlines()
     assert sorted(lines) == ["and also that one here", "so is this one", "this line is fine"]
@@ -67,8 +67,18 @@ def test_a_missing_debian_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     script = functions("sentences.py")
     missing = type("Done", (), {"returncode": 1, "stdout": ""})()
     monkeypatch.setattr(script["subprocess"], "run", lambda *_, **__: missing)
+    monkeypatch.setattr(script["shutil"], "which", lambda name: name)
     with pytest.raises(SystemExit, match="apt-get install dict-gcide"):
         list(script["texts"]("debian:dict-gcide"))
+
+
+def test_missing_files_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"sentences.py": ["--output", "out"], "speech.py": ["--engine", "pico", "--output-dir", "out"]}
+    for script, arguments in own.items():
+        monkeypatch.setattr(sys, "argv", [script, "missing.txt", *arguments])
+        with pytest.raises(SystemExit):
+            functions(script)["main"]()
+        assert "there is no file missing.txt" in capsys.readouterr().err
 
 
 def test_clips_are_varied_reproducibly() -> None:
@@ -86,6 +96,7 @@ def test_neighboring_sentences_are_joined() -> None:
     joined = functions("speech.py")["joined"]
     lines = [f"sentence number {index} of many" for index in range(200)]
     assert joined(lines, 5, 0) == [(index, [line]) for index, line in enumerate(lines, start=5)]
+    assert joined(["", "a b", " ", "c"], 5, 0) == [(6, ["a b"]), (8, ["c"])], "empty lines are left out"
     clips = joined(lines, 5, 20)
     assert [line for _, texts in clips for line in texts] == lines
     assert all(lines[first - 5] == texts[0] for first, texts in clips)
