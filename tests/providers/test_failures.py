@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import ValidationError
 
@@ -66,6 +67,24 @@ def test_a_timeout_is_a_failure(server: Vendors, make: Any, name: str) -> None:
     with pytest.raises(ProviderError, match=message):
         make(name, timeout_s=0.2, max_retries=1).transcribe(AUDIO)
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (httpx2.ConnectTimeout, r"no connection to http\S+ within 30 s \(after 2 tries\)$"),
+        (httpx2.DecodingError, r"the connection to http\S+ broke off: damaged \(after 2 tries\)$"),
+    ],
+)
+def test_a_failed_connection_is_described(
+    make: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception], message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("damaged")
+
+    monkeypatch.setattr(httpx2.Client, "request", fail)
+    with pytest.raises(ProviderError, match=f"^deepgram: {message}"):
+        make("deepgram", max_retries=1).transcribe(AUDIO)
 
 
 @pytest.mark.parametrize("name", fast_ones(OVER_HTTP, "assemblyai", "deepgram"))

@@ -24,6 +24,7 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 AUDIO_TYPE = "audio/flac"
 _LONGEST_BACKOFF_S = 60.0
+_LONGEST_CONNECT_S = 30.0
 
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 410})
 """HTTP statuses after which no clip can be transcribed."""
@@ -115,10 +116,11 @@ class Api:
         self._secret = secret
         self._lock = threading.Lock()
         self._open_at = 0.0
+        self._connect_s = min(_LONGEST_CONNECT_S, config.timeout_s)
         self._client = httpx2.Client(
             headers=dict(headers),
             verify=_certificates(),
-            timeout=httpx2.Timeout(config.timeout_s, connect=min(30.0, config.timeout_s)),
+            timeout=httpx2.Timeout(config.timeout_s, connect=self._connect_s),
             limits=httpx2.Limits(max_connections=config.concurrency),
         )
 
@@ -155,7 +157,7 @@ class Api:
         self._wait_until_open()
         try:
             response = self._client.request(method, self.config.base_url + path, **request)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:  # also a damaged response body
             raise TransientError(self._broken(error)) from error
         if response.is_success:
             return response
@@ -190,10 +192,12 @@ class Api:
         where = f"{response.request.method} {response.request.url.copy_with(query=None)}"
         return f"{self.config.name}: {where} answered {response.status_code}: {self._shown(words)}"
 
-    def _broken(self, error: httpx2.TransportError) -> str:
-        if isinstance(error, httpx2.TimeoutException):
-            return f"{self.config.name}: no answer from {self.config.base_url} within {self.config.timeout_s:g} s"
+    def _broken(self, error: httpx2.RequestError) -> str:
         url = self.config.base_url
+        if isinstance(error, httpx2.TimeoutException):
+            if isinstance(error, httpx2.ConnectTimeout):
+                return f"{self.config.name}: no connection to {url} within {self._connect_s:g} s"
+            return f"{self.config.name}: no answer from {url} within {self.config.timeout_s:g} s"
         unreachable = isinstance(error, httpx2.ConnectError)
         what = f"{url} cannot be reached" if unreachable else f"the connection to {url} broke off"
         return f"{self.config.name}: {what}: {self._shown(str(error) or type(error).__name__)}"
