@@ -25,13 +25,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 from record import Record
 from transcription import PAUSES_S, Clips, in_band, non_speech_clips, sentences, texts
 
 from tiny_audio.analysis.scoring import align, normalizer
+from tiny_audio.audio.load import load_audio
 from tiny_audio.export.load import load_model, model_folder
 from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.inference import chunking
@@ -51,7 +51,7 @@ TELEPHONE_SNR_DB = 10.0
 def from_manifest(path: Path, number: int | None) -> Clips:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = rows if number is None else rows[:: max(1, len(rows) // number)][:number]
-    return [(soundfile.read(path.parent / row["audio_filepath"], dtype="float32")[0], row["text"]) for row in rows]
+    return [(load_audio(path.parent / row["audio_filepath"], max_duration_s=60.0).numpy(), row["text"]) for row in rows]
 
 
 def durations_of(path: Path) -> ClipDurations:

@@ -95,7 +95,7 @@ def cases_of(
             rare = [word for word in words if word not in common]
             rng = random.Random(clip.id)
             others = [word for word in rng.sample(pool, min(len(pool), num_words + len(words))) if word not in words]
-            mixed = [*rare, *others[: num_words - len(rare)]]
+            mixed = [*rare, *others[: max(0, num_words - len(rare))]]
             rng.shuffle(mixed)
             lists = {"no list": (), "list": tuple(mixed), "other words": tuple(others[:num_words])}
             cases.append(Case(waveform, reference, frozenset(rare), lists))

@@ -150,7 +150,8 @@ def main() -> int:
             known = {tuple(row[key] for key in _KEYS) for row in kept}
             missing = [data for data in sets if (name, step, data.name, options.clips) not in known]
             saved = SavedStep.find(Path(run), step)
-            assert saved is not None
+            if saved is None:
+                sys.exit(f"{run} has no saved model of step {step}")
             if missing:
                 kept += measure(name, saved, missing, options.clips, options.normalizer)
                 options.kept.write_text("".join(json.dumps(row) + "\n" for row in kept))

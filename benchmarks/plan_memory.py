@@ -296,6 +296,9 @@ def main() -> int:
         print(measure(json.loads(arguments.measure)))
         return 0
     base, cases = (CARD, CUDA_CASES) if arguments.device == "cuda" else (SMALL, CPU_CASES)
+    for start in arguments.cases:
+        if not any(name.startswith(start) for name in cases):
+            parser.error(f"no case starts with {start!r}; the cases are: {'; '.join(cases)}")
     worst = 0.0
     print(f"{'case':26}{'predicted':>12}{'measured':>12}{'error':>8}   GiB")
     for name, changes in cases.items():

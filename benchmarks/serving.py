@@ -93,14 +93,14 @@ def memory_mb(pid: int) -> float:
 async def load(
     url: str, pid: int, files: list[Path], texts: list[str], clients: int, seconds: float, requests: int
 ) -> Load:
-    """Send files from many clients, for at least ``seconds`` and until there are at least ``requests`` answers."""
+    """Send files from many clients, for at least ``seconds`` and until there are ``requests`` answers or errors."""
     seen, deadline = Load(), time.perf_counter() + seconds
     durations = [audio_duration(path) for path in files]
     numbers = itertools.count()
     data = [path.read_bytes() for path in files]
 
     async def one(client: httpx2.AsyncClient) -> None:
-        while time.perf_counter() < deadline or len(seen.latencies) < requests:
+        while time.perf_counter() < deadline or len(seen.latencies) + len(seen.errors) < requests:
             index = next(numbers) % len(files)
             started = time.perf_counter()
             form = {"file": (files[index].name, data[index])}
@@ -146,15 +146,19 @@ def main() -> int:
         command = [sys.executable, "-m", "tiny_audio.cli", "serve", str(model), "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
             assert server.stdout is not None
-            address = server.stdout.readline().split()[3]
-            url = f"{address}/v1/audio/transcriptions"
-            asyncio.run(load(url, server.pid, files, before[2], options.clients, 0.0, options.clients))  # a warm-up
-            wall, cpu = time.perf_counter(), processor_s(server.pid)
-            seen = asyncio.run(
-                load(url, server.pid, files, before[2], options.clients, options.seconds, options.requests)
-            )
-            wall, cpu = time.perf_counter() - wall, processor_s(server.pid) - cpu
-            server.terminate()
+            try:
+                address = server.stdout.readline().split()[3]
+                url = f"{address}/v1/audio/transcriptions"
+                asyncio.run(load(url, server.pid, files, before[2], options.clients, 0.0, options.clients))  # a warm-up
+                wall, cpu = time.perf_counter(), processor_s(server.pid)
+                seen = asyncio.run(
+                    load(url, server.pid, files, before[2], options.clients, options.seconds, options.requests)
+                )
+                wall, cpu = time.perf_counter() - wall, processor_s(server.pid) - cpu
+            finally:
+                server.terminate()  # otherwise, the end of the block would wait forever after an error
+        if not seen.latencies:
+            sys.exit(f"no request was answered; the first error is {seen.errors[0]}")
         after = transcribe(model, files)
     by_wall, by_cpu = (2 * total_s / (before[index] + after[index]) for index in (0, 1))
     record.say(

@@ -205,7 +205,7 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
         constant, each = bytes_of("ours", longest * share, 2, 6)
         budgets.append((bound - constant) / each * longest * share)
     budget = min(budgets)
-    while bench.peak_bytes("ours", max(1, int(budget / longest)), longest) > bound:
+    while budget >= 2 * longest and bench.peak_bytes("ours", int(budget / longest), longest) > bound:
         budget *= 0.97
     return clips, max(budget, longest)
 
