@@ -104,7 +104,7 @@ def load_tokenizer(folder_or_id: str, revision: str | None = None) -> Any:
 def _no_tokenizer(folder_or_id: str, reason: str) -> UserError:
     return UserError(
         f"cannot read the tokenizer of {folder_or_id!r}: {reason.rstrip('.')}. Give a hub id or a folder with "
-        "tokenizer files, or set decoder.tokenizer to train a small one."
+        "tokenizer files. With init: random, you can instead set decoder.tokenizer to train a small one."
     )
 
 
