@@ -84,3 +84,14 @@ def test_a_recipe_beyond_the_context_is_invalid(document: Document) -> None:
     assert place == "decoder.smollm3"
     assert "110 positions" in message
     assert " 120 " in message
+
+
+def test_the_suggested_duration_is_valid(document: Document) -> None:
+    """21 / 0.7 is slightly more than 30, because floating-point numbers are rounded."""
+    encoder = {"name": "whisper", "pretrained": "openai/whisper-tiny"}
+    recipe = parse(changed(document, encoder=encoder, data__max_duration_s=22.0, augmentation__speed=[0.7, 1.0]))
+    ((place, message),) = limit_errors(recipe)
+    assert place == "data.max_duration_s"
+    assert message.endswith("set at most 21")
+    recipe = parse(changed(document, encoder=encoder, data__max_duration_s=21.0, augmentation__speed=[0.7, 1.0]))
+    assert list(limit_errors(recipe)) == []

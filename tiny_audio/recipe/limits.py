@@ -98,7 +98,8 @@ def limit_errors(recipe: Recipe) -> Errors:
             f"the frames of a clip cannot be counted with these values: {first_line(error)}; correct or remove them",
         )
         return
-    if limit is not None and longest > limit:
+    # Compare samples, because a division by the speed may round up: 21 s / 0.7 is 30.000000000000004 s.
+    if limit is not None and round(longest * SAMPLE_RATE) > round(limit * SAMPLE_RATE):
         slowed = f", slowed down by augmentation.speed to {longest:.1f} s," if slowest < 1 else ""
         yield (
             "data.max_duration_s",
