@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_audio.runtime.memory import release_freed_memory
+from tiny_audio.runtime.memory import peak_resident_bytes, release_freed_memory
 
 
 def resident_bytes() -> int:
@@ -24,3 +24,10 @@ def test_freed_memory_is_returned() -> None:
     release_freed_memory()
     assert before - resident_bytes() > 50_000_000
     assert len(kept) == 20
+
+
+def test_the_peak_is_known_if_proc_does_not_contain_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gVisor's ``/proc/self/status`` has no line ``VmHWM``."""
+    assert peak_resident_bytes() > 10_000_000
+    monkeypatch.setattr(Path, "read_text", lambda path: "Name:\tpython\nVmSize:\t1000 kB\nVmRSS:\t900 kB\n")
+    assert peak_resident_bytes() > 10_000_000

@@ -28,9 +28,11 @@ def peak_resident_bytes() -> int:
         ctypes.windll.kernel32.K32GetProcessMemoryInfo(process, counters, ctypes.sizeof(counters))
         return counters[1]
     status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    # On other systems, and in a sandbox whose /proc lacks this line, such as gVisor.
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
