@@ -93,8 +93,15 @@ def test_extends_merges_mappings_key_by_key_and_replaces_the_rest(write_recipe: 
 
 def test_null_removes_a_field_of_the_base(write_recipe: Write) -> None:
     write_recipe("data: {train: {a: x, b: {name: y}}}\nctc: {weight: 1}", "base.yaml")
-    child = write_recipe("extends: base.yaml\ndata: {train: {a: null}}\nctc: null\nother: null")
+    child = write_recipe("extends: base.yaml\ndata: {train: {a: null}}\nctc: null")
     assert read_yaml(child) == {"data": {"train": {"b": {"name": "y"}}}}
+
+
+def test_null_for_a_field_that_the_base_lacks_is_kept(write_recipe: Write) -> None:
+    """Validation then rejects a misspelled field. If it were left out, the base's value would silently stay."""
+    write_recipe("augmentation: {spec_augment: {num_time_masks: 2}}", "base.yaml")
+    child = write_recipe("extends: base.yaml\naugmentation: {spec_agument: null}")
+    assert read_yaml(child) == {"augmentation": {"spec_augment": {"num_time_masks": 2}, "spec_agument": None}}
 
 
 @pytest.mark.parametrize(

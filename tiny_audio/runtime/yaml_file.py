@@ -215,8 +215,8 @@ def _merge(base: Document, extension: Document) -> Document:
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, str) and "name" not in value:
             below = {"name": below}
-        if value is None:
-            merged.pop(key, None)
+        if value is None and key in merged:  # keep the null of an unknown key, so that validation rejects the key
+            del merged[key]
         elif isinstance(value, dict) and isinstance(below, dict) and _same_part(value, below):
             merged[key] = _merge(below, value)
         else:
