@@ -160,6 +160,14 @@ def test_case_is_kept_if_the_vocabulary_has_both_cases_of_a_letter(tmp_path: Pat
     assert PretrainedHead.read(encoder(tmp_path, "hubert")).vocabulary.characters == (" ", "A", "C", "a", "b")
 
 
+def test_a_letter_without_a_single_lower_case_letter_is_kept(tmp_path: Path) -> None:
+    vocabulary = {"<pad>": 0, "|": 1, "A": 2, "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}": 3}
+    model = checkpoint(tmp_path, "hubert", vocabulary)
+    head = PretrainedHead.read(encoder(tmp_path, "hubert"))
+    assert head.vocabulary.characters == (" ", "a", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}")
+    assert torch.equal(head.weight, model.lm_head.weight[[0, 1, 2, 3]])
+
+
 def test_the_blank_can_have_any_index(tmp_path: Path) -> None:
     vocabulary = {"|": 0, "a": 1, "b": 2, "<unk>": 3, "<pad>": 4, "<s>": 5, "</s>": 6}
     model = checkpoint(tmp_path, "wav2vec2", vocabulary)

@@ -212,8 +212,9 @@ class PretrainedHead:
             raise UserError(
                 f"ctc.init: the head of {encoder.pretrained!r} cannot be used: its {reason}; set ctc.init: random"
             )
-        if len({symbol.lower() for symbol in spelled}) == len(spelled):
-            spelled = {symbol.lower(): index for symbol, index in spelled.items()}
+        lowered = {_lower(symbol): index for symbol, index in spelled.items()}
+        if len(lowered) == len(spelled):
+            spelled = lowered
         vocabulary = CtcVocabulary.of(spelled)
         rows = [blank, *(spelled[character] for character in vocabulary.characters)]
         return cls(vocabulary, weight[rows], bias[rows])
@@ -223,6 +224,12 @@ class PretrainedHead:
         with torch.no_grad():
             head.weight.copy_(self.weight)
             head.bias.copy_(self.bias)
+
+
+def _lower(character: str) -> str:
+    """Return the character in lower case. A character whose lower case is two characters, such as İ, is kept."""
+    lower = character.lower()
+    return lower if len(lower) == 1 else character
 
 
 def _read_tokenizer(part: EncoderConfig) -> Any:
