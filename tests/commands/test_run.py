@@ -20,6 +20,7 @@ from tests.conftest import (
     write_odd_clips,
 )
 from tests.support.processes import begin, finish
+from tiny_audio.commands.console import ConsoleCallback
 from tiny_audio.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +53,12 @@ def test_a_run_reports_its_progress(call: Output, trained: Path, tmp_path: Path)
     assert lines[-2:] == [f"report: {folder / 'report.html'}", f"model:  {folder / 'model'}"]
     for name in ("recipe.yaml", "metrics.jsonl", "report.json", "report.html", "evaluation/held_out.jsonl"):
         assert (folder / name).is_file(), name
+
+
+def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with ConsoleCallback(steps=1) as callback:
+        callback.note("a clip of [b]cat:dog:1[/b]:x:2")
+    assert capsys.readouterr().out == "a clip of [b]cat:dog:1[/b]:x:2\n"
 
 
 def test_the_scores_fit_a_terminal(call: Output, trained: Path) -> None:

@@ -44,7 +44,7 @@ class ConsoleCallback:
     """A :class:`tiny_audio.training.trainer.Callback` that shows the progress of a run with ``steps`` steps."""
 
     def __init__(self, steps: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(emoji=False, highlight=False, soft_wrap=True)
         self._steps = steps
         self._bar = Progress(
             TextColumn("training"),

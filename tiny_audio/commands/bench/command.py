@@ -124,7 +124,7 @@ def _train(
         options.without_decoder,
     )
     # Progress goes to stderr, because a script may read stdout.
-    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    console = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True, markup=False)
     folder = output_dir or Path("runs") / f"bench-{recipe.stem}"
     results = TrainedBenchmark(plan, folder, console.print).complete()
     console.print(f"results: {folder / 'results.json'}\npage:    {folder / 'results.html'}")
