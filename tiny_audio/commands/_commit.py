@@ -18,7 +18,7 @@ def git_commit() -> str | None:
         return None
     try:
         found = subprocess.run(
-            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40"],
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # no tags
             capture_output=True,
             text=True,
             check=True,
