@@ -131,6 +131,11 @@ def test_wrong_arguments_are_rejected(
     code, _, err = call("serve", place / "model", "--api-key-file", tmp_path / "keys")
     assert code == 2
     assert str(tmp_path / "keys") in err
+    (tmp_path / "keys").write_text("first\na long secret\n")
+    code, _, err = call("serve", place / "model", "--api-key-file", tmp_path / "keys")
+    assert code == 2
+    assert "one key per line" in err
+    assert "secret" not in err
     assert call("serve", tmp_path)[0] == 2
     assert call("serve", place / "model", "--api-key", "")[0] == 2
     for origin in ("*", "example.com", "https://example.com/page", "https://[::1"):

@@ -144,9 +144,13 @@ def _keys_in(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        keys = decoded(path.read_bytes()).split()
+        lines = decoded(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the API keys cannot be read: {error}") from error
+    keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise UserError(f"{path}: there is no API key; write one per line")
+    # With two keys in a line, or a key with spaces, each word would be accepted as a key.
+    if any(len(key.split()) > 1 for key in keys):
+        raise UserError(f"{path}: a line has several words; write one key per line, and use keys without spaces")
     return keys
