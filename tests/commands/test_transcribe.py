@@ -291,9 +291,13 @@ def _twice(place: Path, capsys: pytest.CaptureFixture[str]) -> str:
         return call(capsys, place / "model", "-", "-")[2]
 
 
-def test_words_need_a_ctc_head(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_need_a_ctc_head(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = place / "audio" / "a.wav"
     assert "CTC head" in call(capsys, place / "headless", clip, "--json", "--words")[2]
+    output = ("--json", "--output-dir", tmp_path / "out")
+    assert call(capsys, place / "headless", clip, *output)[0] == 0
+    assert call(capsys, place / "headless", clip, *output, "--words", "--overwrite")[0] == 2
+    assert "1 already there" in call(capsys, place / "headless", clip, *output)[1], "the failed command changed nothing"
     assert call(capsys, place / "headless", clip, "--format", "srt")[0] == 0
 
 

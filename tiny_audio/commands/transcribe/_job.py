@@ -18,6 +18,7 @@ from tiny_audio.commands.transcribe._inputs import Recording, duration
 from tiny_audio.commands.transcribe._options import Options
 from tiny_audio.commands.transcribe._outputs import OutputFolder
 from tiny_audio.commands.transcribe._screen import Screen, line, progress
+from tiny_audio.config import UserError
 from tiny_audio.export.load import load_model
 from tiny_audio.inference.segments import Transcription
 from tiny_audio.inference.transcriber import Transcriber
@@ -96,6 +97,8 @@ class Job:
             warnings = transcriber.encode_context(options.context).warnings
             for warning in warnings if self._world.is_main else ():
                 print(warning, file=sys.stderr)
+            if options.words and not transcriber.can_time_words:  # check this before the output folder is changed
+                raise UserError("--words: word timestamps need a CTC head, and this model has none; remove --words")
         if self._output is not None:
             self._output.begin()
         recordings = [self._recordings[index] for index in self._share]
