@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.model.prompt import PromptConfig, build_prompt
 from tiny_audio.projectors import PROJECTORS
 
-LORA = {"rank": 2, "alpha": 4.0, "targets": ["q_proj", "v_proj"]}
+QUERIES_AND_VALUES = ["q_proj", "v_proj"]
+LORA = {"rank": 2, "alpha": 4.0, "targets": QUERIES_AND_VALUES}
+EVERY_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def language_model(folder: Path, seed: int = 0) -> Path:
@@ -61,10 +63,16 @@ def bases(published: Path, tmp_path: Path) -> dict[str, str]:
     return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
 
 
-def trained(bases: dict[str, str], *, lora: bool = True, **encoder: Any) -> tuple[TinyAudioModel, Any]:
-    """Return a model with frozen base weights. Its trainable weights are changed, as after training."""
+def trained(
+    bases: dict[str, str], *, lora: bool = True, targets: Sequence[str] = QUERIES_AND_VALUES, **encoder: Any
+) -> tuple[TinyAudioModel, Any]:
+    """Return a model with frozen base weights. Its trainable weights are changed, as after training.
+
+    ``targets`` are the decoder's layers that have adapters.
+    """
     adapters = {"lora": LORA} if lora else {}
-    decoder = DECODERS.parse({"name": "smollm3", "pretrained": bases["decoder"], **adapters})
+    own = {"lora": LORA | {"targets": list(targets)}} if lora else {}
+    decoder = DECODERS.parse({"name": "smollm3", "pretrained": bases["decoder"], **own})
     tokenizer = build_tokenizer(decoder, TRANSCRIPTS)
     torch.manual_seed(1)
     model = TinyAudioModel.assemble(
@@ -108,8 +116,10 @@ def test_only_trained_weights_are_written(tmp_path: Path, bases: dict[str, str],
     assert any(outputs(loaded, tokenizer)["ids"])
 
 
-def test_types_of_training_are_restored(tmp_path: Path, bases: dict[str, str]) -> None:
-    model, tokenizer = trained(bases)
+@pytest.mark.parametrize("targets", [QUERIES_AND_VALUES, EVERY_LAYER])
+def test_types_of_training_are_restored(tmp_path: Path, bases: dict[str, str], targets: Sequence[str]) -> None:
+    """With adapters in every layer, most tensors of the decoder are adapters in single precision."""
+    model, tokenizer = trained(bases, targets=targets)
     for tensor in model.parameters():
         if not tensor.requires_grad:
             tensor.data = tensor.data.to(torch.bfloat16)

@@ -51,7 +51,9 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
         if not Path(part.pretrained).is_dir():
             part = part.model_copy(update={"revision": fingerprint})
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}.")}
-        dtype = Counter(tensor.dtype for tensor in own.values() if tensor.is_floating_point()).most_common(1)[0][0]
+        # Adapters do not count: they are trained in single precision, and there may be more of them than base weights.
+        bare = [tensor for name, tensor in own.items() if not _is_adapter(name) and tensor.is_floating_point()]
+        dtype = Counter(tensor.dtype for tensor in bare).most_common(1)[0][0]
         base = _base_tensors(kind, part, quantized=dtype)
         names = [
             name
@@ -163,6 +165,10 @@ def _base_tensors(
 def without_adapters(name: str) -> str:
     """Return the name that the tensor has in a model without adapters."""
     return ".".join(step for step in name.split(".") if step != "base_layer")
+
+
+def _is_adapter(name: str) -> bool:
+    return any(step.startswith("lora_") for step in name.split("."))
 
 
 def _hash_of_weights(folder: Path) -> str:
