@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from tests.model.test_model import labels_of, targets_of
 from tests.support.chat_tokenizers import chat_tokenizer
@@ -114,6 +115,14 @@ def test_a_limit_of_zero_tokens_gives_no_context(tokenizer: Any) -> None:
     assert (found.ids, len(found.warnings)) == ((), 1)
     with pytest.raises(UserError, match="en"):
         encoder(tokenizer, 2).encode(Context(language="en"))
+
+
+def test_added_tokens_of_white_space_are_accepted(tokenizer: Any) -> None:
+    """Every context contains a line break."""
+    tokenizer.add_tokens([AddedToken("\n", special=False, normalized=False)])
+    ids = encoder(tokenizer).encode(Context(("Ada",))).ids
+    assert tokenizer.convert_tokens_to_ids("\n") in ids
+    assert tokenizer.decode(ids) == "Words: Ada\n"
 
 
 def test_special_tokens_are_rejected(tokenizer: Any) -> None:

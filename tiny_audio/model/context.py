@@ -188,8 +188,9 @@ class ContextEncoder:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        every = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        return frozenset(every - {self._unknown})
+        # The added tokens of some tokenizers, such as Gemma's, include ordinary line breaks and spaces.
+        added = {index for token, index in self.tokenizer.get_added_vocab().items() if token.strip(" \t\r\n\u2581")}
+        return frozenset({*self.tokenizer.all_special_ids, *added} - {self._unknown})
 
 
 def _most(number: int, fits: Callable[[int], bool]) -> int:
