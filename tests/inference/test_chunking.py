@@ -60,6 +60,25 @@ def test_short_pauses_are_not_cuts_and_clicks_are_not_speech() -> None:
     assert len(spans(clicked)) == 1 or spans(clicked)[1][1] - spans(clicked)[1][0] < 2 * MARGIN_S + 0.1
 
 
+class KnownActivity:
+    """Frames of 10 ms, of which the given ones are speech."""
+
+    def __init__(self, num_frames: int, speech: range) -> None:
+        self._frames = [(-20.0, 0.9) if index in speech else (-80.0, 0.0) for index in range(num_frames)]
+
+    def add(self, block: Tensor) -> Frames:
+        return []
+
+    def end(self) -> Frames:
+        return self._frames
+
+
+@pytest.mark.parametrize(("num_frames", "num_chunks"), [(1, 0), (2, 0), (3, 1)])
+def test_the_margin_before_a_click_does_not_count_as_speech(num_frames: int, num_chunks: int) -> None:
+    activity = KnownActivity(400, range(200, 200 + num_frames))
+    assert len(list(split_at_pauses([torch.zeros(400 * FRAME)], DURATIONS, activity))) == num_chunks
+
+
 def test_margins_stay_within_the_recording_and_do_not_overlap() -> None:
     waveform = recording([(0.1, 1.0), (0.58, 1.0)])[: -SAMPLE_RATE + 800]
     (first, between), (after, last) = spans(waveform)

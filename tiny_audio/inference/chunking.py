@@ -199,7 +199,7 @@ class _Chunker:
             if not active and not self.keep_pauses:
                 return
             self.start = self._start_at(index)
-            self.history = [(np.inf, 1.0)] * (index - self.start)
+            self.history = [(np.inf, 0.0)] * (index - self.start)
         self.history.append((level, probability))
         if active:
             self.last = index
