@@ -215,6 +215,7 @@ def test_settings_can_be_given_to_a_call_or_to_the_pipeline(folder: Path, pipe: 
     own = pipeline(TASK, model=str(folder / "model"), trust_remote_code=True, device="cpu", max_new_tokens=1)
     assert own(path)["text"] == short
     assert own(path, max_new_tokens=8)["text"] == expected(folder)[1]
+    assert own(path, draft="none")["text"] == short  # a call replaces only the settings that it names
     assert pipe(path, chunk_length_s=30, stride_length_s=(4, 2))["text"] == expected(folder)[1]
 
 
@@ -229,6 +230,9 @@ def test_a_call_can_have_a_context(tmp_path: Path, caplog: pytest.LogCaptureFixt
     settings: dict[str, Any] = {"filter_hallucinations": False, "hotwords": "zero, six"}
     assert [one["text"] for one in pipe(clips, language="en", **settings)] == wanted
     assert pipe(clips[0], **settings, generate_kwargs={"language": "en"})["text"] == wanted[0]
+    own_context = TinyAudioPipeline(model, tokenizer, device="cpu", **settings)
+    assert own_context(clips[0], language="en")["text"] == wanted[0]
+    assert own_context(clips[0], hotwords="")["text"] == pipe(clips[0], filter_hallucinations=False)["text"]
     with caplog.at_level("WARNING"):
         pipe(clips[0], **settings | {"hotwords": ["one"] + [f"two {number}" for number in ("one", "six", "four")] * 2})
         pipe(clips[0], hotwords=["one two three", "six six six", "zero zero zero", "four five six"])
@@ -271,6 +275,9 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
         ({"speaker": "en", "task": "x"}, "speaker, task: .*batch_size, return_timestamps"),
         ({"language": "en"}, "language 'en': this model was not trained"),
         ({"hotwords": ["one"]}, "trained on transcripts without context"),
+        ({"hotwords": ["one", 2]}, "hotwords contains 2"),
+        ({"hotwords": 2}, "hotwords is 2"),
+        ({"language": ["en"]}, r"language is \['en'\]"),
         ({"filter_hallucinations": "no"}, "filter_hallucinations='no'"),
         ({"search_cuts": 0}, "search_cuts=0: choose True or False"),
         ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),

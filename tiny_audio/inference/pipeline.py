@@ -64,6 +64,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         if tokenizer is not None and tokenizer.pad_token_id is None:
             # transformers requires a padding token for batches, although this model never uses one.
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.end_token_id)
+        self._forward_params: dict[str, Any] = {}  # read by _sanitize_parameters, which super().__init__ calls
         super().__init__(model, tokenizer=tokenizer, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -122,9 +123,9 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
                     raise UserError(f"{name}={value!r}: choose True or False")
                 forward[name] = value
         settings |= generate_kwargs or {}
-        context = Context.of(**{name: settings.pop(name, None) for name in _CONTEXT})
-        if context is not None:
-            forward["context"] = context
+        given = {name: value for name in _CONTEXT if (value := settings.pop(name, None)) is not None}
+        if given:
+            forward["context"] = self._context(given)
         unknown = sorted(settings.keys() - GenerationConfig.model_fields.keys())
         if unknown:
             raise UserError(
@@ -136,10 +137,16 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
             forward["settings"] = self._generation(settings)
         return {}, forward, postprocess
 
-    def _generation(self, settings: Mapping[str, Any]) -> GenerationConfig:
-        """Return the model's own settings, overridden by ``settings``."""
+    def _context(self, given: dict[str, Any]) -> Context | None:
+        """Return the pipeline's own context, with the fields in ``given`` replaced."""
+        own = self._forward_params.get("context") or Context()
+        return Context.of(**({name: getattr(own, name) for name in _CONTEXT} | given))
+
+    def _generation(self, settings: dict[str, Any]) -> GenerationConfig:
+        """Return the settings of the pipeline or else of the model, with those in ``settings`` replaced."""
+        own: GenerationConfig = self._forward_params.get("settings") or self.model.generation
         try:
-            return GenerationConfig(**{**self.model.config.generation, **settings})
+            return GenerationConfig(**(own.model_dump(mode="json") | settings))
         except ValidationError as error:
             raise UserError(f"generation settings: {problems(error)}") from error
 

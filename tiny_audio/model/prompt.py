@@ -169,9 +169,20 @@ class Context:
     def of(
         cls, hotwords: str | Iterable[str] | None = None, previous_text: str | None = None, language: str | None = None
     ) -> Context | None:
-        """Return a context, or None if nothing is given. A string of hotwords is split by :func:`hotwords_in`."""
-        words = hotwords_in(hotwords) if isinstance(hotwords, str) else tuple(_distinct(hotwords or ()))
-        context = cls(words, " ".join((previous_text or "").split()), language or None)
+        """Return a context, or None if nothing is given. A string of hotwords is split by :func:`hotwords_in`.
+
+        Raises:
+            UserError: a value has a wrong type.
+        """
+        for name, value in (("previous_text", previous_text), ("language", language)):
+            if not isinstance(value, str | None):
+                raise UserError(f"{name} is {value!r}; give a string")
+        if not isinstance(hotwords, Iterable | None):
+            raise UserError(f"hotwords is {hotwords!r}; give a list of strings, or one string with commas")
+        words = hotwords_in(hotwords) if isinstance(hotwords, str) else tuple(hotwords or ())
+        if wrong := [word for word in words if not isinstance(word, str)]:
+            raise UserError(f"hotwords contains {wrong[0]!r}; give strings only")
+        context = cls(tuple(_distinct(words)), " ".join((previous_text or "").split()), language or None)
         return None if context == cls() else context
 
     def for_later_chunks(self) -> Context:
