@@ -164,6 +164,14 @@ def test_processor_pads_and_counts() -> None:
     assert processor.decode(ids) == "one two"
 
 
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "f2", "longdouble"])
+def test_processor_accepts_every_array_of_floats(kind: str) -> None:
+    """PyTorch itself rejects reversed arrays and some types, and warns about arrays that are not writable."""
+    clip = np.arange(4, dtype=kind)
+    clip.flags.writeable = False
+    assert TinyAudioProcessor(assemble()[1])([clip, clip[::-1]])["waveforms"].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
@@ -172,6 +180,7 @@ def test_processor_pads_and_counts() -> None:
         (np.ones((2, 9)), {}, r"clip 0 .*\(2, 9\)"),
         ([np.ones(9), torch.ones(1, 9)], {}, r"clip 1 .*\(1, 9\)"),
         (np.ones(9, dtype=np.int16), {}, r"clip 0 .*int16"),
+        (np.ones(9, dtype=object), {}, r"clip 0 .*object"),
         ([], {}, "clip"),
         (["a.wav"], {}, r"clip 0 .*str"),
         (np.ones(0), {}, "clip 0 "),

@@ -69,19 +69,20 @@ def _mono(clip: Waveform, index: int) -> Tensor:
             f"clip {index} is a {type(clip).__name__}; pass NumPy arrays or tensors of samples "
             "(read a file with soundfile.read)"
         )
-    waveform = torch.as_tensor(clip)
-    if waveform.ndim != 1:
+    if clip.ndim != 1:
         raise UserError(
-            f"clip {index} has the shape {tuple(waveform.shape)}, but one channel of samples is required; for stereo "
+            f"clip {index} has the shape {tuple(clip.shape)}, but one channel of samples is required; for stereo "
             "audio, average the channels; for the shape [1, samples], take the row; for a batch, pass a list of clips"
         )
-    if not waveform.is_floating_point():
+    if not (clip.is_floating_point() if isinstance(clip, Tensor) else clip.dtype.kind == "f"):
         raise UserError(
-            f"clip {index} has {str(waveform.dtype).removeprefix('torch.')}, but floating-point samples between "
+            f"clip {index} has {str(clip.dtype).removeprefix('torch.')}, but floating-point samples between "
             "-1 and 1 are required; divide 16-bit samples by 32768"
         )
-    if len(waveform) == 0:
+    if len(clip) == 0:
         raise UserError(f"clip {index} is empty; leave it out")
+    # PyTorch needs a writable array with native byte order and without negative strides.
+    waveform = clip if isinstance(clip, Tensor) else torch.from_numpy(np.require(clip, np.float32, ["C", "W"]))
     if not torch.isfinite(waveform).all():
         raise UserError(f"clip {index} has NaN or infinite samples; leave it out")
     return waveform.float()
