@@ -131,6 +131,12 @@ def test_without_scores_front_matter_has_no_results(tmp_path: Path) -> None:
     assert "cite the base models" not in text
 
 
+@pytest.mark.parametrize(("hours", "shown"), [(2.5, "2.5"), (0.0171, "0.0171"), (99.96, "100"), (2881.4, "2,881")])
+def test_hours_have_no_exponent(hours: float, shown: str) -> None:
+    text = model_card({**REPORT, "training": {**REPORT["training"], "audio_hours": hours}})
+    assert f" on {shown} hours of audio" in text
+
+
 def test_an_evaluation_during_training_without_a_rate_is_left_out() -> None:
     monitored = [{"set": "held_out", "utterances": 400, "wer": 0.25}, {"set": "silence", "utterances": 9, "wer": None}]
     text = model_card({**REPORT, "monitored": monitored})
@@ -145,6 +151,8 @@ def test_licenses_come_from_the_cards_of_the_checkpoints(tmp_path: Path, monkeyp
     recipe["encoder"]["pretrained"] = str(tmp_path)
     assert base_licenses(recipe) == {str(tmp_path): "gemma"}
     (tmp_path / "README.md").write_text("no front matter")
+    assert base_licenses(recipe) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")  # not valid YAML
     assert base_licenses(recipe) == {}
     (tmp_path / "README.md").unlink()
     assert base_licenses(recipe) == {}

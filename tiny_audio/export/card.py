@@ -35,6 +35,7 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.repocard import metadata_load
     from huggingface_hub.utils import httpx
+    from yaml import YAMLError
 
     found = {}
     for base in _bases(recipe):
@@ -45,7 +46,10 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
                 card: Any = HfApi().model_info(base, timeout=5).card_data
                 metadata = card.to_dict() if card else {}
         # The file or repository does not exist, there is no network, or the YAML is invalid.
-        except (OSError, ValueError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError):
+        except (
+            *(OSError, ValueError, YAMLError),
+            *(HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError),
+        ):
             continue
         license = metadata.get("license_name" if metadata.get("license") == "other" else "license")
         if isinstance(license, str):
@@ -212,10 +216,14 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     bounds = f"clips of {data['min_duration_s']:g} to {data['max_duration_s']:g} s"
     yield (
-        f"Trained for {training['steps']:,} steps on {training['audio_hours']:,.3g} hours of audio, repetitions "
+        f"Trained for {training['steps']:,} steps on {_hours(training['audio_hours'])} hours of audio, repetitions "
         f"included; {bounds}; transcripts with `data.target_text: {data['target_text']}`. Clips that were left out of "
         f"training or evaluation: {sum(report['dropped'].values()):,}."
     )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _origin(source: Mapping[str, Any]) -> str:
