@@ -9,8 +9,10 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message
 
+from tiny_audio.config import UserError
 from tiny_audio.serving.access import AccessControl
 from tiny_audio.serving.options import Options
+from tiny_audio.serving.server import listen
 
 KEYS = ("sk-one", "sk-two")
 
@@ -72,6 +74,12 @@ def test_the_configured_host_name_is_accepted() -> None:
     assert ask({"Host": "asr.example"}, host="asr.example")[0] == 200
     assert ask({"Host": "asr.example"}, allowed_origins=("https://asr.example",))[0] == 200
     assert ask({"Host": "asr.example", "Authorization": "Bearer sk-two"}, api_keys=KEYS)[0] == 200
+
+
+@pytest.mark.parametrize("host", ["..", "a" * 70])
+def test_a_host_that_cannot_be_a_name_is_an_error(host: str) -> None:
+    with pytest.raises(UserError, match=f"cannot listen on {host} port 0: "):
+        listen(host, 0)
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:9000", "file://", "["])

@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: the host has an empty or long label
         raise UserError(
             f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; give another --port "
             "or --host"
