@@ -17,6 +17,7 @@ def test_an_older_export_is_replaced(tmp_path: Path) -> None:
     model, tokenizer = assemble()
     export_model(model, tokenizer, tmp_path / "model")
     (tmp_path / "model" / "encoders_gone.py").touch()
+    (tmp_path / "model" / ".DS_Store").touch()
     (tmp_path / ".model.writing").mkdir()  # left by a killed export
     export_model(model, tokenizer, tmp_path / "model")
     assert not (tmp_path / "model" / "encoders_gone.py").exists()

@@ -22,7 +22,8 @@ class ExportConfig(Config, ABC):
     name: str
     files: ClassVar[tuple[str, ...]]
     """Patterns for the names of all files and folders of an export. A folder that contains anything else, except
-    ``__pycache__``, is not replaced by a new export. ``tiny-audio push`` uploads only files and folders that match."""
+    ``__pycache__`` and ``.DS_Store``, is not replaced by a new export. ``tiny-audio push`` uploads only files and
+    folders that match."""
 
     @classmethod
     def has_file(cls, name: str) -> bool:
@@ -70,7 +71,8 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
             f"{folder} exists and is not an export in this format, so it is not overwritten; give another folder, or "
             f"remove {folder}"
         )
-    names = {entry.name for entry in folder.iterdir()} - {"__pycache__"}  # Python writes it when the export is used
+    # Python writes the first one when the export is used, and macOS the second one when the folder is shown.
+    names = {entry.name for entry in folder.iterdir()} - {"__pycache__", ".DS_Store"}
     foreign = sorted(name for name in names if not export.has_file(name))
     if foreign:
         raise UserError(
