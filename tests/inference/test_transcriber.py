@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.support.fast import fast_ones
-from tests.support.models import assemble
+from tests.support.models import GREEDY, assemble
 from tiny_audio.config import UserError
 from tiny_audio.frames import SAMPLE_RATE, Frames
 from tiny_audio.inference.chunking import Chunk
@@ -124,6 +124,13 @@ def test_a_stream_yields_segments_before_its_end() -> None:
     numbers = [number for number, _ in events]
     assert numbers == sorted(numbers)
     assert sum(done) == pytest.approx(len(waveform) / SAMPLE_RATE + 1.0)
+
+
+def test_progress_counts_the_overlaps_of_chunks_once() -> None:
+    found, sound, done = transcriber(), burst(20.0), list[float]()
+    assert any(chunk.overlap for chunk in found.chunks([sound]))
+    found.transcribe([sound], on_progress=done.append)
+    assert sum(done) == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["assisted", "plain"])
@@ -306,3 +313,19 @@ def test_an_unusable_context_is_rejected_before_audio_is_read() -> None:
         transcriber().transcribe([burst(1.0)], contexts=[None, None])
     with pytest.raises(UserError, match="language 'fr'"):
         next(transcriber().stream(unread(), contexts=Context(language="fr")))
+
+
+def test_a_request_for_more_tokens_than_the_decoder_has_positions_for_is_limited() -> None:
+    """GPT-2 has an embedding for each position, so it fails at a position after the last one."""
+    overrides = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 96}
+    tokens = {"tokenizer": {"kind": "characters"}, "freeze": False}
+    decoder = {"name": "causal_lm", "init": "random", "model_type": "gpt2", "overrides": overrides, **tokens}
+    model, tokenizer = assemble(decoder=decoder, prompt="{audio}")
+    embeddings = cast(Any, model.decoder).model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight[model.config.end_token_id] = 0  # the end token is never the most likely one
+    many = GenerationConfig(max_new_tokens=1000, draft="none")
+    own = Transcriber(model, tokenizer, generation=many, filter_hallucinations=False)
+    (found,) = own.transcribe([torch.ones(int(own.max_chunk_s * SAMPLE_RATE))])
+    assert found.truncated
+    assert own.max_chunk_s == Transcriber(model, tokenizer, generation=GREEDY).max_chunk_s

@@ -52,7 +52,8 @@ class Transcriber:
         model: the model, in evaluation mode, on its device.
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding. A longer chunk gets its own batch.
-        generation: decoding settings. If None, the model's own settings are used.
+        generation: decoding settings. If None, the model's own settings are used. ``max_new_tokens`` is lowered if the
+            decoder has too few positions.
         filter_hallucinations: suppress text that was not spoken (see :mod:`tiny_audio.inference.filters`), amplify very
             soft audio, and leave the pauses of long recordings out.
         search_cuts: let the model search for better cuts if a recording was cut within speech and the texts of its
@@ -74,15 +75,18 @@ class Transcriber:
         self._model = model
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
-        self._generation = generation
         self._filter = filter_hallucinations
         # Held while the model is used. In a server, several threads use it.
         self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
+        room = Room(model.config, model.projector)
+        self._generation = None if generation is None else room.fitting(generation, self.max_chunk_s)
         if search_cuts and model.ctc_head is not None and model.clip_durations is not None:
             limits = model.clip_durations.min_s, self.max_chunk_s
-            self._recutter = Recutter(ModelScorer(model, tokenizer, max_padded_s, self._lock, generation), *limits)
-        self._context_encoder = Room(model.config, model.projector).context_encoder(tokenizer, self.max_chunk_s)
+            self._recutter = Recutter(
+                ModelScorer(model, tokenizer, max_padded_s, self._lock, self._generation), *limits
+            )
+        self._context_encoder = room.context_encoder(tokenizer, self.max_chunk_s)
 
     @property
     def context_settings(self) -> ContextSettings:
@@ -285,7 +289,7 @@ class Transcriber:
                 waiting.append(index)
             else:
                 segments[index] = _without_text(chunks[index], None, reason)
-                report(segments[index].duration_s)
+                report(_own_s(chunks[index]))
         while waiting:
             size = self.batch_size(chunks[waiting[0]])
             batch, waiting = sorted(waiting[:size]), waiting[size:]
@@ -297,7 +301,7 @@ class Transcriber:
             with self._lock:
                 decoded = in_parts_that_fit(decode, batch)
             segments |= zip(batch, decoded, strict=True)
-            report(sum(segment.duration_s for segment in decoded))
+            report(sum(_own_s(chunks[index]) for index in batch))
         return [segments[index] for index in range(len(chunks))]
 
     def _transcribe_batch(self, rows: Sequence[tuple[Chunk, Context | None]], on_text: OnText | None) -> list[Segment]:
@@ -363,6 +367,11 @@ class _End:
     def duration_s(self) -> float:
         """Duration of the recording. It is correct only after all blocks were read."""
         return self.samples / SAMPLE_RATE
+
+
+def _own_s(chunk: Chunk) -> float:
+    """Return the duration of a chunk in seconds, without the part that the next chunk repeats."""
+    return (len(chunk.waveform) - chunk.overlap) / SAMPLE_RATE
 
 
 def _without_text(chunk: Chunk, transcript: Transcript | None, reason: Reason | None) -> Segment:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiny_audio.decoders import DECODERS
-from tiny_audio.encoders import ENCODERS
+from tiny_audio.encoders import ENCODERS, EncoderConfig
 from tiny_audio.model.config import TinyAudioConfig
 from tiny_audio.model.context import ContextEncoder, ContextSettings
 from tiny_audio.model.decoding import GenerationConfig
@@ -23,19 +23,31 @@ class Room:
 
     def longest_clip_s(self, at_most_s: float) -> float:
         """See ``TinyAudioModel.longest_clip_s``."""
-        config = self.config
-        encoder = ENCODERS.parse(config.encoder).with_architecture(config.encoder_architecture or {})
-        reserved = self.settings.max_tokens if config.context else 0
-        return longest_clip_s(encoder, self.projector, self._max_positions, self._num_text_ids + reserved, at_most_s)
+        reserved = self.settings.max_tokens if self.config.context else 0
+        num_ids = self._num_text_ids + reserved
+        return longest_clip_s(self._encoder, self.projector, self._max_positions, num_ids, at_most_s)
 
     def context_encoder(self, tokenizer: Any, longest_s: float) -> ContextEncoder:
         """Return the encoder of contexts for clips of at most ``longest_s`` seconds."""
         most, positions = self.settings.max_tokens, self._max_positions
         if positions is not None and not self.config.context:  # training has reserved no positions for a context
-            encoder = ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture or {})
-            audio = num_embeddings(encoder, self.projector, self.longest_clip_s(longest_s))
+            audio = self._num_embeddings(self.longest_clip_s(longest_s))
             most = max(0, min(most, positions - self._num_text_ids - audio))
         return ContextEncoder(tokenizer, self.settings, most)
+
+    def fitting(self, generation: GenerationConfig, longest_s: float) -> GenerationConfig:
+        """Return the settings with fewer ``max_new_tokens`` if the decoder has too few positions for so many.
+
+        Args:
+            generation: settings that may allow more tokens than the model's own settings.
+            longest_s: duration of the longest clip.
+        """
+        positions, own = self._max_positions, GenerationConfig(**self.config.generation).max_new_tokens
+        if positions is None or generation.max_new_tokens <= own:
+            return generation
+        reserved = self.settings.max_tokens if self.config.context else 0
+        free = positions - self._num_prompt_ids - reserved - self._num_embeddings(longest_s)
+        return generation.model_copy(update={"max_new_tokens": min(generation.max_new_tokens, max(own, free))})
 
     @property
     def settings(self) -> ContextSettings:
@@ -48,7 +60,16 @@ class Room:
         return DECODERS.parse(config.decoder).with_architecture(config.decoder_architecture or {}).max_positions()
 
     @property
+    def _encoder(self) -> EncoderConfig:
+        return ENCODERS.parse(self.config.encoder).with_architecture(self.config.encoder_architecture or {})
+
+    def _num_embeddings(self, duration_s: float) -> int:
+        return num_embeddings(self._encoder, self.projector, duration_s)
+
+    @property
+    def _num_prompt_ids(self) -> int:
+        return len(self.config.prompt_prefix_ids) + len(self.config.prompt_suffix_ids)
+
+    @property
     def _num_text_ids(self) -> int:
-        config = self.config
-        num_prompt_ids = len(config.prompt_prefix_ids) + len(config.prompt_suffix_ids)
-        return num_prompt_ids + int(GenerationConfig(**config.generation).max_new_tokens)
+        return self._num_prompt_ids + int(GenerationConfig(**self.config.generation).max_new_tokens)
