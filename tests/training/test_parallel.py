@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -376,17 +377,21 @@ def test_clips_that_one_process_drops_are_listed_once(document: Document, tmp_pa
 # --- processes that do not fit together
 
 
-def test_processes_with_different_clips_are_rejected(document: Document, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sets", "name"), [("train__clips", "training clips"), ("evaluation__held_out", "'held_out'")])
+def test_processes_with_different_clips_are_rejected(
+    document: Document, data: Path, tmp_path: Path, sets: str, name: str
+) -> None:
+    scored = {"execution__evaluate_every": 2, "execution__evaluate_set": "held_out", "execution__parallel": "fsdp"}
     (data / "other.jsonl").write_text("".join((data / "manifest.jsonl").read_text().splitlines(keepends=True)[:9]))
 
     def work(rank: int) -> Any:
-        here = changed(document)
-        if rank:
-            here["data"]["train"]["clips"]["path"] = str(data / "other.jsonl")
+        own = {f"data__{sets}__path": str(data / "other.jsonl")} if rank else {}
+        held_out = {"name": "manifest", "path": str(data / "manifest.jsonl")}
+        here = changed(document, data__evaluation__held_out=held_out, **scored, **own)
         return Run(parse(here), "run", tmp_path / "run", RecordingCallback()).complete()
 
     first, second = in_processes(2, work)
     assert isinstance(second, UserError)
-    assert str(second).startswith("process 1 has a different set of training clips (")
+    assert re.match(rf"process 1 has a different .*set .*{name} \(", str(second))
     assert str(second).endswith("); give all machines the same files")
     assert_printed_once(second, first)

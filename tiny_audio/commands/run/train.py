@@ -126,6 +126,8 @@ class TrainStage:
         # A sharded model can run only in all processes together, so all of them score it.
         scores = world.is_main or recipe.execution.parallel == "fsdp"
         monitor = world.main_first(lambda: self._monitor(tokenizer) if scores else None)
+        if recipe.execution.parallel == "fsdp" and recipe.execution.evaluate_set is not None:
+            self._check_evaluation_set(recipe.execution.evaluate_set)
         trainer = Trainer(
             recipe, model, clips, target_encoder, run.folder, self._stop, run.callback, monitor, work, world
         )
@@ -142,6 +144,12 @@ class TrainStage:
         training.totals = trainer.ledger.totals()
         training.parts, training.finished = describe_parts(model), True
         ExportStage(run).export(model, tokenizer, overhead)
+
+    def _check_evaluation_set(self, name: str) -> None:
+        """Check that all processes score the same clips during training. Otherwise, they would wait for each other."""
+        own = self._run.clips.evaluation(name).fingerprint
+        first = self._world.broadcast_from_main(lambda: own)
+        self._world.collective(lambda: _check_equal(f"evaluation set {name!r}", own, first, self._world))
 
     def _whole_model(
         self,
@@ -259,14 +267,18 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
     """Raise a UserError if an input of this process differs from that of the main process."""
-    own = replace(own, selection=inputs.selection)  # only the main process reads the set of keep_best
+    # The set of keep_best is not compared here. With fsdp, all processes score it, and it is compared later.
+    own = replace(own, selection=inputs.selection)
     for field in fields(TrainingInputs):
-        ours, first = getattr(own, field.name), getattr(inputs, field.name)
-        if ours != first:
-            raise UserError(
-                f"process {world.rank} has a different {_INPUT_NAMES[field.name]} (hash {ours}) than the main process "
-                f"(hash {first}); give all machines the same files"
-            )
+        _check_equal(_INPUT_NAMES[field.name], getattr(own, field.name), getattr(inputs, field.name), world)
+
+
+def _check_equal(name: str, ours: str | None, first: str | None, world: World) -> None:
+    if ours != first:
+        raise UserError(
+            f"process {world.rank} has a different {name} (hash {ours}) than the main process (hash {first}); give "
+            "all machines the same files"
+        )
 
 
 def pinned(recipe: Recipe, inputs: TrainingInputs) -> Recipe:
