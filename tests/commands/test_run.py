@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,7 @@ def test_a_changed_evaluation_manifest_is_scored_again(call: Output, trained: Pa
 
 
 def test_dropped_clips_of_an_evaluation_set_are_listed_until_it_is_scored_again(
-    call: Output, trained: Path, tmp_path: Path
+    call: Output, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, folder = tmp_path / "bad.jsonl", tmp_path / "run"
     paths = trained / "clip000.wav", tmp_path / "gone.wav"
@@ -186,5 +187,9 @@ def test_dropped_clips_of_an_evaluation_set_are_listed_until_it_is_scored_again(
     assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])
     # A set that is not in the recipe does not count. It is not scored again if it is added again.
     without = json.dumps({"held_out": {"name": "manifest", "path": str(trained / "manifest.jsonl")}})
+    monkeypatch.setattr(sys, "argv", ["tiny-audio", "run", "my recipe.yaml"])
     assert dropped(f"data.evaluation={without}") == ({}, ["other/bad.jsonl:2"])
+    provenance = json.loads((folder / "report.json").read_text())["provenance"]
+    assert provenance["command"] == "tiny-audio run 'my recipe.yaml'"
+    assert list(provenance["evaluation_data"]) == ["held_out"]
     assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])

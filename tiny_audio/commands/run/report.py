@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -125,7 +126,7 @@ class ReportStage:
         assert run.state.training is not None
         inputs = run.state.training.inputs
         return {
-            "command": " ".join(["tiny-audio", *sys.argv[1:]]),
+            "command": shlex.join(["tiny-audio", *sys.argv[1:]]),
             "started": run.state.started,
             "finished": now(),
             "git_commit": git_commit(),
@@ -135,7 +136,7 @@ class ReportStage:
             "init_from": inputs.init_from,
             "encoder_checkpoint": inputs.encoder,
             "decoder_checkpoint": inputs.decoder,
-            "evaluation_data": {name: done.data for name, done in run.state.evaluation.items()},
+            "evaluation_data": {name: run.state.evaluation[name].data for name in recipe.data.evaluation},
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "device": str(device_of(recipe.execution.device)),
