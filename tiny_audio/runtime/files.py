@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tiny_audio.config import expand_path
+from tiny_audio.config import UserError, expand_path
 
 
 def cache_dir() -> Path:
@@ -172,9 +172,16 @@ UNFINISHED = ".writing"
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder to fill. Then rename it to ``final``, so that ``final`` is never incomplete.
 
-    If ``final`` exists, it is replaced. If filling the folder fails, it is deleted, and ``final`` is unchanged. Users
-    who can read the folder can also read its files afterwards. Only one process at a time may write the same folder.
+    If ``final`` exists, it is replaced. If it is a link to a folder, that folder is replaced. If filling the folder
+    fails, it is deleted, and ``final`` is unchanged. Users who can read the folder can also read its files afterwards.
+    Only one process at a time may write the same folder.
+
+    Raises:
+        UserError: ``final`` is a mount point, which cannot be replaced.
     """
+    final = Path(os.path.realpath(final))
+    if os.path.ismount(final):
+        raise UserError(f"{final} is a mount point, which cannot be replaced; give a folder inside it")
     aside = final.with_name(f".{final.name}{UNFINISHED}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

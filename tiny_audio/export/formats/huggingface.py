@@ -111,7 +111,7 @@ def export_model(
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
     # The folder may be a link to another disk. The temporary folder must be on the disk that the link points to.
-    with new_folder(folder.resolve()) as aside:
+    with new_folder(folder) as aside:
         with quiet_transformers():
             quantizes = _write_model(model, aside, weights)
             tokenizer.save_pretrained(aside)
