@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.encoder_checkpoints import original
 from tests.support.hub_cache import COMMIT, repository_in, use_cache
-from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs
+from tests.support.models import GREEDY, TRANSCRIPTS, assemble, change_config, losses, outputs, write_decoder
 from tests.support.remote_code import offline, run_alone, run_here
 from tiny_audio.cli import main
 from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
-from tiny_audio.decoders import DECODERS, DecoderContext, build_tokenizer
+from tiny_audio.decoders import DECODERS, build_tokenizer
 from tiny_audio.encoders import ENCODERS
 from tiny_audio.export.formats.huggingface import export_model
 from tiny_audio.export.load import load_model
@@ -34,25 +34,12 @@ LORA = {"rank": 2, "alpha": 4.0, "targets": QUERIES_AND_VALUES}
 EVERY_LAYER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def language_model(folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint of a tiny decoder in half precision, with its tokenizer, like a published checkpoint."""
-    tiny = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
-    tokenizer = build_tokenizer(tiny, TRANSCRIPTS)
-    torch.manual_seed(seed)
-    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    decoder.model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the checkpoints of an encoder and a decoder."""
     folder = tmp_path_factory.mktemp("published")
     original("hubert").save_pretrained(folder / "encoder")
-    language_model(folder / "decoder")
+    write_decoder(folder / "decoder")
     return folder
 
 
@@ -173,7 +160,7 @@ def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], mo
     assert [config[kind]["revision"] for kind in names] == [COMMIT] * 2
     assert [config["base_weights"][kind]["fingerprint"] for kind in names] == [COMMIT] * 2
     moved = COMMIT[::-1]
-    language_model(cache / "models--somebody--decoder" / "snapshots" / moved, seed=1)
+    write_decoder(cache / "models--somebody--decoder" / "snapshots" / moved, seed=1)
     (cache / "models--somebody--decoder" / "refs" / "main").write_text(moved)
     assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
     shutil.rmtree(cache / "models--somebody--decoder" / "snapshots" / COMMIT)
@@ -184,7 +171,7 @@ def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], mo
 def test_a_changed_checkpoint_is_rejected(tmp_path: Path, bases: dict[str, str]) -> None:
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
-    language_model(Path(bases["decoder"]), seed=1)
+    write_decoder(Path(bases["decoder"]), seed=1)
     with pytest.raises(UserError, match=rf"decoder: '{re.escape(bases['decoder'])}'"):
         load_model(tmp_path / "model")
     with pytest.raises(UserError, match=rf"decoder: .*'{re.escape(bases['decoder'])}'"):
@@ -230,7 +217,7 @@ def test_hashes_of_older_exports_are_accepted(tmp_path: Path, bases: dict[str, s
         reference["fingerprint"] = sha256(b"model.safetensors" + sha256(weights).digest()).hexdigest()
     change_config(tmp_path / "model", base_weights=references)
     assert outputs(load_model(tmp_path / "model")[0], tokenizer) == outputs(model.float(), tokenizer)
-    language_model(Path(bases["decoder"]), seed=1)
+    write_decoder(Path(bases["decoder"]), seed=1)
     with pytest.raises(UserError, match=rf"^decoder: '{re.escape(bases['decoder'])}'"):
         load_model(tmp_path / "model")
 

@@ -261,13 +261,6 @@ def test_timestamps_of_segments_and_words(folder: Path, pipe: Any) -> None:
     assert "chunks" not in pipe(path, return_timestamps=False)
 
 
-def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
-    model, tokenizer = assemble(ctc=False)
-    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
-    with pytest.raises(UserError, match=r"return_timestamps='word' .*CTC head"):
-        pipe(np.zeros(16_000, dtype=np.float32), return_timestamps="word")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -275,9 +268,6 @@ def test_word_timestamps_need_a_ctc_head(tmp_path: Path) -> None:
         ({"speaker": "en", "task": "x"}, "speaker, task: .*batch_size, return_timestamps"),
         ({"language": "en"}, "language 'en': this model was not trained"),
         ({"hotwords": ["one"]}, "trained on transcripts without context"),
-        ({"hotwords": ["one", 2]}, "hotwords contains 2"),
-        ({"hotwords": 2}, "hotwords is 2"),
-        ({"language": ["en"]}, r"language is \['en'\]"),
         ({"filter_hallucinations": "no"}, "filter_hallucinations='no'"),
         ({"search_cuts": 0}, "search_cuts=0: choose True or False"),
         ({"max_new_tokens": 0}, "generation settings: max_new_tokens"),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.models import assemble
+from tiny_audio.config import UserError
 from tiny_audio.ctc import CtcVocabulary
+from tiny_audio.inference.pipeline import TinyAudioPipeline
 from tiny_audio.inference.spoken_forms import spoken
 from tiny_audio.inference.word_times import Spelling, align, shifted
 
@@ -162,3 +166,10 @@ def test_times_are_in_order_within_the_clip_and_never_empty(
     for word in found:
         assert now <= word.start_s < word.end_s <= duration_s + 1e-9
         now = word.end_s
+
+
+def test_word_timestamps_need_a_ctc_head() -> None:
+    model, tokenizer = assemble(ctc=False)
+    pipe = TinyAudioPipeline(model, tokenizer, device="cpu")
+    with pytest.raises(UserError, match=r"return_timestamps='word' .*CTC head"):
+        pipe(np.zeros(16_000, dtype=np.float32), return_timestamps="word")

@@ -59,6 +59,13 @@ def test_an_empty_context_is_none() -> None:
     assert Context.of("", " ", "") is None
     assert Context.of([" Ada  Lovelace ", "", "Ada Lovelace"]) == Context(("Ada Lovelace",))
     assert Context.of("Ada, Charles", "so  it\nwas", "en") == Context(("Ada", "Charles"), "so it was", "en")
+    for wrong, message in (
+        ({"hotwords": ["one", 2]}, "hotwords contains 2"),
+        ({"hotwords": 2}, "hotwords is 2"),
+        ({"language": ["en"]}, r"language is \['en'\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Context.of(**wrong)  # type: ignore[arg-type]
 
 
 # --- ids

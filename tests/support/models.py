@@ -141,3 +141,16 @@ def change_config(folder: Path, **fields: Any) -> None:
     """Change fields of an exported model's ``config.json``."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def write_decoder(folder: Path, seed: int = 0) -> Path:
+    """Write the checkpoint of a tiny decoder in half precision, with its tokenizer, like a published checkpoint."""
+    tiny = DECODERS.entry("smollm3").config.tiny()  # type: ignore[attr-defined]
+    tokenizer = build_tokenizer(tiny, TRANSCRIPTS)
+    torch.manual_seed(seed)
+    decoder: Any = DECODERS.build(tiny, DecoderContext(tokenizer))
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    decoder.model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -196,6 +196,18 @@ def test_invalid_steps_are_an_error(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_report_is_an_error(
+    stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, finished = stage
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "report.json").write_text("{")
+    assert main(["export", str(folder), str(tmp_path / "out"), "--step", "2"]) == 2
+    assert "report.json is damaged: " in capsys.readouterr().err
+    assert export(folder, tmp_path / "early", "--step", 1), "an earlier step has no report"
+
+
 def test_a_stopped_run_can_be_exported(
     stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,12 @@ class SavedStep:
         written = self.run / "report.json"
         scored = training.summary.get("final_weights", {}).get("steps", [training.summary.get("steps")])
         if training.finished and [self.step] == scored and written.is_file():
-            report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
+            try:
+                report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(
+                    f"{written} is damaged: {error}; to write it again, run the same command that started the run"
+                ) from error
             return report | {"step": self.step}
         rows = read_metrics(self.run / "metrics.jsonl")
         monitored = [row for row in rows if row.get("kind") == "evaluation" and row.get("step") == self.step]
