@@ -66,7 +66,7 @@ def test_other_weights_in_the_same_folder_are_rejected(tmp_path: Path) -> None:
     Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
     shutil.rmtree(tmp_path / "run" / "model")
     hubert(folder, seed=1)
-    with pytest.raises(UserError, match=r"another encoder checkpoint \(hash [0-9a-f]{64}\)"):
+    with pytest.raises(UserError, match=r"a different encoder checkpoint \(hash [0-9a-f]{64}\)"):
         Run(recipe(tmp_path, str(folder)), "x", tmp_path / "run", RecordingCallback()).complete()
 
 
@@ -82,7 +82,7 @@ def test_an_edited_config_is_rejected_and_a_moved_folder_is_accepted(tmp_path: P
     shutil.rmtree(tmp_path / "run" / "model")
     config = json.loads((moved / "config.json").read_text())
     (moved / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
-    with pytest.raises(UserError, match=r"another encoder checkpoint"):
+    with pytest.raises(UserError, match=r"a different encoder checkpoint"):
         Run(recipe(tmp_path, str(moved)), "x", tmp_path / "run", RecordingCallback()).complete()
 
 
