@@ -27,7 +27,7 @@ def test_freed_memory_is_returned() -> None:
 
 
 def test_the_peak_is_known_if_proc_does_not_contain_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gVisor's ``/proc/self/status`` has no line ``VmHWM``."""
+    """In some sandboxes, ``/proc/self/status`` has no line ``VmHWM``."""
     assert peak_resident_bytes() > 10_000_000
     monkeypatch.setattr(Path, "read_text", lambda path: "Name:\tpython\nVmSize:\t1000 kB\nVmRSS:\t900 kB\n")
     assert peak_resident_bytes() > 10_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio import __version__
-from tiny_audio.analysis.ledger import ledger_rows
+from tiny_audio.analysis.ledger import ledger_rows, three_digits
 from tiny_audio.analysis.scoring.metrics import metric_columns
 from tiny_audio.analysis.warnings import comparison_of, warnings_of
 from tiny_audio.inference.transcriber import LONGEST_CHUNK_S
@@ -32,7 +32,6 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
     If a request to the hub fails, the license is omitted, so a card can be written without a network.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.repocard import metadata_load
     from huggingface_hub.utils import httpx
     from yaml import YAMLError
@@ -46,10 +45,7 @@ def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
                 card: Any = HfApi().model_info(base, timeout=5).card_data
                 metadata = card.to_dict() if card else {}
         # The file or repository does not exist, there is no network, or the YAML is invalid.
-        except (
-            *(OSError, ValueError, YAMLError),
-            *(HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError),
-        ):
+        except (OSError, ValueError, YAMLError, httpx.HTTPError):  # errors of huggingface_hub are subclasses of these
             continue
         license = metadata.get("license_name" if metadata.get("license") == "other" else "license")
         if isinstance(license, str):
@@ -216,14 +212,10 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     bounds = f"clips of {data['min_duration_s']:g} to {data['max_duration_s']:g} s"
     yield (
-        f"Trained for {training['steps']:,} steps on {_hours(training['audio_hours'])} hours of audio, repetitions "
-        f"included; {bounds}; transcripts with `data.target_text: {data['target_text']}`. Clips that were left out of "
-        f"training or evaluation: {sum(report['dropped'].values()):,}."
+        f"Trained for {training['steps']:,} steps on {three_digits(training['audio_hours'])} hours of audio, "
+        f"repetitions included; {bounds}; transcripts with `data.target_text: {data['target_text']}`. Clips that were "
+        f"left out of training or evaluation: {sum(report['dropped'].values()):,}."
     )
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _origin(source: Mapping[str, Any]) -> str:

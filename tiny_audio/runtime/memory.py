@@ -32,7 +32,7 @@ def peak_resident_bytes() -> int:
     for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    # On other systems, and in a sandbox whose /proc lacks this line, such as gVisor.
+    # macOS, and sandboxes whose /proc lacks this line
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
