@@ -23,7 +23,7 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, ids_of, origins_of, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""``Dropped.reason`` of clips that are too short or too long. The limits of training clips are ``data.min_duration_s``
+"""Values of ``Dropped.reason`` for clips that are too short or too long. The limits of training clips are ``data.min_duration_s``
 and ``data.max_duration_s``."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
@@ -103,8 +103,8 @@ class Clips(Sequence[Clip]):
     def text_before(self, index: int, column: str) -> str:
         """Return the target text of the utterance that precedes a clip in its set.
 
-        The text is empty if the utterance is the first of its set. It is also empty unless both utterances have the
-        same value in the metadata column ``column``, such as ``chapter``.
+        The text is empty if the clip's utterance is the first of its set. It is also empty if the two utterances have
+        different values, or no value, in the metadata column ``column``, such as ``chapter``.
         """
         row, (_, _, utterances) = int(self.rows[index]), self.sets[self.members[index]]
         if row == 0:

@@ -43,7 +43,7 @@ class DroppedLog:
         self._ids.difference_update(ids)
 
     def replace(self, name: str, dropped: Iterable[Dropped]) -> None:
-        """Replace the clips of the set ``name``."""
+        """Remove all clips of the set ``name``, then add the given clips."""
         listed = {id_ for id_ in self._ids if _set_of(id_) == name}
         if listed:
             self.remove(listed)

@@ -19,12 +19,12 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Third number in the seed of :func:`_weighted`, which must differ from ``[seed, epoch]``, the seed of the order."""
+"""Third number of the seed in :func:`_weighted`. It makes this seed differ from the seed of the order."""
 
 AugmentedDurations = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A function that returns the duration after augmentation, ``[m]`` in seconds, of m occurrences of clips in an epoch.
 
-The arguments are the index of the clip, ``[m]``, and the number of its earlier occurrences, ``[m]``.
+The arguments are the index of the clip, ``[m]``, and the number of the occurrence, ``[m]`` (counted from 0).
 """
 
 
@@ -58,7 +58,7 @@ class EpochPlan(Sequence[np.ndarray]):
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int64: number of the occurrence for each entry of ``order``. The occurrences of a clip in an epoch are
+    """``[n]`` int64: for each entry of ``order``, the number of the occurrence. The occurrences of a clip in an epoch are
     numbered from 0. None if no clip occurs twice."""
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class EpochPlan(Sequence[np.ndarray]):
         return self.order[self.starts[k] : self.starts[k + 1]]
 
     def repeats_of(self, k: int) -> np.ndarray:
-        """Return the number of the occurrence, see ``repeats``, for each clip of batch k."""
+        """Return the number of the occurrence (see ``repeats``) for each clip of batch k."""
         span = slice(self.starts[k], self.starts[k + 1])
         return np.zeros(span.stop - span.start, np.int64) if self.repeats is None else self.repeats[span]
 
@@ -116,7 +116,7 @@ def plan_epoch(
         durations = augmented_s(clips, np.zeros_like(clips) if repeats is None else repeats)
     order, starts = [], [np.zeros(1, np.int64)]
     total = 0
-    # A window has indices of `clips`, so that each occurrence of a clip has its own duration.
+    # The numbers in a window are indices of `clips`, so that each occurrence of a clip has its own duration.
     for window in _windows(len(clips), None if groups is None else groups[clips], config.shuffle_clips, rng):
         flat, ends = _batched(window, durations, config)
         sizes = np.diff(ends, prepend=0)

@@ -28,10 +28,9 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 """Metadata columns that name a recording or a speaker, in the sources of this package and in common manifests."""
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
-"""Kinds of overlap in order of priority. Of these kinds, a clip is counted only under the first that applies. Kinds
-whose clips are excluded from the score come first. The kind ``text`` is counted separately. A clip is counted under it
-if its text is the text of a training clip, if it is not excluded, and if it is not counted under ``clip`` or
-``sound``."""
+"""Kinds of overlap in order of priority. A clip is counted only under the first of these kinds that applies. Kinds that
+exclude clips from the score are tried first. The kind ``text`` is counted in addition. It leaves out clips that are
+excluded, or that are counted under ``clip`` or ``sound``."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Shared:
 
     comparison: Comparison
     excluded: frozenset[int]
-    """The indices of the clips that share at least one of the excluded properties."""
+    """The indices of the clips to leave out of the score."""
 
 
 @dataclass
@@ -155,7 +154,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return an address as text, the same for all paths to the file's folder and all commits of a hub dataset."""
+    """Return an address as text. Links in the file's folder are resolved. The commit of a hub dataset is left out."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

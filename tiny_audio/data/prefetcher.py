@@ -57,7 +57,7 @@ class Prefetcher:
         self._stopped = stopped
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._left = Event()
-        # These are not threads of an executor, because the interpreter would wait for such threads at exit.
+        # Use daemon threads. At exit, the interpreter would wait for the threads of an executor.
         count = _THREADS if len(self._first_uses) else 0
         self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 

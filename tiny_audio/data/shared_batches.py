@@ -4,7 +4,7 @@ By default, torch allocates new shared memory for every batch. The page faults i
 copying the waveforms. With this module, every loader process reuses a few blocks of shared memory. The training process
 (the receiver) maps each block once, and marks it as free when no tensor uses it anymore.
 
-A block begins with a header of one page. Its first byte is 1 while the receiver uses a batch in the block.
+A block begins with a header of one page. The first byte of the header is 1 while the block is in use.
 
 To measure the gain, the same 10 epochs were loaded and decoded with this module and with torch's shared memory
 (``python benchmarks/data.py --only memory --clips 300 --rounds 10`` on 2 busy cores). For each epoch, the CPU time with

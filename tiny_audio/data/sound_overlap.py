@@ -18,8 +18,8 @@ from tiny_audio.data.clips import Clip
 
 _MIN_SHARED, _CHANCE, _MIN_SHARE = 8, 4, 0.05
 """Thresholds for copies. The offset of a shared landmark is the difference between its times in the two clips. Two
-clips are copies if they share enough landmarks at the same offset, within one hop: at least ``_MIN_SHARED``, and at
-least ``_CHANCE + _MIN_SHARE * n``, where n is the smaller of the two numbers of landmarks.
+clips are copies if they share enough landmarks at the same offset, with a tolerance of one hop. Enough means at least
+``_MIN_SHARED``, and at least ``_CHANCE + _MIN_SHARE * n``. Here, n is the smaller of the two clips' landmark counts.
 ``benchmarks/overlap.py`` measures this rule on AN4 and LibriSpeech."""
 _LONGEST_S = 86_400.0
 """Maximum duration of a clip to compare: a day."""

@@ -44,7 +44,7 @@ _NAMED_DAYS = re.compile(
 
 
 class TargetTextConfig(Config):
-    """Steps that rewrite training transcripts. They are applied in this order."""
+    """Steps that rewrite training transcripts. They are applied in the order of the fields."""
 
     write_punctuation: bool = False
     """Write GigaSpeech's ``<COMMA>``, ``<PERIOD>``, ``<QUESTIONMARK>`` and ``<EXCLAMATIONPOINT>`` as punctuation. If

@@ -26,7 +26,7 @@ def cache_dir() -> Path:
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> dict[str, os.stat_result]:
     """List files at any depth by their relative paths (with ``/``), sorted. Follow links, and skip hidden entries.
 
-    Each folder is listed only once. Its path has no links, unless only links lead to it from ``folder``.
+    Each folder is listed only once. If several paths lead to a folder, a path without links is preferred.
 
     Args:
         wanted: a function that decides whether to list a file, given its name without folders.
@@ -165,15 +165,15 @@ class SeekableBytes(io.RawIOBase):
 
 
 UNFINISHED = ".writing"
-"""End of the names of files and folders that are not finished, or were not finished by a killed process."""
+"""Suffix of the names of files and folders that are being written. If the process is killed, they keep these names."""
 
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Yield an empty folder to fill. Then rename it to ``final``, so that ``final`` is never incomplete.
 
-    If ``final`` exists, it is replaced. If it is a link to a folder, that folder is replaced. If filling the folder
-    fails, it is deleted, and ``final`` is unchanged. Users who can read the folder can also read its files afterwards.
+    If ``final`` exists, it is replaced. If it is a link to a folder, that folder is replaced. If filling the new
+    folder fails, it is deleted, and ``final`` is unchanged. Files get at least the read permissions of the new folder.
     Only one process at a time may write the same folder.
 
     Raises:

@@ -1,7 +1,7 @@
 """Read the environment variables of torchrun and `accelerate launch`, which define the rank of this process.
 
 Notebooks, clusters and earlier commands may leave some of these variables behind. If ``WORLD_SIZE`` is not set or is 1,
-this is a single process, and the other variables are ignored.
+this process runs alone, and the other variables are ignored.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ class Mailbox:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self._store, self._rank = store, rank
-        # At this process's own rank: the number of parts sent. At any other rank: the number of parts received from it.
+        # For this process's rank: the number of parts that it sent. For other ranks: the number of parts received.
         self._done = [0] * size
         self._parts = [b""] * size
-        # After a restart by torchrun, the store still contains messages of the previous processes, so keys contain the
-        # number of restarts.
+        # After a restart by torchrun, the store still contains messages of the previous processes. To ignore them, keys
+        # contain the number of restarts.
         self._start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
     def send(self, value: object) -> None:

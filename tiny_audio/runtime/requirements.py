@@ -32,7 +32,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-@functools.cache  # if an import fails, a second import can fail with another error
+@functools.cache  # after a failed import, a second attempt may raise another error
 def audio_pair_problem() -> str | None:
     """Return a message with the cause and the fix if torchaudio cannot be imported, else None."""
     try:

@@ -46,8 +46,8 @@ class TransientError(Exception):
 class RetryPolicy:
     """The number of retries and the waits before them.
 
-    Each wait is twice as long as the previous wait, up to a maximum, minus a random part. If the server asks for a
-    longer wait, that wait is used, plus a random time. The random times prevent many clients from retrying at once.
+    The wait doubles with each retry, up to a maximum. Then a random part is subtracted. If the server asks for a longer
+    wait, its wait is used, plus a random time. The random times prevent many clients from retrying at once.
     """
 
     max_retries: int
@@ -154,7 +154,7 @@ def _rate_limit(text: str | None) -> float | None:
 
 
 def _reset(text: str | None, now: float) -> float | None:
-    """Parse a number of seconds or, if the number is too large for that, a Unix time."""
+    """Return the seconds until the limit resets. The text is this number, or a Unix time if the number is large."""
     seconds = _number(text, 1.0)
     return max(0.0, seconds - now) if seconds is not None and seconds > now / 2 else seconds
 

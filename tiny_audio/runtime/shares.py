@@ -10,7 +10,7 @@ def split_evenly(durations_s: Sequence[float], num_shares: int) -> list[list[int
     """Split items into shares of about the same total duration. The same durations always give the same shares.
 
     Args:
-        durations_s: duration of each item, or 0 if it is unknown. The mean of the known durations is then assumed.
+        durations_s: duration of each item. 0 means unknown: the mean of the known durations is used instead.
         num_shares: number of shares. If there are fewer items than shares, some shares are empty.
 
     Returns:

@@ -43,10 +43,13 @@ def find_file(given: str, folder: Path = Path(), but: Path | None = None) -> Pat
     """Find the file with this path, or else the shipped file with this name. The suffix may be omitted.
 
     Args:
-        given: a path or a name. If there is no such file, the path ``folder / given`` is returned.
+        given: a path or a name.
         folder: the folder to which relative paths refer.
         but: the file that contains ``extends: given``. It is skipped, so that a file with the name of a shipped recipe
             can extend that recipe.
+
+    Returns:
+        the path of the file. If no file is found, the path is ``folder / given``.
     """
     for path in (folder / given, folder / f"{given}{_SUFFIX}"):
         if os.path.isfile(path) and not (but and _is_shipped(given) and os.path.samefile(path, but)):

@@ -1,4 +1,4 @@
-"""Parse ``NAME:key=value,key=value``, the one-line form of a config, such as that of a source or a provider."""
+"""Parse ``NAME:key=value,key=value``: the config of a source, a provider or an export format in one line."""
 
 from __future__ import annotations
 

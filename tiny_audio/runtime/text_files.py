@@ -1,4 +1,4 @@
-"""Read text files from users in UTF-8, UTF-16 or (only with a byte order mark) UTF-32.
+"""Read users' text files in UTF-8, UTF-16 or UTF-32. UTF-32 needs a byte order mark.
 
 Windows PowerShell, Excel and some editors write UTF-16 or a byte order mark.
 """
@@ -43,7 +43,7 @@ def decoded(content: bytes) -> str:
 
 
 def open_text(path: Path, *, newline: str = "\n") -> TextIO:
-    """Open a file to read its text. Bytes that are not text become lone surrogates.
+    """Open a file to read its text. Bytes that cannot be decoded become lone surrogates.
 
     Args:
         path: the file.

@@ -27,13 +27,13 @@ _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. It is short, because launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
 _PRESENT = "tiny_audio/present"
-"""Key under which the shared store has the number of processes that have connected to the store."""
+"""Key in the shared store. Its value is the number of processes that have connected to the store."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron",
 }
-"""Environment variable with which `accelerate launch` turns on an engine for sharded training -> the engine's name.
+"""Environment variable of `accelerate launch` -> the engine for sharded training that the variable turns on.
 These engines are rejected, because training uses ``execution.parallel`` instead, and inference needs no engine."""
 
 
@@ -266,7 +266,7 @@ def _store_of_launch(launch: Launch, note: Callable[[str], None]) -> Any:
         UserError: some processes do not connect in time, because they were not started or cannot be reached.
     """
     address = os.environ["MASTER_ADDR"]
-    # With torchrun, the store runs in torchrun's own process.
+    # The main process runs the store, unless torchrun already runs it in its own process.
     serves = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     present, started, was_noted, pauses = 0, time.monotonic(), False, _pauses()
     try:

@@ -84,7 +84,7 @@ def dump_yaml(document: Document) -> str:
 
 
 def read_yaml(path: Path) -> Document:
-    """Read a mapping from a file and merge it over its base, the file that it ``extends``.
+    """Read a mapping from a file. If the file ``extends`` another file, merge the mapping over that base.
 
     ``path`` and the value of ``extends`` can be paths, or names of recipes that ship with the package. A path in
     ``extends`` is relative to the folder of the file that contains it.
@@ -215,7 +215,7 @@ def _merge(base: Document, extension: Document) -> Document:
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, str) and "name" not in value:
             below = {"name": below}
-        if value is None and key in merged:  # keep the null of an unknown key, so that validation rejects the key
+        if value is None and key in merged:  # the null of a missing key is kept, so that validation checks the key
             del merged[key]
         elif isinstance(value, dict) and isinstance(below, dict) and _same_part(value, below):
             merged[key] = _merge(below, value)
@@ -263,7 +263,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 def set_field(document: Document, path: str, value: Any, name: str | None = None) -> Document:
     """Return a copy of a document in which a field is set. Missing mappings on its path are created.
 
-    None removes an existing entry.
+    If the value is None, an existing entry is removed.
 
     Args:
         path: the dotted path of the field, such as ``training.steps``.
@@ -278,7 +278,7 @@ def set_field(document: Document, path: str, value: Any, name: str | None = None
 def _set(document: Document, keys: Sequence[str], value: Any, name: str) -> Document:
     key, *rest = keys
     if not rest:
-        if value is None and key in document:  # keep the null of an unknown key, so that validation rejects the key
+        if value is None and key in document:  # the null of a missing key is kept, so that validation checks the key
             return {other: document[other] for other in document if other != key}
         return document | {key: value}
     below = document.get(key)

@@ -29,7 +29,7 @@ def choose_labels(
         rows: number of tokens that have an embedding. None if all tokens have one.
 
     Returns:
-        The labels, ascending, and a mapping: token that is not a label -> labels that together spell it.
+        The labels, ascending, and a mapping from each other token to the labels that together spell it.
     """
     if most is None or len(counts) <= most:
         return sorted(counts), {}

@@ -62,7 +62,7 @@ class Batches:
         clips: the training clips.
         target_encoder: turns transcripts into targets.
         note_dropped: called in every process with the list of all unusable clips of a global batch.
-        stop: a requested stop ends the wait for a batch.
+        stop: the stop signal. A stop request ends the wait for a batch.
         pin_memory: whether to pin batches for a GPU.
     """
 
@@ -98,8 +98,8 @@ class Batches:
         """
         num_empty = 0
         while True:
-            # After a stop request, threads of the previous epoch's prefetcher may still hold locks. Loader processes
-            # must not be forked then, because they could wait for such a lock forever.
+            # After a stop request, threads of the previous epoch's prefetcher may still hold locks. A loader process
+            # that is forked now could wait for such a lock forever.
             if self.world.any(self._stop.requested):
                 yield None
                 return
@@ -175,8 +175,8 @@ class Batches:
             num_workers=recipe.execution.num_workers,
             worker_init_fn=_outlive_the_first_signal,
             pin_memory=self._pin_memory,
-            # Without its own generator, each DataLoader draws a seed from the global generator. A restarted run creates
-            # more DataLoaders, so the global generator would have another state.
+            # Without its own generator, each DataLoader draws a seed from torch's global generator. A restarted run
+            # creates more DataLoaders. Their draws would change the random numbers of later steps.
             generator=torch.Generator().manual_seed(recipe.training.seed),
         )
 
@@ -273,7 +273,7 @@ class _FailuresAsValues(Dataset[Batch | Failure]):
 
 
 def _outlive_the_first_signal(worker: int) -> None:
-    """Handle signals in a loader process. The first signal interrupts the loading of a batch, but not the process.
+    """Handle signals in a loader process. The first signal ends the loading of a batch, but not the process.
 
     Ctrl-C and many schedulers signal every process, but a loader process must not end before the training process has
     saved a checkpoint. After saving, the training process may send a second SIGTERM, which ends a loader process.

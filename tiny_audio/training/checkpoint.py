@@ -171,7 +171,7 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
         last.rename(aside)
         damaged.append(f"{last.name}: {problem}")
         note(f"{last.name} is damaged ({problem}) and is skipped; it was renamed to {aside.name}")
-    # If an earlier run of the command renamed the damaged checkpoints, training must not silently begin at step 0.
+    # An earlier run of the command may have renamed damaged checkpoints. Then do not silently begin at step 0.
     damaged = damaged or sorted(path.name for path in _renamed(folder))
     if damaged:
         raise UserError(
@@ -258,7 +258,7 @@ def _of_step(folder: Path, step: int) -> Path:
 
 
 def _outline(found: list[Saved | None], saved: Saved | None) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """Append ``saved`` to ``found``, and return its small values, which are broadcast in one message.
+    """Append ``saved`` to ``found``. Return the small values of ``saved``, to broadcast them in one message.
 
     Weights and moments are large, so the caller takes them from ``found`` and broadcasts them one by one.
     """

@@ -1,7 +1,7 @@
 """Cut training clips between words.
 
 A chunk of a long recording may begin and end within a sentence, and may contain parts of two sentences. A model that
-was trained only on whole sentences makes many errors in such chunks. Excerpts are training clips that are like these
+was trained only on whole sentences makes many errors in such chunks. Excerpts are training clips that resemble such
 chunks.
 """
 
@@ -30,24 +30,26 @@ from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.sources import Dropped
 
 SPEAKER = "speaker"
-"""Metadata column. Only clips of one speaker are joined."""
+"""Metadata column that names the speaker. Only clips of the same speaker are joined."""
 _LEAST_CONFIDENCE = 0.1
-"""A clip is not used if its text is aligned with less confidence. With a CTC head that was trained for 300 steps on CMU
-AN4, 1 of 282 right transcripts had less confidence than this, and 268 of 282 transcripts of other clips."""
+"""A clip is not used if the alignment of its text has less confidence. The value was tested on 282 clips of CMU AN4,
+with a CTC head that was trained for 300 steps. The confidence was lower for 1 clip with its own transcript, and for 268
+clips with the transcript of another clip."""
 _SHORTEST_S, _LONGEST_QUANTILE = 1.0, 0.95
-"""An excerpt has as many words as fit into a random duration, from 1 s to this quantile of the clips' durations."""
+"""An excerpt has as many words as fit into a random duration. The shortest duration is ``_SHORTEST_S``. The longest is
+the quantile ``_LONGEST_QUANTILE`` of the clips' durations."""
 _SILENCE_S = (0.03, 0.2)
 """A random silence between these durations is kept before the first and after the last sound of a clip."""
 _INACCURACY_S = 0.02
-"""An excerpt begins and ends up to this long before or after the cut between two words, as chunks do."""
+"""Maximum random shift of an excerpt's start and end, because chunks are not cut exactly between words either."""
 _SHORTEST_WORD_S = 0.05
 """A clip with a shorter word is not used, because its cuts are probably wrong."""
 _MARGIN_S = 0.04
-"""The cut between two words may be this long before the end of the first word or after the start of the second."""
+"""A cut may be up to this long before the end of the word before it, or after the start of the word after it."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds the quietest point between two words."""
 _MAX_TRIES = 100
-"""Maximum number of random choices of a clip until one can be used."""
+"""Maximum number of clips to draw until a clip can be used."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Excerpts:
     def _draw(self, candidates: Sequence[int], rng: random.Random) -> _Words | None:
         """Draw a clip, and return its words with a random silence before and after them.
 
-        Return None if none of the clips that were tried can be used.
+        Return None if ``_MAX_TRIES`` drawn clips cannot be used.
         """
         for _ in range(_MAX_TRIES):
             index = rng.choice(candidates)
@@ -195,7 +197,7 @@ class Excerpts:
 
     @torch.no_grad()
     def _align(self, text: str, waveform: Tensor) -> tuple[Word, ...] | None:
-        """Return the words with their times, or None if one of them cannot be found."""
+        """Return the words with their times. Return None if the confidence is too low, or if a word cannot be found."""
         model = self._model
         lengths = torch.tensor([len(waveform)], device=model.device)
         frames = model.encode(waveform[None].to(model.device), lengths)
@@ -210,12 +212,15 @@ class Excerpts:
 
 
 def _is_spoken(word: str) -> bool:
-    """Return False for a word without letters, digits and symbols that are read aloud, such as a dash."""
+    """Whether a word has a letter, a digit or a symbol that is read aloud. A dash, for example, has none of them."""
     return any(character.isalnum() for character in spoken(word))
 
 
 def _with_punctuation(text: str) -> tuple[str, ...]:
-    """Return the spoken words of a text. Each one includes the unspoken words after it, and those before the first."""
+    """Return the spoken words of a text. Unspoken words, such as dashes, are added to the spoken word before them.
+
+    Unspoken words at the start of the text are added to the first spoken word.
+    """
     found: list[str] = []
     before: list[str] = []
     for word in text.split():
@@ -232,8 +237,8 @@ def _with_punctuation(text: str) -> tuple[str, ...]:
 def _cuts_between(words: Sequence[Word], waveform: Tensor) -> tuple[int, ...]:
     """Return the start of the first word, the quietest points between the words, and the end of the last word.
 
-    A CTC head marks only a part of each word. So the first word begins with the first sound, and the last word ends
-    with the last sound. The quietest point between two words is between their middles.
+    A CTC head marks only a part of each word. The first word may therefore start earlier, at the first sound of the
+    clip. The last word may end later, at the last sound. The cut between two words is between the words' middles.
     """
     levels = levels_of(waveform)
     smooth = smoothed(levels, _SMOOTHED)

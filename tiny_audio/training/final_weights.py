@@ -48,7 +48,8 @@ class FinalWeights:
     steps: tuple[int, ...]
     """The step of the weights, or several steps whose checkpoints are averaged."""
     selected_on: str | None = None
-    """The evaluation set whose scores chose the weights. If no scores were used, this and the next two are None."""
+    """The evaluation set whose scores chose the weights. If no scores were used, this and the next two fields are
+    None."""
     metric: str | None = None
     """Name of the metric by which the weights were chosen."""
     value: float | None = None

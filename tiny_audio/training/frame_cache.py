@@ -1,4 +1,4 @@
-"""Keep the frames of a frozen encoder on disk, because they are the same in every epoch."""
+"""Cache the frames of a frozen encoder on disk. The frames of a clip are the same in every epoch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _Entry:
 class FrameCache:
     """Caches the frames of clips in a file. The key of a clip is a hash of its waveform.
 
-    Each clip is encoded alone, so its frames are bit-identical, whether they are read from the file or computed. The
-    file is temporary, so the system frees its space even if the process is killed. Frames that no longer fit are not
-    stored. Replacing old frames would not help, because most clips are needed again only in the next epoch.
+    Each clip is encoded alone, so that its frames do not depend on the batch. The file is temporary, so the system
+    frees its space even if the process is killed. When the file is full, new frames are not stored. Replacing old
+    frames would not help, because most clips are needed again only in the next epoch.
 
     Args:
         encoder: a frozen encoder without dropout.
@@ -41,7 +41,7 @@ class FrameCache:
     def __init__(self, encoder: Encoder, limit_bytes: int, folder: Path) -> None:
         self._encoder = encoder
         self._limit_bytes = limit_bytes
-        # Without a buffer, because bytes that do not fit on the disk would stay in it and make each later seek fail.
+        # Bytes that do not fit on the disk would stay in a buffer, and each later seek would fail. So use no buffer.
         self._file = tempfile.TemporaryFile(dir=folder if folder.is_dir() else None, buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self._size = 0

@@ -88,9 +88,9 @@ class StartingPoint:
         return folder_identity(self.folder)
 
     def load_into(self, model: TinyAudioModel) -> None:
-        """Copy the weights of the wanted parts into ``model``.
+        """Copy the weights of the parts in ``training.init_from.parts`` into ``model``.
 
-        If a part of the exported model has no adapters, the recipe may add new ones.
+        If a part of the exported model has no adapters, the recipe may add adapters to it.
 
         Raises:
             UserError: the adapters or tensors of the exported model do not fit the recipe's model.

@@ -1,7 +1,7 @@
 """Count the resource usage of a run: audio, FLOPs, waiting, memory, energy.
 
-The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They include
-neither the startup time nor steps that were lost when the process was killed.
+The sums are stored in :class:`tiny_audio.training.progress.Progress`, so a continued run adds to them. They exclude
+the startup time, and steps that were lost because the process was killed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training loop of runs and benchmarks: optimizer steps on batches until a budget is spent."""
+"""The training loop of runs and benchmarks. It takes optimizer steps until a budget is spent."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Budget:
         return progress.step >= self.steps
 
     def scheduled_step(self, progress: Progress, num_steps: int) -> int:
-        """Return the current step of the learning rate schedule.
+        """Return the current step of the learning rate schedule, which has ``num_steps`` steps.
 
-        With a budget in seconds, the result is proportional to the time spent in steps: halfway through the budget, it
-        is half of ``num_steps``, the length of the schedule.
+        If the budget is in seconds, the result is proportional to the time spent in steps. For example, it is
+        ``num_steps / 2`` after half of the budget.
         """
         if self.seconds is not None:
             return int(progress.wall_s / self.seconds * num_steps)
@@ -146,8 +146,8 @@ class TrainingLoop(Generic[BatchT]):
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate(config, scheduled_step, settings["peak"])
         if self.world.size > 1:
-            # Seed every step. A checkpoint has only the main process's random state, and may be continued with another
-            # number of processes.
+            # Seed each process in every step. A checkpoint has only the main process's random state, and the run may
+            # continue with another number of processes.
             seed_all(_step_seed(config.seed, progress.step, self.world.rank))
         before = rng_state()
         try:
@@ -164,7 +164,7 @@ class TrainingLoop(Generic[BatchT]):
             )
         except OutOfMemory as error:
             self.optimizer.zero_grad()
-            set_rng_state(before)  # a checkpoint that is saved now must have the state before this step
+            set_rng_state(before)  # a checkpoint that is saved now needs the random state before this step
             raise OutOfMemory(error.in_update, error.detail, group) from error
         if result.is_finite:
             progress.skipped_in_a_row = 0

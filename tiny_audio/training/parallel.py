@@ -46,7 +46,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def synchronizing(model: nn.Module, last: bool) -> Iterator[None]:
-    """Run one forward and backward pass of a step in this context. Only the ``last`` pass synchronizes gradients."""
+    """Context for one forward and backward pass of a step. Only the ``last`` pass synchronizes gradients."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield

@@ -31,7 +31,7 @@ def set_types(model: nn.Module, precision: Precision, device: torch.device) -> N
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for module in model.modules():
-            # peft would cast the adapter's input to fp32, and autocast would cast it back.
+            # By default, peft casts the adapter's input to fp32, and autocast casts it back to bf16. Skip both casts.
             if isinstance(module, BaseTunerLayer):
                 module.cast_input_dtype_enabled = False
 

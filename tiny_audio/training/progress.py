@@ -10,7 +10,7 @@ from typing import Any
 class Progress:
     """Position and sums of a training run.
 
-    The order of the clips is planned, so the position in the plan replaces the state of a data loader.
+    The order of the clips is planned in advance. To continue, a run needs only the position in this plan.
     """
 
     step: int = 0

@@ -74,7 +74,7 @@ def read_part(part: _Part) -> _Part:
     """Return the part, completed with the config of its checkpoint.
 
     Raises:
-        UserError: the checkpoint is damaged, or its family or front end is not that of the part.
+        UserError: the checkpoint is damaged, or its family or front end differs from the part's.
     """
     fields = check_config(part)
     if fields is None:

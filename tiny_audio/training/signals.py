@@ -72,7 +72,7 @@ class StopSignal:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Interrupt the block inside this context if a stop is requested. The interruption must not lose work.
+        """Interrupt the block inside this context if a stop is requested. The block must be safe to interrupt.
 
         Raises:
             StopAsked: a stop was requested, before or during the block.

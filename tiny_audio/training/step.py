@@ -43,7 +43,7 @@ class OutOfMemory(RunFailed):
     """The GPU ran out of memory in a step.
 
     Args:
-        in_update: whether the memory ran out during the update, so that some weights may already be updated.
+        in_update: whether the memory ran out during the update. If so, some weights may already be updated.
         detail: PyTorch's message.
         batches: the batches of the step.
     """
@@ -93,7 +93,7 @@ def take_step(
     """
 
     def differentiate() -> StepResult:
-        # This is a function, so that the scores and their graphs are freed before the update.
+        # This is a function, so that the scores and their autograd graphs are freed before the update.
         decoder_losses, ctc_losses, alignment_losses, unaligned = [], [], [], []
         for index, forward in enumerate(forwards):
             with synchronizing(model, index == len(forwards) - 1):

@@ -1,4 +1,4 @@
-"""Train in a run folder: the loop, with checkpoints, logs, evaluations and dropped clips."""
+"""Train a model in a run folder. Save checkpoints, write logs, evaluate the model, and record dropped clips."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Trainer:
         model: a newly assembled model, the same in every process.
         clips: the training clips.
         target_encoder: turns transcripts into targets.
-        run_dir: the main process's folder for ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
+        run_dir: the folder where the main process writes ``checkpoints/``, ``metrics.jsonl`` and ``dropped.jsonl``.
         stop: the stop signal, checked between steps.
         callback: receives the progress.
         evaluate: scores the model during training: ``model -> {"set": …, "wer": …, …}``. It is called in the main
@@ -98,7 +98,7 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # Buffers need no synchronization: they do not change in training, because batch norms are frozen.
-            # In steps that skip the decoder, its trainable weights are unused. DDP needs to know that.
+            # Steps that skip the decoder do not use its trainable weights, so DDP must search for unused parameters.
             unused = recipe.alone_steps > 0
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
@@ -117,10 +117,10 @@ class Trainer:
         """Train to the last step, and load the weights of the final model. :attr:`final` describes their origin.
 
         Raises:
-            Stopped: a process received a signal. If it was the first signal, all finished steps have been saved.
+            Stopped: a process received a signal. All finished steps are saved, except after a second signal.
             RunFailed: training cannot continue, for example because it diverged. Unsaved steps are lost.
-            UserError: for example, too many clips are unusable, clips cannot be loaded, or a GPU ran out of memory in a
-                run of one process. All finished steps have been saved, unless the run folder cannot be written.
+            UserError: for example, too many clips are unusable, or the GPU of a single process ran out of memory. All
+                finished steps have been saved, unless the run folder cannot be written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()
@@ -144,13 +144,13 @@ class Trainer:
                 self.ledger.add_overhead(self.world.sum([self.ledger.joules()])[0])
         finally:
             if self.world.is_main:
-                # Closing fails if the disk is full, but then an earlier write has already reported the full disk.
+                # Closing fails if the disk is full. In that case, an earlier write has already reported the full disk.
                 with suppress(OSError):
                     self._metrics.close()
         return self.progress
 
     def _train(self) -> None:
-        """Train to the last step, or until training stops early or a stop is requested in any process. Then save."""
+        """Train until the last step, an early stop, or a stop request in any process. Then save a checkpoint."""
         progress = self.progress
         self.model.train()
         planned = Batches(
@@ -175,7 +175,7 @@ class Trainer:
         )
         try:
             if self._selection.best and self._selection.is_due(progress):
-                self._monitor()  # the process that saved this step ended before the step was evaluated
+                self._monitor()  # an earlier process saved this step, but ended before the evaluation
             steps = loop.steps(batches)
             while not self._selection.stops_early(progress) and (step := next(steps, None)):
                 self._after_step(step)
@@ -227,7 +227,7 @@ class Trainer:
         return scores.weighted(micro_batch.weight)
 
     def _after_step(self, step: Step[MicroBatch]) -> None:
-        """Update the counts. Then write a line of the log and evaluate the model, each only if it is due."""
+        """Update the counts. When due, write a line of the log, and evaluate the model."""
         execution, progress = self.recipe.execution, self.progress
         last = step.batches[-1]
         progress.epoch, progress.batch, progress.plan = last.epoch, last.index + 1, last.plan.hash
@@ -243,13 +243,13 @@ class Trainer:
             progress.start_window()
         if self._selection.is_due(progress):
             self._monitor()
-            if self._selection.stops_early(progress) and progress.window_tokens:  # steps since the last line
+            if self._selection.stops_early(progress) and progress.window_tokens:  # the log lacks the last steps
                 self._write(lambda: self._log(step.result.gradient_norm))
 
     # --- dropped clips
 
     def _open_dropped(self) -> list[Dropped]:
-        """Return the clips that this run has dropped. At step 0, first remove the list of an earlier attempt."""
+        """Return the clips that this run has dropped. At step 0, first delete the file of an earlier attempt."""
         path, own = self.run_dir / "dropped.jsonl", self.recipe.data.train
         if self.progress.step == 0:
             path.unlink(missing_ok=True)
@@ -257,7 +257,7 @@ class Trainer:
         return [drop for drop in read_dropped(path) if drop.id.split("/")[0] in own]
 
     def _usable_again(self) -> list[str]:
-        """If too many clips were dropped, read them again. Return the ids of the clips that are usable now."""
+        """If too many clips were dropped, read these clips again. Return the ids of those that are usable now."""
         ids = self._dropped.over_ceiling()
         if not ids:
             return []

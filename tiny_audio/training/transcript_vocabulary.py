@@ -32,7 +32,7 @@ class TranscriptVocabulary:
 
     @classmethod
     def learn(cls, recipe: Recipe, clips: ClipSet, start: StartingPoint | None) -> TranscriptVocabulary:
-        """Learn a tokenizer, CTC characters and alignment labels from the transcripts, each only if the run needs it.
+        """Learn from the transcripts what the run needs: a tokenizer, CTC characters, and alignment labels.
 
         Raises:
             UserError: no clip is usable.

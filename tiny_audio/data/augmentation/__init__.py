@@ -72,9 +72,9 @@ class AugmentationConfig(Config):
         return self.speed is not None or any(section.max_added_s() for section in self.sections())
 
     def duration_s(self, duration_s: float, seed: int, max_duration_s: float) -> float:
-        """Return the duration of a clip after :func:`augment_waveform` with the same seed, without the audio.
+        """Return the duration of a clip after :func:`augment_waveform` with the same seed. The audio is not needed.
 
-        Sections that make clips longer come first, so their random numbers are known; see
+        Sections that make clips longer are applied first, so the same random numbers can be drawn here. See
         :meth:`WaveformAugmentation.added_s`.
         """
         rng = random.Random(seed)
@@ -85,7 +85,7 @@ class AugmentationConfig(Config):
         return duration_s
 
     def speeds(self) -> tuple[float, ...]:
-        """Return the speed factors, rounded to 1 % to keep the resampling kernel small. Without any, return (1.0,)."""
+        """Return the speed factors, or (1.0,) if there are none. Rounding to 1 % keeps the resampling kernel small."""
         return tuple(round(factor * 100) / 100 for factor in self.speed or (1.0,))
 
     def drawn_speed(self, rng: random.Random) -> float:
@@ -139,7 +139,7 @@ def clip_seed(seed: int, epoch: int, clip_id: str, repeat: int = 0) -> int:
     """Return the seed of a clip in an epoch. Unlike Python's ``hash``, it is the same on every machine.
 
     Args:
-        repeat: number of earlier occurrences of the clip in this epoch.
+        repeat: number of the clip's occurrence in this epoch, counted from 0.
     """
     again = f"/{repeat}" if repeat else ""
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()[:8], "big")

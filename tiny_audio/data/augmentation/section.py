@@ -49,7 +49,7 @@ class WaveformAugmentation(Config, ABC):
     def max_added_s(self) -> float:
         """Return the maximum duration in seconds that the section adds to a clip.
 
-        Sections that make clips longer override this method. It is used to estimate the needed memory.
+        Sections that make clips longer override this method. The result is used to estimate the needed memory.
         """
         return 0.0
 
