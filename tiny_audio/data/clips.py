@@ -23,8 +23,8 @@ from tiny_audio.frames import SAMPLE_RATE
 from tiny_audio.sources import Dropped, Source, Utterance, ids_of, origins_of, runs, texts_of
 
 BOUNDS = ("too_short", "too_long")
-"""Values of ``Dropped.reason`` for clips that are too short or too long. The limits of training clips are ``data.min_duration_s``
-and ``data.max_duration_s``."""
+"""Values of ``Dropped.reason`` for clips that are too short or too long. The limits of training clips are
+``data.min_duration_s`` and ``data.max_duration_s``."""
 
 _EMPTY = "its transcript is empty; to train on clips in which nobody speaks, set data.keep_empty"
 

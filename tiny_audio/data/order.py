@@ -58,8 +58,8 @@ class EpochPlan(Sequence[np.ndarray]):
     starts: np.ndarray
     """``[batches + 1]`` int64: batch k is ``order[starts[k]:starts[k + 1]]``."""
     repeats: np.ndarray | None = None
-    """``[n]`` int64: for each entry of ``order``, the number of the occurrence. The occurrences of a clip in an epoch are
-    numbered from 0. None if no clip occurs twice."""
+    """``[n]`` int64: for each entry of ``order``, the number of the occurrence. The occurrences of a clip in an epoch
+    are numbered from 0. None if no clip occurs twice."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
