@@ -168,7 +168,7 @@ class PlannedBatches(Dataset[Batch]):
         except TargetError:
             if len(waveform) >= len(recorded):
                 raise
-        # A higher speed made the clip shorter, so its text may not fit any more. Use the recorded speed instead.
+        # A higher speed made the clip shorter, perhaps too short for its text. Use the recorded speed instead.
         as_recorded = self.augmentation.model_copy(update={"speed": None})
         waveform = augment_waveform(as_recorded, recorded, seed, self.max_duration_s)
         return waveform, encode(text, len(waveform))

@@ -49,7 +49,7 @@ def compile_layers(model: nn.Module, device: torch.device) -> int:
 def uncompiled() -> AbstractContextManager[None]:
     """Return a context in which compiled layers run in eager mode.
 
-    Generation needs it: the key-value cache grows, so compiled layers would be recompiled at each step.
+    Use this context for generation. The key-value cache grows, so compiled layers would be recompiled at each step.
     """
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance

@@ -45,7 +45,7 @@ _INACCURACY_S = 0.02
 _SHORTEST_WORD_S = 0.05
 """A clip with a shorter word is not used, because its cuts are probably wrong."""
 _MARGIN_S = 0.04
-"""A cut may be up to this long before the end of the word before it, or after the start of the word after it."""
+"""A cut between two words may be up to this long before the first word's end, or after the second word's start."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds the quietest point between two words."""
 _MAX_TRIES = 100

@@ -165,7 +165,7 @@ class Overhead:
         self._ledger = Ledger(Progress(), host, None, clock)
 
     def usage(self) -> dict[str, float]:
-        """Return the usage since the last call or, in the first call, since this object was created.
+        """Return the usage since the last call. The first call returns the usage since this object was created.
 
         The keys are ``beside_s``, ``measured_j`` and ``rated_j``, as in :meth:`Ledger.totals`.
         """
