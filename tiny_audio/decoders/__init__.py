@@ -20,20 +20,20 @@ from tiny_audio.pretrained.quantization import Quantization
 from tiny_audio.registry import Registry
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""A function that replaces the computation of logits, such as a fused cross-entropy. It is called with the hidden
-states ``[K, H]`` of K positions and the head's weights ``[V, H]``."""
+"""A function that is called instead of the language-model head, such as a fused cross-entropy. Its arguments are the
+hidden states ``[K, H]`` of K positions and the weights ``[V, H]`` of the language-model head."""
 
 _TOKENIZER_FIELDS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""Names of the config field that has the maximum number of positions. The name depends on the architecture."""
+"""Possible names of the config field for the maximum number of positions. The name depends on the architecture."""
 
 
 class DecoderConfig(TransformersPartConfig, ABC):
     """Base class of all decoders' configs."""
 
     plain_head: ClassVar[bool] = False
-    """Whether logits are only the product of hidden states and the head's weights. If so, a :data:`Head` can replace
-    this product."""
+    """Whether the logits are simply the product of the hidden states and the weights of the language-model head. If so,
+    a :data:`Head` can replace this product."""
 
     tokenizer: TrainedTokenizerConfig | None = None
     """A small tokenizer that is trained on the transcripts. If None, the tokenizer of ``pretrained`` is used."""
@@ -78,21 +78,21 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """Information for a builder, in addition to the config."""
+    """The input of a builder in addition to the config. A builder is a function that returns a decoder."""
 
     tokenizer: Any
-    """The decoder's tokenizer, which also determines the vocabulary size of a decoder with random weights. May be None
-    if ``architecture`` is given, or if only the weights of a checkpoint are needed."""
+    """The decoder's tokenizer. It determines the vocabulary size of a decoder with random weights. It may be None if
+    ``architecture`` is given, or if only the weights of a checkpoint are needed."""
     architecture: dict[str, Any] | None = None
-    """Result of :meth:`Decoder.architecture` in an earlier build. If given, the decoder is rebuilt with this
-    architecture, and no weights are read."""
+    """The architecture of a decoder that was built before, from :meth:`Decoder.architecture`. If given, the decoder is
+    rebuilt with this architecture, and no weights are read."""
 
 
 def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
-    """Load the checkpoint's own tokenizer, or train a tokenizer on ``transcripts``.
+    """Load the checkpoint's own tokenizer or, if ``config.tokenizer`` is set, train a tokenizer on ``transcripts``.
 
     Raises:
-        UserError: the checkpoint's tokenizer cannot be read.
+        UserError: the checkpoint's tokenizer cannot be read, or there are no transcripts.
     """
     if config.tokenizer is None:
         return load_tokenizer(config.pretrained, config.revision)
@@ -100,7 +100,7 @@ def build_tokenizer(config: DecoderConfig, transcripts: Iterable[str]) -> Any:
 
 
 class DecoderCache(ABC):
-    """A decoder's key-value cache, or an equivalent state. Rows can be cropped at their ends.
+    """A decoder's key-value cache, or an equivalent state. The last positions of each row can be removed.
 
     Dimensions: B rows · P positions in the cache · L new positions · H channels · V token ids
     """
@@ -111,8 +111,8 @@ class DecoderCache(ABC):
 
         Args:
             embeddings: ``[B, L, H]``.
-            mask: ``[B, L]`` bool, True on real positions, which are contiguous in each row. The right side may be
-                padded, and in the first call also the left side.
+            mask: ``[B, L]`` bool, True on real positions. In each row, the real positions are contiguous. Padding may
+                be on the right and, in the first call, also on the left.
             num_kept: number of positions, counted from the end, whose logits are returned.
 
         Returns:
@@ -122,7 +122,7 @@ class DecoderCache(ABC):
 
     @abstractmethod
     def keep(self, rows: Tensor, lengths: Tensor) -> None:
-        """Select rows, and crop each row to its first real positions.
+        """Select rows, and keep only the first real positions of each row.
 
         Args:
             rows: ``[K]`` int64, the indices of the rows to keep, in their new order.
@@ -141,7 +141,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings ``[..., H]`` of token ids ``[...]``, scaled as in the model."""
+        """Return the embeddings ``[..., H]`` of token ids ``[...]``, with the scale that the model gives them."""
 
     @abstractmethod
     def forward(
@@ -154,8 +154,8 @@ class Decoder(nn.Module, ABC):
             mask: ``[B, L]`` bool, True on real positions.
             keep: ``[B, L]`` bool, True on positions whose logits are needed.
             head: see :data:`Head`. It is supported only if the config's ``plain_head`` is True.
-            num_shared: number of positions at the start that are the same in all rows and not in ``keep``, such as the
-                start of the prompt. A decoder may compute these positions only once.
+            num_shared: number of positions at the start that are the same in all rows, such as the start of the
+                prompt. ``keep`` is False on them. A decoder may compute these positions only once.
 
         Returns:
             Logits ``[keep.sum(), V]``, or the result of ``head``.

@@ -15,7 +15,10 @@ _KINDS = {"full_attention", "sliding_attention"}
 
 
 def can_crop(model: Any) -> bool:
-    """Whether the state of a transformers ``…ForCausalLM`` consists only of a key and a value for each position."""
+    """Whether the rows of the cache of a transformers ``…ForCausalLM`` can be cropped.
+
+    The state of the model must consist only of a key and a value for each position.
+    """
     kinds = {*(getattr(model.config, "layer_types", None) or ())}
     return _cache_argument(model) is not None and not model._is_stateful and kinds <= _KINDS
 
@@ -30,8 +33,9 @@ class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
     In assisted decoding, each row accepts a different number of draft tokens. The rows are then moved, so that all of
-    them end at the same position. Masking the rejected positions would be faster, but they would stay in the cache.
-    Layers with sliding windows or linear position biases (ALiBi) would count them in the distance between two tokens.
+    them end at the same position. Masking the rejected positions would be faster, but would leave them in the cache.
+    Layers with sliding windows or linear position biases (ALiBi) would count the rejected positions in the distance
+    between two tokens.
 
     Args:
         model: a ``…ForCausalLM``.
@@ -48,8 +52,8 @@ class CausalLMCache(DecoderCache):
         argument = _cache_argument(model)
         assert argument is not None, "can_crop is False for such a model"
         self._argument = argument
-        # Do not pass the model's config. The cache would then discard old positions of sliding-window layers, and these
-        # layers could not be cropped.
+        # Do not pass the model's config. If it were passed, the cache would discard old positions of sliding-window
+        # layers, and the states of these layers could not be cropped.
         self._states = DynamicCache()
         self._mask: Tensor | None = None  # [B, P]
 

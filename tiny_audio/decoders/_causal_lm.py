@@ -54,7 +54,7 @@ def build_causal_lm(
         model_class: a model class of ``transformers``.
         config_class: a config class of ``transformers``. If None, the model's own config class is used.
         can_share: whether ``varlen`` attention is known to work for this family. If so, ``attention: auto`` may pack
-            rows that share a prefix.
+            rows that share a prefix into one sequence.
 
     Raises:
         UserError: the decoder cannot be built (see :mod:`tiny_audio.pretrained.building`).
@@ -107,16 +107,16 @@ def configure_dropout(architecture: Any, probability: float) -> None:
 
 
 def _has_dropout(config: DecoderConfig) -> bool:
-    """Whether there is dropout. It must differ between rows, so no prefix can be shared."""
+    """Whether the config enables dropout. Dropout differs between rows, so rows with dropout cannot share a prefix."""
     return bool(config.dropout or (config.lora and config.lora.dropout))
 
 
 def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, can_share: bool) -> str:
     """Return transformers' name of the attention implementation.
 
-    ``auto`` is the first implementation in ``config.attentions`` that the architecture supports. It is ``varlen``
-    instead of SDPA if ``can_share`` is True, there is no dropout, and the architecture supports both. Without packed
-    rows, both give the same result.
+    For ``auto``, this is the first implementation in ``config.attentions`` that the architecture supports. If it is
+    SDPA, ``varlen`` is used instead under three conditions: ``can_share`` is True, the architecture supports
+    ``varlen``, and there is no dropout. If no rows are packed, SDPA and ``varlen`` give the same result.
 
     Raises:
         UserError: the architecture does not support the requested implementation.
@@ -142,7 +142,7 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, ca
 
 
 def _can_pack(model_class: Any, architecture: Any) -> bool:
-    """Whether a model supports packed rows. It must accept position ids and pass the rows' lengths to its attention."""
+    """Whether a model supports packed rows. It must accept position ids, and give its attention the row lengths."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
     # Chunked attention, convolutions and recurrent states would cross the borders between packed rows.
     has_borders = {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"}
@@ -183,8 +183,8 @@ class CausalLMDecoder(Decoder):
     Args:
         undecodable: ranges ``[start, stop)`` of ids that :meth:`generate` never returns.
         packs: whether :meth:`forward` packs rows into one sequence without padding.
-        shares: whether :meth:`forward` packs rows that share a prefix, to compute it only once. It does so only on a
-            CPU.
+        shares: whether :meth:`forward` on a CPU packs rows that share a prefix, so that the prefix is computed only
+            once.
     """
 
     def __init__(self, model: Any, undecodable: list[list[int]], *, packs: bool = False, shares: bool = False) -> None:
@@ -197,7 +197,7 @@ class CausalLMDecoder(Decoder):
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings that the model's own forward would use. Gemma's embedding module also scales them."""
+        """Return the embeddings that the model's own forward would use. For Gemma, they are scaled."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 

@@ -12,7 +12,7 @@ from tiny_audio.config import Config, UserError, first_line
 PAD, UNKNOWN, END, USER, ASSISTANT = "<|pad|>", "<|unknown|>", "<|end|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, END, USER, ASSISTANT)
 
-# This template is similar to those of large models, so that one prompt builder works for all tokenizers.
+# This template is similar to the chat templates of large models, so that one prompt builder works for all tokenizers.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -26,8 +26,8 @@ class TrainedTokenizerConfig(Config):
     kind: Literal["characters", "bpe"] = "bpe"
     """``characters``: one token per character. ``bpe``: byte-pair encoding."""
     vocab_size: PositiveInt = 256
-    """Vocabulary size of ``bpe``, including special tokens. All characters are included, even if there are more than
-    this number. Not used by ``characters``."""
+    """Vocabulary size of ``bpe``, including special tokens. The vocabulary contains every character of the transcripts,
+    so it may be larger than this number. Not used by ``characters``."""
 
 
 def train_tokenizer(config: TrainedTokenizerConfig, transcripts: Iterable[str]) -> Any:
@@ -112,7 +112,7 @@ def unknown_id(tokenizer: Any) -> int | None:
     """Return the id of the token for unknown text, or None if the tokenizer can encode every text.
 
     GPT-2, Pythia and similar models can encode every text as bytes. Their config names the end token as the unknown
-    token.
+    token, so a token with both roles is ignored.
     """
     unknown: int | None = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown

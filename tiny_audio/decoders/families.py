@@ -1,7 +1,7 @@
 """Decoder families that have their own names, default checkpoints and known linear layers.
 
-To add a family, add its config below, and add the config to the type annotation of :func:`build_family`. If the
-model must be built differently, add a file for it, like ``causal_lm``.
+To add a family, add its config below, and add the config to the type annotation of :func:`build_family`. If
+:func:`build_family` cannot build the model, add a file with another builder, like ``causal_lm.py``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class FamilyConfig(DecoderConfig):
     model_class: ClassVar[str]
     """Name of the model class in ``transformers``."""
     tiny_overrides: ClassVar[dict[str, Any]] = {}
-    """Fields of the transformers config in which the family's :meth:`tiny` config differs from ``TINY_LLAMA``."""
+    """Fields of the transformers config that :meth:`tiny` changes in ``TINY_LLAMA``, or adds to it."""
 
     @classmethod
     def tiny(cls) -> Self:
         """Return a config with two layers of 32 channels."""
         tokenizer = TrainedTokenizerConfig(kind="characters")
         overrides = TINY_LLAMA | cls.tiny_overrides
-        # Every family has defaults for name and pretrained.
+        # mypy does not know that every family has defaults for name and pretrained.
         return cls(init="random", overrides=overrides, tokenizer=tokenizer, freeze=False)  # type: ignore[call-arg]
 
 

@@ -54,11 +54,11 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """Input of a builder in addition to the config."""
+    """The input of a builder in addition to the config. A builder is a function that returns an encoder."""
 
     architecture: dict[str, Any] | None = None
-    """Result of :meth:`Encoder.architecture` in an earlier build. If given, the encoder is rebuilt with this
-    architecture, and no weights are read."""
+    """The architecture of an encoder that was built before, from :meth:`Encoder.architecture`. If given, the encoder is
+    rebuilt with this architecture, and no weights are read."""
 
 
 class Encoder(nn.Module, ABC):

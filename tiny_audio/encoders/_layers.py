@@ -33,7 +33,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
         path: regular expression for the layers' path in a checkpoint, such as ``(hubert\\.)?encoder\\.layers``.
 
     Returns:
-        Regular expressions for the checkpoint's keys that the model no longer has.
+        Regular expressions for the checkpoint's keys of the removed layers.
 
     Raises:
         UserError: there is no layer with the number ``config.layer``.
@@ -51,9 +51,9 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with an adapter: convolutions on top of the layers, not LoRA.
+    """Reject a checkpoint with ``add_adapter``: convolutions on top of the layers. This is not a LoRA adapter.
 
-    Such an adapter lowers the frame rate. In this package, the projector has this task.
+    These convolutions lower the frame rate. In this package, the projector lowers the frame rate.
 
     Raises:
         UserError: the checkpoint has an adapter.
@@ -86,9 +86,9 @@ class WeightedLayers(nn.Module):
     def forward(self, layers: nn.ModuleList, run: Callable[[], object]) -> Tensor:
         """Call ``run()``, and return the weighted sum ``[B, T, D]`` of the first layer's input and all layers' outputs.
 
-        ``run()`` must call each of the ``layers`` once. The sum is computed by hooks on the layers, because hooks work
-        for every architecture, and do not run again when gradient checkpointing recomputes a layer. Without gradients,
-        the outputs of earlier layers are not kept in memory.
+        ``run()`` must call each of the ``layers`` once. Hooks on the layers compute the sum. Hooks work for every
+        architecture, and they do not run again when gradient checkpointing recomputes a layer. Without gradients, the
+        outputs of earlier layers are not kept in memory.
         """
         shares = list(self.weights.float().softmax(0))
         terms: list[Tensor] = []

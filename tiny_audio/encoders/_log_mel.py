@@ -20,15 +20,15 @@ HOP = 160
 LEAST = -10.0
 """log10 of the lowest allowed power. Lower powers are raised to this value."""
 RANGE = 8.0
-"""log10 of the largest allowed ratio of a clip's maximum power to its other powers (80 dB). Lower powers are raised."""
+"""log10 of the largest allowed ratio between a clip's maximum and minimum power, 80 dB. Lower powers are raised."""
 
 
 def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:
     """Extend both ends of each clip by ``margin`` reflected samples: ``[B, S]`` -> ``[B, S' + 2·margin]``.
 
-    S' is the largest of ``lengths``. ``torch.stft`` with ``center=True`` does the same for a single clip, but in a
-    batch, it would reflect the padding of shorter clips. In a shorter clip, values after the second margin have no
-    meaning.
+    S' is the largest of ``lengths``. For a single clip, ``torch.stft`` with ``center=True`` does the same. In a batch,
+    it would reflect the padding of shorter clips. In the result, the values after the second margin of a shorter clip
+    have no meaning.
     """
     position = torch.arange(-margin, int(lengths.max()) + margin, device=waveforms.device)
     last = (lengths - 1).clamp(min=1)[:, None]

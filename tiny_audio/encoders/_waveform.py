@@ -41,17 +41,17 @@ TINY: dict[str, Any] = {
 
 
 class WaveformConfig(EncoderConfig, ABC):
-    """Base of the three families' configs."""
+    """Base class of the configs of HuBERT, wav2vec 2.0 and WavLM."""
 
     linear_layers: ClassVar[tuple[str, ...] | None] = LINEAR_LAYERS
     ctc_head: ClassVar[str | None] = "lm_head"
 
     normalize: bool = True
     """Scale each clip to mean 0 and variance 1. Checkpoints with layer norms in their front end, such as the large
-    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead. It removes the mean
-    and the scale of a clip, so this setting does not change their output."""
+    checkpoints of HuBERT and WavLM, expect this. The base checkpoints have a group norm instead. The group norm removes
+    the mean and the scale of a clip, so this setting does not change their output."""
     train_front_end: bool = False
-    """Train the convolutions too. If false, no gradient is computed for them."""
+    """Train the convolutions of the front end, too. If false, no gradient is computed for them."""
 
     @model_validator(mode="after")
     def _check_front_end(self) -> Self:
@@ -126,7 +126,8 @@ class WaveformEncoder(Encoder):
         self.packs = config.attention in PACKED
         self.dim: int = model.config.hidden_size
         self.frame_rate = SAMPLE_RATE / math.prod(model.config.conv_stride)
-        # A group norm computes statistics over time, so padding would affect every frame.
+        # A group norm computes statistics over time, so padding would affect every frame. Run such a front end on one
+        # clip at a time.
         self.per_clip: bool = model.config.feat_extract_norm == "group"
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
         if config.layer != "last" and model.config.do_stable_layer_norm:

@@ -19,7 +19,7 @@ class Wav2Vec2Config(WaveformConfig):
 
     name: Literal["wav2vec2"] = "wav2vec2"
     pretrained: str = "facebook/wav2vec2-large-960h-lv60-self"
-    """Hub id or local folder of a wav2vec 2.0 checkpoint: bare, from pre-training, or with a CTC head."""
+    """Hub id or local folder of a wav2vec 2.0 checkpoint, with or without a CTC head."""
 
     @classmethod
     def tiny(cls) -> Self:
@@ -29,7 +29,7 @@ class Wav2Vec2Config(WaveformConfig):
 
 @ENCODERS.register
 def build_wav2vec2(config: Wav2Vec2Config, context: EncoderContext) -> Encoder:
-    """Build wav2vec 2.0 from a bare, pre-training or CTC checkpoint, or with random weights."""
+    """Build wav2vec 2.0 from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import Wav2Vec2Model
 
     return build_waveform_encoder(Wav2Vec2Model, config, context, not_used=_PRETRAINING)

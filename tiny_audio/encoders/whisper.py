@@ -19,8 +19,8 @@ from tiny_audio.pretrained.packing import PACKED, Packing
 from tiny_audio.pretrained.trainable import prepare_training
 
 _LEAST_OF_ANY_LEVEL = -16.0
-"""log10 of the lowest allowed power with ``level_invariant``. Even in very soft speech, only the other limit has an
-effect: 80 dB below the clip's maximum. That limit is relative, so features can be independent of the loudness."""
+"""log10 of the lowest allowed power with ``level_invariant``. It is so low that, even in very soft speech, only the
+relative limit has an effect: 80 dB below the clip's maximum. Features can then be independent of the loudness."""
 
 
 class WhisperConfig(EncoderConfig):
@@ -80,7 +80,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
     )
     cut = keep_layers(architecture, config, r"(model\.)?encoder\.layers")
     rebuilt = context.architecture is not None
-    # transformers' WhisperEncoder.from_pretrained would match no key of a complete checkpoint, and load nothing.
+    # Load the complete model. transformers' WhisperEncoder.from_pretrained would match no key of a complete checkpoint.
     complete = not rebuilt and config.init == "pretrained"
     model_class, ignored = WhisperModel if complete else Layers, (r"proj_out\.weight", *cut)
     model = build_or_load(model_class, architecture, config, rebuilt=rebuilt, ignored=ignored)
@@ -118,9 +118,9 @@ class WhisperEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Whisper.
 
-        Features are raised to at least 80 dB below the clip's maximum. With ``level_invariant``, all features are also
-        shifted so that the maximum is that of loud speech. The start of a clip is padded by reflection. The end is
-        padded with silence, like the end of a clip in Whisper's 30 s window.
+        Features are raised to at least 80 dB below the clip's maximum. With ``level_invariant``, all features of a clip
+        are also shifted, so that every clip has the maximum of loud speech. The start of a clip is padded by
+        reflection. The end is padded with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP
@@ -135,7 +135,7 @@ class WhisperEncoder(Encoder):
         loudest = mel.masked_fill(~frames.mask()[..., None], least).amax(dim=(1, 2), keepdim=True)
         mel = torch.maximum(mel, loudest - 8.0)
         if self.level_invariant:
-            mel = mel - loudest.clamp(min=least + 8.0) + 1.0  # the clamp keeps silence from being amplified
+            mel = mel - loudest.clamp(min=least + 8.0) + 1.0  # without the clamp, silence would be amplified
         return Frames((mel + 4.0) / 4.0, num_mel_frames, frames.rate)
 
     def encode(self, features: Frames) -> Frames:

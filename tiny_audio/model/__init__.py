@@ -1,1 +1,1 @@
-"""``TinyAudioModel``: prompt, CTC head, splicing, decoding, drafts, processor and base weights."""
+"""``TinyAudioModel``, and modules for its prompts, input, decoding, processor and base weights."""

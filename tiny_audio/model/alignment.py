@@ -20,14 +20,15 @@ from tiny_audio.decoders import Decoder
 
 
 class AlignmentLoss(nn.Module):
-    """The alignment loss of a run. It has no parameters, and checkpoints do not contain it.
+    """The alignment loss of a model in training. It has no parameters, and checkpoints do not contain it.
 
-    B clips · N audio embeddings · H decoder channels · K labels
+    Dimensions: B clips · N audio embeddings · H decoder channels · K labels
 
     Args:
         config: the recipe's section ``alignment``.
         token_ids: token ids of the labels, ascending.
-        pieces: id of a token that is not a label -> ids of the labels that together spell this token.
+        pieces: for the id of each other token that occurs in targets, the token ids of the labels that together spell
+            this token.
     """
 
     token_ids: Tensor
@@ -59,11 +60,11 @@ class AlignmentLoss(nn.Module):
             targets: B rows of token ids. Each row ends in the end token, which is not aligned.
         """
         logits = self._logits(decoder, audio)
-        tokens = iter(torch.cat(list(targets)).tolist())  # one copy from the GPU
+        tokens = iter(torch.cat(list(targets)).tolist())  # copy from the GPU only once
         texts = [list(itertools.islice(tokens, len(row)))[:-1] for row in targets]
         labels = [[label for token in text for label in self._labels[token]] for text in texts]
         fits = [ctc.min_frames(row) <= size for row, size in zip(labels, audio_lengths.tolist(), strict=True)]
-        # A target that does not fit would have an infinite loss without a finite gradient, so use an empty target.
+        # A target that does not fit would have an infinite loss and no finite gradient, so use an empty target.
         labels = [row if fit else [] for row, fit in zip(labels, fits, strict=True)]
         fitting = torch.tensor(fits, device=audio.device)
         return -ctc.log_likelihood(logits, audio_lengths, labels) * fitting, fitting
@@ -72,8 +73,8 @@ class AlignmentLoss(nn.Module):
     def nearest(self, decoder: Decoder, audio: Tensor, audio_lengths: Tensor) -> list[list[int]]:
         """Return the token ids of B clips without running the decoder's layers.
 
-        Each audio embedding is replaced by the label with the most similar token embedding, or by the blank if no
-        similarity is above ``blank_similarity``. Then adjacent repetitions are merged, and blanks are removed.
+        Each audio embedding is replaced by the label with the most similar token embedding. If no similarity is above
+        ``blank_similarity``, it is replaced by the blank. Then adjacent repetitions are merged, and blanks are removed.
         """
         labels = ctc.greedy(self._logits(decoder, audio), audio_lengths)
         return [self.token_ids[torch.tensor(row, dtype=torch.long) - 1].tolist() for row in labels]

@@ -59,8 +59,8 @@ class Draft(Protocol):
 class TextDraft:
     """A draft from a text that is nearly correct, such as the text of a CTC head.
 
-    The draft is the text after the prefix that has the lowest Levenshtein distance to the verified tokens. So a wrong
-    word usually does not affect the draft of the following words.
+    The text's prefix with the lowest Levenshtein distance to the verified text is removed. The rest of the text is the
+    draft. A wrong word therefore rarely affects the draft of the following words.
 
     Args:
         text: the whole text.
@@ -90,12 +90,12 @@ class TextDraft:
     def _rest(self) -> str:
         """Return the part of the text that follows the verified text."""
         best = np.flatnonzero(self._distances == self._distances.min()).tolist()
-        # Prefer a prefix that ends at the end of a word, because verified tokens usually end there.
+        # If several prefixes are equally good, prefer those that end with a word, like most verified texts.
         word_ends = [position for position in best if self._text[position : position + 1] in (" ", "")]
         return self._text[max(word_ends or best) :]
 
     def _update_distances(self, verified: str) -> None:
-        if not verified.startswith(self._verified):  # the ids of the previous call ended inside a multi-byte character
+        if not verified.startswith(self._verified):  # earlier ids ended inside a multi-byte character
             self._verified, self._distances = "", np.arange(len(self._text) + 1)
         positions = np.arange(len(self._distances))
         for code in _codes(verified[len(self._verified) :]):
@@ -147,7 +147,7 @@ def decode_assisted(
         drafts: one draft for each row.
         max_new_tokens: number of tokens after which a row without an end token is truncated.
         end_id: the token that ends a row.
-        on_ids: called after each pass for each of its rows, with the row's index and its verified ids so far.
+        on_ids: called after each pass, once for each row in the pass, with the row's index and all its verified ids.
     """
     device = embeddings.device
     verified: list[list[int]] = [[] for _ in drafts]

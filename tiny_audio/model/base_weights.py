@@ -51,7 +51,8 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
         if not Path(part.pretrained).is_dir():
             part = part.model_copy(update={"revision": fingerprint})
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}.")}
-        # Adapters do not count: they are trained in single precision, and there may be more of them than base weights.
+        # Find the most common type of the base weights. Adapters are left out, because they are trained in single
+        # precision, and may have more tensors than the base model.
         bare = [tensor for name, tensor in own.items() if not _is_adapter(name) and tensor.is_floating_point()]
         dtype = Counter(tensor.dtype for tensor in bare).most_common(1)[0][0]
         base = _base_tensors(kind, part, quantized=dtype)
@@ -80,7 +81,7 @@ def complete(model: nn.Module, config: Any, missing: Collection[str]) -> set[str
 
     Args:
         model: the model, directly after loading.
-        config: its config, with ``base_weights``.
+        config: the model's config, with ``base_weights``.
         missing: names of the tensors that are not in the export, except for tied tensors.
 
     Raises:
@@ -148,7 +149,8 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: the type to which quantized weights are dequantized, as in training. If None, nothing is quantized.
+        quantized: the type of dequantized weights. If it is given and the part is quantized in training, the part's
+            weights are quantized and dequantized, to get the rounding errors of training.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):

@@ -29,7 +29,7 @@ class TinyAudioConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers i
         base_weights: references to the weights that an export leaves out, by part (see
             :mod:`tiny_audio.model.base_weights`). None if the export contains all weights.
         clip_durations: :class:`tiny_audio.model.clip_durations.ClipDurations` of the training clips as a mapping. None
-            if they are not recorded, as in older versions.
+            if they are not recorded, as in older exports.
     """
 
     model_type = "tiny_audio"

@@ -1,4 +1,4 @@
-"""Joint decoding: search for texts, and choose among them, by the scores of the decoder and of the CTC head."""
+"""Joint decoding: find and choose texts by the scores of both the decoder and the CTC head."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tiny_audio.ctc import CtcVocabulary, Prefixes
 from tiny_audio.frames import Frames
 
 _CANDIDATES = 16
-"""Number of tokens that the CTC head scores for each beam in each step: those that are most likely for the decoder."""
+"""Number of candidates for each beam in each step. The candidates are the decoder's most likely tokens."""
 _EXCLUDED = -1e9
-"""Score of all other tokens. It is finite, because the sum of infinite scores may be undefined."""
+"""Score of excluded tokens. It is finite, because the sum of infinite scores may be undefined."""
 
 
 class CtcSearch:
     """A logits processor for transformers' beam search: add the CTC head's scores to the decoder's scores.
 
-    A token gets the score (1 - w)·log p_decoder + w·log p_ctc (Watanabe et al. 2017). Its probability for the CTC head
-    is the probability that the labels start with the text up to and including the token, divided by the probability
-    that they start with the text before the token. The end token counts as the end of the labels. Tokens with
+    A token gets the score (1 - w)·log p_decoder + w·log p_ctc (Watanabe et al. 2017). To define p_ctc, let P(text) be
+    the probability that the CTC head's labels start with a text. Then p_ctc is P(text with the token) / P(text without
+    the token). For the end token, the numerator is the probability that the labels are exactly the text. Tokens with
     characters that are not labels are excluded.
 
     Args:

@@ -262,7 +262,7 @@ class TinyAudioModel(SavedModel):
     def longest_clip_s(self, at_most_s: float) -> float:
         """Return the maximum duration of a clip in seconds, given the limits of the encoder and the decoder.
 
-        If the model was trained with context (such as hotwords), there is also room for the longest context.
+        If the model was trained with context (such as hotwords), positions for the longest context are reserved.
 
         Args:
             at_most_s: upper bound of the result.

@@ -40,8 +40,8 @@ class TinyAudioProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers 
             ``waveforms [B, S]`` (float32, padded with zeros), and ``waveform_lengths [B]`` in samples.
 
         Raises:
-            UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is not a
-                nonempty mono array of finite floating-point samples.
+            UserError: ``sampling_rate`` or ``return_tensors`` is not supported, there is no clip, or a clip is empty,
+                has several channels, or has samples that are not finite floating-point numbers.
         """
         if sampling_rate != SAMPLE_RATE:
             raise UserError(

@@ -201,9 +201,9 @@ def _distinct(words: Iterable[str]) -> Iterable[str]:
 
 
 def build_prompt(config: PromptConfig, tokenizer: Any) -> Prompt:
-    """Render the messages with the tokenizer's chat template, or as plain text if it has none.
+    """Return the prompt, rendered with the tokenizer's chat template, or as plain text if there is no template.
 
-    If the template prints a date, it is a fixed date. Thinking is switched off.
+    If the template prints a date, a fixed date is used. Thinking is switched off.
 
     Raises:
         UserError: the tokenizer has no end token or lacks a token of the prompt, or its template rejects, drops or
@@ -253,7 +253,7 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     both = [{"role": "system", "content": system}, *alone]
     # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches for the template. It need not print them.
+    # Words such as `/no_think` are switches for the template, which may leave them out of the text.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)
@@ -293,7 +293,10 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 
 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
-    """Return the token that ends a reply, often not the end-of-text token. None if the template shows no such token."""
+    """Return the id of the token that ends a reply, or None if the template shows no such token.
+
+    This is often not the end-of-text token.
+    """
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)
     except UserError:

@@ -36,7 +36,9 @@ class Room:
         return ContextEncoder(tokenizer, self.settings, most)
 
     def fitting(self, generation: GenerationConfig, longest_s: float) -> GenerationConfig:
-        """Return the settings with fewer ``max_new_tokens`` if the decoder has too few positions for so many.
+        """Return the settings, with a lower ``max_new_tokens`` if the decoder has too few positions.
+
+        ``max_new_tokens`` is never lowered below the model's own setting.
 
         Args:
             generation: settings that may allow more tokens than the model's own settings.

@@ -2,9 +2,9 @@
 
 The model is built on the meta device, without weights. A **dry run** (``_dry_run``) executes one training step on the
 largest batch (``_step``), and counts the bytes of all live tensors and the FLOPs of each part. **Autocast emulation**
-(``_autocast``) applies the types and kernels of the real device. **Allowances** (``_hardware``) cover memory outside of
-tensors: fragmentation, and the CUDA context or the Python process. The time is
-``FLOPs / (peak speed · utilization · (1 - padding share))``, where the FLOPs are those without padding, and ``_order``
+(``_autocast``) applies the data types and kernels of the real device. **Allowances** (``_hardware``) cover memory
+outside of tensors: fragmentation, and the CUDA context or the Python process. The time is
+``FLOPs / (peak speed · utilization · (1 - padding share))``. These FLOPs do not include padding, and ``_order``
 estimates the padding share. If the recipe does not fit, ``_changes`` tries changes, each in a separate dry run.
 """
 
@@ -58,7 +58,7 @@ class Plan:
     rows: tuple[Row, ...]
 
     def flops_per_audio_s(self) -> dict[str, dict[str, float]]:
-        """Return part -> ``forward`` and ``backward`` -> FLOPs per second of audio, for a clip of mean length."""
+        """Return FLOPs per second of audio by part and direction (forward, backward), for a clip of mean length."""
         audio_s = self.mean.shape.padded_s
         return {
             part: {direction: count / audio_s for direction, count in counts.items()}
@@ -66,7 +66,7 @@ class Plan:
         }
 
     def total_parameters(self) -> dict[str, int]:
-        """Return ``total`` and ``trainable``: the numbers of parameters of all parts together."""
+        """Return the numbers of parameters of all parts together: ``total`` and ``trainable``."""
         return {key: sum(part[key] for part in self.worst.parameters.values()) for key in ("total", "trainable")}
 
     def as_json(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def plan_recipe(
 
 
 def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
-    """Predict the bytes that a training step on one batch needs, including the allowances of a plan.
+    """Predict the bytes that a training step on one batch needs, including the allowances for other memory.
 
     Raises:
         UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.

@@ -74,8 +74,8 @@ class AutocastEmulation(TorchFunctionMode):
     def backward(self, loss: Tensor) -> None:
         """Run the backward pass of ``loss``.
 
-        ``loss.backward()`` cannot be used: PyTorch turns this mode off inside it, so layers that are recomputed in the
-        backward pass would not be emulated.
+        ``loss.backward()`` cannot be used. PyTorch turns this mode off inside ``backward``, so layers that are
+        recomputed in the backward pass would not be emulated.
         """
         self._keeps_weights = False  # each recomputed layer enters autocast again, and casts its weights again
         engine = torch.autograd.Variable._execution_engine
@@ -178,7 +178,7 @@ def _flash_attention(
     max_length_q: int = 0,
     **__: Any,
 ) -> Any:
-    if cu_seq_lens_q is None:  # the rows are padded; with the real kernel, transformers removes the padding here
+    if cu_seq_lens_q is None:  # the rows are padded; in a real run, transformers removes the padding here
         # [B, H, T, D] -> [B, T, H, D]
         return _fused(query, key, value).transpose(1, 2), None
     # [1, H, T, D] -> [T, H, D]. The sliding window is left out, because it does not affect sizes.
@@ -210,5 +210,5 @@ def _rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Run dropout as on a GPU, where the saved mask has one byte per element, not one float as on a CPU."""
+    """Run dropout as on a GPU: the saved mask has one byte per element. On a CPU, it has one float per element."""
     return torch.native_dropout(input, p, training)[0] if p and training else input

@@ -98,7 +98,7 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         if lora is None or lora.rank <= _LOW_RANK:
             continue
         # A trainable parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for
-        # activations. If the change saves less than this estimate, the only cost is one more dry run.
+        # activations. If this estimate is too high, the only cost is one more dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}
@@ -141,9 +141,10 @@ def _fewer_clips(recipe: Recipe, worst: DryRunResult, clips: int) -> Fields:
 
 
 def _several(recipe: Recipe, worst: DryRunResult, machine: Machine) -> list[Change]:
-    """Combine all fields of :func:`_savers`. If these are not enough, also use fewer clips per batch.
+    """Return a combination of changes that makes the recipe fit, or an empty list.
 
-    If this is not enough, repeat both with a half, then with a quarter of the maximum clip duration.
+    First try all fields of :func:`_savers` together, then also fewer clips per batch. If neither is enough, try both
+    again with half of the maximum clip duration, then with a quarter.
     """
     savers, data = _savers(recipe, worst, machine), recipe.data
     halves = (data.max_duration_s / 2, data.max_duration_s / 4)

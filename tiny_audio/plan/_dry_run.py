@@ -30,7 +30,7 @@ OTHER = "other"
 
 
 def _attention_flops(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of attention's two matrix products, for queries ``[B, H, T, D]``. Query heads may share keys."""
+    """Return the FLOPs of attention's two matrix products, for queries ``[B, H, T, D]``. Heads may share keys."""
     return 4 * query.numel() * key.shape[2]
 
 
@@ -78,8 +78,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copies_convolutions = copies_convolutions
         self._part = self._label = OTHER
         self._direction = "forward"
-        # Address of a storage -> weak reference to it, its size in bytes, its label. The callback of the reference runs
-        # when the storage is released.
+        # Key: the address of a storage. Value: a weak reference to the storage, its size in bytes, and its label. The
+        # callback of the reference runs when the storage is released.
         self._alive: dict[int, tuple[Any, int, str]] = {}
         self._bytes: Counter[str] = Counter()
         self._total = 0
@@ -87,7 +87,7 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at_peak: Counter[str] = Counter()
         """Bytes by label at the peak."""
         self.flops: Counter[tuple[str, str]] = Counter()
-        """``(part, "forward" or "backward")`` -> FLOPs. A multiplication and an addition count as two."""
+        """FLOPs by part and direction (``forward`` or ``backward``). A multiplication and an addition count as two."""
 
     def account(self, tensor: Tensor, label: str) -> None:
         """Count a tensor that was created outside the dry run, or change the label of a counted tensor."""
@@ -296,7 +296,7 @@ def _resolve_masks(args: Any) -> Any:
 
 
 def _makes_integers(packet: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-    """Whether a call creates integers or booleans. Such lengths, positions and masks must keep their values."""
+    """Whether a call creates integers or booleans: lengths, positions or masks, whose values are needed."""
     dtype = kwargs.get("dtype") or (tensors[0].dtype if tensors else None)
     if dtype is not None:
         return not (dtype.is_floating_point or dtype.is_complex)

@@ -45,7 +45,7 @@ def planned_batches(recipe: Recipe, mean_s: float) -> Batches:
 def _durations(shortest_s: float, longest_s: float, mean_s: float) -> NDArray[np.float64]:
     """Return evenly spaced quantiles of the distribution of durations.
 
-    Clipping changes the mean, so bisection finds the median for which the mean is ``mean_s``.
+    Clipping changes the mean, so bisection searches for the median with which the clipped mean is ``mean_s``.
     """
     normal = NormalDist(sigma=SPREAD)
     offsets = np.array([normal.inv_cdf((rank + 0.5) / _NUM_CLIPS) for rank in range(_NUM_CLIPS)])

@@ -37,7 +37,7 @@ _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
 """Assumed characters per hotword, and per word of the previous text, including separators. The number for hotwords is
 larger, because rare words are split into more tokens."""
 _MAX_CLIPS = 10_000
-"""Maximum number of clips in a batch. It is limited, because the dry run creates real lengths and transcripts."""
+"""Maximum number of clips in a dry run. A dry run creates real lengths and transcripts, which takes time and memory."""
 TEMPLATE_TOKENS = 30
 """Assumed number of tokens that a chat template adds to the messages."""
 
@@ -65,7 +65,7 @@ class DryRunResult:
     """Bytes at the time of the peak, for ``weights``, ``gradients``, ``optimizer``, ``activations_<part>``, ``logits``,
     ``backward`` and ``workspace``."""
     flops: dict[str, dict[str, int]]
-    """Part -> ``forward`` and ``backward`` -> FLOPs."""
+    """FLOPs by part and direction (``forward`` or ``backward``)."""
     parts: list[dict[str, Any]]
     """Rows of :func:`tiny_audio.model.parts_table.describe_parts`."""
     approximate: bool
@@ -82,7 +82,7 @@ class DryRunResult:
 
     @property
     def parameters(self) -> dict[str, dict[str, int]]:
-        """Part -> ``total`` and ``trainable`` -> number of parameters."""
+        """Numbers of parameters by part: ``total`` and ``trainable``."""
         return {row["part"]: {key: row[key] for key in ("total", "trainable")} for row in self.parts}
 
 
@@ -127,7 +127,7 @@ def dry_run(
     Args:
         device: the device whose kernels and allocator are emulated.
         context_tokens: number of tokens of each clip's context. If None, it is the maximum of the recipe.
-        text_share: amount of text, relative to the usual amount for a clip of the shape's duration.
+        text_share: factor for the amount of text. 1 is the usual amount for a clip of this duration.
 
     Raises:
         UserError: a part cannot be built, see :func:`tiny_audio.plan.meta.build_on_meta`.

@@ -64,8 +64,8 @@ def build_stand_in(
 
     Args:
         prompt_tokens: number of tokens of the prompt.
-        random_weights: if True, parts get the architectures of their checkpoints, but not the weights. If False, the
-            weights are also loaded.
+        random_weights: if True, only the architectures of parts are read from their checkpoints. If False, the weights
+            are read, too.
 
     Raises:
         UserError: a part cannot be built, or its checkpoint cannot be read.

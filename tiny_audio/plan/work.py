@@ -56,7 +56,7 @@ class Work:
 def work_of(recipe: Recipe, device: Device) -> Work:
     """Return curves for the FLOPs of a clip, fitted to dry runs of a short clip, a medium clip and the longest clip.
 
-    The curves are quadratic in the length of the clip, because the FLOPs of attention are. All other FLOPs are linear.
+    The FLOPs of attention are quadratic in the length of the clip. All other FLOPs are linear.
 
     Raises:
         UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.
@@ -77,7 +77,8 @@ _KNOWN: dict[str, Work] = {}
 def _fit(recipe: Recipe, device: Device) -> Work:
     longest = recipe.data.max_duration_s
     shortest = max(recipe.data.min_duration_s, longest / 8)
-    # The middle clip has twice the text, so that FLOPs per position and per token can be separated.
+    # The middle clip has twice the usual text. Otherwise, tokens and positions would grow together, and their FLOPs
+    # could hardly be separated.
     points = [
         dry_run(recipe, Shape(1, seconds), device, text_share=share, context_tokens=0)
         for seconds, share in ((shortest, 1), ((shortest + longest) / 2, 2), (longest, 1))

@@ -153,18 +153,18 @@ class EvaluationConfig(Config):
     value together. If None, single clips are resampled. Comparisons of systems use the same column. If this field is
     None, comparisons use ``speaker``, provided that every clip has a speaker and there are several speakers."""
     exclude_shared: Annotated[tuple[Literal["clip", "sound", "recording", "speaker"], ...], Field(strict=False)] = ()
-    """Leave out evaluation clips that share one of these with the training data. Even without this field, the report
-    states the overlap next to the error rate. ``sound`` finds copies of training clips that were renamed, converted or
-    cut."""
+    """Leave out evaluation clips that have a listed property in common with a training clip. ``sound`` finds copies of
+    training clips that were renamed, converted or cut. Even without this field, the report states the overlap next to
+    the error rate."""
     encoder_system_clips: NonNegativeInt = 200
     """Maximum number of clips of each set on which the model is compared with a published recognizer. The clips are
     spread evenly over the set. The published recognizer is the one from which the encoder was taken, such as Whisper
     with its own decoder. The model is also compared with its CTC head, if it has one, on all clips. 0 leaves both
     comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
-    """The sound of evaluation clips is compared with the sound of training clips if there are at most this many hours
-    of training audio. The comparison finds copies. It decodes all training audio once. If there are more hours, the
-    report states that sound was not compared."""
+    """Maximum hours of training audio for the comparison of sound between evaluation and training clips. The comparison
+    finds copies, and decodes all training audio once. If there are more hours, the report states that sound was not
+    compared."""
 
 
 class ExecutionConfig(Config):

@@ -70,7 +70,7 @@ def _field_error(entry: Any, model: type[BaseModel]) -> str:
 def added_by_null(
     section: BaseModel, document: Mapping[str, Any], before: Mapping[str, Any], path: str = ""
 ) -> Iterator[str]:
-    """Yield an error for each optional section that only overrides with null have added.
+    """Yield an error for each optional section that exists only because an override set one of its fields to null.
 
     For example, ``alignment.steps=null`` would switch on the loss of a recipe that has no section ``alignment``.
 
@@ -99,7 +99,7 @@ def _is_null(values: Mapping[str, Any]) -> bool:
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
-    """Return a hint for errors in fields that a change like ``projector.name=conv`` keeps, or an empty string."""
+    """Return a hint for an error in a field that a change like ``projector.name=conv`` has kept, or an empty string."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
         if field == "name" and error.startswith(f"{section}."):  # errors of the name itself start with `section: `

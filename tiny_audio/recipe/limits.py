@@ -20,11 +20,11 @@ Errors = Iterator[tuple[str, str]]
 """Pairs of (location in the recipe, message)."""
 
 _WIDTH = 64
-"""An arbitrary width for the projector. The number of embeddings does not depend on it."""
+"""An arbitrary width for the projector. The number of embeddings does not depend on the width."""
 
 
 class ContextLimits:
-    """Positions in the decoder's context, and the limits that follow from them.
+    """The decoder positions that audio, prompt and text need, and the limits that follow from them.
 
     Args:
         num_prompt_ids: number of tokens of the prompt. 0 if the tokenizer is not known yet.
@@ -119,9 +119,9 @@ def limit_errors(recipe: Recipe) -> Errors:
 
 
 def _context(recipe: Recipe, longest_s: float) -> Errors:
-    """Check that the longest clip and its transcript fit into the decoder's context.
+    """Check that the decoder has enough positions for the longest clip and its transcript.
 
-    The few tokens of the prompt are not counted, because counting them would need the tokenizer.
+    Of the prompt, only ``prompt.context`` is counted. To count its few other tokens, the tokenizer would be needed.
     """
     try:
         limits = ContextLimits(recipe)
