@@ -1,4 +1,4 @@
-"""Log-mel features of Whisper. Later families of encoders use them with a few changes.
+"""Log-mel features of Whisper. Other encoders use them with a few changes.
 
 Dimensions: B clips · S samples · F mel frames
 """

@@ -55,7 +55,7 @@ class GraniteSpeechConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. The input of the layers is a pair of mel frames."""
+        """Return the settings of the front end. Each input of the layers is a pair of mel frames."""
         mels = self.known_fields().get("input_dim", 160) // STACK
         sizes = {"n_fft": NUM_FFT, "win_length": WINDOW, "hop_length": HOP, "n_mels": mels}
         return {"sampling_rate": SAMPLE_RATE, "melspec_kwargs": {"sample_rate": SAMPLE_RATE} | sizes}

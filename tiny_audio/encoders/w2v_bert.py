@@ -57,7 +57,7 @@ class W2vBertConfig(EncoderConfig):
         return None
 
     def front_end(self) -> dict[str, Any]:
-        """Return the settings of the front end. The input of the layers is a pair of filter-bank frames."""
+        """Return the settings of the front end. Each input of the layers is a pair of filter-bank frames."""
         mels = self.known_fields().get("feature_projection_input_dim", 160) // STACK
         return {"sampling_rate": SAMPLE_RATE, "num_mel_bins": mels, "stride": STACK}
 

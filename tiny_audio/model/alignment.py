@@ -27,8 +27,8 @@ class AlignmentLoss(nn.Module):
     Args:
         config: the recipe's section ``alignment``.
         token_ids: token ids of the labels, ascending.
-        pieces: for the id of each other token that occurs in targets, the token ids of the labels that together spell
-            this token.
+        pieces: the other tokens that may occur in targets. A key is the id of a token. Its value is the token ids of the
+            labels that together spell this token.
     """
 
     token_ids: Tensor

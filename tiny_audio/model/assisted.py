@@ -2,7 +2,7 @@
 
 See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text. One forward pass of the
 decoder over prompt, audio and draft predicts the next token at every position. The draft is accepted up to the first
-token that differs from the prediction. There, the predicted token is used, as in plain greedy decoding.
+token that differs from the prediction. In its place, the predicted token is used, as in plain greedy decoding.
 """
 
 from __future__ import annotations

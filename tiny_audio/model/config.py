@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 
 from tiny_audio.runtime.requirements import check_audio_pair
 
-# When an export is loaded, this module is imported first. So check here that torch and torchaudio work together.
-# Otherwise, the import of a later module would fail deep inside transformers.
+# When an export is loaded, this module is imported first, so check here that torch and torchaudio work together.
+# Without this check, an incompatible pair would make a later import fail deep inside transformers.
 check_audio_pair()
 
 

@@ -23,8 +23,8 @@ class GenerationConfig(Config):
     decoder."""
     ctc_search: bool = Field(default=False, json_schema_extra=LATER)
     """Whether the CTC head also takes part in the beam search, instead of only choosing among the found texts. In each
-    step, tokens get the score (1 - w)·log p_decoder + w·log p_ctc. So texts that the audio does not contain, such as
-    loops, are less likely."""
+    step, tokens get the score (1 - w)·log p_decoder + w·log p_ctc. This makes texts that the audio does not contain,
+    such as loops, less likely."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
     faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding

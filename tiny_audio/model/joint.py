@@ -13,7 +13,7 @@ from tiny_audio.ctc import CtcVocabulary, Prefixes
 from tiny_audio.frames import Frames
 
 _CANDIDATES = 16
-"""Number of candidates for each beam in each step. The candidates are the decoder's most likely tokens."""
+"""Number of tokens that the CTC head scores for each beam in each step: the decoder's most likely tokens."""
 _EXCLUDED = -1e9
 """Score of excluded tokens. It is finite, because the sum of infinite scores may be undefined."""
 

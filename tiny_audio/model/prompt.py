@@ -295,7 +295,7 @@ def _render(tokenizer: Any, messages: Messages, *, add_generation_prompt: bool) 
 def _end_of_turn(tokenizer: Any, messages: Messages) -> int | None:
     """Return the id of the token that ends a reply, or None if the template shows no such token.
 
-    This is often not the end-of-text token.
+    The token often differs from the end-of-text token.
     """
     try:
         text = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], add_generation_prompt=False)

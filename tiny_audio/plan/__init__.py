@@ -200,7 +200,7 @@ def plan_recipe(
 
 
 def predict_bytes(recipe: Recipe, num_clips: int, duration_s: float, device: Literal["cuda", "cpu"]) -> int:
-    """Predict the bytes that a training step on one batch needs, including the allowances for other memory.
+    """Predict the bytes that a training step on one batch needs, including allowances as in a plan.
 
     Raises:
         UserError: a part cannot be built; see :func:`tiny_audio.plan.meta.build_on_meta`.

@@ -125,7 +125,7 @@ class AutocastEmulation(TorchFunctionMode):
         scores.
         """
         trains_bias = attn_mask is not None and attn_mask.requires_grad
-        if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel supports these on a CPU
+        if self._device == "cpu" and (dropout_p or trains_bias):  # no fused kernel for CPUs supports these
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )

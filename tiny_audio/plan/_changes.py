@@ -23,7 +23,7 @@ _PRETRAINED = ("encoder", "decoder")
 
 
 Fields = dict[str, Any]
-"""Dotted path -> value, as in :meth:`tiny_audio.recipe.Recipe.with_`."""
+"""The new value for each dotted path, as in :meth:`tiny_audio.recipe.Recipe.with_`."""
 
 
 @dataclass(frozen=True)

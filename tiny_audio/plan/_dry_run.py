@@ -208,8 +208,8 @@ class DryRun(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _without_content(packet: Any, func: Any, args: Any, kwargs: Any, all_meta: bool) -> Any:
     """Run an operator on shapes only. Real tensors among the arguments are replaced by meta tensors."""
     if packet is aten._ctc_loss:
-        # torch has no meta kernel for this loss. Its second result has an entry for each label, and for the blanks
-        # before, between and after the labels.
+        # torch has no meta kernel for this loss. The second result of the loss has an entry for each label, and for the
+        # blanks before, between and after the labels.
         log_probs, sizes = args[0], args[3]
         num_frames, num_clips = log_probs.shape[:2]
         longest = max(int(size) for size in sizes)
@@ -242,7 +242,7 @@ def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     key = func, _without_values(args), _without_values(tuple(kwargs.items()))
     try:
         layouts = _LAYOUTS.get(key)
-    except TypeError:  # an argument that has no hash
+    except TypeError:  # an argument is not hashable
         return func(*args, **kwargs)
     if layouts is not None:
         made = [torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts]

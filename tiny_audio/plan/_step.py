@@ -98,7 +98,7 @@ def worst_shapes(recipe: Recipe) -> list[Shape]:
     if budget is not None:
         most = min(
             most, int(budget / augmentation.shortest_s(data.min_duration_s))
-        )  # so many of the shortest clips fit
+        )  # the number of shortest clips that fit
     if most > _MAX_CLIPS:
         raise UserError(
             f"batching allows batches of {most:,} clips, but a plan supports at most {_MAX_CLIPS:,}; lower "

@@ -54,7 +54,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, device: Device) -> Work:
-    """Return curves for the FLOPs of a clip, fitted to dry runs of a short clip, a medium clip and the longest clip.
+    """Return formulas for the FLOPs of a clip, fitted to dry runs of a short clip, a medium clip and the longest clip.
 
     The FLOPs of attention are quadratic in the length of the clip. All other FLOPs are linear.
 

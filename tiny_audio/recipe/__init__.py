@@ -48,7 +48,7 @@ class DataConfig(Config):
     """Shorter training clips are left out and listed in ``dropped.jsonl``."""
     max_duration_s: float = Field(default=20.0, gt=0, le=_MAX_DURATION_S)
     """Longer training clips are left out and listed in ``dropped.jsonl``. Audio is never cut. Clips of evaluation sets
-    may last up to 120 s, or less if the encoder's limit or the number of the decoder's positions requires it."""
+    may last up to 120 s. This limit is lower if the encoder accepts less, or if the decoder has too few positions."""
     target_text: TargetTextChoice = "none"
     """How training transcripts are rewritten before they become targets: the name of a normalizer, or a section of
     steps, such as ``{name: lower, remove_markers: true, true_case: true}``. ``whisper_english``, for example, expands
@@ -87,9 +87,9 @@ class KeepBest(Config):
     metric: str = "wer"
     """The metric, by its name in ``report.json``, such as ``wer``, ``cer`` or ``error_free_rate``."""
     patience: PositiveInt | None = None
-    """Stop after this number of evaluations in a row without a better value. The learning rate follows the schedule
-    over ``training.steps`` in any case. Evaluations in the first ``alignment.alone_steps`` steps do not count. If None,
-    all steps are trained."""
+    """Stop after this number of evaluations in a row without a better value. The schedule of the learning rate is still
+    planned for ``training.steps`` steps. Evaluations in the first ``alignment.alone_steps`` steps do not count. If
+    None, all steps are trained."""
 
 
 class TrainingConfig(Config):
@@ -162,9 +162,9 @@ class EvaluationConfig(Config):
     with its own decoder. The model is also compared with its CTC head, if it has one, on all clips. 0 leaves both
     comparisons out."""
     max_compared_h: NonNegativeFloat = 20.0
-    """Maximum hours of training audio for the comparison of sound between evaluation and training clips. The comparison
-    finds copies, and decodes all training audio once. If there are more hours, the report states that sound was not
-    compared."""
+    """The sound of evaluation clips is compared with the sound of training clips if there are at most this many hours
+    of training audio. The comparison finds copies. It decodes all training audio once. If there are more hours, the
+    report states that sound was not compared."""
 
 
 class ExecutionConfig(Config):

@@ -21,7 +21,7 @@ def invalid_recipe(name: str, errors: Sequence[str], changes: Sequence[tuple[str
 
     Args:
         name: the name of the recipe in the message, such as its path.
-        errors: each begins with its location.
+        errors: the messages. Each begins with its location.
         changes: dotted path and value of each field that was changed after the file was read.
     """
     count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
@@ -38,8 +38,8 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
-    # Leave out steps that are not in the file. pydantic adds "[key]" for an invalid key of a mapping. The package's own
-    # unions add "[name]" and "[section]".
+    # Leave out the steps of the location that are not in the file. pydantic adds "[key]" for an invalid key of a
+    # mapping. The package's own unions add "[name]" and "[section]".
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
@@ -76,7 +76,7 @@ def added_by_null(
 
     Args:
         section: the validated recipe, or one of its sections.
-        document: the plain values of the section.
+        document: the plain values of the section with the overrides.
         before: the plain values of the section without the overrides.
         path: the location of the section.
     """

@@ -91,7 +91,8 @@ def limit_errors(recipe: Recipe) -> Errors:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.known_fields():
             raise
-        # Only transformers can check the fields of its configs, and transformers is not imported here.
+        # Wrong values are found only now, because transformers, which checks the fields of its configs, is not imported
+        # here.
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",
