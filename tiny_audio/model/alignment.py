@@ -27,7 +27,7 @@ class AlignmentLoss(nn.Module):
     Args:
         config: the recipe's section ``alignment``.
         token_ids: token ids of the labels, ascending.
-        pieces: the other tokens that may occur in targets. A key is the id of a token. Its value is the token ids of the
+        pieces: the other tokens that may occur in targets. A key is the id of a token, and its value is the ids of the
             labels that together spell this token.
     """
 

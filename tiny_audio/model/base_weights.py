@@ -1,6 +1,4 @@
-"""Exports without base weights.
-
-This module finds the tensors that an export can leave out, and fills them in when the export is loaded.
+"""Find the base weights that an export can leave out, and fill them in when the export is loaded.
 
 An export without base weights contains only the trained weights, often about 1% of all weights. The other weights come
 from a checkpoint: a commit on the hub, or a folder. A tensor counts as trained if it differs from the checkpoint.

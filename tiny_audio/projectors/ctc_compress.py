@@ -66,8 +66,8 @@ class CtcCompressProjector(Projector):
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Map frames ``[B, T, D]`` with CTC logits ``[B, T, V]`` to embeddings ``[B, N, H]``.
 
-        N is the maximum number of runs of equal labels in a clip. The labels are the argmax of the CTC logits, so no
-        gradient reaches the CTC head.
+        N is the largest number of runs of equal labels in any of the clips. The labels are the argmax of the CTC
+        logits, so no gradient reaches the CTC head.
         """
         assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()

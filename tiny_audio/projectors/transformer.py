@@ -17,7 +17,7 @@ class TransformerConfig(ProjectorConfig):
     """Transformer layers on stacked frames: every embedding can attend to the whole clip.
 
     SALM (Chen et al. 2023, arXiv 2310.09424) has two Conformer layers with 1024 channels and 8 heads between a
-    FastConformer and a language model. SALM is on par with separate Conformers for recognition and for translation.
+    FastConformer and a language model. SALM is as accurate as separate Conformers for recognition and translation.
     Instead of Conformer layers, this projector has Transformer layers with pre-norm and rotary positions (Su et al.
     2021, arXiv 2104.09864).
     """
