@@ -235,10 +235,11 @@ def _command() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; see :func:`tiny_audio.commands.exit_codes.exit_code_of`."""
-    # PyTorch then uses the CPU for operations that an Apple GPU does not support. It reads the variable on import.
+    # With this variable, PyTorch uses the CPU for operations that an Apple GPU does not support. PyTorch reads the
+    # variable on import.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     prepare_streams()
-    # Shells expand `~` in `~/a`, but not in `--output-dir=~/a`.
+    # Expand `~` here, because shells do not expand it in `--output-dir=~/a`.
     words = map(arg.expanded, sys.argv[1:] if arguments is None else arguments)
     return exit_code_of(lambda: _command()(args=list(words), prog_name="tiny-audio", standalone_mode=False))
 

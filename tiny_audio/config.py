@@ -1,7 +1,7 @@
 """The strict pydantic base class of all configs, the identity of a config, and the package's errors.
 
-The identity of a config is a dict of the fields that affect a result. It is saved with the result. The result is reused
-if the current config has the same identity.
+The identity of a config is a dict of the fields that affect a result. It is saved with the result. A later run reuses
+the result if its config has the same identity.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic.config import JsonDict
 NO_IDENTITY: JsonDict = {"identity": False}
 """``Field(json_schema_extra=NO_IDENTITY)`` marks a field that does not affect results, such as a limit on retries."""
 LATER: JsonDict = {"identity": "unless default"}
-"""Marks a field that was added to an existing config. Its default must give the earlier behavior. The default is left
-out of the identity, so the identities of existing results stay the same."""
+"""Marks a field that was added after results of the config had been saved. Its default must give the earlier behavior.
+A field with its default is left out of the identity, so the identities of the saved results stay valid."""
 
 
 class Config(BaseModel):
@@ -54,8 +54,8 @@ def expand_path(text: str) -> str:
 
 
 LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(expand_path)]
-"""The type of a field for a local path. Paths differ between machines, so such fields of recipes are marked with
-:data:`NO_IDENTITY`."""
+"""The type of a field for a local path. Paths differ between machines, so recipe fields of this type are also marked
+with :data:`NO_IDENTITY`."""
 
 
 def identity_of(config: BaseModel) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """The description of an error, which one process sends to the other processes, so that they raise it, too."""
+    """The description of an error. One process sends it to the other processes, which then raise the error, too."""
 
     kind: type[TinyAudioError]
     """The class that the receivers raise: :class:`UserError`, :class:`RunFailed` or :class:`Stopped`."""

@@ -34,9 +34,8 @@ class CtcConfig(Config):
 class AlignmentConfig(Config):
     """An auxiliary training loss that aligns audio embeddings with the text: CTC with the decoder's tokens as labels.
 
-    The loss moves audio embeddings toward the embeddings of the spoken tokens. The projector thus gets a denser
-    gradient before the decoder has learned to use the audio. The loss has no parameters and is not part of the trained
-    model.
+    The loss moves audio embeddings toward the embeddings of the spoken tokens. The loss thus trains the projector even
+    before the decoder has learned to use the audio. It has no parameters and is not part of the trained model.
     """
 
     weight: PositiveFloat = 0.3
@@ -47,9 +46,9 @@ class AlignmentConfig(Config):
     constant."""
     alone_steps: PositiveInt | None = None
     """Number of steps at the start of training that do not run the decoder. They are much faster, because the decoder
-    takes most of the time of a step. In these steps, this loss (and the CTC head's loss, if there is a head) trains the
-    projector and the encoder's trainable weights and adapters. The decoder's weights and adapters are trained
-    afterwards. If None, all steps run the decoder."""
+    takes most of the time of a step. These steps train the projector and the encoder's trainable weights and adapters.
+    They use this loss and, if there is a CTC head, its loss. The decoder's weights and adapters are trained afterwards.
+    If None, all steps run the decoder."""
     temperature: PositiveFloat = 0.04
     """The logit of a token is the cosine similarity of audio embedding and token embedding, divided by this value. If
     the value is too high, the loss cannot become small, because the embeddings of all tokens are similar to each other.
@@ -103,7 +102,7 @@ class CtcVocabulary:
 def min_frames(labels: Sequence[int]) -> int:
     """Return the minimum number of frames for ``labels``.
 
-    CTC needs one frame for each label, and one for a blank between two equal labels in a row.
+    CTC needs one frame for each label. Between two equal neighboring labels, it needs one more frame for a blank.
     """
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
@@ -136,16 +135,16 @@ def log_likelihood(logits: Tensor, lengths: Tensor, labels: Sequence[Sequence[in
 
 @dataclass(frozen=True)
 class Prefixes:
-    """P label sequences and their CTC probabilities as the start of one clip's labels.
+    """P label sequences, and the CTC probabilities that one clip's labels start with them.
 
-    All probabilities are natural logarithms, and sums over all alignments.
+    All probabilities are summed over all alignments, and stored as natural logarithms.
     """
 
     by_label: Tensor
-    """``[P, T + 1]``: the probability that the first t of T frames output the labels, and that frame t is the last
-    label."""
+    """``[P, T + 1]``: the probability that the first t of T frames output the sequence, and that frame t outputs its
+    last label."""
     by_blank: Tensor
-    """``[P, T + 1]``: as ``by_label``, but frame t is a blank."""
+    """``[P, T + 1]``: as ``by_label``, but frame t outputs a blank."""
     last: Tensor
     """``[P]``, the last label of each sequence. It is the blank for an empty sequence."""
     starting: Tensor
@@ -166,15 +165,15 @@ class Prefixes:
     def extended(self, log_probs: Tensor, labels: Tensor) -> Prefixes:
         """Return each sequence with one more label.
 
-        The recursions over time are first-order and linear, so they are cumulative sums after division by the product
-        of the frames' probabilities.
+        Each recursion over time is x[t] = (x[t - 1] + a[t]) * b[t]. After division by the product b[1] * ... * b[t],
+        x[t] is a cumulative sum.
 
         Args:
             log_probs: ``[T, V]``, as for :meth:`empty`.
             labels: ``[P]``, the new labels. None of them is the blank.
         """
         both = torch.logaddexp(self.by_label, self.by_blank)
-        # Between two equal labels, there is a blank.
+        # CTC requires a blank between two equal labels.
         before = torch.where((labels == self.last)[:, None], self.by_blank, both)[:, :-1]
         by_label = _summed(before, log_probs.T[labels])
         by_blank = _summed(by_label[:, :-1], log_probs[:, BLANK])
@@ -185,13 +184,16 @@ class Prefixes:
         return Prefixes(self.by_label[rows], self.by_blank[rows], self.last[rows], self.starting[rows])
 
     def with_first(self, first: Prefixes) -> Prefixes:
-        """Return these sequences with ``first`` in place of as many sequences at the start."""
+        """Return these sequences, but replace the first ones by the sequences in ``first``."""
         pairs = ((getattr(first, name), getattr(self, name)) for name in self.__dataclass_fields__)
         return Prefixes(*(torch.cat([new, old[len(new) :]]) for new, old in pairs))
 
 
 def _summed(entering: Tensor, staying: Tensor) -> Tensor:
-    """Return x ``[P, T + 1]`` with x[0] = 0 and x[t] = (x[t - 1] + entering[t - 1]) * staying[t - 1], as logarithms."""
+    """Return x ``[P, T + 1]`` with x[0] = 0 and x[t] = (x[t - 1] + entering[t - 1]) * staying[t - 1].
+
+    All tensors contain logarithms.
+    """
     product = F.pad(staying.cumsum(-1), (1, 0))
     later = (entering - product[..., :-1]).logcumsumexp(-1) + product[..., 1:]
     return F.pad(later, (1, 0), value=-torch.inf)

@@ -37,8 +37,8 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PartT = TypeVar("PartT")
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
-# The tag in the discriminated union for bare names and for values without a registered name. Pydantic's errors show it
-# in their locations, so it has brackets like pydantic's own tag "[key]".
+# The tag in the discriminated union for bare names (`projector: conv`) and for values without a registered name. The
+# tag appears in the locations of pydantic's errors, so it has brackets like pydantic's own tag "[key]".
 _BY_NAME = "[name]"
 
 
@@ -84,7 +84,7 @@ class Registry(Generic[ConfigT, PartT]):
         kind: the noun for a part in messages, such as ``"projector"``.
         config: base class of the parts' configs.
         package: the package whose modules :meth:`discover` imports; None if the parts are not in one package.
-        entry_points: the group of entry points through which installed packages add parts; None if they cannot.
+        entry_points: the group of entry points through which packages add parts; None if packages cannot add parts.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In an exported model, the package is one module without `__path__`, and the exported code imports its parts.
+        # In an exported model, the package is one module without `__path__`. The exported code imports its parts.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):
@@ -236,8 +236,8 @@ class Registry(Generic[ConfigT, PartT]):
         choices: dict[Any, CoreSchema] = {entry.name: handler.generate_schema(entry.config) for entry in self.entries()}
         self._closed = True
         # An extra member of the union handles bare names, such as `projector: conv`, and values without a registered
-        # name. A validator before the union would not work: it would turn JSON input into Python objects. For Python
-        # objects, strict validation rejects a list where a tuple is expected. For JSON, it accepts the list.
+        # name. A validator before the union would not work, because it would turn JSON input into Python objects. Where
+        # a tuple is expected, strict validation accepts a list in JSON, but rejects a Python list.
         choices[_BY_NAME] = core_schema.no_info_plain_validator_function(self._by_name)
         return core_schema.tagged_union_schema(choices, discriminator=self._tag)
 

@@ -50,7 +50,7 @@ def with_lost_frames(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _pieces(data: Data) -> tuple[Sequence[bytes | range], int]:
-    """Return the pieces of the copy (new bytes, and byte ranges of the file), and the number of damaged bytes."""
+    """Return the pieces of the copy and the number of damaged bytes. A piece is new bytes, or a range of the file."""
     start = after_id3(data, 0)
     if data.read(start, 1) != b"\xff":
         return (), 0

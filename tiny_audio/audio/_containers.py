@@ -57,7 +57,7 @@ class _Container:
     size_bits: int = 32
     """Number of bits of the size field in a chunk's header."""
     before_samples: int = 0
-    """Number of bytes between the header of the chunk that contains the samples and the first sample."""
+    """Number of bytes from the end of the chunk's header to the first sample."""
 
 
 def container_layout(data: Data) -> Layout | None:
@@ -150,7 +150,7 @@ def _more_samples(first: _Container, data: Data, position: int) -> _Container | 
 
 def _without_chunks(data: Data, start: int, end: int, chunk: ChunkReader) -> int:
     """Return the start of the known chunks at the end of the range ``start`` to ``end``; ``end`` if there are none."""
-    visited = set[int]()  # positions from which no chain of chunks leads to the end
+    visited = set[int]()  # positions from which the chunks do not continue up to the end
     for match in KNOWN_CHUNK.finditer(data.read(start, end - start)):
         after = start + match.start()
         while after < end and (found := chunk(after)) is not None and found.name in KNOWN_CHUNKS:

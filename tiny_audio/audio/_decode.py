@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 _BLOCK_SAMPLES = 1 << 20
-"""Number of samples decoded at a time, over all channels. So memory use does not depend on the stated length."""
+"""Number of samples decoded at a time, over all channels. Memory use thus does not depend on the length of the file."""
 _UNKNOWN_FRAMES = 1 << 60
 """libsndfile reports at least this number of frames if the header does not state the length."""
 _DAMAGE = ("undecodable", "truncated", "empty")
@@ -33,7 +33,7 @@ _MP3_TRAILER_BYTES = 1_024
 """If more than ``max(_MP3_TRAILER_BYTES, file size / 20)`` bytes of an MP3 follow the last decoded frame, the length in
 the header is wrong."""
 _TOLERANCE_S = 0.05
-"""Shorter gaps are not reported. Two gaps with less sound than this between them are reported as one gap."""
+"""Shorter gaps are not reported. Two gaps are reported as one if the sound between them is shorter than this."""
 
 
 class Block(NamedTuple):

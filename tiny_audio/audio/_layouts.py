@@ -19,8 +19,8 @@ _BEGINNING = re.compile(
 )
 """The beginning of a file in a format that libsndfile reads."""
 _MATROSKA = b"\x1aE\xdf\xa3"
-"""The beginning of a Matroska file. Its tracks may contain headers of other formats, such as FLAC, but no other file
-begins there."""
+"""The beginning of a Matroska file. Its tracks may contain headers of other formats, such as FLAC. These headers do not
+mark the beginning of another file."""
 
 
 def layout_of(data: Data, careful: bool) -> Layout | None:

@@ -121,7 +121,7 @@ def mp3_layout(data: Data, careful: bool, inside: range | None = None) -> Layout
     """Return how to read an MP3 that is damaged, has a wrong or no length tag, or consists of several joined files.
 
     Args:
-        careful: check every frame. If False, the frames are not checked if the length tag agrees with the file's size.
+        careful: check every frame. If False, a length tag that agrees with the file's size is trusted.
         inside: the byte range of an MP3 inside another file, such as WAV. If None, the whole file is the MP3.
 
     Returns:
@@ -322,8 +322,8 @@ def _runs(window: _Window, start: int, end: int) -> tuple[list[_Run], int]:
 def _continues(run: _Run | None, first: _Run) -> bool:
     """Whether a run belongs to the recording whose first run is ``first``.
 
-    This is so if unreadable bytes were skipped before the run, its frames are of the recording's kind, and it does not
-    begin with a length tag. A run that follows without skipped bytes begins another joined file.
+    Unreadable bytes must have been skipped before the run. Otherwise, the run begins another joined file. In addition,
+    the run's frames must be of the recording's kind, and the run must not begin with a length tag.
     """
     return run is not None and not run.tag and run.lost_before > 0 and run.kind == first.kind
 

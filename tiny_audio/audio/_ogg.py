@@ -42,7 +42,7 @@ class _Codec(NamedTuple):
     header_packets: int
     """Number of packets before the first samples."""
     rate: int
-    """Rate in Hz of the samples in which the positions of pages are counted. For Opus, it is always 48,000."""
+    """The positions of pages are counted in samples at this rate in Hz. For Opus, it is always 48,000."""
     skipped: int = 0
     """Number of samples at the start that do not belong to the recording."""
 
@@ -175,7 +175,7 @@ def _links(pages: Sequence[_Page]) -> Iterator[Sequence[_Page]]:
     """Yield the pages of each of the joined recordings.
 
     A stream (track) begins with a page that is marked as first. A recording begins with the first pages of all its
-    streams. If a first page follows any other page, it begins the next recording.
+    streams. A first page that follows a page of another kind begins the next recording.
     """
     first = 0
     for index in range(1, len(pages) + 1):

@@ -49,7 +49,7 @@ class Data:
         self._begin, self.size = self._begin + count, self.size - count
 
     def rewind(self) -> None:
-        """Move to the start of a file on disk. In memory, nothing is done, because :meth:`read` keeps the position."""
+        """Move to the start of a file on disk. In memory, :meth:`read` does not move, so this method does nothing."""
         if isinstance(self.stream, int):
             os.lseek(self.stream, 0, os.SEEK_SET)
 
@@ -80,7 +80,7 @@ class Part:
     gap_s: float = 0.0
     """Duration in seconds of the lost sound before this part. Used only if ``end_s`` is None."""
     frames: tuple[PartFrame, ...] = ()
-    """Frames into which the part can be divided if it cannot be decoded as a whole; empty if it cannot be divided."""
+    """If the part cannot be decoded as a whole, it is divided between these frames. Empty if it cannot be divided."""
 
 
 @dataclass(frozen=True)

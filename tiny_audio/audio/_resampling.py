@@ -14,8 +14,8 @@ _FILTER_WIDTH = 8
 
 
 def _ratio(rate: int) -> Fraction:
-    # The numerator of the ratio is the filter's number of phases. For 44,101 Hz, the exact numerator is 16,000, which
-    # would need gigabytes, so the ratio is rounded.
+    # The numerator of the ratio is the filter's number of phases. For 44,101 Hz, the exact numerator is 16,000. So many
+    # phases would need gigabytes, so the ratio is rounded.
     return Fraction(SAMPLE_RATE, rate).limit_denominator(1_000)
 
 

@@ -134,8 +134,8 @@ def _blocks(
     chosen = _choose(tracks, track, name)
     selected = ("-map", f"0:a:{chosen}")
     absolute = ("-copyts",) if _begins_late(headers) else ()
-    # The number of channels may change within a track, but the output has one format. So if no channel is chosen, let
-    # FFmpeg mix to mono or stereo, because it knows the speaker position of each channel.
+    # The number of channels may change within a track, but not in the output. If no channel is chosen, let FFmpeg mix
+    # to mono or stereo, because FFmpeg knows the speaker position of each channel.
     mono = bool(tracks) and _MONO.search(tracks[chosen].description) is not None
     layouts = [] if channel is not None else [f"aformat=channel_layouts={'mono' if mono else 'stereo'}"]
     # The first timestamp is often the encoder's delay. FFmpeg has already removed this delay from the samples, so a

@@ -52,16 +52,16 @@ class TransformersPartConfig(Config):
     """Base of encoder and decoder configs."""
 
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
-    """Attention implementations of the model family. With ``attention: auto``, an encoder uses the first one, and a
-    decoder uses the first one that its architecture supports. Without dropout, decoder families that are known to work
-    with ``varlen`` use it instead of ``sdpa``."""
+    """Attention implementations of the model family. With ``attention: auto``, an encoder uses the first of them. A
+    decoder uses the first that its architecture supports. But decoder families that are known to work with ``varlen``
+    use it instead of ``sdpa`` if there is no dropout."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()
     """Path to this part's fields in a whole model's ``config.json``, such as ``("thinker_config", "audio_config")``.
     Sections that are missing in a checkpoint are skipped."""
     other_model_types: ClassVar[tuple[str, ...]] = ()
-    """Values of ``model_type`` in the publisher's own format of this family, if they differ from transformers'."""
+    """Values of ``model_type`` that the publisher of the family uses instead of transformers' value."""
     prefix: ClassVar[str | None] = None
     """Regular expression for the start of this part's keys in the checkpoint of a whole model. Only tensors with such
     keys are read. None if transformers' model class finds the part's tensors by itself."""
@@ -85,10 +85,10 @@ class TransformersPartConfig(Config):
     """Implementation of attention. ``auto`` is SDPA if the family supports it. ``varlen`` runs all clips of a batch as
     one sequence without padding. In half precision on a GPU, ``varlen`` uses PyTorch's kernel for such sequences.
     Otherwise, it computes attention clip by clip. ``flash_attention_2`` also avoids padding, but needs a GPU, half
-    precision and the flash-attn package. In a decoder, the prompts of all clips begin with the same tokens, up to the
-    context, or up to the audio if there is no context. A decoder with ``varlen`` or ``auto`` that is trained on a CPU
-    computes this shared prefix only once per batch. It still computes the prefix for each clip in three cases: the
-    prefix has fewer than 8 tokens, there is dropout, or the decoder is ``causal_lm`` and has ``auto``."""
+    precision and the flash-attn package. In a decoder, the prompts of all clips begin with the same tokens: those
+    before the context or, without a context, those before the audio. In training on a CPU, a decoder with ``varlen`` or
+    ``auto`` computes this shared prefix only once per batch. There are three exceptions: a prefix of fewer than 8
+    tokens, a decoder with dropout, and ``causal_lm`` with ``auto``."""
     gradient_checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Recompute activations in the backward pass instead of storing them. This takes a third more time and far less
     memory."""

@@ -161,8 +161,8 @@ def _problem(path: Path) -> str | None:
         if start.startswith(_LFS):
             return "is a Git LFS pointer, not weights; run `git lfs pull` in its folder, or download it again"
         header_size = int.from_bytes(start[:8], "little")
-        # A safetensors file starts with the size of its header in 8 bytes. Their start can look like a web page
-        # (whitespace and "<"), but as a number, the first 8 bytes of a web page exceed the maximum size of a header.
+        # A safetensors file starts with the size of its header in 8 bytes. These bytes can look like the start of a web
+        # page: whitespace and "<". But the first 8 bytes of a web page, read as a number, exceed the maximum size.
         may_be_safetensors = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
         if not may_be_safetensors and start.lstrip()[:1] == b"<":
             return "is a web page, not weights; download it again, and check `hf auth login` for gated models"

@@ -1,8 +1,8 @@
 """Compute the identity of a checkpoint: a commit on the hub, or a hash of the files of a folder that affect the model.
 
-The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is not part of it
-either, because decoding settings come from the recipe. In JSON files smaller than 1 MiB, whitespace and the order of
-keys are ignored, and so are fields that only record which program wrote the file, or where the model was loaded from.
+The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is also left out,
+because decoding settings come from the recipe. In JSON files smaller than 1 MiB, whitespace and the order of keys are
+ignored. Fields that only record which program wrote the file, or where the model was loaded from, are ignored, too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DIGESTS = "file_digests.json"
 _LARGE_BYTES = 1 << 20
 """Digests of files of at least this size are kept in the cache folder."""
 _FRESH_NS = 2_000_000_000
-"""Minimum time since the last change of a file, in nanoseconds, for its digest to be kept. A file that was changed more
+"""A digest is kept only if its file last changed at least this many nanoseconds ago. A file that was changed more
 recently could change again without a new time stamp."""
 
 
@@ -151,7 +151,7 @@ class _Digests:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(self._known, indent=1))
-        except OSError:  # without a writable cache folder, digests are only computed again
+        except OSError:  # without a writable cache folder, the digests are computed again in the next run
             return
 
 

@@ -1,7 +1,8 @@
 """Pack all clips of a batch into one sequence without padding, in which each clip attends only to itself.
 
-Layers then do not compute padding, and attention can use fast kernels, which do not support masks. If all rows share a
-prefix, such as the start of the prompt, it can be packed once, with the first row. All rows then attend to it.
+Layers then do not compute padding, and attention can use fast kernels that do not support masks. If all rows begin with
+the same tokens, such as the start of the prompt, this shared prefix can be packed only once, with the first row. All
+rows then attend to it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Packing:
     offsets: Tensor
     """``[B + 1]`` int32, the start of each row in the packed sequence, followed by T."""
     key_offsets: Tensor
-    """``[B + 1]`` int32, the same offsets for a sequence in which each row has its own copy of the shared prefix."""
+    """``[B + 1]`` int32, as ``offsets``, but for a sequence in which each row has its own copy of the shared prefix."""
     longest: int
     """Number of real positions of the longest row."""
 
@@ -106,9 +107,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface: queries ``[1, H, T, D]`` -> ``[1, T, H, D]``.
 
-    Keys and values may have fewer heads than queries. Without ``cu_seq_lens_q``, the rows are padded, as in generation,
-    and the result equals that of ``attention: sdpa``. If a row has more keys than queries, its first keys are those of
-    the shared prefix, which is stored in the first row.
+    Keys and values may have fewer heads than queries. Without ``cu_seq_lens_q``, the rows are padded instead of packed,
+    as in generation. The result then equals that of ``attention: sdpa``. If a row has more keys than queries, its first
+    keys are those of the shared prefix, which is stored in the first row.
 
     Raises:
         UserError: the model changes its attention scores in a way that the kernel does not support.
@@ -133,8 +134,8 @@ def attend(
         query, key, value = query.to(half), key.to(half), value.to(half)
     cu_seq_lens_k = cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
     in_half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    # `attend_by_kernel` does not support a shared prefix. Without one, both offsets are the same tensor, so there is no
-    # need for a slow comparison of their values.
+    # `attend_by_kernel` does not support a shared prefix. Without a shared prefix, both offsets are the same tensor, so
+    # `is` replaces a slow comparison of values.
     if in_half and takes_heads(query.shape[3]) and cu_seq_lens_k is cu_seq_lens_q:
         # [1, H, T, D] -> [T, H, D]
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -176,7 +177,8 @@ def attend_by_kernel(
 def exclude_rows_from_compilation() -> None:
     """Exclude row-by-row attention from ``torch.compile``, which would compile it again for each number of rows.
 
-    A decorator would import the compiler together with this module, which takes longer than the rest of ``validate``.
+    As a decorator, ``torch.compiler.disable`` would import the compiler together with this module. The import takes
+    longer than the rest of ``tiny-audio validate``.
     """
     global _attend_row_by_row
     _attend_row_by_row = torch.compiler.disable(_attend_row_by_row)  # type: ignore[no-untyped-call]
@@ -227,8 +229,8 @@ def _attend_row_by_row(
 def _mask(**settings: Any) -> Tensor | None:
     """Implement transformers' mask interface: no mask for packed rows, SDPA's mask for padded rows.
 
-    Rows are packed if there is no padding mask and the position ids restart, which transformers signals with
-    ``allow_is_causal_skip=False``.
+    Rows are packed if there is no padding mask and the position ids start again within the sequence. For such position
+    ids, transformers passes ``allow_is_causal_skip=False``.
     """
     from transformers.masking_utils import sdpa_mask
 

@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Module):
     nested: Tensor
     """Quantized scales of the blocks, as bytes. Only in ``nf4``."""
     scales: Tensor
-    """fp32 values, as bytes. ``int8``: the scale of each output. ``nf4``: an offset, then the scales of the scales."""
+    """fp32 values, as bytes. ``int8``: the scale of each output. ``nf4``: an offset, then the scales of ``nested``."""
     _typed: Tensor
     """Empty tensor that has the data type of :attr:`weight`."""
 
@@ -94,7 +94,7 @@ class QuantizedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """A linear layer that dequantizes its weight again in the backward pass, so that autograd does not keep it."""
+    """A linear layer. Autograd does not keep the dequantized weight, so the backward pass dequantizes it again."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: QuantizedLinear) -> Tensor:

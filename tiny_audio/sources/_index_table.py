@@ -64,14 +64,14 @@ def write_index(
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
     the others wait.
 
-    If several clips have the same id, the first clip keeps it. Shard, row group and row (if not null) are appended to
-    the other ids, as in ``a:train.parquet:0:7``. If such an id is not unique either, apostrophes are appended.
+    If several clips have the same id, the first clip keeps it. To the ids of the other clips, shard, row group and row
+    (if not null) are appended, as in ``a:train.parquet:0:7``. If the new id is already used, apostrophes are appended.
 
     Args:
         tables: the rows of all shards, in order, with the columns of
             :func:`tiny_audio.sources._parquet.index_shard`.
         shards: the name of each shard.
-        identity: text to include in the fingerprint, with the ids, durations and transcripts of all usable rows.
+        identity: text to include in the fingerprint, in addition to the ids, durations and transcripts of usable rows.
         anew: replace the folder if it exists.
 
     Raises:
@@ -265,7 +265,7 @@ class TableUtterances(ColumnarUtterances):
     def _read(self, rows: np.ndarray, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield the given columns of the utterances ``self[row]`` for each of ``rows`` (``[m]``), in batches.
 
-        One Arrow array cannot hold all strings of a large corpus.
+        Batches are needed, because one Arrow array cannot hold all strings of a large corpus.
         """
         import numpy as np
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILES_VERSION = (VERSION, 1)
-"""Version of the indexes of :func:`file_index`, part of their folders' names. ``VERSION`` changes with the columns. The
-second number changes with their content, such as the form of the ids."""
+"""Version of the indexes of :func:`file_index`. The names of the index folders depend on it. The first number changes
+with the columns of the index table. The second number changes with the content of the columns, such as the form of
+the ids."""
 
 _CHUNK = 50_000
 """Maximum number of rows in memory at a time."""

@@ -225,7 +225,7 @@ def _stated(table: pa.Table, name: str, begin: str | None, problems: _Problems) 
     import pyarrow.compute as pc
 
     column = table.column(name)
-    # An unsafe cast rounds large integers, such as the smallest integer, which some programs write for missing values.
+    # Some programs write the smallest integer for missing values. An unsafe cast rounds it instead of raising an error.
     seconds = pc.fill_null(pc.cast(column, pa.float64(), safe=False), math.nan).to_numpy()
     what = repr(name)
     if begin is not None:

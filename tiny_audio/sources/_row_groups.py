@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 2**20
 """Maximum number of bytes in the memory cache of row groups. Each process that loads clips has its own memory cache."""
 MAX_COUNT = 32
-"""Maximum number of row groups in the memory cache. A memory-mapped row group takes no memory, but if its file is
-deleted, the disk space stays in use."""
+"""Maximum number of row groups in the memory cache. A memory-mapped row group takes no memory. But as long as it is in
+this cache, its disk space stays in use, even if its file is deleted."""
 _OPEN = 32
 """Maximum number of parquet files on the hub that a process keeps open."""
 _ANYWHERE_BYTES = 2 * 10**9

@@ -62,8 +62,8 @@ class ParquetSource(Source):
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call reads the files. Later calls read the files' footers and a cache.
 
-        If clips were dropped, the files are read again after they have changed. A repaired file can have the footer of
-        the damaged file.
+        A repaired file can have the same footer as the damaged file. So if clips were dropped, and a file has changed
+        since then, all files are read again.
         """
         root, shards = self._shards()
         footers = {shard: _footer(root / shard) for shard in shards}
@@ -154,7 +154,7 @@ def build_parquet(config: ParquetConfig, context: SourceContext) -> Source:
 
 def _has_newer(folder: Path, files: Sequence[Path]) -> bool:
     """Return whether one of the files has changed since the folder was written."""
-    # The time of the last change of the status also changes if a program restores the modification time.
+    # A program can restore the modification time of a file that it changes, but not `st_ctime_ns`.
     return max(file.stat().st_ctime_ns for file in files) > folder.stat().st_mtime_ns
 
 

@@ -61,8 +61,8 @@ class SyntheticConfig(SourceConfig):
     grammars: Grammars = ("digits", "numbers", "home", "phone", "spelling", "dates", "census")
     """Kinds of sentences. A kind is drawn for each utterance, and all kinds are equally likely. `digits`: one to eight
     digits. `numbers`: cardinal numbers below 100,000. `home`: smart home commands. `phone`: commands to call or to send
-    a message. `spelling`: names and random letters, letter by letter. `dates`: dates. `census`: answers to a census
-    form, as in CMU AN4, such as control words, codes, names, dates and phone numbers."""
+    a message. `spelling`: names and random letters, letter by letter. `dates`: dates. `census`: control words,
+    codes, names, dates, phone numbers and other answers to the census form of the corpus CMU AN4."""
     sentences_file: LocalPath | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """Text file with one sentence per line. These sentences replace the sentences of the grammars. Each sentence is
     spoken once before any sentence is repeated. The transcript is the line as written. espeak-ng reads digits as

@@ -74,8 +74,8 @@ def is_held_out(text: str) -> bool:
 
     A hash selects half of all sentences as candidates for the held-out side. Three kinds of candidates stay on the
     training side: single words, sentences that a grammar produces often, and sentences with a word or a pair of
-    neighboring words that is rare in the other half. So every word and every pair of neighboring words in a held-out
-    sentence occurs in training, and only the whole sentence is new.
+    neighboring words that is rare in the half without candidates. So every word and every pair of neighboring words in
+    a held-out sentence occurs in training, and only the whole sentence is new.
 
     With fewer candidates, there would be few different held-out sentences, and each would be drawn often.
     """
@@ -237,7 +237,7 @@ def _span(rng: random.Random) -> str:
 
 
 def home(rng: random.Random) -> str:
-    """Return a smart home command, such as for lights, heating, music, timers or alarms."""
+    """Return a smart home command, for example for lights, heating, music, timers or alarms."""
     room, device, song = rng.choice(ROOMS), rng.choice(DEVICES), rng.choice(SONGS)
     on = rng.choice(("on", "off"))
     level = cardinal(rng.randrange(5, 101, 5))
@@ -265,7 +265,7 @@ def _person(rng: random.Random) -> str:
 
 
 def phone(rng: random.Random) -> str:
-    """Return a telephone command, such as for a call or a message."""
+    """Return a telephone command, for example for a call or a message."""
     person = _person(rng)
     where = rng.choice(("at home", "at work", "on the mobile"))
     return rng.choice(
@@ -323,7 +323,7 @@ def dates(rng: random.Random) -> str:
 
 
 def census(rng: random.Random) -> str:
-    """Return an answer to a census form, as in the corpus CMU AN4, such as a control word, a code, a name or a date."""
+    """Return a control word, a code, a name, a date or another answer to the census form of the corpus CMU AN4."""
     number = cardinal(rng.choice((rng.randint(0, 99), rng.randint(100, 999), rng.randint(1_000, 9_999))))
     number = rng.choice((number, pairs(rng), digit_string(rng, rng.randint(1, 5))))
     return rng.choice(

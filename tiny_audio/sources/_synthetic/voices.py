@@ -1,8 +1,9 @@
 """espeak-ng's English accents and voice variants. The variants are split into training and held-out voices.
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
-side. No held-out voice is close to a training voice: their cepstra (mean and spread) differ more than twice as much as
-those of one voice at two pitches that are 20 apart on espeak-ng's scale.
+side. No held-out voice is close to a training voice. Voices are compared by the mean and the spread of their cepstra.
+The reference is the difference between one voice at two pitches that are 20 apart on espeak-ng's scale. The difference
+between a held-out voice and any training voice is more than twice this reference.
 """
 
 from __future__ import annotations

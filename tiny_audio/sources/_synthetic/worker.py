@@ -1,9 +1,9 @@
 """Synthesize speech in a worker process.
 
 ``python -m tiny_audio.sources._synthetic.worker`` reads a job from stdin and writes FLAC files. The license of
-espeak-ng is GPL-3, so espeak-ng runs in a separate process. Unlike a process of multiprocessing, this process does not
-load torch or the caller's modules, and the caller's script needs no ``if __name__ == "__main__"``. When the parent
-process ends, stdin is closed, and this process ends too.
+espeak-ng is GPL-3, so espeak-ng runs in a separate process. This process does not load torch or the caller's modules.
+Unlike with multiprocessing, the caller's script needs no ``if __name__ == "__main__"``. When the parent process ends,
+stdin is closed, and this process ends too.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin.read, which would still hold the lock of sys.stdin when the interpreter ends
+    # `sys.stdin.read` would hold the lock of sys.stdin. The interpreter crashes at its end if a thread holds this lock.
+    os.read(0, 1)
     os._exit(1)
 
 
