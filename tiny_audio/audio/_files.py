@@ -36,8 +36,8 @@ class _Memory(io.BytesIO):
 def opened(source: Path | bytes, name: str) -> Iterator[Data]:
     """Open a file, or the bytes of a file.
 
-    libsndfile treats a disk error as the end of the file. If the body of the ``with`` statement raises an
-    :class:`AudioError` that a disk error may have caused, the whole file is read again to find disk errors.
+    libsndfile treats a disk error as the end of the file, so the clip then looks cut off or damaged. If the body of the
+    ``with`` statement raises such an :class:`AudioError`, the whole file is read again to find disk errors.
 
     Raises:
         AudioError: the source is empty or not a file.

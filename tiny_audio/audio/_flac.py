@@ -205,8 +205,8 @@ def _consistent(found: Iterator[PartFrame]) -> list[PartFrame]:
         before = kept[-1].start + kept[-1].samples if kept else 0
         following = {other.start for other in seen[index + 1 : index + 4]}
         expected = frame.start == before or frame.start + frame.samples in following
-        # A frame between two damaged sections is not `expected`. It is kept if the next frames have later samples. The
-        # index of every frame's first sample must be possible, given the number of bytes since the last kept frame.
+        # A frame between two damaged sections is not `expected`. It is kept if the next frames have later samples. In
+        # both cases, the samples since the last kept frame must fit into the bytes since that frame.
         bytes_before = frame.offset - (kept[-1].offset if kept else 0)
         possible = before <= frame.start <= before + bytes_before // _MIN_FRAME_BYTES * _MAX_BLOCK
         later = all(other.start > frame.start for other in seen[index + 1 : index + 4])

@@ -16,6 +16,6 @@ _KINDS = {
 
 
 def other_content(head: bytes) -> str | None:
-    """Return a message about what a file is and what to do, given its first bytes; None if these are not recognized."""
+    """Return a message that says what a file is and what to do; None if its first bytes are not recognized."""
     text = head.removeprefix(b"\xef\xbb\xbf")
     return next((message for start, message in _KINDS.items() if re.match(start, text, re.IGNORECASE)), None)

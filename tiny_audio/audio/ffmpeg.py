@@ -36,8 +36,8 @@ _MAX_MESSAGE = 300
 _TRACK = re.compile(r"^\s*Stream #0:\d+(?:\[\w+\])?(?:\(([^()\n]+)\))?: Audio: (.*)$", re.MULTILINE)
 _START = re.compile(r"^Input #0, (?:mov|matroska).*?^ *Duration: [^\n]*start: ([0-9.]+)", re.MULTILINE | re.DOTALL)
 _MAX_START_S = 3600.0
-"""If a track starts later than this, its start is ignored: the file is probably a recording of a live stream, whose
-times may begin at any value."""
+"""A later start of a track is ignored. The file is probably a recording of a live stream. The times of a live stream
+may begin at any value."""
 _STREAM_START = re.compile(r"^Input #0, mpeg(?:ts)?,.*?^ *Duration: [^\n]*start: (-?[0-9.]+)", re.MULTILINE | re.DOTALL)
 _MONO = re.compile(r"\bmono\b|\b1 channels\b")
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):([0-9.]+),", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Compute the identity of a checkpoint: a commit on the hub, or a hash of the files of a folder that affect the model.
+"""Compute the identity of a checkpoint: a commit on the hub, or a hash of the files in a folder that affect the model.
 
 The path of a folder is not part of the identity, so a folder may be moved. ``generation_config.json`` is also left out,
 because decoding settings come from the recipe. In JSON files smaller than 1 MiB, whitespace and the order of keys are

@@ -144,7 +144,7 @@ class Columns:
         return _DURATION if _DURATION in schema.names else None
 
     def kept(self, schema: pa.Schema) -> dict[str, str]:
-        """Return the columns to keep as metadata from a table with this schema: name in the metadata -> column name."""
+        """Return the columns of a table with this schema that are kept as metadata: metadata name -> column name."""
         used = {self.audio, self.text, self.stated_duration(schema), self.id, self.speaker}
         names: Sequence[str] = (
             [field.name for field in schema if field.name not in used and _is_scalar(field.type)]

@@ -41,8 +41,8 @@ def read_headers(folder: Path, files: Mapping[str, os.stat_result], cache_dir: P
     """Return the duration of each file in ``files``, by the file's path relative to the folder.
 
     A file is opened only if it is new, if its size or modification time has changed, or if it could not be opened in
-    the previous call. The durations of other files from earlier calls for this folder stay in the cache, because each
-    call may be for one split of a corpus.
+    the previous call. A call may be for only one split of a corpus, so the cache keeps all durations from earlier calls
+    for this folder.
 
     Args:
         files: for each file, its path relative to the folder and its status.

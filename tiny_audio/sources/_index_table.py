@@ -1,4 +1,4 @@
-"""An index on disk: an Arrow file that contains a table with one row per clip, called the index table.
+"""An index on disk. It contains a table with one row per clip in an Arrow file, called the index table.
 
 The clips come from shards. A shard is a parquet file, or a file that lists audio files, such as ``metadata.csv``. The
 columns of the index table are those of :func:`tiny_audio.sources._parquet.index_shard`. For listed audio files,
@@ -64,8 +64,9 @@ def write_index(
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
     the others wait.
 
-    If several clips have the same id, the first clip keeps it. To the ids of the other clips, shard, row group and row
-    (if not null) are appended, as in ``a:train.parquet:0:7``. If the new id is already used, apostrophes are appended.
+    If several clips have the same id, the first clip keeps it. Shard, row group and row are appended to the other ids,
+    as in ``a:train.parquet:0:7``. A row that is null is left out. If the new id is already used, apostrophes are
+    appended.
 
     Args:
         tables: the rows of all shards, in order, with the columns of

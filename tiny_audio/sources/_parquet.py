@@ -48,7 +48,8 @@ def index_shard(
         shard: name of the shard, for ids and messages.
         shard_index: index of the shard among all shards.
         audio: reads the encoded clips of a row group. Called only if there is no column of durations.
-        keep_silence: keep clips that are marked as not speech, with an empty transcript. If false, they are dropped.
+        keep_silence: keep clips that are marked as not speech, and give them an empty transcript. If false, they are
+            dropped.
 
     Raises:
         UserError: a column is missing or has the wrong type, or the shard is damaged.

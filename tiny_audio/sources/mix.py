@@ -54,11 +54,11 @@ class MixConfig(SourceConfig):
 
     A cap (`max_hours` or `max_clips`) keeps a random part of a source. The part is the same in every epoch and on every
     machine. A larger cap keeps everything that a smaller cap keeps. If clips are stored in row groups, as on the hub, a
-    cap keeps whole row groups and a part of one more. The other row groups need not be fetched. A cap also
-    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. If a cap keeps a tenth of a
-    source's clips, only about a tenth of the clips that the source itself dropped are listed as dropped. The ids of a
-    source's clips begin with the key of the source in `sources`. If the clips have no metadata column `source`, the key
-    is also stored in a new column of this name.
+    cap keeps whole row groups, except for a part of the last one. The other row groups need not be fetched. A cap also
+    counts clips that `data.min_duration_s` and `data.max_duration_s` exclude later. Dropped clips are listed in
+    proportion: if a cap keeps a tenth of a source's clips, about a tenth of the source's dropped clips are listed. The
+    ids of a source's clips begin with the key of the source in `sources`. If the clips have no metadata column
+    `source`, the key is also stored in a new column of this name.
     """
 
     model_config = ConfigDict(defer_build=True)

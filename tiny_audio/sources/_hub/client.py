@@ -13,8 +13,8 @@ from tiny_audio.runtime.retries import RetryPolicy, TransientError, asked_wait_s
 ResultT = TypeVar("ResultT")
 
 POLICY = RetryPolicy(max_retries=8, base_wait_s=1.0, max_wait_s=8.0, log_level=logging.WARNING)
-"""When to retry requests to the hub. Each wait is logged as a warning, because all waits of one request together can
-last longer than half a minute."""
+"""When to retry requests to the hub. Each wait is logged as a warning, because the waits of one request can add up
+to more than half a minute."""
 _MAX_CONNECT_RETRIES = 2
 """Maximum number of retries if the hub cannot be reached. The number is small, so that a missing network is reported
 soon."""

@@ -63,7 +63,7 @@ class HubSource(Source):
     commits: dict[str, str] = field(compare=False)
     """As in :class:`SourceContext`."""
     keep_silence: bool = False
-    """Whether to keep clips that the corpus marks as not speech, with an empty transcript."""
+    """Whether to keep clips that the corpus marks as not speech. They get an empty transcript."""
 
     def index(self) -> Index:
         """See :meth:`Source.index`. The first call reads the dataset on the hub. Later calls read the cache folder."""

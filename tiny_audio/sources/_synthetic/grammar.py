@@ -73,9 +73,9 @@ def is_held_out(text: str) -> bool:
     """Return whether a sentence is on the held-out side of the split. All other sentences are on the training side.
 
     A hash selects half of all sentences as candidates for the held-out side. Three kinds of candidates stay on the
-    training side: single words, sentences that a grammar produces often, and sentences with a word or a pair of
-    neighboring words that is rare in the half without candidates. So every word and every pair of neighboring words in
-    a held-out sentence occurs in training, and only the whole sentence is new.
+    training side: single words, sentences that a grammar produces often, and sentences with a rare phrase. A phrase is
+    a word or a pair of neighboring words. It is rare if few sentences of the half without candidates contain it. So
+    every phrase of a held-out sentence occurs in training, and only the whole sentence is new.
 
     With fewer candidates, there would be few different held-out sentences, and each would be drawn often.
     """
