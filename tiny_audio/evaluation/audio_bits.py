@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio: its loss on each clip, with the clip's audio and with another clip's."""
+"""Measure how much a model uses the audio: compare its loss with each clip's own audio and with another clip's."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tiny_audio.runtime.device import in_parts_that_fit
 NUM_CLIPS = 100
 """Maximum number of clips of a set that are measured."""
 _NUM_NEAREST = 8
-"""The other clip is chosen at random among at most this many clips: those with a different text and the most similar
-durations."""
+"""The other clip is chosen at random from this number of clips (or fewer in a small set). They are the clips of most
+similar duration among those with a different text."""
 _SEED = 0
 
 

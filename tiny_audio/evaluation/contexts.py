@@ -71,7 +71,7 @@ class ClipContexts:
         """Return the context of each clip.
 
         Raises:
-            UserError: a clip has a list of hotwords with other values than texts, or the model cannot use its context.
+            UserError: a clip's list of hotwords contains a value that is not a text, or the model cannot use a context.
         """
         contexts = [self._of_clip(clip) for clip in clips]
         for clip, context in zip(clips, contexts, strict=True):

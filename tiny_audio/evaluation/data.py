@@ -44,7 +44,7 @@ def read_data(texts: Sequence[str], max_samples: int | None) -> list[DataSet]:
         texts: values of ``--data``. Each is the path of a manifest or of a YAML file, ``SOURCE:key=value,...``, or the
             name of a preset, such as ``leaderboard``.
         max_samples: maximum number of clips of each set, or of recordings if they are split into chunks. The choice is
-            pseudorandom and always the same. A larger number adds clips to those of a smaller number.
+            pseudorandom and always the same. A larger number selects the same clips and additional ones.
 
     Raises:
         UserError: the data does not exist, cannot be read or is empty; two sets have the same name; or the chunks of a
@@ -79,7 +79,7 @@ def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
     if name in GROUPS and not fields:
         return {folder_name(f"{name}/{each}"): found.source(cache) for each, found in GROUPS[name].items()}
     if name in SETS:
-        # With other fields, it is another set, whose results do not belong on the leaderboard.
+        # Fields change the set and its name, so its results do not count as results of a set of the leaderboard.
         return {folder_name(text.replace(":", "-", 1)): SETS[name].source(cache) | fields}
     names = SOURCES.names()
     if name not in names:

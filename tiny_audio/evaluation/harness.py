@@ -1,9 +1,8 @@
 """Evaluate targets (models and providers) on sets of clips.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
-manifests. ``scores.json`` is computed from these rows. If an earlier evaluation had more clips, the rows of the other
-clips are in ``other_hypotheses.jsonl``. After an interruption, the evaluation transcribes only the missing and failed
-clips.
+manifests. ``scores.json`` is computed from these rows. Rows of clips that only an earlier, larger evaluation had are in
+``other_hypotheses.jsonl``. After an interruption, the evaluation transcribes only the missing and failed clips.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ def evaluate_targets(
     Raises:
         UserError: a folder has results of another target or other data; nothing can be scored; an API key or a package
             is missing; or the only target cannot be loaded.
-        RunFailed: there is only one target, and it transcribed no clip, or no recording completely.
+        RunFailed: the only target transcribed no clip, or did not transcribe any recording completely.
     """
     for data in sets:
         check_group_by(data.clips, group_by, "--group-by")
@@ -132,7 +131,7 @@ def evaluate_targets(
 def _check(target: Target, sets: Sequence[DataSet]) -> None:
     target.check()
     if target.contexts is not None:
-        for data in sets:  # all clips, because those that are still missing may all lack an optional column
+        for data in sets:  # check all clips, because an optional column may be absent from all clips still missing
             target.contexts.check_columns(data.clips)
 
 

@@ -66,7 +66,8 @@ class TargetOnSet:
         self.rows = {name: known[name] for name in ids if name in known}
         others = {name: row for name, row in known.items() if name not in self.rows}
         if not here.keys() <= set(ids) or elsewhere.keys() != others.keys():
-            # Write each row to its new file before removing it from its old file, in case the process is killed.
+            # Write each row to its new file before removing it from its old file, so that no row is lost if the process
+            # is killed.
             write_rows(self.folder / OTHERS, known.values())
             write_rows(self.folder / HYPOTHESES, self.rows.values())
             write_rows(self.folder / OTHERS, others.values())
@@ -96,7 +97,7 @@ class TargetOnSet:
                     add((with_outcome(row, outcome.time_s, outcome.error), outcome.is_audio))
                     receive()
 
-            stack.callback(receive)  # so that rows that were already sent are written even after an interruption
+            stack.callback(receive)  # after an interruption, this still writes the rows that were already sent
             world.collective(transcribe, receive)
         world.broadcast_from_main(self._finish)
 

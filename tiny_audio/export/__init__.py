@@ -21,9 +21,9 @@ class ExportConfig(Config, ABC):
 
     name: str
     files: ClassVar[tuple[str, ...]]
-    """Patterns for the names of all files and folders of an export. A folder that contains anything else, except
-    ``__pycache__`` and ``.DS_Store``, is not replaced by a new export. ``tiny-audio push`` uploads only files and
-    folders that match."""
+    """Patterns for the names of all files and folders of an export. If a folder also contains other names, a new export
+    does not replace it. The names ``__pycache__`` and ``.DS_Store`` are ignored. ``tiny-audio push`` uploads only files
+    and folders that match."""
 
     @classmethod
     def has_file(cls, name: str) -> bool:
@@ -71,7 +71,7 @@ def check_replaceable(folder: Path, export: type[ExportConfig]) -> None:
             f"{folder} exists and is not an export in this format, so it is not overwritten; give another folder, or "
             f"remove {folder}"
         )
-    # Python writes the first one when the export is used, and macOS the second one when the folder is shown.
+    # Python creates __pycache__ when the export is used, and macOS creates .DS_Store when it shows the folder.
     names = {entry.name for entry in folder.iterdir()} - {"__pycache__", ".DS_Store"}
     foreign = sorted(name for name in names if not export.has_file(name))
     if foreign:

@@ -1,8 +1,9 @@
 """Build the flat bundle: all modules that a model needs in one folder, as Hugging Face's remote code.
 
 When transformers loads a model, it copies the main file of the model's code, and the files that the main file imports.
-It finds the imports with a regular expression for ``from .name import``, and does not support packages. So
-``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``, and imports are rewritten.
+It finds the imports with a regular expression for ``from .name import``, and does not support packages. Therefore each
+module becomes a file in one folder (``tiny_audio.encoders.whisper`` becomes ``encoders_whisper.py``), and its imports
+are rewritten.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ this folder."""
 
 
 def base_licenses(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return checkpoint -> license, from the model cards of the recipe's base checkpoints.
+    """Return the licenses of the recipe's base checkpoints, by checkpoint, from their model cards.
 
     If a request to the hub fails, the license is omitted, so a card can be written without a network.
     """
@@ -144,7 +144,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="automatic-speech-recognition",
         tags=["tiny-audio", "automatic-speech-recognition"],
-        # The hub's metadata contains the model's name only in the model-index, which is omitted without results.
+        # The model's name is part of the model-index in the hub's metadata. Without results, there is no model-index.
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )

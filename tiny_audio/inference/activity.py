@@ -1,4 +1,7 @@
-"""Compute the level and the probability of speech of each frame, by silero-vad or, without it, by loudness."""
+"""Compute the level and the speech probability of each frame.
+
+The speech probability comes from silero-vad if it is installed, else from the loudness.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,16 @@ from tiny_audio.inference.voice_activity import SileroNetwork, SpeechProbabiliti
 FRAME = SAMPLE_RATE // 100
 """Samples in an analysis frame of 10 ms."""
 _SECTION = 30 * SAMPLE_RATE // FRAME
-"""Number of frames in a section of 30 s. All frames of a section share one loudness threshold, which is computed from
-this section, the previous one and the next one."""
+"""Number of frames in a section of 30 s. All frames of a section share one loudness threshold. It is computed from the
+levels of this section and of its two neighbors."""
 _SMOOTHED = 5
 """Number of frames in the moving average that smooths powers (50 ms)."""
 _QUIETEST_DB = -110.0
-"""Minimum level of a frame, so that digital silence has a finite level. It is below the noise of 16-bit samples."""
+"""Minimum level of a frame. Without a minimum, the level of digital silence would be infinite. The value is below the
+noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
-"""The threshold of speech is ``_ABOVE_FLOOR_DB`` above the noise floor, which is the 10th percentile of the levels. But
-it is at least the 99th percentile minus ``_BELOW_SPEECH_DB``, and at most the 99th percentile minus ``_RANGE_DB``."""
+"""The speech threshold is ``_ABOVE_FLOOR_DB`` above the noise floor, which is the 10th percentile of the levels. The
+threshold is limited to a range, from ``_BELOW_SPEECH_DB`` to ``_RANGE_DB`` below the 99th percentile of the levels."""
 
 Levels = NDArray[np.float64]
 Frames = list[tuple[float, float]]
@@ -62,8 +66,8 @@ class LearnedActivity:
         probabilities = self._probabilities.end()
         last = float(np.concatenate([[0.0], self._known, probabilities])[-1])
         found = self._frames(self._powers.end(), probabilities)
-        # The middle of an incomplete last frame (10 ms) may come after the end of silero-vad's last frame (32 ms). Use
-        # the probability of silero-vad's last frame in this case.
+        # An incomplete last frame is padded to 10 ms, so its middle may come after silero-vad's last frame. If so, use
+        # the probability of silero-vad's last frame.
         return found + [(level, last) for level in _decibels(self._waiting).tolist()]
 
     def _frames(self, powers: Levels, probabilities: list[float]) -> Frames:
@@ -126,7 +130,7 @@ class _Powers:
 
     def __init__(self) -> None:
         self._held: Levels = np.zeros(0)
-        """The sample before the next frame, and samples of an incomplete frame."""
+        """The last sample of the previous frame, which the filter needs, and the samples of an incomplete frame."""
 
     def add(self, block: Tensor) -> Levels:
         """Return the powers of the frames that this block completes."""

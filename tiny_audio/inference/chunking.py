@@ -25,12 +25,12 @@ BRIEF_PAUSE_S = 0.1
 """Minimum duration of a brief pause. A chunk that would become too long is cut at a brief pause. The value is
 silero-vad's default for the shortest silence."""
 _MAYBE = 0.1
-"""A frame can be part of a pause only if its probability of speech is below this value. Brief pauses are found by level
-instead."""
+"""Frames whose probability of speech is below this value can form a pause. Brief pauses are found by level instead."""
 _SHORTEST_S = 0.03
 """If a sound between two pauses is shorter than this, it is treated as a click and not as speech."""
 _MAX_OVERLAP_S, _MAX_SHARED = 2.0, 0.25
-"""Limits of the overlap of two chunks: in seconds, and as a share of a chunk's maximum duration. Both apply."""
+"""Two chunks overlap by at most the first value in seconds, and by at most the second value times the maximum duration
+of a chunk."""
 _SMOOTHED = 11
 """Number of frames in the moving average that finds the quietest point (0.11 s)."""
 
@@ -55,7 +55,7 @@ class ChunkDurations:
 
     @classmethod
     def up_to(cls, max_s: float) -> ChunkDurations:
-        """Return the durations for a model whose usual durations are unknown."""
+        """Return the durations for a model that does not record the durations of its training clips."""
         return cls(max_s, max_s, max_s / 2)
 
 
@@ -101,16 +101,16 @@ def split_at_pauses(
 ) -> Iterator[Chunk]:
     """Cut a recording at its pauses, and leave the pauses out.
 
-    A pause of 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest brief pause
-    after the usual duration. If there is no such pause, it is cut at a quiet point, and the next chunk begins at an
-    earlier quiet point. The two chunks overlap, so that each word near the cut is complete in one of them.
-    The chunks do not depend on the sizes of the blocks. Only a few minutes of audio are in memory.
+    A pause of at least 0.5 s always ends a chunk. If a chunk reaches the maximum duration, it is cut at the longest
+    brief pause after the usual duration. Without a brief pause, it is cut at a quiet point, and the next chunk begins
+    at an earlier quiet point. The two chunks overlap, so that each word near the cut is complete in one of them. The
+    chunks do not depend on the sizes of the blocks. Only a few minutes of audio are in memory.
 
     Args:
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
-        activity: finds the pauses. If None, silero-vad is used if it is installed, else loudness.
-        keep_pauses: leave nothing out. The first 0.1 s of a pause end one chunk, and the rest begins the next one.
+        activity: finds the pauses. By default, silero-vad if it is installed, else loudness.
+        keep_pauses: keep the pauses. The first 0.1 s of a pause end a chunk, and the rest of it begins the next chunk.
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)
@@ -179,8 +179,8 @@ class _Chunker:
     history: list[tuple[float, float]] = field(default_factory=list)
     """Level and probability of speech of each frame since ``start``."""
     waiting: _Span | None = None
-    """The previous chunk, if it overlaps the current one. If the current one ends without speech after the overlap,
-    the two chunks are merged."""
+    """The previous chunk, if it overlaps the current chunk. If the current chunk has no speech after the overlap, the
+    two chunks are merged."""
 
     def first_needed(self, judged: int) -> int:
         """Return the first frame that may still become part of a chunk."""
@@ -223,7 +223,7 @@ class _Chunker:
             self.free_from = end
             yield from self._emitted(_Span(self.start, end))
         elif self.waiting is not None:
-            # The waiting chunk contains all speech of this chunk. Only the margin may be missing.
+            # The waiting chunk already contains the speech. Only the margin after the speech may be missing.
             self.free_from = min(max(self.waiting.end, end), self.waiting.start + self.longest)
             yield replace(self.waiting, end=self.free_from, overlap=0)
             self.waiting = None

@@ -1,9 +1,9 @@
 """Hallucination filters: find sounds that are not speech, texts that loop, and texts that the CTC head rejects.
 
-The thresholds for noise and tones lie between the values measured on speech and the values measured on noises and
-tones. The speech (synthetic, read aloud, or spelled letter by letter) was clean, mixed with white noise of the same
-loudness, limited to narrow bands such as a telephone's, or encoded at low bit rates. ``benchmarks/transcription.py``
-checks the filters. A sound that may be speech is not filtered.
+A sound that may be speech is not filtered. The thresholds for noise and tones lie between the values measured on speech
+and the values measured on noises and tones. The speech was synthetic, read aloud, or spelled letter by letter. It was
+clean, mixed with white noise of the same loudness, limited to narrow bands such as a telephone's, or encoded at low bit
+rates. ``benchmarks/transcription.py`` checks the filters.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ _SECTION = 4 * SAMPLE_RATE
 """Audio is classified in sections of this many samples (4 s)."""
 _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
-"""A sound is measured in a band whose lower limit is in the first range and whose upper limit is in the second."""
+"""Ranges of the lower and the upper limit of the frequency band in which a sound is measured."""
 _EMPTY_DB = 60.0
 """A part of the spectrum counts as empty if its power is this far below the power of the strongest part."""
-# Highest frequency of the measured fine structure, which is the spectrum minus its moving average over frequency.
+# Highest frequency at which fine structure is measured. Fine structure is a spectrum minus its moving average.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
-"""A sound is noise if every band's share of the power changes by less than this (see :func:`_shape_range_db`), because
-the spectrum of noise keeps its shape. In noise, bands change by at most 4.2 dB. In speech with noise of the same
-loudness, at least one band changes by 6.1 dB or more."""
+"""A sound is noise if every band's share of the power changes by less than this value (see :func:`_shape_range_db`).
+The spectrum of noise keeps its shape: bands change by at most 4.2 dB. In speech with noise of the same loudness, at
+least one band changes by 6.1 dB or more."""
 _TONAL_FLATNESS_DB = -40.0
 """A sound consists of tones if the 90th percentile of its frames' flatness is below this value. Pure tones have -45 dB
 or less. Speech has -23 dB or more, except for -33 dB in an MP3 with 8 kbit/s."""
@@ -76,10 +76,10 @@ above the third value. In tones, the share is at least 0.31 and the mean at leas
 0.18 and the mean at most 0.57."""
 
 NO_VOICE = 0.03
-"""A sound has no voice if the probability of speech is below this value in every frame. Even in white noise that is
-5 dB louder, and in the bands and codecs of telephones, every clip of recorded speech (AN4 and LibriSpeech) reached at
-least 0.40, and every clip of synthetic speech at least 0.035. White noise reaches 0.07 and melodies 0.91, so the rules
-for noise and tones are still needed. ``benchmarks/chunking.py`` measures these values."""
+"""A sound has no voice if the probability of speech is below this value in every frame. Speech was measured in white
+noise that was 5 dB louder, and in the bands and codecs of telephones. Every clip of recorded speech (AN4 and
+LibriSpeech) reached at least 0.40, and every clip of synthetic speech at least 0.035. White noise reaches 0.07 and
+melodies 0.91, so the rules for noise and tones are still needed. ``benchmarks/chunking.py`` measures these values."""
 
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
@@ -301,8 +301,8 @@ def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVo
     """Whether the text is so unlikely under the CTC head's ``logits [1, T, V]`` that it was probably not spoken."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
-    # If the text needs more frames than the clip has, it has no alignment and no likelihood. It was spoken very fast,
-    # or not at all, so decide by the rate of speech.
+    # A text that needs more frames than the clip has cannot be aligned, so it has no likelihood. The rate of speech
+    # decides whether it was spoken very fast or not at all.
     if ctc.min_frames(spelled) > num_frames:
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])

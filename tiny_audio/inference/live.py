@@ -26,8 +26,8 @@ from tiny_audio.inference.utterances import Utterances
 from tiny_audio.inference.word_times import Word, shifted
 
 LONGEST_UTTERANCE_S = 15.0
-"""Maximum duration of an utterance. The final text of a longer utterance would come late. Its partial texts would take
-long, because each of them is decoded from the whole utterance."""
+"""Maximum duration of an utterance. The final text of a longer utterance would come late. Its partial texts would be
+slow, because each of them is decoded from the start of the utterance."""
 ENDPOINT_PAUSE_S = 0.5
 """A pause of at least this duration ends an utterance."""
 PARTIAL_INTERVAL_S = 0.4
@@ -76,10 +76,10 @@ class Job:
 class LiveStream:
     """Turns one stream into partial and final texts.
 
-    There is at most one job at a time. Utterances that have ended are decoded before the one that is being spoken.
-    After a partial text, the stream waits before it decodes the next one: at least :data:`PARTIAL_INTERVAL_S`, and at
-    least as long as the decoding of the last partial text took. A pause of :data:`EARLY_PAUSE_S` ends this wait. Events
-    are in the order of their utterances.
+    There is at most one job at a time. Utterances that have ended are decoded first. After a partial text, the stream
+    waits for at least :data:`PARTIAL_INTERVAL_S`, and for at least as long as the decoding of this text took. Then it
+    decodes the next partial text. A pause of :data:`EARLY_PAUSE_S` ends the wait. Events are in the order of their
+    utterances.
 
     Args:
         utterances: finds the utterances. It must not be shared with other streams.

@@ -1,6 +1,6 @@
 """The speech recognition pipeline of an exported model.
 
-It is the result of ``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)``. transformers' own
+``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` returns this pipeline. transformers' own
 pipeline would treat an unknown model class as a CTC model, and would read files with the FFmpeg program. This pipeline
 reads and transcribes audio as ``tiny-audio transcribe`` does, but without FFmpeg.
 """
@@ -143,7 +143,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
         return Context.of(**({name: getattr(own, name) for name in _CONTEXT} | given))
 
     def _generation(self, settings: dict[str, Any]) -> GenerationConfig:
-        """Return the settings of the pipeline or else of the model, with those in ``settings`` replaced."""
+        """Return the pipeline's settings (by default, the model's) with the values in ``settings`` replaced."""
         own: GenerationConfig = self._forward_params.get("settings") or self.model.generation
         try:
             return GenerationConfig(**(own.model_dump(mode="json") | settings))

@@ -1,10 +1,10 @@
 """Choose better cuts within speech by the model's own scores.
 
-If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
-not spoken. Therefore chunks are checked in sections. A section is a series of chunks that overlap or follow each other
-directly. If a section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score
-the texts. If at least a quarter of the chunks have bad scores, other cuts are scored in the same way. The cuts with the
-lowest total cost (see :class:`Score`) are chosen.
+A model that was trained only on whole sentences may write words that were not spoken if a chunk begins or ends within a
+sentence. Therefore chunks are checked in sections. A section is a series of chunks without gaps between them. If a
+section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score the texts. If
+at least a quarter of the chunks have bad scores, other cuts are scored in the same way. The cuts with the lowest total
+cost (see :class:`Score`) are chosen.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 from tiny_audio.runtime.device import in_parts_that_fit
 
+# The WERs below were measured on the recording of ``benchmarks/chunking.py --seed 43 --only joined``.
 _SECTION = 6
 """Approximate maximum duration of a section, as a multiple of the maximum duration of a chunk."""
 _MAX_BEAMS = 4
-"""Maximum number of beams for the texts of possible chunks. With 4, 2 and 1 beams, the WER of the recording described
-at ``_SPACING`` was 4.2, 4.2 and 5.9 %. In the recording of ``--seed 41``, it was 2.6 and 3.1 % with 4 and 2 beams."""
+"""Maximum number of beams for the texts of possible chunks. With 4, 2 and 1 beams, the WER was 4.2, 4.2 and 5.9 %. On
+the recording of ``--seed 41`` instead, it was 2.6 and 3.1 % with 4 and 2 beams."""
 _BAD = 1.0
 """A chunk is bad if its ``Score.excess`` is more than this many nats per character. In the quickstart's sentences,
 joined without pauses, most correct texts had at most 0.7 nats per character, and most wrong texts had 1.3 or more."""
@@ -44,21 +45,19 @@ _TO_SEARCH = 1 / 4
 of the chunks were bad."""
 _FAILED = 1 / 2
 """If at least this share of the best chunks is bad, the search fails. In the quickstart's sentences, the share was at
-most 0.33 at the first check (see ``_TRIED``). In the band of telephones, which the quickstart's model does not know, it
-was at least 0.5."""
+most 0.33 at the first check (see ``_TRIED``). If the sentences were limited to the band of telephones, it was at least
+0.5, because the quickstart's model does not know such audio."""
 _SPACING = 24
-"""The minimum distance between two possible cuts is the maximum duration of a chunk, divided by this number. In the
-recording of ``benchmarks/chunking.py --seed 43 --only joined``, the WER was 4.2 % (with 16 instead of 24: 6.2 %, with
-36: 4.5 %). For the sentences one by one, it was 4.5 %."""
+"""The minimum distance between two possible cuts is the maximum duration of a chunk, divided by this number. The WER
+was 6.2 % with 16, 4.2 % with 24 and 4.5 % with 36. If each sentence was transcribed on its own, it was 4.5 %."""
 _ENDS = 12
-"""For each possible start of a chunk, at most this many possible ends are tried. With 8 ends, the WER of this recording
-was 11.5 %."""
+"""For each possible start of a chunk, at most this many possible ends are tried. With 8 ends, the WER was 11.5 %."""
 _MARGIN = 20.0
 """The cost of a possible cut is the total cost of the best chunks up to this cut. If a later cut costs less by more
 than this many nats, the search drops the earlier cut. With 10 nats, the WER was the same, and the search 8 % faster."""
 _TRIED = 2
-"""A search is checked at its end, and once before: when it has covered this many times the maximum duration of a
-chunk."""
+"""A search is checked at its end. An earlier check takes place when the search has covered this many times the maximum
+duration of a chunk."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -97,7 +96,8 @@ class ModelScorer:
         tokenizer: the model's tokenizer.
         max_padded_s: maximum seconds of audio in a batch, including padding.
         lock: held while the model is used.
-        settings: how texts are generated, but with at most ``_MAX_BEAMS`` beams; default: the model's own settings.
+        settings: how texts are generated. By default, the model's own settings. Texts never use more than
+            ``_MAX_BEAMS`` beams.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class Recutter:
     def __call__(self, chunks: Iterable[Chunk], is_stopped: Callable[[], bool]) -> Iterator[Chunk]:
         """Yield the chunks of a recording, some of them with other cuts. At most a few chunks are in memory.
 
-        The search for better cuts fails if at least half of the chunks are bad even with the best cuts. This is also
-        checked at the start of a section (see ``_TRIED``). The model probably does not know this kind of speech, so the
-        original chunks are kept. To save time, the next sections with cuts within speech are not checked: one after the
-        first failure, three after the second failure in a row, then seven, and so on.
+        The search for better cuts fails if at least half of the chunks are bad even with the best cuts. A first check
+        takes place near the start of a section (see ``_TRIED``). After a failure, the original chunks are kept, because
+        the model probably does not know this kind of speech. To save time, the next sections with cuts within speech
+        are not checked: one after the first failure, three after the second failure in a row, then seven, and so on.
 
         Args:
             chunks: the chunks in order.
@@ -177,7 +177,8 @@ class Recutter:
                     better = self._best(section, is_stopped)
                     section, failures = (section, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
-                # The end of a full section is a cut that was not searched for. Its last chunk begins the next section.
+                # The search did not choose the cut at the end of a full section. So the last chunk of this section
+                # begins the next section, which can move that cut.
                 num_done = len(section) - (chunk is not None and chunk.start <= _end(section[-1]))
                 yield from section[:num_done]
                 section = section[num_done:]

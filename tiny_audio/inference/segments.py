@@ -45,7 +45,7 @@ class Transcription:
     segments: tuple[Segment, ...]
     """Segments in order. Pauses of a long recording have no segment."""
     warning: str | None = None
-    """A warning that the text is unreliable, if the recording is far shorter than the training clips."""
+    """A warning that the text is unreliable. None unless the recording is far shorter than the training clips."""
 
     @classmethod
     def of(cls, segments: Sequence[Segment], duration_s: float, warning: str | None = None) -> Transcription:

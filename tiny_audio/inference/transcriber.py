@@ -34,8 +34,8 @@ _LARGEST_POOL = 8
 """Maximum number of batches in a pool. A pool is a group of chunks that are sorted by length and divided into batches.
 The first pools are smaller, so that output starts early."""
 _LEAST_S = 2.0
-"""When the size of a batch is computed, shorter chunks count as this long, because even a short chunk needs memory for
-its prompt, text and beams."""
+"""When the size of a batch is computed, a chunk counts as at least this long. Even a short chunk needs memory for its
+prompt, text and beams."""
 
 Contexts = Context | Sequence[Context | None] | None
 """One context for all recordings, or a list with one for each recording."""
@@ -148,7 +148,7 @@ class Transcriber:
         return [event for _, event in events if isinstance(event, Transcription)]
 
     def transcripts(self, waveforms: Sequence[Tensor], contexts: Contexts = None) -> list[Transcript]:
-        """Transcribe like :meth:`transcribe`, but return transcripts, as if each recording were one clip.
+        """Transcribe like :meth:`transcribe`, but return one :class:`Transcript` for each recording.
 
         If the model has a CTC head, ``ctc_text`` is never None.
         """
@@ -173,8 +173,8 @@ class Transcriber:
         Args:
             recordings: iterables of blocks, mono float32 ``[S]`` at 16 kHz.
             word_timestamps, on_progress, contexts: see :meth:`transcribe`.
-            on_text: called while a batch is decoded, with the index of a recording, the start of one of its chunks in
-                seconds, and the chunk's text so far, before filtering.
+            on_text: called while a batch is decoded. Its arguments are the index of a recording, the start of one of
+                its chunks in seconds, and the chunk's text so far, before filtering.
 
         Yields:
             The index of a recording, with one of its segments or, after all of them, its transcription.

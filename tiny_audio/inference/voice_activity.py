@@ -23,7 +23,7 @@ START, CONTINUE = 0.5, 0.35
 """Speech starts when the probability reaches the first value, and ends when it falls below the second. These are
 silero-vad's defaults."""
 MARGIN_S = 0.1
-"""Seconds before and after speech that are kept with it, because they may contain soft consonants."""
+"""Seconds of audio that are kept before and after speech, because they may contain soft consonants."""
 _CONTEXT = 64
 """Number of samples before each frame that the network receives together with the frame."""
 _WEIGHTS = "silero_vad.jit"
@@ -39,7 +39,7 @@ _SHAPES = {
     "decoder.rnn.weight_hh": (512, 128),
     "decoder.decoder.2.weight": (1, 128, 1),
 }
-"""Shapes of the weights of silero-vad 6, which are checked because another version may have another network."""
+"""Shapes of the weights of silero-vad 6. They are checked, because another version may have another network."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ class Word:
     start_s: float
     end_s: float
     confidence: float | None
-    """Geometric mean of the CTC head's probabilities of the word's characters. The probability of a character is the
-    highest one among its frames in the most likely alignment. None if the word was not aligned: the model has no CTC
-    head, the head cannot spell the word, or the clip has too few frames for the text."""
+    """Geometric mean of the CTC head's probabilities of the word's characters. The probability of a character is its
+    highest probability in the frames that the most likely alignment assigns to it. None if the word was not aligned:
+    the model has no CTC head, the head cannot spell the word, or the clip has too few frames for the text."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Provider(ABC):
         """Transcribe one clip, encoded by :func:`encode`. Up to ``concurrency`` threads call this at a time.
 
         Raises:
-            ProviderError: this clip was not transcribed, after all useful retries.
+            ProviderError: this clip was not transcribed, even after retries.
             ProviderRefusedError: no clip will be transcribed.
         """
 

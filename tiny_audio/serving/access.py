@@ -22,7 +22,8 @@ OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Web pages cannot set the
-headers of a WebSocket request, so they offer the key as a subprotocol, besides another one that the server accepts."""
+headers of a WebSocket request. Instead, they offer two subprotocols: one that the server accepts, and one with the
+key."""
 
 
 class AccessControl:
@@ -53,7 +54,7 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            if origin is not None:  # before the key check, so that an allowed page can also read its error
+            if origin is not None:  # before the key check, so that an allowed page can read that check's error
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
         if problem is None:

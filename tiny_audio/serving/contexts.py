@@ -20,7 +20,7 @@ class RequestContext:
     """What the model reads about the recording of a request."""
 
     context: Context | None
-    """None if the model reads nothing but the recording."""
+    """None if the model reads only the recording."""
     left_out: tuple[str, ...] = ()
     """Hotwords of the request that do not fit into a context, or that the model's tokenizer cannot encode."""
 
@@ -43,8 +43,8 @@ def context_of(
         engine: the engine with the model.
         hotwords: the server's own hotwords for all recordings. They are used even if the model was not trained with
             hotwords.
-        prompt: used as hotwords if the model was trained with hotwords, else as previous text if it was trained with
-            previous text.
+        prompt: used as hotwords if the model was trained with hotwords. Other models use it as previous text if they
+            were trained with previous text.
         keywords: further hotwords.
         language: code of the language.
 

@@ -24,7 +24,7 @@ from tiny_audio.runtime.memory import release_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""The next batch is chosen from the first chunks in the queue, as many as fit into this many batches."""
+"""The next batch is chosen from the start of the queue: from as many chunks as fit into this number of batches."""
 _RELEASE_EVERY = 4
 """Number of batches after which freed memory is returned to the operating system. Returning takes less than 0.1 s."""
 
@@ -98,7 +98,7 @@ class Job:
         self._finish()
 
     def fail(self, error: Exception) -> None:
-        """End the job with an error, unless it has ended."""
+        """End the job with an error. Do nothing if the job has already ended."""
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 

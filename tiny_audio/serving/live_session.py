@@ -25,7 +25,7 @@ _BURST_S = 2.0
 """Seconds of clock time by which a stream may be ahead of its maximum speed. For example, at ``max_speed=8``, 40 s of
 audio take 5 s of clock time. The stream may be 2 s ahead, so its first 40 s may be processed after only 3 s."""
 _MAX_TEXT = 100
-"""Number of characters of a text message that are parsed. Longer JSON could be nested too deeply for the parser."""
+"""Only this many characters of a text message are parsed. Longer JSON could be nested too deeply for the parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]
 
 
@@ -166,7 +166,7 @@ class LiveSession:
     async def _read_samples(self, decoder: OpusDecoder, encoding: str) -> None:
         while data := await decoder.read():
             await self._add(data)
-        # Without any audio, FFmpeg fails, but the client made no mistake.
+        # FFmpeg also fails if it receives no data. This is not an error of the client, because a stream may be empty.
         if self._has_data and not await decoder.succeeded():
             raise ClientError(
                 1007,

@@ -23,7 +23,7 @@ class OpusDecoder:
         self._process, self._input, self._output = process, process.stdin, process.stdout
 
     async def write(self, data: bytes) -> bool:
-        """Send more data to FFmpeg. Wait while too much data is not decoded yet.
+        """Send more data to FFmpeg. If much earlier data is not decoded yet, wait.
 
         Returns:
             Whether FFmpeg accepts more data. False after data that FFmpeg cannot decode.

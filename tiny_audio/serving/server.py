@@ -20,8 +20,8 @@ has begun since the previous check."""
 _MAX_CONNECTIONS = 1000
 _SHUTDOWN_S = 600
 _MAX_MESSAGE_BYTES = 2 << 20
-"""uvicorn closes a WebSocket after a larger message, without sending an error. The lower limit of live streams
-(``LiveLimits.max_message_bytes``) is reported to the client."""
+"""After a larger message, uvicorn closes a WebSocket without an error message. Live streams have a lower limit,
+``LiveLimits.max_message_bytes``. If a message exceeds that limit, the client receives an error message."""
 
 
 class TimedProtocol(H11Protocol):
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
                 ws="websockets-sansio",
                 ws_max_size=_MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # audio hardly shrinks, and a small message could expand to a huge one
-                ws_ping_timeout=None,  # pongs are not read while a client has to wait
+                ws_ping_timeout=None,  # the server reads no pongs while it makes a client wait
                 lifespan="off",
                 log_config=None,
                 log_level="warning",

@@ -17,7 +17,7 @@ from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
 
 _DECODERS = 8
-"""Number of uploads that are decoded at the same time, so that a slow one does not delay the others."""
+"""Number of uploads that are decoded at the same time. With only one, a slow upload would delay all others."""
 _LONGEST_RETRY_S = 60
 
 

@@ -18,8 +18,8 @@ def write_space(folder: Path, model: str, revision: str | None, requirements: st
     Args:
         folder: an existing folder.
         model: the model's repository on the hub, or a local folder.
-        revision: the commit of the repository whose code and weights the Space runs. If None, it runs the newest commit
-            at each start.
+        revision: the commit of the model's repository that the Space runs. If None, the Space runs the newest commit at
+            each start.
         requirements: the model's ``requirements.txt``.
     """
     app = files("tiny_audio.serving").joinpath("_space_app.py").read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ class _Body(MultiPartParser):
             raise ApiError(
                 400, f"the content type is {kind or 'missing'!r}; send multipart/form-data with `file` and `model`"
             )
-        # Other charsets, such as UTF-7, can contain halves of characters, which the tokenizer cannot encode.
+        # Other charsets, such as UTF-7, can contain lone surrogates, which the tokenizer cannot encode.
         if charset.lower() not in _CHARSETS:
             raise ApiError(400, f"the form's charset is {charset!r}; send the texts as UTF-8")
         stated = self.headers.get("content-length", "")

@@ -18,8 +18,8 @@ differences of up to three quarters of the tolerance."""
 ZERO = 1e-9
 """A gradient in fp64 counts as zero if it is smaller than this, relative to the part's largest gradient.
 
-If a gradient is mathematically zero, kernels may return rounding errors on the scale of the machine epsilon of fp64
-(2⁻⁵²). In fp32, rounding errors could be as large as the smallest real gradients."""
+For a gradient that is mathematically zero, kernels may return rounding errors on the scale of the machine epsilon of
+fp64 (2⁻⁵²). fp32 is not used, because its rounding errors could be as large as the smallest real gradients."""
 NOISE = 100.0
 """Standard deviation of the noise in padding. The standard deviation of speech is below 1."""
 

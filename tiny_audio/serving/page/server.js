@@ -42,7 +42,7 @@ export async function transcribe(audio, name, { model, words, prompt, signal }) 
   return (await request("v1/audio/transcriptions", { method: "POST", body: form, signal })).json();
 }
 
-/** Return the segments of a transcript, each with its `words`, which are null if the model does not time words. */
+/** Return the segments of a transcript with their `words`. If the model does not time words, `words` are null. */
 export function segmentsOf({ segments, words }) {
   const rest = words?.length ? [...words] : null;
   return segments.map(({ start, end, text }, index) => {
