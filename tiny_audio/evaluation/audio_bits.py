@@ -21,8 +21,7 @@ from tiny_audio.runtime.device import in_parts_that_fit
 NUM_CLIPS = 100
 """Maximum number of clips of a set that are measured."""
 _NUM_NEAREST = 8
-"""The other clip is chosen at random from this number of clips (or fewer in a small set). They are the clips of most
-similar duration among those with a different text."""
+"""The other clip has a different text. It is chosen at random from at most this many clips of similar duration."""
 _SEED = 0
 
 

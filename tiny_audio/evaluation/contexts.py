@@ -98,7 +98,7 @@ class ClipContexts:
 
 
 def _words(clip: Clip, column: str) -> str | list[str] | None:
-    """Return a clip's value of the column with hotwords. Sources convert a list in a manifest to JSON."""
+    """Return a clip's value of the column with hotwords. Sources store a list from a manifest as JSON."""
     value = clip.utterance.metadata.get(column)
     try:
         found = json.loads(value) if value is not None and value.startswith("[") else None

@@ -1,8 +1,9 @@
 """Evaluate targets (models and providers) on sets of clips.
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
-manifests. ``scores.json`` is computed from these rows. Rows of clips that only an earlier, larger evaluation had are in
-``other_hypotheses.jsonl``. After an interruption, the evaluation transcribes only the missing and failed clips.
+manifests. ``scores.json`` is computed from these rows. If an earlier evaluation had more clips, the rows of its
+additional clips are in ``other_hypotheses.jsonl``. After an interruption, the evaluation transcribes only the missing
+and failed clips.
 """
 
 from __future__ import annotations

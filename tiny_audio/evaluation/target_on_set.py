@@ -24,14 +24,14 @@ from tiny_audio.runtime.world import World
 
 HYPOTHESES, SCORES, IDENTITY = "hypotheses.jsonl", "scores.json", "target.json"
 OTHERS = "other_hypotheses.jsonl"
-"""Name of the file with hypotheses of clips that are not in the set, because an earlier evaluation had more samples.
-All of these clips were transcribed."""
+"""Name of the file with hypotheses of clips that are not in the set. An earlier evaluation, which had more samples,
+transcribed these clips."""
 
 Compared = Mapping[str, Comparison | None]
 """Comparison of each set with a target's training data, by name of the set. A comparison is None if the training data
 cannot be read. The mapping is empty if the target is not a run."""
 _Row = tuple[Hypothesis, bool]
-"""A row, and True if the clip failed because of its audio (see ``Outcome.is_audio``)."""
+"""A row, and whether the clip failed because of its audio (see ``Outcome.is_audio``)."""
 
 
 class TargetOnSet:
@@ -53,7 +53,7 @@ class TargetOnSet:
     def open(self) -> list[str]:
         """Read the folder, and return the ids of the clips that are missing.
 
-        Rows of clips that are not in this set are moved to a file of their own.
+        Rows of clips that are not in this set are moved to the file :data:`OTHERS`.
 
         Raises:
             UserError: the folder has results of another target or of other data.

@@ -86,7 +86,7 @@ def flat_name(module: str) -> str:
 
 
 def _flattened(module: str, owned: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """Return a module's source with imports for a flat folder, and the names of the bundled modules that it imports."""
+    """Return a module's source with rewritten imports, and the names of the bundled modules that it imports."""
     spec = importlib.util.find_spec(module)
     loader = spec.loader if spec else None
     source = loader.get_source(module) if isinstance(loader, importlib.abc.InspectLoader) else None

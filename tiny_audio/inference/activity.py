@@ -35,7 +35,7 @@ Frames = list[tuple[float, float]]
 
 
 class Activity(Protocol):
-    """Measures a recording that arrives in blocks. The frames do not depend on the sizes of the blocks."""
+    """Computes the :data:`Frames` of a recording in blocks. The result does not depend on the sizes of the blocks."""
 
     def add(self, block: Tensor) -> Frames:
         """Add a block (mono float32 ``[S]`` at 16 kHz), and return the frames whose values are now known."""

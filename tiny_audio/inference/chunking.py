@@ -22,8 +22,8 @@ from tiny_audio.inference.voice_activity import MARGIN_S, silero
 PAUSE_S = 0.5
 """A pause of at least this duration ends a chunk. Most pauses between sentences are longer."""
 BRIEF_PAUSE_S = 0.1
-"""Minimum duration of a brief pause. A chunk that would become too long is cut at a brief pause. The value is
-silero-vad's default for the shortest silence."""
+"""Minimum duration of a brief pause. A chunk that would become too long is cut at a brief pause. The value is the
+default of silero-vad's ``min_silence_duration_ms``."""
 _MAYBE = 0.1
 """Frames whose probability of speech is below this value can form a pause. Brief pauses are found by level instead."""
 _SHORTEST_S = 0.03
@@ -110,7 +110,7 @@ def split_at_pauses(
         blocks: mono float32 ``[S]`` at 16 kHz, in order.
         durations: the durations of chunks.
         activity: finds the pauses. By default, silero-vad if it is installed, else loudness.
-        keep_pauses: keep the pauses. The first 0.1 s of a pause end a chunk, and the rest of it begins the next chunk.
+        keep_pauses: keep the pauses. A chunk ends 0.1 s after the start of a pause, and the next chunk begins there.
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)

@@ -55,7 +55,7 @@ _WINDOW, _LONG_WINDOW, _HOP = 512, 1024, 160
 _BAND_HZ = (190.0, 500.0), (2500.0, 7000.0)
 """Ranges of the lower and the upper limit of the frequency band in which a sound is measured."""
 _EMPTY_DB = 60.0
-"""A part of the spectrum counts as empty if its power is this far below the power of the strongest part."""
+"""A part of the spectrum counts as empty if its power is this many dB below the power of the strongest part."""
 # Highest frequency at which fine structure is measured. Fine structure is a spectrum minus its moving average.
 _HIGHEST_FINE_HZ = 5000.0
 _STEADY_SHAPE_DB = 4.5
@@ -109,8 +109,8 @@ def boost_quiet(waveform: Tensor) -> Tensor:
 def non_speech_reason(waveform: Tensor) -> NonSpeech | None:
     """Return the class of a sound that is certainly not speech, or None if the sound may be speech.
 
-    A single word in a long noise hardly changes the average, so overlapping sections of four seconds are classified
-    separately. If any section may be speech, silero-vad (if installed) decides whether the sound has a voice.
+    A single word in a long noise would hardly change the measured values. Therefore overlapping sections of 4 s are
+    classified separately. If a section may be speech, silero-vad (if installed) searches the whole sound for a voice.
 
     Args:
         waveform: ``[S]``.

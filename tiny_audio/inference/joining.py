@@ -28,7 +28,7 @@ class Joiner:
         self._waiting: Segment | None = None
 
     def add(self, chunk: Chunk, segment: Segment) -> Iterator[Segment]:
-        """Yield the segments that are finished. A segment that overlaps the next one is finished by the next call.
+        """Yield the segments that are finished. If a segment overlaps the next segment, the next call yields it.
 
         Args:
             chunk: the next chunk.

@@ -49,7 +49,7 @@ class TinyAudioPipeline(Pipeline):  # type: ignore[misc]  # transformers is unty
     - a torchcodec decoder, as in rows of ``datasets`` 4 and later
     - a mapping with ``raw`` or ``array``, and ``sampling_rate``
     - a mapping with ``bytes`` or ``path``, as in data sets with ``Audio(decode=False)``
-    - a mapping with one of these in ``audio``, as in rows of data sets
+    - a mapping whose ``audio`` is one of the above, as in rows of data sets
 
     Lists, columns and data sets of recordings are also accepted.
     """

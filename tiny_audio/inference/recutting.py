@@ -1,7 +1,7 @@
 """Choose better cuts within speech by the model's own scores.
 
-A model that was trained only on whole sentences may write words that were not spoken if a chunk begins or ends within a
-sentence. Therefore chunks are checked in sections. A section is a series of chunks without gaps between them. If a
+If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
+not spoken. Therefore chunks are checked in sections. A section is a series of chunks without gaps between them. If a
 section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score the texts. If
 at least a quarter of the chunks have bad scores, other cuts are scored in the same way. The cuts with the lowest total
 cost (see :class:`Score`) are chosen.

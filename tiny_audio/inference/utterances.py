@@ -22,7 +22,7 @@ _MARGIN, _SHORTEST, _BRIEF_PAUSE = (round(s * SAMPLE_RATE) for s in (MARGIN_S, _
 
 
 class VoiceActivity(Protocol):
-    """Computes the probabilities of speech of a stream, such as ``SpeechProbabilities`` with one frame per step."""
+    """Computes the probability of speech of each frame, such as ``SpeechProbabilities`` with one frame per step."""
 
     def add(self, samples: Tensor) -> list[float]:
         """Add ``samples [S]``, and return the probability of each frame of 512 samples that is now complete."""
@@ -51,7 +51,7 @@ class Utterances:
         self._free_from = 0  # the end of the previous utterance
         self._start: int | None = None
         self._speech_end = 0
-        self._active: list[bool] = []  # whether each frame since the utterance's first one is speech
+        self._active: list[bool] = []  # for each frame of the utterance: whether it is speech
 
     @property
     def num_samples(self) -> int:

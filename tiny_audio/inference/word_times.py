@@ -125,7 +125,7 @@ def align(spelling: Spelling, log_probs: Tensor, rate: float, duration_s: float)
 
 
 def evenly_spread(words: Sequence[str], start_s: float, end_s: float) -> tuple[Word, ...]:
-    """Return words whose times divide a span evenly. The words have no confidence, because they are not aligned."""
+    """Return the words with times that divide a span evenly. They have no confidence, because they are not aligned."""
     return _filled(words, [None] * len(words), end_s, start_s)
 
 

@@ -109,7 +109,7 @@ def _digest(key: bytes) -> bytes:
 
 def _is_among(key: str, digests: Collection[bytes]) -> bool:
     """Whether a key from a header is valid. The duration of this check reveals nothing about the keys."""
-    # Headers are decoded as Latin-1, which web pages use. Most other clients encode a key as UTF-8.
+    # Headers were decoded as Latin-1. Web pages encode a key as Latin-1, but most other clients as UTF-8. Accept both.
     given, found = [_digest(key.encode(encoding)) for encoding in ("latin-1", "utf-8")], False
     for digest in digests:
         for one in given:

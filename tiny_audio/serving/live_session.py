@@ -22,8 +22,8 @@ from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 _BLOCK = SAMPLE_RATE // 10
 """Samples that are processed in one step. Other connections are served between the steps."""
 _BURST_S = 2.0
-"""Seconds of clock time by which a stream may be ahead of its maximum speed. For example, at ``max_speed=8``, 40 s of
-audio take 5 s of clock time. The stream may be 2 s ahead, so its first 40 s may be processed after only 3 s."""
+"""A stream may be ahead of its maximum speed by this many seconds of clock time. For example, at ``max_speed=8``, 40 s
+of audio take 5 s of clock time. With 2 s less, the first 40 s of a stream may be processed after only 3 s."""
 _MAX_TEXT = 100
 """Only this many characters of a text message are parsed. Longer JSON could be nested too deeply for the parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]

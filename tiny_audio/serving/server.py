@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 log_level="warning",
-                access_log=False,  # it would contain the queries
+                access_log=False,  # the access log would contain the queries
                 server_header=False,
                 limit_concurrency=_MAX_CONNECTIONS,
                 timeout_graceful_shutdown=_SHUTDOWN_S,
@@ -110,5 +110,5 @@ class Server(uvicorn.Server):
 
     def serve_until_signal(self, listening: socket.socket) -> None:
         """Serve until SIGTERM or Ctrl-C. Then finish the running requests."""
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has finished
+        with contextlib.suppress(KeyboardInterrupt):  # after the shutdown, uvicorn raises the signal again
             self.run(sockets=[listening])

@@ -8,7 +8,7 @@ const transcript = new Transcript($("transcript"), player);
 
 let card = null; // what the server says about its model
 let recording = null; // {chunks, samples, status, stop (stops the microphone), live (connection for live text)}
-let refocus = false; // whether Record had the focus before it was disabled, and gets it back when it is enabled again
+let refocus = false; // whether Record lost the focus when it was disabled, and must get it back when it is enabled
 let running = null; // AbortController of a request
 let last = null; // {audio, name} of the last transcription, so that it can be tried again
 let result = null; // transcript on the page

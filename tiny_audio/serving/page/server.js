@@ -64,7 +64,7 @@ export async function subtitles(format, transcript) {
  *
  * @param {{words: boolean, prompt: string}} options whether to ask for the times of words, and the prompt
  * @param {(text: {final: string[], stable: string, partial: string}) => void} onText called when the text changes:
- *   final texts never change, the stable part rarely, and the partial one often
+ *   final texts never change, the stable part changes rarely, and the partial part changes often
  * @param {() => void} onLost called if the connection fails
  * @returns {{send: (samples: Int16Array) => void, end: () => Promise<object | null>, close: () => void}} `end` gives the
  *   transcript as `transcribe` does, or null if the connection failed
