@@ -66,8 +66,7 @@ class TargetOnSet:
         self.rows = {name: known[name] for name in ids if name in known}
         others = {name: row for name, row in known.items() if name not in self.rows}
         if not here.keys() <= set(ids) or elsewhere.keys() != others.keys():
-            # Write each row to its new file before removing it from its old file, so that no row is lost if the process
-            # is killed.
+            # Write each row to its new file first. Then no row is lost if the process is killed.
             write_rows(self.folder / OTHERS, known.values())
             write_rows(self.folder / HYPOTHESES, self.rows.values())
             write_rows(self.folder / OTHERS, others.values())

@@ -192,9 +192,8 @@ class ProviderTarget(Target):
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the responses.
 
-        After an error or Ctrl-C, no new request is sent. Responses to running requests are still yielded, because the
-        provider may charge for them. After a second Ctrl-C, these responses are discarded, but the
-        requests are not interrupted.
+        After an error or Ctrl-C, only the responses to running requests are yielded, because the provider may charge
+        for them. After a second Ctrl-C, these responses are discarded, but the requests are not interrupted.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None

@@ -1,7 +1,4 @@
-"""Compute the level and the speech probability of each frame.
-
-The speech probability comes from silero-vad if it is installed, else from the loudness.
-"""
+"""Compute each frame's level and speech probability. The probability comes from silero-vad or from the loudness."""
 
 from __future__ import annotations
 

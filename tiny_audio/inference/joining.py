@@ -72,8 +72,8 @@ def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
     """Divide the words of two overlapping segments, so that each spoken word is in exactly one of them.
 
     The cut is in the longest sequence of words that both segments contain, after a word near the middle of the overlap.
-    If there is no common word, the cut is at the middle of the overlap. If only one segment has text, it keeps
-    all of its text.
+    If there is no common word, the cut is at the middle of the overlap. If only one segment has text, it keeps all of
+    its text.
 
     Args:
         first, second: segments with words. The second one begins before the first one ends.

@@ -177,8 +177,7 @@ class Recutter:
                     better = self._best(section, is_stopped)
                     section, failures = (section, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
-                # The search did not choose the cut at the end of a full section. So the last chunk of this section
-                # begins the next section, which can move that cut.
+                # The cut at the end of a full section was not searched. Keep the last chunk for the next section.
                 num_done = len(section) - (chunk is not None and chunk.start <= _end(section[-1]))
                 yield from section[:num_done]
                 section = section[num_done:]

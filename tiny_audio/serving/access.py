@@ -22,8 +22,7 @@ OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Web pages cannot set the
-headers of a WebSocket request. Instead, they offer two subprotocols: one that the server accepts, and one with the
-key."""
+headers of a WebSocket request. They offer two subprotocols: one for the server to accept, and one with the key."""
 
 
 class AccessControl:
