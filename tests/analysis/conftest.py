@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(json.dumps(changed(tiny_recipe(folder), **settings)))
     for name, stack in (("small", 4), ("large", 2)):
         command = ["run", str(folder / "recipe.yaml"), f"projector.stack={stack}"]
-        # One thread, because two are no faster on such small models.
+        # Two threads are no faster on such small models.
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         assert main([*command, "--output-dir", str(folder / name)]) == 0

@@ -1,4 +1,4 @@
-"""Artificial systems: their hypotheses as rows, as folders of finished runs, and as targets of ``evaluate``."""
+"""Artificial recognizers. Their hypotheses are rows, folders of finished runs, or targets of ``evaluate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SET = "held_out"
 
 
 def make_rows(error_rate: float, size: int = 120, num_speakers: int = 12) -> list[Row]:
-    """Return hypotheses in which about this share of words is wrong."""
+    """Return rows whose hypotheses have about this word error rate."""
     rng = random.Random(int(1000 * error_rate))
     return [
         {

@@ -1,4 +1,4 @@
-"""Bits from audio: scores, warnings and display."""
+"""Bits from audio, a score of how much the decoder uses the audio: values, warnings and display."""
 
 from __future__ import annotations
 

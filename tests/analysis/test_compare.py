@@ -103,7 +103,7 @@ def test_a_degraded_run_is_worse_and_a_corrected_run_is_better(variant: MakeVari
 
 
 def test_a_difference_that_chance_explains_is_not_shown(variant: MakeVariant) -> None:
-    """Four sentences differ, all in favor of the same run. Four tosses of a coin agree with probability 0.125."""
+    """Four sentences differ, all in favor of one run. By chance, all four favor the same run with probability 0.125."""
     folders = [variant("good"), variant("slightly_worse", wrong(every=12))]
     (difference,) = only(compare_folders(folders))["differences"]
     assert difference["difference"] > 0
@@ -130,7 +130,7 @@ def test_speakers_are_resampled_if_the_runs_were_scored_by_speaker(variant: Make
     folders = [variant("good", **scored_so), variant("bad", wrong(every=2), **scored_so)]
     entry = only(compare_folders(folders))
     assert (entry["group_by"], entry["num_groups"]) == ("reader", 3)
-    # All three speakers favor the same run. Three tosses of a coin agree with probability 1/4.
+    # All three speakers favor the same run. By chance, this happens with probability 1/4.
     assert entry["differences"][0]["p_value"] == pytest.approx(0.25, abs=0.02)
     assert entry["differences"][0]["verdict"] == "no difference shown"
     assert "3 groups by reader are resampled" in comparison_table(compare_folders(folders))

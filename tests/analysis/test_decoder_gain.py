@@ -1,4 +1,4 @@
-"""The gain of the decoder: comparisons with recognizers that use only the encoder, and their display."""
+"""The gain of the decoder: comparisons of a model with recognizers that use only its encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def system(name: str, rows: list[dict[str, Any]], *speeds: Speed | None) -> Enco
 
 @pytest.fixture(scope="module")
 def entries() -> list[dict[str, Any]]:
-    """Return two entries of ``report.json``: a bad system, and one that equals the model."""
+    """Return two entries of ``report.json``: a recognizer worse than the model, and one with the model's hypotheses."""
     systems = [system("CTC head", OWN, *SPEEDS), system("whisper-tiny.en", make_rows(0.1)[:80])]
     gains = decoder_gains(systems, {SET: make_rows(0.1)}, None)
     found: list[dict[str, Any]] = json.loads(json.dumps([gain.to_json() for gain in gains]))

@@ -1,4 +1,4 @@
-"""Scores with the rules of the Open ASR Leaderboard, compared with its own scorer on the same texts."""
+"""Scores with the rules of the Open ASR Leaderboard, compared with those of the leaderboard's own scorer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wording of messages about scoring and comparing. Other tests check their values.
+"""The wording of messages about scoring and comparing. Other tests check the values in them.
 
 To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/analysis/test_messages.py``.
 """

@@ -1,4 +1,4 @@
-"""The files of HTML pages: what they may replace, and which names they can contain."""
+"""The files of HTML pages: which files a page may replace, and which file names it can show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_page_replaces_only_pages(tmp_path: Path, capsys: pytest.CaptureFixtur
         page.write_text(content)
         assert main(["rescore", str(one), "--html", str(page)]) == 0
     capsys.readouterr()
-    # The name of the page is missing, so an input takes its place.
+    # The name of the page is missing, so ``--html`` takes the first input as the page.
     assert main(["rescore", "--html", str(one), str(two)]) == 2
     assert f"--html {one}: this path exists and is not an HTML page; " in capsys.readouterr().err
     assert json.loads(one.read_text()) == ROW

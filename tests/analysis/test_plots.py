@@ -42,7 +42,7 @@ def test_equal_tick_labels_are_written_once() -> None:
 
 
 def test_every_curve_has_a_name() -> None:
-    """A chart with only one curve would have no legend, and so no name of the curve."""
+    """Charts have at most four curves. A chart with one curve has no legend, so each chart needs several curves."""
     for number in (2, 4, 5, 9, 13):
         variants = [{"label": f"v{place}", "curves": [[(0, 1.0), (1, 0.5)]]} for place in range(number)]
         (charts,) = _curves(variants)

@@ -22,7 +22,7 @@ def test_large_clips_are_not_embedded(tmp_path: Path) -> None:
     for number in range(13):
         (tmp_path / f"{number}.flac").write_bytes(bytes(MAX_CLIP_BYTES))
     taken = [read({"audio_filepath": f"{number}.flac"}) for number in range(13)]
-    assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # 24 MiB, minus the short clip
+    assert taken == [*[bytes(MAX_CLIP_BYTES)] * 11, FULL, FULL]  # at most 24 MiB, including the short clip
     (tmp_path / "last.flac").write_bytes(b"fLaC")
     assert read({"audio_filepath": "last.flac"}) == FULL, "no further clip is read if the page is full"
 

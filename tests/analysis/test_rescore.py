@@ -80,8 +80,8 @@ def test_scores_of_one_file_equal_values_computed_by_hand(write: Write) -> None:
     found = rescore([path], normalizer_name="lower")
     target = only(found)
     assert target["name"] == "mine"
-    # The first has a substitution and a deletion, the second two deletions, and the third a substitution and seven
-    # insertions.
+    # The first clip has a substitution and a deletion. The second clip has two deletions. The third clip has a
+    # substitution and seven insertions.
     assert (target["substitutions"], target["deletions"], target["insertions"]) == (2, 3, 7)
     assert target["wer"] == 12 / 7
     assert (target["num_utterances"], target["num_reference_words"]) == (3, 7)
@@ -290,7 +290,7 @@ def test_the_table_shows_counts_rates_and_verdicts(write: Write) -> None:
     assert "1 clips left out" in text
     assert "cost sclite (tiny-audio" in text
     assert "Failed: the share of the target's clips" in text
-    # All six speakers favor the same system. Six tosses of a coin agree with probability 1/32.
+    # All six speakers favor the same system. By chance, this happens with probability 1/32.
     number = r" +-\d+\.\d\d +\[-\d+\.\d\d, -\d+\.\d\d\]"
     assert re.search(rf"better +better{number} +0\.0\d\d +0\.0\d\d +\d+ +\d+\.\d\d\d +<0\.001", text)
     assert "whole groups by speaker" in text

@@ -1,4 +1,7 @@
-"""Alignments and MAPSSWE equal those of NIST's sclite and sc_stats, in a golden file and in runs of both programs."""
+"""Alignments equal those of NIST's sclite. The matched-pairs test MAPSSWE equals that of NIST's sc_stats.
+
+Results of both programs come from a golden file, or from running the programs.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,7 @@ def test_alignments_have_the_minimum_cost(reference: list[str], hypothesis: list
 
 @pytest.mark.parametrize("num_words", fast_ones([3_000, 10_000], 3_000))
 def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
-    """An hour of speech has about ten thousand words. A tenth of them are made wrong, which an alignment must find."""
+    """An hour of speech has about ten thousand words. The alignment must find errors in a tenth of them."""
     rng = random.Random(0)
     reference = [f"w{rng.randrange(3000)}" for _ in range(num_words)]
     hypothesis = [word for word in reference if rng.random() > 0.05]

@@ -46,8 +46,8 @@ def test_equal_systems_differ_about_as_often_as_stated(num_seeds: int, seed_spre
 
 
 def test_resampling_three_seeds_would_show_too_many_differences() -> None:
-    """This is why seeds are not resampled: in one of ten cases, all three seeds of one variant have higher rates than
-    all three seeds of an equally good variant. Resampling would then always show a difference."""
+    """In one of ten cases, all three seeds of one variant have higher rates than all three seeds of an equally good
+    variant. Resampling seeds would then always show a difference. So seeds are not resampled."""
     rng = np.random.default_rng(7)
     apart = 0
     for _ in range(400):
@@ -81,7 +81,7 @@ def test_a_variant_does_not_differ_from_itself() -> None:
 
 
 def test_a_few_different_sentences_do_not_show_a_difference() -> None:
-    """4 of 120 sentences differ, all in favor of the same system. Four tosses of a coin agree with probability 1/8."""
+    """4 of 120 sentences differ, all in favor of one system. By chance, this happens with probability 1/8."""
     baseline, other = np.ones((1, 120), dtype=int), np.ones((1, 120), dtype=int)
     other[0, :4] = 0
     assert difference_p_value(baseline, other, WORDS) == pytest.approx(0.125, abs=0.01)
@@ -99,7 +99,7 @@ def test_signs_are_flipped_per_group() -> None:
 
 
 def test_words_are_exchanged_together_with_errors() -> None:
-    """The exact p of ten units is computed from all exchanges. If only errors were exchanged, it would be 0.59."""
+    """The exact p-value of ten sentences counts all 1024 exchanges. If only errors were exchanged, it would be 0.59."""
     rng = np.random.default_rng(7)
     errors, words = rng.integers(0, 5, (2, 10)), rng.integers(5, 9, (2, 10))
 
@@ -147,7 +147,8 @@ def test_a_single_seed_gets_the_variance_of_the_other_variant() -> None:
 
 
 def test_a_thousand_comparisons_can_show_a_difference() -> None:
-    """Holm's correction multiplies the smallest p by the number of comparisons, so there must be enough draws."""
+    """Holm's correction multiplies the smallest p-value by the number of comparisons. With too few
+    draws, every corrected p-value would exceed 0.05."""
     rng = np.random.default_rng(0)
     baseline = draw(rng, rate=0.3)
     lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
@@ -161,7 +162,7 @@ def test_a_thousand_comparisons_can_show_a_difference() -> None:
 
 @pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
 def test_with_few_draws_the_p_value_is_at_least_the_exact_one(num_sentences: int) -> None:
-    """All sentences favor the same system, so the exact value is the probability that all tosses of a coin agree."""
+    """All sentences favor one system. The exact p-value is the probability that this happens by chance."""
     words = np.full(200, 6)
     baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
     other[0, :num_sentences] = 0

@@ -90,7 +90,7 @@ def test_valid_folders_can_be_checked_trained_exported_and_loaded(
         wanted: nn.Module = ENCODERS.build(part.encoder, EncoderContext())
     else:
         wanted = DECODERS.build(part.decoder, DecoderContext(None))
-    # The export does not need the folder.
+    # Exporting and loading do not need the checkpoint folder.
     away = checkpoint.with_name("away")
     checkpoint.rename(away)
     try:

@@ -16,7 +16,7 @@ from tiny_audio.training import excerpts
 
 @pytest.fixture(autouse=True)
 def any_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the alignments of models with random weights."""
+    """Accept alignments with low confidence, because the test models have random weights."""
     monkeypatch.setattr(excerpts, "_LEAST_CONFIDENCE", 0.0)
 
 

@@ -61,7 +61,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     assert [row["id"] for row in rows(files[0])] == [row["id"] for row in rows(files[1])][::2]
     code, out, _ = call("rescore", *files)
     assert code == 0
-    # The same command does nothing. A different number of clips changes only the comparison.
+    # The same command does nothing. With another number of clips, it only repeats the comparison.
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert "comparing" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]

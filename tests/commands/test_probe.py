@@ -26,7 +26,7 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
 
 MEMORY_GB = 1.25
-"""With 0.875 GiB, the libraries of some torch builds left no room for a clip."""
+"""The memory limit. With 0.875 GiB, the libraries of some torch builds left no room for a clip."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_search_finds_the_largest_number_of_clips(guess: int, limit: int) ->
 def test_clips_of_a_bucket_have_the_longest_duration_after_augmentation(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process is replaced, because only the durations matter. Other tests measure real memory."""
+    """A stub replaces the training process and records the durations. Other tests measure real memory."""
     trained: set[float] = set()
 
     class Durations(SimpleNamespace):
@@ -107,7 +107,7 @@ def test_a_bucket_that_did_not_fill_memory_does_not_limit_the_budget() -> None:
 
 
 def parts_of(plan: EpochPlan, durations_s: np.ndarray, size: int) -> list[tuple[int, float]]:
-    """Return the number of clips and the padded seconds of every process in every batch."""
+    """Return the number of clips and the padded seconds that each of ``size`` processes has in each batch."""
     parts = [batch[rank::size] for batch in plan for rank in range(size)]
     return [(len(part), len(part) * durations_s[part].max(initial=0.0)) for part in parts]
 

@@ -185,7 +185,7 @@ def test_dropped_clips_of_an_evaluation_set_are_listed_until_it_is_scored_again(
     both = ({"audio_missing": 2}, ["held_out/bad.jsonl:2", "other/bad.jsonl:2"])
     assert dropped(f"data.evaluation.held_out.path={bad}") == both
     assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])
-    # A set that is not in the recipe does not count. It is not scored again if it is added again.
+    # The report leaves out sets that are not in the recipe. A set that is added back is not scored again.
     without = json.dumps({"held_out": {"name": "manifest", "path": str(trained / "manifest.jsonl")}})
     monkeypatch.setattr(sys, "argv", ["tiny-audio", "run", "my recipe.yaml"])
     assert dropped(f"data.evaluation={without}") == ({}, ["other/bad.jsonl:2"])

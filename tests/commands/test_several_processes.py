@@ -53,7 +53,7 @@ def together(size: int, *commands: list[object]) -> list[list[Ended]]:
 
 @pytest.fixture
 def audio(place: Path, tmp_path: Path) -> Path:
-    """A folder with three clips and a file that is not audio."""
+    """Return a folder with three clips and a file that is not audio."""
     folder = tmp_path / "audio"
     (folder / "deep").mkdir(parents=True)
     for name, source in (("a.wav", "a.wav"), ("b.flac", "b.flac"), ("deep/c.wav", "a.wav")):
@@ -115,7 +115,7 @@ def test_transcription_continues_with_another_number_of_processes(place: Path, a
     everything: list[object] = ["transcribe", place / "model", audio, *output]
     assert run("transcribe", place / "model", audio / "a.wav", *output)[0] == 0
     (once, silent), (again, _) = together(2, everything, everything)
-    # The folder is given instead of the file, but the transcript of a.wav has the same name, so it is found.
+    # a.wav is now in an input folder. Its transcript has the same name as before, so the command finds it.
     assert once[:2] == (0, f"2 written to {tmp_path / 'out'}, 1 already there\n")
     assert silent == (0, "", "")
     assert again[:2] == (0, f"0 written to {tmp_path / 'out'}, 3 already there\n")
@@ -163,7 +163,7 @@ def test_an_interruption_keeps_finished_transcripts(
     ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
     codes = [first[0], second[0]]
     assert codes[interrupted] == 3
-    assert codes[1 - interrupted] == 1  # it fails, because no launcher stops it
+    assert codes[1 - interrupted] == 1  # without a launcher, nothing stops this process, so it fails
     rows = json.loads(first[1])
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)

@@ -67,7 +67,7 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
 def test_parts_without_text_are_reported(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both recordings have 40 s. The filters accept only the first second of ``part``. ``none`` is silent."""
+    """Both recordings last 40 s. The filters accept only the first second of ``part``. ``none`` is silent."""
     hum = np.sin(np.arange(4 * SAMPLE_RATE))
     sounds = {
         "part": np.concatenate([hum[:SAMPLE_RATE], np.zeros(35 * SAMPLE_RATE), hum]),
@@ -116,7 +116,7 @@ def test_a_terminal_shows_partial_texts(
     ]
     lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
     assert [(name, text) for name, _, text in lines] == rows
-    # The line of the first text grew while it was decoded, and each partial text was erased. Nothing was shown before.
+    # The output starts with the line of the first text. This line showed growing partial texts, and erased each.
     name, clock, whole = lines[0]
     assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
     growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)

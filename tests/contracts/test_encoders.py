@@ -24,8 +24,8 @@ def test_config(entry: Entry[EncoderConfig, Encoder]) -> None:
 def contract() -> Iterator[Any]:
     """Return every check of every encoder.
 
-    ``check_packing`` calls ``check_layers``, and both take long. The fast run does ``check_packing`` only for Whisper,
-    and ``check_layers`` only for Granite Speech, whose middle layer has an output of its own. For the other encoders,
+    ``check_packing`` calls ``check_layers``, and both take long. The fast run does ``check_packing`` only for Whisper.
+    It does ``check_layers`` only for Granite Speech, whose middle layer also predicts characters. For other encoders,
     tests/encoders/test_layers.py covers layers, and tests/pretrained/test_packing.py covers packed rows. HuBERT and
     wav2vec 2.0 share their code, so the fast run checks only HuBERT.
     """

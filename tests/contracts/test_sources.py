@@ -34,7 +34,7 @@ PARTS = parts(SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three clips with the tables that the sources of files need, and three more clips in ``clips.parquet``."""
+    """Write three clips, the tables that file sources need, and three more clips in ``clips.parquet``."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "folder").mkdir()
     (folder / "common_voice" / "clips").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Assisted decoding generates the tokens of greedy decoding in fewer passes, with right and wrong drafts."""
+"""Assisted decoding generates the tokens of greedy decoding in fewer passes, whether drafts are right or wrong."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_labels_that_do_not_fit_into_the_clip_are_excluded() -> None:
 
 
 def test_the_search_is_part_of_an_identity_only_if_it_is_on() -> None:
-    """Scores of earlier versions stay usable."""
+    """Without the search, the identity equals that of earlier versions. So their scores stay usable."""
     settings: dict[str, Any] = {"num_beams": 3, "ctc_weight": 0.3}
     assert "ctc_search" not in identity_of(GenerationConfig(**settings))
     assert identity_of(GenerationConfig(**settings, ctc_search=True))["ctc_search"]
@@ -77,7 +77,7 @@ def test_the_search_is_part_of_an_identity_only_if_it_is_on() -> None:
 
 @pytest.mark.parametrize("weight", [0.3, 0.9])
 def test_the_search_finds_texts_that_the_ctc_head_prefers(weight: float) -> None:
-    """Compare it with the choice among the decoder's own beams. The head's own text is not a candidate."""
+    """Compare the search with a choice among the decoder's own beams. The CTC head's own text is not a candidate."""
     by_ctc = []
     for search in (False, True):
         generation = GenerationConfig(max_new_tokens=8, num_beams=3, ctc_weight=weight, ctc_search=search)

@@ -68,7 +68,7 @@ def test_the_prompt_can_be_empty() -> None:
 
 
 def loss_of_one_clip(model: TinyAudioModel, size: int, target: Tensor, smoothing: float = 0.0) -> float:
-    """Return the loss, summed over a row's tokens, from a full forward pass over this clip alone."""
+    """Return the loss of one clip, summed over its target tokens. The forward pass contains only this clip."""
     audio, _ = model.projector(model.encode(clip(size)[None], torch.tensor([size])))
     prefix, suffix = (torch.tensor(ids) for ids in (model.config.prompt_prefix_ids, model.config.prompt_suffix_ids))
     row = torch.cat([model.decoder.embed(part) for part in (prefix,)] + [audio[0], model.decoder.embed(suffix)])
@@ -211,7 +211,7 @@ def test_settings_of_a_call_override_the_models_settings() -> None:
 
 
 def ending_after(model: TinyAudioModel, size: int, number: int) -> None:
-    """Make the token that the model generates at index ``number`` its end token."""
+    """Set the model's end token to the token that it generates at index ``number``."""
     model.config.end_token_id = int(model.generate(*batch(size))[0, number])
 
 

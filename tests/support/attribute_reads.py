@@ -1,4 +1,4 @@
-"""Find which attributes of which classes the package reads. The code is not run; types come from annotations.
+"""Find the attributes that the package reads, and their classes. The code is not run: types come from annotations.
 
 A type is a set of class names. A container has the type of its items, so ``recipe.data.train.values()`` has the type
 ``SourceConfig``. Reads of an expression of unknown type are not recorded.
@@ -69,7 +69,7 @@ class AttributeReads:
         return cls(path.read_text() for path in sorted(folder.rglob("*.py")))
 
     def is_read(self, names: Iterable[str], attribute: str) -> bool:
-        """Whether the attribute of a class is read outside the class's own body, private methods and ``tiny()``.
+        """Whether an attribute is read. Reads in the class body, its private methods and ``tiny()`` do not count.
 
         Args:
             names: the class, its base classes that define the attribute, and the subclasses that inherit it.

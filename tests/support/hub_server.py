@@ -57,7 +57,7 @@ class Repo:
 
 @lru_cache(maxsize=256)
 def sha256(content: bytes) -> str:
-    """Return the digest of a file. Each request needs the digests of all files of a repository."""
+    """Return the digest of a file. It is cached, because each request needs the digests of all files."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -94,7 +94,7 @@ class Hub:
         """The response to all requests about repositories, if set."""
         self.knows_ranges = True
         self.released = threading.Event()
-        """Ends stalled responses. Until then, they send nothing and keep the connection open."""
+        """Ends stalled responses. Until it is set, they send nothing and keep the connection open."""
         self.port = 0
         self._lock = threading.Lock()
         self._count = 0
@@ -272,7 +272,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
 
 
 class Stalls:
-    """A fault of a hub: its first ``count`` requests for parts of files stall."""
+    """A fault of a hub: the first ``count`` requests for file contents stall."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -296,7 +296,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Use a hub in all libraries, without a token. They read ``HF_ENDPOINT`` only when they are imported."""
+    """Make all libraries use a hub without a token. They are patched, because they read ``HF_ENDPOINT`` at import."""
     import datasets.config
     import transformers.utils.hub
     from huggingface_hub import HfFileSystem, constants

@@ -61,7 +61,7 @@ _WORDS = {
 
 
 def rewritten(text: str, rng: random.Random) -> str:
-    """Insert up to three words that have another spelling, which the leaderboard's rules may treat as equal."""
+    """Insert up to three words with several spellings, which the leaderboard's rules may treat as equal."""
     words = text.split()
     for _ in range(rng.randint(0, 3)):
         words.insert(rng.randrange(len(words) + 1), rng.choice(rng.choice(_FORMS)))

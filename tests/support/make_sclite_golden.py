@@ -21,7 +21,7 @@ from tiny_audio.sources._synthetic.grammar import dates, home, numbers, phone
 GOLDEN = Path(__file__).with_name("sclite_golden.json.gz")
 NORMALIZERS: tuple[NormalizerName, ...] = ("none", "whisper_english", "open_asr_leaderboard_2025_04")
 _PARTS = [(0, 650), *((start, start + 50) for start in range(0, 650, 50))]
-"""Rows for the matched-pairs test. For all rows together, p is too small to be printed."""
+"""Ranges of rows for the matched-pairs test. For all rows, p is too small to be printed, so parts are also tested."""
 _FILLERS = (
     "uh",
     "um",

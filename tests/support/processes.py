@@ -70,7 +70,7 @@ def _work_and_exit(work: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logging.getLogger().handlers.clear()
-        warnings.resetwarnings()  # to the filters that Python starts with
+        warnings.resetwarnings()  # restore Python's default filters, with the loop below
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
         torch.set_num_threads(1)

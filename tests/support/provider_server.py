@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 KEY = "sk-Key0fTheTests"
 TEXT = "Hello, world."
 
-# Fields in the reference pages, without those of other tasks than transcription.
+# Fields in the providers' reference pages. Fields for tasks other than transcription are left out.
 OPENAI_FIELDS = {
     *("file", "model", "language", "languages[]", "prompt", "response_format", "temperature", "stream", "include[]"),
     *("timestamp_granularities[]", "chunking_strategy", "keywords[]"),
@@ -46,7 +46,7 @@ class Fault:
 
     kind: Literal["status", "stall", "cut", "body"]
     status: int = 500
-    """Status of the kinds `status` and `body`."""
+    """HTTP status of faults of the kinds `status` and `body`."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = '{"error": "on purpose"}'
 

@@ -43,7 +43,7 @@ def named(checks: tuple[Change, ...], name: str) -> Change:
 
 
 def check_config(entry: Entry[Any, Any]) -> None:
-    """Check the summary, a ``tiny()`` config that survives JSON, and a docstring for every field."""
+    """Check that a part has a summary, a ``tiny()`` config that survives JSON, and a docstring for every field."""
     assert entry.summary, f"{entry.config.__qualname__} has no docstring; `tiny-audio list` shows its first line"
     tiny = entry.config.tiny()
     assert type(tiny) is entry.config

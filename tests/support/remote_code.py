@@ -1,4 +1,4 @@
-"""Exported models in processes in which this package is not installed."""
+"""Run exported models in processes without this package."""
 
 from __future__ import annotations
 

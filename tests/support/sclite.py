@@ -63,7 +63,7 @@ def _run(command: str, folder: Path) -> str:
 
 
 def corrupted(text: str, rng: random.Random, rate: float, words: Sequence[str]) -> str:
-    """Return a hypothesis with errors: words replaced, deleted, repeated, split or joined. Some are empty."""
+    """Return a hypothesis with errors: words replaced, deleted, repeated, split or joined. It may be empty."""
     if rng.random() < rate / 10:
         return ""
     hypothesis: list[str] = []

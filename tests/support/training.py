@@ -153,7 +153,7 @@ def logged(folder: Path, key: str) -> list[Any]:
 
 
 def first_gradients(folder: Path) -> list[Tensor]:
-    """Return the gradients of a run of one step. They are ten times AdamW's average (``exp_avg``) after that step."""
+    """Return the gradients of a run of one step. AdamW's ``exp_avg`` is then a tenth of the gradient."""
     saved = checkpoint.latest(folder / "checkpoints")
     assert saved is not None
     state = torch.load(saved / "optimizer.pt", weights_only=True)["state"]
@@ -199,7 +199,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
         trainer = Trainer(recipe, model.to(dtype), clips, target_encoder, folder, stop, callback, world=world)
-        if dtype == torch.float64:  # including mel filters
+        if dtype == torch.float64:  # also compute the mel filters in float64
             trainer.bare_model.encoder.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
         sharded = all(isinstance(tensor, DTensor) for tensor in trainer.bare_model.parameters())
         prepare(trainer)

@@ -1,4 +1,4 @@
-"""Worlds of several training processes, which are forked from the test and connected by gloo."""
+"""Several training processes, forked from the test and connected by gloo. A world is a group of such processes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _member(rank: int, size: int, port: int, work: Callable[[int], Any], end: Co
         found = error
         error.add_note(traceback.format_exc())
     try:
-        # `end.send` would put tensors into shared memory of this process, which ends here.
+        # `end.send` would put tensors into shared memory, which is lost when this process ends.
         end.send_bytes(pickle.dumps(found))
     finally:
         end.close()

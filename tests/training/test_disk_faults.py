@@ -1,4 +1,4 @@
-"""Disk errors do not count as bad clips: no clip is dropped. When the disk works again, the same command continues."""
+"""A disk error does not make a clip unusable. When the disk works again, the same command continues the run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_disk_error_while_reading_durations_is_not_cached(tmp_path: Path, monk
     source = parquet(tmp_path, duration=None)
 
     def hidden(self: pq.ParquetFile, group: int, **options: Any) -> Any:
-        # Nothing can be read at the start of this file, so this raises an error of the operating system.
+        # The start of this file is never readable, so the operating system returns an error.
         Path("/proc/self/mem").read_bytes()
 
     with monkeypatch.context() as patch:

@@ -42,7 +42,7 @@ class TonesModel:
     def encode(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         frames = waveforms.unfold(1, FRAME, FRAME)
         powers = torch.fft.rfft(frames).abs()[..., 10 : 10 + 4 * len(LETTERS) : 4]
-        # A frame with a tone has the label of its letter, a silent frame has the blank.
+        # A frame with a tone has the label of its letter. A silent frame has the blank.
         logits = torch.cat([torch.full_like(powers[..., :1], 10.0), powers], -1)
         return Frames(powers, torch.tensor([frames.shape[1]]), 50.0, logits)
 
@@ -77,7 +77,7 @@ def spoken(text: str, rng: np.random.Generator) -> np.ndarray:
         for letter in word:
             frequency = 50 * (10 + 4 * LETTERS.index(letter))
             times = np.arange(int(LETTER_S * SAMPLE_RATE)) / SAMPLE_RATE
-            # The phase keeps every sample of a tone above or below 0.
+            # With this phase, no sample of a tone is 0. So tests can count the samples of tones.
             pieces += [0.5 * np.sin(2 * np.pi * frequency * times + 0.3), np.zeros(2 * FRAME)]
         pieces.append(np.zeros(int(GAP_S * SAMPLE_RATE)))
     return np.concatenate([*pieces, np.zeros(int(rng.uniform(0.3, 0.6) * SAMPLE_RATE))]).astype(np.float32)

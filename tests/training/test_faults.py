@@ -234,7 +234,7 @@ def hub(streamed: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
 
 @pytest.fixture(scope="module")
 def streaming(data: Path) -> Document:
-    """Shuffle few clips together, so that most row groups are fetched during training."""
+    """Return a recipe with a small shuffle window, so that most row groups are fetched during training."""
     source = {"name": "loquacious", "config": "small"}
     settings = {"data__train": {"loquacious": source}, "batching__shuffle_clips": 2, "execution__checkpoint_every": 100}
     return changed(eight_steps(data), **settings, data__target_text="lower")
@@ -312,7 +312,10 @@ def test_an_unavailable_hub_at_the_start_is_an_error(hub: Hub, streaming: Docume
 
 
 class OutOfMemory(ActingCallback):
-    """Simulates a lack of memory in the step after ``step``: in the forward pass, or in the update if ``where``."""
+    """Simulates a lack of memory in the step after ``step``.
+
+    The error is raised in the forward pass if ``where`` is empty, and otherwise in the optimizer's update.
+    """
 
     def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""The best evaluation, early stopping, and averages of checkpoints. The final weights are the same after any kill."""
+"""Final weights: best evaluation, early stopping, and averages of checkpoints. Kills do not change these weights."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def stopping(data: Path) -> Document:
-    """Return a recipe. With ``VALUES``, step 4 is the best, and training stops early after step 8 of 12."""
+    """Return a recipe of 12 steps. With evaluations of ``VALUES``, step 4 is the best, and training stops at step 8."""
     settings: dict[str, Any] = {
         "decoder__dropout": 0.1,
         "training__steps": 12,
@@ -200,7 +200,7 @@ KILLS: list[tuple[Callable[[Trainer, int, pytest.MonkeyPatch], None], int]] = [
 def test_final_weights_do_not_depend_on_kills(
     stopping: Document, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single run is killed at each of these moments, and continued each time."""
+    """A single run is killed at each moment in ``KILLS``, and continued after each kill."""
     for act, step in KILLS:
         trainer, _ = scripted(stopping, tmp_path)
         with monkeypatch.context() as patch:
@@ -250,7 +250,7 @@ def test_a_damaged_best_checkpoint_is_named(stopping: Document, whole: Whole, tm
 
 @pytest.fixture
 def averaging(document: Document) -> Document:
-    """Return a recipe with checkpoints at the steps 2, 4, 6 and 7, which averages the last three."""
+    """Return a recipe with checkpoints at the steps 2, 4, 6 and 7. It averages the last three checkpoints."""
     every = {"execution__checkpoint_every": 2, "execution__keep_checkpoints": 1}
     return changed(document, training__steps=7, training__average_last=3, decoder__dropout=0.1, **every)
 

@@ -50,7 +50,7 @@ def test_frames_equal_the_encoders_and_are_computed_once(encoder: Encoder, tmp_p
     assert again.lengths.tolist() == first.lengths[[2, 0]].tolist()
     for found, row in zip(again.values, (2, 0), strict=True):
         assert torch.equal(found[: first.lengths[row]], first.values[row, : first.lengths[row]])
-    assert list(tmp_path.iterdir()) == []  # the file has no name
+    assert list(tmp_path.iterdir()) == []  # the cache is a temporary file without a name
 
 
 def test_half_precision_frames_are_stored_exactly(encoder: Encoder, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_full_disk_does_not_stop_training(encoder: Encoder, tmp_path: Path, mo
 
 
 def test_a_disk_that_fills_up_keeps_its_frames(encoder: Encoder, tmp_path: Path) -> None:
-    """The limit on the size of files acts like a full disk: the second clip's frames are written only in part."""
+    """A limit on the file size acts like a full disk. Only a part of the second clip's frames is written."""
     limit_bytes = cache_size(encoder, tmp_path) + 100
 
     def fill() -> int:

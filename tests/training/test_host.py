@@ -47,7 +47,7 @@ def test_gpus_are_found_by_their_names_in_pytorch() -> None:
     names = [name for gpu in GPUS.values() for name in gpu.reported_as]
     assert len(names) == len(set(names)) == len(GPUS)
     assert gpu_reported_as("NVIDIA H100 80GB HBM3") is GPUS["h100"]
-    assert gpu_reported_as("NVIDIA H100 PCIe") is None  # slower, with half the rated power
+    assert gpu_reported_as("NVIDIA H100 PCIe") is None  # slower than the H100 in the table, at half its rated power
 
 
 class NvmlError(Exception):

@@ -53,7 +53,7 @@ def test_the_first_losses_equal_the_golden_values(document: Document, tmp_path: 
     rows = read_metrics(tmp_path / "metrics.jsonl")
     for key, golden in GOLDEN.items():
         assert rows[0][key] == pytest.approx(golden[0], abs=1e-4), key
-        # AdamW's first updates are close to the signs of the gradients, and a rounding error can change a sign.
+        # Later losses may differ more: AdamW's first updates depend on gradient signs, which rounding can change.
         assert [row[key] for row in rows] == pytest.approx(golden, rel=1e-2), key
     for row in rows:
         assert row["loss"] == pytest.approx(row["decoder_loss"] + 0.5 * row["ctc_loss"], abs=1e-9)

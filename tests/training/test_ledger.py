@@ -46,7 +46,7 @@ WORK = Work((1e6, 2e6, 0.0), (10.0, 0.0, 100.0), 3, 12.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def counted_flops() -> Iterator[None]:
-    """In this module, runs count FLOPs with dry runs, as they do for users."""
+    """Count FLOPs with dry runs, as for users. Runs in other modules get given FLOPs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiny_audio.commands.run.train.work_of", work_of)
         yield

@@ -54,8 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def document(data: Path) -> Document:
-    """Return a recipe whose batches of five clips are split into three and two. The last batch of an epoch has four.
-    Each step has two batches."""
+    """Return a recipe with batches of five clips, which two processes split into three and two. The last batch of an
+    epoch has four clips. Each step has two batches."""
     settings = {"training__steps": 6, "training__accumulation": 2, "batching__max_clips": 5, "execution__log_every": 1}
     return changed(tiny_recipe(data), ctc={"weight": 0.5}, alignment={"weight": 0.4}, data__evaluation={}, **settings)
 
@@ -111,8 +111,8 @@ def progress(folder: Path) -> checkpoint.Progress:
 
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_the_first_gradients_equal_those_of_one_process(document: Document, tmp_path: Path, parallel: str) -> None:
-    """In two processes, each process computes the start of the prompt once for all its clips. In the single process,
-    with ``sdpa``, the start is computed for each clip."""
+    """Each of the two processes computes the start of the prompt once for all its clips. The single process uses
+    ``sdpa`` and computes the start for each clip."""
     one_step = {"training__steps": 1, "training__warmup_steps": 0, "training__max_gradient_norm": 1e9}
     document = changed(document, prompt={"user": "turn right now{audio}"}, **one_step, execution__parallel=parallel)
     train(changed(document, decoder__attention="sdpa"), tmp_path / "one")
@@ -235,7 +235,7 @@ def test_evaluation_during_and_after_training_equals_that_of_one_process(
 
 
 def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]:
-    """Return a function that makes the process of ``rank`` get a signal in the middle of step ``steps``."""
+    """Return a function for ``prepare``. It sends a signal to the process of ``rank`` within step ``steps``."""
 
     def prepare(trainer: Trainer) -> None:
         passes: list[int] = []
@@ -281,7 +281,7 @@ def test_a_run_continues_with_another_number_of_processes(document: Document, tm
 def test_steps_without_the_decoder_equal_those_of_one_process(
     document: Document, tmp_path: Path, parallel: str
 ) -> None:
-    """The encoder has adapters, and a step has two batches. Another run is stopped within these steps and continued."""
+    """The encoder has adapters, and a step has two batches. Another run is stopped in step 1, and then continued."""
     document["encoder"] |= {"freeze": True, "lora": LORA}
     alignment = {"weight": 0.4, "alone_steps": 2}
     document = changed(document, alignment=alignment, training__steps=3, execution__parallel=parallel)
@@ -327,7 +327,7 @@ def test_a_nonfinite_gradient_in_one_process_is_skipped_in_all(
 
             def nothing_finite(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
                 passes.append(1)
-                # The first of the two batches of the third step, in the second process.
+                # Change the first batch of the third step in the second process.
                 return (output[0] * torch.nan, output[1]) if len(passes) == 5 and world.rank == 1 else output
 
             trainer.bare_model.projector.register_forward_hook(nothing_finite)

@@ -58,7 +58,7 @@ def gradient_of_projector(gradients: dict[str, Tensor]) -> Tensor:
 )
 def test_every_part_trains_with_frozen_weights_in_bf16(encoder: str, decoder: str) -> None:
     """Losses and gradients are nearly as exact as with frozen weights in fp32."""
-    # With 8 channels per group, oneDNN's bf16 convolution for AMX is wrong, see tests/export/test_auto.py.
+    # With 8 channels per group, oneDNN's bf16 convolution for AMX gives wrong results; see tests/export/test_auto.py.
     size = 64 if encoder in ("hubert", "wav2vec2", "wavlm") else None
 
     def computed(precision: Any, weights: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,7 +75,7 @@ def test_every_part_trains_with_frozen_weights_in_bf16(encoder: str, decoder: st
 
 
 def test_adapters_get_the_inputs_of_their_layers() -> None:
-    """peft's casts to fp32 would change no number, because autocast casts the inputs back."""
+    """By default, peft casts these inputs to fp32. This changes no result, because autocast casts them back."""
     results = []
     for casts in (True, False):
         model, tokenizer = assemble(lora=True)
@@ -97,7 +97,7 @@ def test_adapters_get_the_inputs_of_their_layers() -> None:
 
 @pytest.mark.parametrize("changes", [{"decoder__lora": LORA | {"dora": True}}, {"decoder__quantization": "int8"}])
 def test_runs_with_other_adapters_and_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """From training to evaluation and export."""
+    """Both runs train, evaluate and export without errors."""
     if "decoder__quantization" in changes:
         pytest.importorskip("bitsandbytes")
     document = changed(recipe_on(tmp_path), training__precision="bf16", generation__max_new_tokens=8)

@@ -41,7 +41,7 @@ from tiny_audio.training.precision import set_types
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # Importing bitsandbytes here would take seconds in every test process.
+    # Search for bitsandbytes without importing it. The import would take seconds in every test process.
     pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
 ]
 QUERIES = "decoder.model.model.layers.0.self_attn.q_proj"
@@ -62,7 +62,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
 
 
 def trained(stage: tuple[Document, Path]) -> TinyAudioModel:
-    """Return the model in the state of the last checkpoint, as in training."""
+    """Return the model with the weights of the last checkpoint and the data types of training."""
     document, folder = stage
     recipe = parse(document)
     model = assemble(recipe, gather(recipe), None)[0]
@@ -160,7 +160,7 @@ def test_exports_without_bitsandbytes(
 
 @pytest.mark.slow  # test_adapters.py tests this without quantization
 def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """Merged weights can be quantized again. No base checkpoint contains them, so the export must contain them."""
+    """Merged weights can be quantized again. Exports must contain them, because no base checkpoint does."""
     document, folder = stage
     merged = export(folder, tmp_path / "merged", "--merge-lora")
     two = changed(
@@ -197,7 +197,7 @@ def test_an_export_without_base_weights_can_be_trained_further(stage: tuple[Docu
 
 
 def test_half_precision_is_restored(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """On a GPU, frozen weights are dequantized to bf16, and an export is loaded in the same way."""
+    """On a GPU, frozen weights are dequantized to bf16 in training, and also after loading an export."""
     model, (_, tokenizer) = trained(stage), load_model(stage[1])
     for tensor in model.parameters():
         if not tensor.requires_grad:

@@ -101,13 +101,13 @@ def assert_same_bits(folder: Path, undisturbed: Path) -> None:
 # --- kills
 
 
-# test_final_weights.py tests kills at other times than during a write.
+# This test kills a run during a write. test_final_weights.py tests kills at other times.
 def test_a_kill_during_a_write_and_a_signal_do_not_change_the_weights(
     recipe: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
 
-    for _ in range(4):  # a write takes milliseconds, so the kill may come after the write; then try again
+    for _ in range(4):  # repeat if the kill comes too late, because a write takes only milliseconds
         process = start(recipe, folder)
         assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.001)
         kill(process)
@@ -242,7 +242,7 @@ def test_a_finished_run_does_nothing(recipe: Path, finished: Path, capsys: pytes
 def test_other_training_clips_need_another_folder(
     recipe: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The paths of data are not part of the run's identity, but the clips are compared."""
+    """The paths of training clips may change, but not the clips."""
     moved = Path(shutil.copytree(recipe.parent, tmp_path / "moved"))
     assert again(recipe, finished, f"data.train.clips.path={moved / 'manifest.jsonl'}") == (0, {"recipe.yaml"})
     (moved / "other.jsonl").write_text("".join((moved / "manifest.jsonl").read_text().splitlines(keepends=True)[1:]))
@@ -313,7 +313,7 @@ def test_a_missing_report_is_written(recipe: Path, finished: Path) -> None:
 
 
 def test_a_report_plays_the_clips_of_older_hypotheses(recipe: Path, finished: Path) -> None:
-    """Hypotheses of older versions name a clip by its set and id, instead of the address of its audio."""
+    """In hypotheses of older versions, ``audio_filepath`` contains the clip's set and id instead of an address."""
     players = (finished / "report.html").read_text().count("<audio")
     assert players
     path = finished / "evaluation" / "held_out.jsonl"
@@ -341,7 +341,7 @@ def test_a_missing_model_is_exported_again(recipe: Path, finished: Path) -> None
     assert code == 0
     after = snapshot(finished)
     contents = {name: content for name, (_, content) in after.items() if name.startswith(("model/", "checkpoints/"))}
-    card = contents.pop("model/README.md")  # contains the time of both exports
+    card = contents.pop("model/README.md")  # differs, because its costs include both exports
     assert b"# " in card
     assert {name: before[name][1] for name in contents} == contents
     assert "model/model.safetensors" in contents

@@ -115,7 +115,7 @@ def test_new_adapters_on_a_fully_trained_decoder(stage: tuple[Document, Path], t
 
 
 def test_merged_weights_keep_their_precision(stage: tuple[Document, Path], merged: Path, tmp_path: Path) -> None:
-    """The base checkpoint is in half precision, which would round away the changes that the merged adapters made."""
+    """The base checkpoint is in half precision. This precision would round away the changes by the merged adapters."""
     document, folder = stage
     shutil.copytree(folder.parent / "lm", tmp_path / "half")
     path = tmp_path / "half" / "config.json"

@@ -53,7 +53,7 @@ ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
 PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
 LORA = {"rank": 2, "alpha": 4.0}
 FAST_ENCODERS = {("whisper", "full"), *((name, "lora") for name in ("whisper", "hubert", "parakeet", "granite-speech"))}
-"""The fast run tests gradient checkpointing for these encoders. The others have the same kinds of layers."""
+"""The fast run tests gradient checkpointing only for these encoders. Other encoders have the same kinds of layers."""
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def adapted(registry: Any, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_a_frozen_encoder_saves_no_activations(name: str) -> None:
-    """This also holds in training mode and with SpecAugment."""
+    """The encoder is in training mode and uses SpecAugment."""
     encoder = build_encoder(name, freeze=True)
     with saved_for_backward() as kept:
         masks = AugmentationConfig(spec_augment=SpecAugmentConfig()).of_features(range(len(LENGTHS)))
@@ -284,7 +284,7 @@ def test_a_fused_loss_function_gets_hidden_states_and_head(decoder: str, attenti
         gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
-        # Without the fused function, the loss is computed in fp32.
+        # They differ slightly, because the loss without ``linear_cross_entropy`` is computed in fp32.
         assert torch.allclose(
             gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         ), name

@@ -107,7 +107,7 @@ def test_tensorboard_hides_repeated_steps(tmp_path: Path, monkeypatch: pytest.Mo
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.summary.writer import event_file_writer
 
-    # TensorBoard sorts files of the same second by their numbers as text, so the tenth comes before the ninth.
+    # TensorBoard sorts files of the same second by their numbers as text: 10 comes before 9. So start with 0.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for start in (0, 2):
         log = MetricsLog(tmp_path, start, [TensorBoard(tmp_path, start)])

@@ -1,4 +1,4 @@
-"""Tokens and characters of the transcripts: read efficiently, once per run, and stored."""
+"""Vocabularies of tokens and characters. They are learned from the transcripts once per run, and stored."""
 
 from __future__ import annotations
 

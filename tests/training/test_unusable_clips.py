@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Write twelve good clips and one of each unusable kind. Some are found only when they are decoded."""
+    """Write twelve good clips and one unusable clip of each kind. Some fail only when they are decoded."""
     manifest = write_clips(tmp_path, 12)
     write_odd_clips(tmp_path)
     with manifest.open("a") as file:
@@ -84,7 +84,7 @@ def test_too_many_unusable_clips_in_the_index_stop_before_the_first_step(mixed: 
 
 @pytest.mark.parametrize("texts", ["", "<noise>"])
 def test_clips_without_speech_can_be_trained_on(tmp_path: Path, texts: str) -> None:
-    """A batch may then have no CTC label. Clips whose target text is empty are kept."""
+    """Clips with an empty target text are kept. So a batch may have no CTC label."""
     rows = [json.loads(line) for line in write_clips(tmp_path, 8).read_text().splitlines()]
     lines = [json.dumps(row | ({"text": texts} if index else {})) for index, row in enumerate(rows)]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
@@ -118,7 +118,7 @@ def test_each_dropped_clip_is_listed_once(tmp_path: Path) -> None:
 
 def test_the_message_names_an_example_of_each_reason() -> None:
     dropped = [Dropped("a", "empty", "0 bytes"), Dropped("b", "empty", "no samples"), Dropped("c", "channels", "99")]
-    # The recipe excludes these clips, so they do not count.
+    # Clips that are too long do not count, because the recipe excludes them.
     dropped += [Dropped(f"d{number}", "too_long", "lasts 99 s") for number in range(100)]
     check_dropped(dropped, 6, 0.5)
     with pytest.raises(UserError) as refusal:

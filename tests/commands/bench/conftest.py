@@ -24,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = changed(tiny_recipe(folder), ctc={"weight": 0.5}, generation__max_new_tokens=12, batching__max_clips=8)
     document["training"] |= {"learning_rate": 5e-3, "steps": 15}
     (folder / "encoder.yaml").write_text(json.dumps(changed(document, data__evaluation={})))
-    # Use one thread, because two threads are not faster on such small models.
+    # Two threads are no faster on such small models.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     assert main(["run", str(folder / "encoder.yaml"), "--output-dir", str(folder / "run")]) == 0

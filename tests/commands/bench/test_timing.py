@@ -48,7 +48,7 @@ def test_random_frames_have_runs_of_labels() -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the measuring pytest in a fork of this process. A new process would need seconds to import torch."""
+    """Run pytest, which measures the times, in a fork. A new process would need seconds to import torch."""
 
     def run(command: list[str], env: dict[str, str], stdout: int, check: bool) -> SimpleNamespace:
         assert (command[:3], check) == ([sys.executable, "-m", "pytest"], False)
@@ -77,7 +77,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     assert forward["rounds"] >= 3
     assert 0 < forward["min_s"] <= forward["median_s"]
     assert both["median_s"] > 0
-    # Each of the two clips has 13 stacks: gate and up map 4 · 32 to 64 channels, and down maps to 48.
+    # Each of the two clips has 13 stacks of 4 frames. The gate and up layers map 4 · 32 to 64 channels, and the down
+    # layer maps 64 to 48.
     products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
     assert forward["flops"] == 2 * products
     # The backward pass computes the gradients of weights and inputs. The first layers also need the gradients of their
@@ -86,7 +87,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
     assert forward["embeddings_per_s"] == 13
     assert both["peak_bytes"] > 4 * forward["parameters"] > 0
-    # Attention is included: products of queries and keys, and of weights and values, 10 by 10 for each of two clips.
+    # Attention is included: it multiplies queries by keys, and weights by values. Each of the two clips has 10
+    # positions.
     linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
     assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
     assert measured["shape"]["in_dim"] == 32

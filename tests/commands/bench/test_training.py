@@ -89,7 +89,7 @@ def test_finished_units_are_not_trained_again(home: Path, finished: Path, tmp_pa
     assert again["variants"] == results["variants"]
     assert again["comparisons"] == results["comparisons"]
     notes.clear()
-    # Seed 2 of the baseline was already trained as a control.
+    # The control with other seeds has already trained the baseline with seed 2.
     TrainedBenchmark(plan(home, seeds=(0, 2)), finished, notes.append).complete()
     assert notes[1] == "4 of 6 units are done already"
     assert [note.split(":")[0] for note in notes[2:]] == ["[1/2] conv, seed 2", "[2/2] compressed, seed 2"]
@@ -135,7 +135,7 @@ def test_an_alignment_loss_trains_the_projector_first_or_alone(
     variants = Variants(SMALL.compared[:2])
     chosen = plan(home, overrides=overrides, variants=variants, without_decoder=without_decoder)
     results = TrainedBenchmark(chosen, tmp_path / "bench", lambda note: None).complete()
-    # The decoder has no loss in the first three steps.
+    # With ``alone_steps: 3``, the decoder has no loss in the first three steps.
     steps = [1, 2, 3, 4, 5, 6] if without_decoder else [4, 5, 6]
     for variant in results["variants"]:
         assert [[step for step, _ in curve] for curve in variant["curves"]] == [steps] * 2
@@ -230,7 +230,7 @@ def test_controls_hold_with_a_trained_encoder(home: Path, tmp_path: Path) -> Non
     encoder = tmp_path / "run"
     command = ["run", str(home / "encoder.yaml"), "training.steps=150", "--output-dir", str(encoder)]
     assert main(command) == 0
-    # Three speakers are too few groups to show any difference. So every clip gets its own speaker.
+    # Three speakers are too few to show any difference. So every clip gets its own speaker.
     rows = [json.loads(line) for line in (home / "manifest.jsonl").read_text().splitlines()]
     speakers = home / "speakers.jsonl"
     speakers.write_text("".join(json.dumps(row | {"speaker": row["audio_filepath"]}) + "\n" for row in rows))
