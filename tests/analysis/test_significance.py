@@ -147,8 +147,8 @@ def test_a_single_seed_gets_the_variance_of_the_other_variant() -> None:
 
 
 def test_a_thousand_comparisons_can_show_a_difference() -> None:
-    """Holm's correction multiplies the smallest p-value by the number of comparisons. With too few
-    draws, every corrected p-value would exceed 0.05."""
+    """Holm's correction multiplies the smallest p-value by the number of comparisons. With too few draws, every
+    corrected p-value would exceed 0.05."""
     rng = np.random.default_rng(0)
     baseline = draw(rng, rate=0.3)
     lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)

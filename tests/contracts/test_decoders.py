@@ -41,8 +41,8 @@ def contract() -> Iterator[Any]:
     """Return every check of every decoder.
 
     All families are built by the same code, so the fast run does not do all checks for every family. It does all checks
-    for SmolLM3. For other families, it does ``OWN_CHECKS``, and for Gemma 3 also ``WINDOW_CHECKS``, because some of its
-    layers have attention windows. SmolLM2 has the same transformers class as Llama, so all its checks are slow.
+    for SmolLM3, and none for SmolLM2, which has the same transformers class as Llama. For other families, it does
+    ``OWN_CHECKS``. For Gemma 3, it also does ``WINDOW_CHECKS``, because some layers have attention windows.
 
     Other tests cover all families: tests/pretrained/test_packing.py covers packed rows and shared prefixes,
     test_combinations.py covers training and generation in batches, and tests/decoders/test_equal_transformers.py covers

@@ -268,7 +268,7 @@ def test_models_trained_with_context_reserve_positions_for_it() -> None:
     prompt = len(aware.config.prompt_prefix_ids) + len(aware.config.prompt_suffix_ids)
     used = prompt + KNOWN.max_tokens + int(aware.projector.max_embeddings(frames)) + GREEDY.max_new_tokens
     assert used <= positions
-    # The other model reserves no positions, so its longest clip leaves no room for a context.
+    # ``plain`` reserves no positions, so its longest clip leaves no room for a context.
     _, tokenizer = assemble(context=KNOWN)
     assert plain.encode_context(tokenizer, longest_s=30.0, hotwords=["one"]).ids == ()
     assert plain.encode_context(tokenizer, longest_s=1.0, hotwords=["one"]).ids != ()

@@ -97,7 +97,7 @@ def test_adapters_get_the_inputs_of_their_layers() -> None:
 
 @pytest.mark.parametrize("changes", [{"decoder__lora": LORA | {"dora": True}}, {"decoder__quantization": "int8"}])
 def test_runs_with_other_adapters_and_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Both runs train, evaluate and export without errors."""
+    """The run trains, evaluates and exports."""
     if "decoder__quantization" in changes:
         pytest.importorskip("bitsandbytes")
     document = changed(recipe_on(tmp_path), training__precision="bf16", generation__max_new_tokens=8)

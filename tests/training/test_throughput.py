@@ -284,7 +284,7 @@ def test_a_fused_loss_function_gets_hidden_states_and_head(decoder: str, attenti
         gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
-        # They differ slightly, because the loss without ``linear_cross_entropy`` is computed in fp32.
+        # Gradients differ slightly, because the loss without ``unfused`` is computed in fp32.
         assert torch.allclose(
             gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         ), name
