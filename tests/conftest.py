@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-# fsync protects files against power failures, which tests do not need. It would take a tenth of the time of a run.
+# fsync protects files against power failures. Tests do not need it, and it would take a tenth of the time of a run.
 os.fsync = lambda descriptor: None
 
 Document = dict[str, Any]
@@ -33,7 +33,7 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude modules and tests from garbage collection. Otherwise, each garbage collection takes 0.7 s."""
+    """Exclude all existing objects from garbage collection. Otherwise, each garbage collection takes 0.7 s."""
     gc.freeze()
     gc.enable()
 
@@ -63,9 +63,9 @@ def tiny_recipe(folder: Path) -> Document:
 
 @pytest.fixture(scope="session", autouse=True)
 def given_flops() -> Iterator[None]:
-    """Give every run the same FLOPs per clip instead of counting them.
+    """Give every run the same FLOPs per clip, so that they are not counted.
 
-    Counting needs dry runs of the model, which take longer than training a tiny model. The runs in
+    Counting needs dry runs of the model. They take longer than training a tiny model. Only the runs in
     tests/training/test_ledger.py count their FLOPs.
     """
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def given_flops() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pauses_by_loudness() -> Iterator[None]:
-    """Find pauses without silero-vad, because the sounds of many tests are noise."""
+    """Find pauses by loudness. The sounds of many tests are noise, which silero-vad does not classify as speech."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiny_audio.inference.chunking.silero", lambda: None)
         yield
@@ -104,7 +104,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     def write(content: Document | str | bytes, name: str = "recipe.yaml") -> Path:
         path = tmp_path / name
         if isinstance(content, dict):
-            content = json.dumps(content)  # JSON is valid YAML, and PyYAML would write "1e-4" without quotes
+            content = json.dumps(content)  # JSON is valid YAML; PyYAML would write the string "1e-4" unquoted
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
@@ -114,7 +114,8 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 def write_clips(folder: Path, count: int, name: str = "manifest.jsonl") -> Path:
     """Write ``count`` clips and their manifest, and return the path of the manifest.
 
-    The durations alternate between about 1.1 s and 0.6 s. In a clip, each word of the text is a tone of its own pitch.
+    The durations alternate between about 1.1 s and 0.6 s. Each word of the text is a tone, and each word has its own
+    pitch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(count)

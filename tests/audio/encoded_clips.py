@@ -29,7 +29,7 @@ WAV = encoded(tone(), subtype="PCM_16")
 FLAC = encoded(tone(), kind="FLAC")
 DATA_SIZE, CHANNELS, RATE = 40, 22, 24
 """Offsets in the RIFF header."""
-_FLAC_TOTAL = 21  # the low half of this byte and the next four bytes: 36 bits
+_FLAC_TOTAL = 21  # the number of samples has 36 bits: the low 4 bits of this byte, and the next 4 bytes
 
 
 def flac_claiming(samples: int) -> bytes:
@@ -39,7 +39,7 @@ def flac_claiming(samples: int) -> bytes:
 
 
 def untagged_mp3() -> tuple[bytes, bytes]:
-    """Return an MP3 file, and the same file without its first frame, which contains the length."""
+    """Return an MP3 file, and a copy without its first frame. The first frame contains the length tag."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE).astype(np.float32)
     mp3 = encoded(noise, kind="MP3")
     return mp3, mp3[mp3.index(b"\xff\xf3", 4) :]

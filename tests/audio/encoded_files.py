@@ -49,10 +49,10 @@ def clip(kind: str, seconds: float = 4.0, seed: int = 0) -> bytes:
 
 
 def located(decoded: np.ndarray, reference: np.ndarray, start_s: float, seconds: float = 0.5) -> tuple[float, float]:
-    """Find the section of the reference that begins at ``start_s`` in decoded audio.
+    """Find a section of the reference in decoded audio. In the reference, the section begins at ``start_s``.
 
     Returns:
-        How much later the section begins in the decoded audio, in seconds, and its similarity, from 0 to 1.
+        How many seconds later the section begins in the decoded audio, and the similarity there, from 0 to 1.
     """
     start = round(start_s * SAMPLE_RATE)
     section = reference[start : start + round(seconds * SAMPLE_RATE)]
@@ -65,14 +65,15 @@ def located(decoded: np.ndarray, reference: np.ndarray, start_s: float, seconds:
 
 
 def offset(decoded: np.ndarray, reference: np.ndarray, start_s: float) -> float:
-    """Return how much later a section of the reference begins in decoded audio, in seconds."""
+    """Return how many seconds later a section of the reference begins in decoded audio."""
     late_s, alike = located(decoded, reference, start_s)
     assert alike > 0.7, f"the section at {start_s} s was not found: its similarity is {alike:.2f}"
     return late_s
 
 
 def wav_with(data_size: int, riff_size: int | None = None, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Return a clip of four seconds with other sizes in its header, and with chunks before and after its samples."""
+    """Return a WAV file of four seconds. Its header states the given sizes, and its samples are between the chunks
+    ``before`` and ``after``."""
     wav = clip("wav")
     riff_size = data_size + 36 if riff_size is None else riff_size
     sizes = struct.pack("<I", riff_size & 0xFFFFFFFF), struct.pack("<I", data_size & 0xFFFFFFFF)

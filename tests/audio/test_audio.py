@@ -159,7 +159,7 @@ def test_files_that_are_something_else(content: bytes, advice: str) -> None:
 
 
 def test_archives_of_recordings_are_rejected() -> None:
-    """If archives were accepted, only their first recording would be decoded, and the others would be lost."""
+    """If an archive were accepted, only its first recording would be decoded."""
     tar, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(packed, "w") as stored:
         for name in ("a.wav", "b.wav"):
@@ -187,7 +187,7 @@ def test_a_file_without_permission_is_a_file_error(tmp_path: Path) -> None:
 
 
 def assert_unreadable(path: Path, cause: str = "") -> None:
-    """Check that reading the file raises a :class:`FileError`, which does not say that the clip is bad."""
+    """Check that reading the file raises a :class:`FileError`. An :class:`AudioError` would say that the clip is bad."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()
@@ -211,7 +211,7 @@ def test_an_unreadable_file_is_not_a_bad_clip(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
 def test_a_disk_error_while_reading_is_not_a_bad_clip() -> None:
-    assert_unreadable(Path("/proc/self/mem"), "Input/output error")  # nothing can be read at this position
+    assert_unreadable(Path("/proc/self/mem"), "Input/output error")  # Linux cannot read this file at position 0
 
 
 def test_formats_are_recognized_without_the_file_name(tmp_path: Path) -> None:

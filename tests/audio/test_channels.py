@@ -52,7 +52,7 @@ def test_other_channels_are_averaged(channels: tuple[np.ndarray, ...], caplog: p
 
 
 def test_opposite_phases_in_a_section(caplog: pytest.LogCaptureFixture) -> None:
-    """One channel is used alone only where the channels cancel each other, so other sections keep both speakers."""
+    """Where the channels cancel each other, only one of them is used. All other sections keep both speakers."""
     first, second = speech(8.0), speech(8.0, 1)
     left, right = first.copy(), np.zeros_like(first)
     right[: 2 * SAMPLE_RATE] = second[: 2 * SAMPLE_RATE]

@@ -1,4 +1,4 @@
-"""Files that end within their header, and forged headers, raise an error about the clip and never crash."""
+"""Truncated and forged headers raise an error about the clip, or the audio can be decoded. They never cause a crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(format: str) -> bytes:
 
 
 def check(content: bytes, folder: Path) -> None:
-    """Load the file from memory and from disk, with and without ``keep_damaged``."""
+    """Load the file from memory and from disk, with and without ``keep_damaged``. Only an AudioError is allowed."""
     path = folder / "clip"
     path.write_bytes(content)
     for keep in (False, True):
@@ -62,7 +62,7 @@ def test_an_mp3_with_a_truncated_tag(size: int, tmp_path: Path) -> None:
 
 
 def test_many_chunks_followed_by_noise(tmp_path: Path) -> None:
-    """Each chunk is visited only once. Following the chunks from every possible start would take hours."""
+    """The search for the end of the audio visits each chunk only once. Otherwise, it would take hours."""
     whole = bytearray(written("WAV"))
     whole[40:44] = struct.pack("<I", 0x7FFFF000)
     check(bytes(whole) + b"LIST\0\0\0\0" * 10_000 + b"noise", tmp_path)

@@ -1,5 +1,7 @@
-"""Damaged recordings lose only the damaged audio, and the rest keeps its position. Without ``keep_damaged``, as in
-training, such clips are rejected."""
+"""Damaged recordings lose only the damaged audio, and all other audio keeps its position.
+
+Training loads clips without ``keep_damaged``. Then damaged clips are rejected.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
         "inserted": data[:middle] + b"\xaa" * size + data[middle:],
     }[fault]
     name = f"{kind} {fault}"
-    if not (kind == "mp3" and fault == "inserted"):  # an MP3 may lose no audio if bytes are inserted
+    if not (kind == "mp3" and fault == "inserted"):  # inserted bytes may leave all frames of an MP3 intact
         with pytest.raises(AudioError) as caught:
             load_audio(damaged, max_duration_s=60, name=name)
         assert caught.value.reason in ("undecodable", "truncated")
@@ -57,7 +59,7 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
 @pytest.mark.parametrize("at", [0, 100], ids=["header", "body"])
 def test_the_length_tag_is_read_if_the_next_frame_is_damaged(caplog: pytest.LogCaptureFixture, at: int) -> None:
     data = clip("mp3", SECONDS)
-    first = data.index(b"\xff\xf3", 4) + at  # a position in the first frame after the length tag
+    first = data.index(b"\xff\xf3", 4) + at  # in the first frame after the one with the length tag
     short = data[:first] + data[first + 1 : len(data) // 8]
     decoded = kept(short, f"short mp3 {at}")
     assert len(decoded) / SAMPLE_RATE < SECONDS / 8
@@ -174,7 +176,7 @@ def test_invalid_samples_are_replaced_by_silence(bad: float, caplog: pytest.LogC
 
 
 def test_a_gap_of_years_needs_little_memory() -> None:
-    """The position (granule position) of an Ogg page in a hostile file can be years later than that of other pages."""
+    """In a hostile Ogg file, the granule position of one page can be years after the positions of all other pages."""
     opus = clip("opus")
     last = opus.rindex(b"OggS")
     hostile = patched(opus, last + 6, (1 << 60).to_bytes(8, "little"))

@@ -1,6 +1,6 @@
-"""Files of all formats with faults in their header, length, tags, padding or middle.
+"""Files of all formats with bytes that are overwritten, removed, cut off or appended, or with a wrong size.
 
-In all cases, there is no traceback, a loss of more than 0.2 s gives a warning, and decoded audio keeps its position.
+Loading may fail only with an AudioError. A loss of more than 0.2 s gives a warning. Decoded audio keeps its position.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _appended(tail: bytes) -> Fault:
 
 
 def _stated(size: int) -> Fault:
-    """Set another size in the header of a WAV file."""
+    """Return a fault that writes ``size`` into the header of a WAV file. Other files do not change."""
 
     def fault(data: bytes) -> bytes:
         at = data.find(b"data", 0, 200)
@@ -83,7 +83,7 @@ FAULTS = st.one_of(
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Yield the list of warnings about audio files."""
+    """Collect the log messages about audio files in the list that is yielded."""
     found: list[str] = []
 
     class Handler(logging.Handler):
@@ -101,7 +101,7 @@ def _messages() -> Iterator[list[str]]:
 def check_decoded(
     decoded: np.ndarray, messages: list[str], name: str, *, length: bool = True, positions: bool = True
 ) -> None:
-    """Check that missing audio is reported and that the rest keeps its position."""
+    """Check that missing audio is reported, and that decoded audio keeps its position."""
     is_reported = any(name in message for message in messages)
     reference = speech(SECONDS)
     if length and len(decoded) / SAMPLE_RATE < SECONDS - 0.2:
@@ -127,8 +127,8 @@ def check_both_ways(kind: str, faults: list[Fault]) -> None:
         except AudioError:
             return
     if not removed_pcm:  # PCM has no markers, so removed samples cannot be detected
-        # MP3 frames have no positions. The length tag shows how many frames are missing, but not where, if there are
-        # several faults.
+        # MP3 frames have no positions. The length tag shows only how many frames are missing. With several faults, it
+        # is unknown where they are missing.
         check_decoded(decoded, messages, name, positions=kind != "mp3" or len(faults) == 1)
 
 
@@ -165,8 +165,8 @@ def check_container(kind: str, faults: list[Fault]) -> None:
             blocks = [block.numpy() for block in recording_blocks(path, name)]
         except AudioError:
             return
-    # MPEG-TS states no length, so a missing end cannot be detected. AVI has no timestamps, so missing bytes move later
-    # audio.
+    # MPEG-TS states no length, so a missing end cannot be detected. AVI has no timestamps. If bytes are missing, all
+    # later audio moves forward.
     decoded = np.concatenate(blocks)
     check_decoded(decoded, messages, name, length=kind != "aac.ts", positions=kind != "mp3.avi")
 
@@ -187,7 +187,7 @@ def test_faults_of_containers(kind: str, faults: list[Fault]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_ffmpeg(), reason="needs FFmpeg")
-# Failing examples are not reduced to smaller ones, because Hypothesis would run FFmpeg a thousand times for this.
+# Only generate examples. To shrink a failing example, Hypothesis would run FFmpeg a thousand times.
 @settings(max_examples=300, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(list(CONTAINERS)), faults=st.lists(_CONTAINER_FAULTS, min_size=1, max_size=2))
 def test_many_faults_of_containers(kind: str, faults: list[Fault]) -> None:

@@ -20,7 +20,7 @@ BYTES = 4 * SAMPLE_RATE * 2
 
 
 def loaded(data: bytes, name: str = "clip") -> np.ndarray:
-    """Load a clip with and without ``keep_damaged``, and check that both results and the stated duration agree."""
+    """Return the audio of a clip. Check that it is the same with ``keep_damaged``, and has the stated duration."""
     waveform = load_audio(data, max_duration_s=60, name=name)
     assert audio_duration(data, name=name) == pytest.approx(len(waveform) / SAMPLE_RATE, abs=1e-3)
     np.testing.assert_array_equal(load_audio(data, max_duration_s=60, name=name, keep_damaged=True), waveform)
@@ -217,7 +217,7 @@ def test_an_mp3_whose_tag_states_fewer_frames_is_decoded_completely() -> None:
         assert len(decoded) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
         assert offset(decoded, speech(4.0), 3.0) == pytest.approx(0.0, abs=0.01)
         if frames == 1:
-            assert len(loaded(wrong)) == len(decoded)  # the tag implies an impossible bit rate, so every frame is read
+            assert len(loaded(wrong)) == len(decoded)  # the bit rate would be impossible, so the tag is ignored
         else:
             with pytest.raises(AudioError) as caught:
                 load_audio(wrong, max_duration_s=9)

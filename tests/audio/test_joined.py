@@ -1,4 +1,4 @@
-"""Find the single files in joined files. The files in these tests have the structure of recordings, but no audio."""
+"""A file can consist of several joined recordings. The range of each one is found. The test files contain no audio."""
 
 from __future__ import annotations
 

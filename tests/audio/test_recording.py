@@ -1,4 +1,4 @@
-"""Recordings decoded by FFmpeg: positions, tracks and channels. Audio of valid files is neither lost nor added."""
+"""Recordings decoded by FFmpeg: positions, tracks and channels. Valid files lose no audio, and no audio is added."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode_both(place: Path, options: Sequence[tuple[str | int, ...]], ending: str) -> None:
-    """Encode ``one.wav`` and ``two.wav`` with these options, in one run of FFmpeg, which is faster than two runs."""
+    """Encode ``one.wav`` and ``two.wav`` with the options of each. One run of FFmpeg is faster than two runs."""
     inputs = ("-i", place / "one.wav", "-i", place / "two.wav")
     names = enumerate(("one", "two"))
     ffmpeg(*inputs, *chain.from_iterable(("-map", i, *options[i], place / f"{name}{ending}") for i, name in names))
@@ -127,7 +127,7 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     [
         ("joined.m4a", ("-c:a", "aac")),
         ("joined.wma", ("-c:a", "wmav2")),
-        # These formats are slow to encode. In the fast tests, test_joined.py checks files with their structure.
+        # These formats are slow to encode. The fast tests in test_joined.py check files with the same structure.
         pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
         pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
         pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),

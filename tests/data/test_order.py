@@ -11,7 +11,7 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 
 
 def speech(count: int, seed: int = 0) -> list[float]:
-    """Return durations distributed as in speech corpora."""
+    """Return random durations in seconds, distributed like those of a speech corpus."""
     return np.random.default_rng(seed).lognormal(1.5, 0.6, count).clip(0.5, 20.0).tolist()
 
 
@@ -113,7 +113,7 @@ def test_random_batches_are_as_full_as_possible() -> None:
     assert np.mean([len(batch) for batch in plan]) > 20
 
 
-# Hashes of published runs, which must stay the same so that these runs can be continued and repeated.
+# Hashes of plans. They must not change, because published runs must be repeatable.
 PUBLISHED = {
     (2, None, False): "8151a9387872c0e9",
     (2, None, True): "0fee864d49d9a2dc",
@@ -159,7 +159,7 @@ def test_clips_of_a_row_group_are_used_close_together(
     config = GROUPED.model_copy(update={"max_padded_s": max_padded_s})
     plan = plan_epoch(durations_s, config, seed, epoch, groups=groups)
     assert sorted(plan.order.tolist()) == list(range(len(groups)))
-    # From the first to the last use of a group, there are at most as many clips as in a window.
+    # All clips of a group are used within about one window of 100 clips.
     places = {group: np.flatnonzero(groups[plan.order] == group) for group in range(len(sizes))}
     assert all(found[-1] - found[0] < 100 + max(sizes) for found in places.values())
 
@@ -191,7 +191,7 @@ def test_weights_set_how_often_a_clip_is_used() -> None:
     assert (counts[:, :50] == 1).all()
     assert (counts[:, 100:150] == 2).all()
     assert (counts[::2, 50:100] + counts[1::2, 50:100] == 1).all()  # every clip is used once in every two epochs
-    assert abs(counts[:, 50:100].mean(1) - 0.5).max() < 0.25  # each epoch has about half of them
+    assert abs(counts[:, 50:100].mean(1) - 0.5).max() < 0.25  # each epoch uses about half of them
     assert (counts[:, 150:].sum(0) == 6).all()
 
 

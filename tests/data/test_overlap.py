@@ -22,7 +22,7 @@ def rows_of(manifest: Path, **metadata: Any) -> list[dict[str, Any]]:
 
 
 def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> Clips:
-    """Return the clips of a manifest, or of a mix of it."""
+    """Return the clips of a manifest with these rows. ``mixed`` are options of a source ``mix`` that contains it."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source: dict[str, Any] = {"name": "manifest", "path": str(path)}
@@ -33,7 +33,7 @@ def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> 
 
 
 def others(found: Shared) -> list[Overlap]:
-    """Return all overlaps except those of texts, because many of the small sets in these tests share texts."""
+    """Return all overlaps except those of texts. Many of the small sets in these tests share texts."""
     return [overlap for overlap in found.comparison.overlaps if overlap.by != "text"]
 
 
@@ -110,12 +110,12 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # The texts of copies are not counted again.
+    # Clips that are counted as copies are not counted under "text".
     assert sum(one.num_shared for one in comparison.overlaps if one.by == "text") <= 1
 
 
 def test_clips_that_share_several_properties_are_excluded_by_each(tmp_path: Path) -> None:
-    """Two clips are training clips, and all six clips have the speaker of the training clips."""
+    """All six clips have the speaker of the training clips, and two of them are training clips."""
     rows = rows_of(write_clips(tmp_path, 6), speaker="anna")
     sets = clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}
     found = find_overlaps(*sets, excluded=["speaker"])["test"]

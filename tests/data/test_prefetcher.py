@@ -1,4 +1,4 @@
-"""Row groups are fetched once, ahead of their use, in the order of the plan."""
+"""Row groups are fetched only once, before they are used, in the order of the plan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def wait_for(count: int, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while cached(tmp_path) < count and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)  # enough time to fetch a row group too many
+    time.sleep(0.1)  # a prefetcher that fetches too much would do so in this time
     assert cached(tmp_path) == count
 
 

@@ -1,6 +1,6 @@
-"""Every section that changes waveforms: the maximum duration of clips, and the folder of sounds.
+"""Every section of the augmentation that changes waveforms: the duration of clips, and the folder of sounds.
 
-The last test adds a new section.
+The last test defines a new section.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def test_the_duration_after_augmentation_is_known_before(
 
 
 def test_no_section_that_draws_numbers_comes_before_one_that_adds_audio(folder: Path) -> None:
-    # Otherwise, duration_s would not know the numbers of the later section.
+    # duration_s does not apply sections, so it skips the random numbers that a section without added audio draws. A
+    # later section would then get other random numbers than in augment_waveform.
     adds = [bool(config_of(name, folder).sections()[0].max_added_s()) for name in SECTIONS]
     assert adds == sorted(adds, reverse=True)
     assert any(adds)

@@ -1,4 +1,4 @@
-"""Batches from loader processes: their content, and the reuse of memory that no batch uses any more."""
+"""Batches from loader processes: their content, and the reuse of their memory after a batch is deleted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(not shared_batches.SUPPORTED, reason="this syste
 
 
 def rows(index: int) -> list[torch.Tensor]:
-    """Return the waveforms of a batch. Their lengths change from batch to batch."""
+    """Return the waveforms of a batch. Their number and lengths depend on its index."""
     generator = torch.Generator().manual_seed(index)
     lengths = torch.randint(1, 4000, (1 + index % 4,), generator=generator)
     return [torch.randn(int(length), generator=generator) for length in lengths]
 
 
 class Batches(Dataset[Batch]):
-    """Forty batches, as created in a loader process."""
+    """Forty batches. A loader process creates them."""
 
     def __len__(self) -> int:
         return 40
@@ -70,7 +70,7 @@ def test_memory_is_reused() -> None:
     for batch in loaded():
         batch.waveforms.mul_(0)  # the receiver may change a batch
         del batch
-    # Only batches that the loader processes prepare and batches in the pipe need memory at the same time.
+    # Memory is needed only for batches that a loader process prepares, and for batches on their way to this process.
     assert 0 < num_mapped() <= 12
 
 

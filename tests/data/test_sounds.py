@@ -26,7 +26,7 @@ from tiny_audio.data.sounds import sounds_in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Write three files of noise: 0.25 s, 5 s, and 1 s at 44.1 kHz. The caches of sounds are empty."""
+    """Empty the caches of sounds. Write three files of noise: 0.25 s, 5 s, and 1 s at 44.1 kHz."""
     sounds_in.cache_clear()
     sounds._KEPT.clear()
     for name, seconds, rate in (("hum.wav", 0.25, RATE), ("deep/long.flac", 5.0, RATE), ("music.wav", 1.0, 44_100)):
@@ -80,7 +80,7 @@ def test_reverberation_keeps_length_loudness_and_position(folder: Path, tmp_path
     click = torch.zeros(RATE)
     click[5000] = 0.7
     response = np.zeros(RATE // 2)
-    response[800], response[2400] = 0.5, 0.2  # the direct sound after 50 ms, and an echo 100 ms later
+    response[800], response[2400] = 0.5, 0.2  # the direct sound at 50 ms, and an echo at 150 ms
     (tmp_path / "rooms").mkdir()
     soundfile.write(tmp_path / "rooms" / "hall.wav", response, RATE)
     wet = augment_waveform(roomy(tmp_path / "rooms"), click, seed=0)

@@ -19,7 +19,7 @@ CHANNELS = 20
 
 
 def batch(lengths: list[int], size: int | None = None, rate: float = 100.0) -> Frames:
-    """Return features. Clips of the same length are the same in every batch. Padding has other values."""
+    """Return random features. The values of a clip depend only on its length. Padding has the value 1000."""
     size = size or max(lengths)
     values = torch.full((len(lengths), size, CHANNELS), 1e3)
     for clip, length in enumerate(lengths):
@@ -86,7 +86,7 @@ def test_masks_per_second_cover_the_same_share_of_short_and_long_clips() -> None
         length: sum(float(masks(config, length, seed)[0].float().mean()) for seed in range(400)) / 400
         for length in (300, 1200)
     }
-    # Without overlap, 0.4 masks per second with a mean length of 0.2 s would cover a share of 0.08.
+    # 0.4 masks per second, with a mean length of 0.2 s, cover a share of 0.08 if they do not overlap.
     assert all(0.06 < share < 0.09 for share in shares.values()), shares
 
 

@@ -1,4 +1,4 @@
-"""Transcripts that can be targets, given the limits of the decoder and the vocabulary of its tokenizer."""
+"""Which transcripts can be training targets. This depends on the decoder's limits and its tokenizer's vocabulary."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_text_with_a_token_without_an_embedding_is_dropped(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["unk_token", "unk_token bos_token", "unk_token pad_token"])
 def test_the_end_token_can_also_be_the_unknown_token(name: str, tmp_path: Path) -> None:
-    """GPT-2 and Pythia have one special token for everything."""
+    """GPT-2 and Pythia have only one special token. It is the end token, the unknown token and all others."""
     tokenizer = chat_tokenizer("pythia", tmp_path)
     tokenizer.add_special_tokens(dict.fromkeys(name.split(), "<|endoftext|>"))
     encoder = target_encoder(tokenizer)
@@ -73,7 +73,7 @@ def test_the_end_token_can_also_be_the_unknown_token(name: str, tmp_path: Path) 
 
 
 def test_the_pad_token_can_also_be_the_unknown_token(tmp_path: Path) -> None:
-    """Users often set this pad token for Llama 2. It still marks texts that the tokenizer cannot encode."""
+    """Users of Llama 2 often set the unknown token as pad token. It still marks texts that cannot be encoded."""
     tokenizer = chat_tokenizer("zephyr", tmp_path)
     tokenizer.pad_token = tokenizer.unk_token
     assert target_encoder(tokenizer).unknown == tokenizer.unk_token_id

@@ -1,4 +1,4 @@
-"""Sine waves to augment."""
+"""Sine waves for the tests of augmentation."""
 
 from __future__ import annotations
 

@@ -44,12 +44,14 @@ FAMILIES = {
     "pythia": ("causal_lm", "GPTNeoXForCausalLM", {}),
 }
 SPARE = 7
-"""Number of rows of the vocabulary without a token in the tokenizer."""
+"""Number of rows in the embedding table for which the tokenizer has no token."""
 
 
 def checkpoint(family: str, folder: Path, **fields: Any) -> DecoderConfig:
-    """Write a random checkpoint with its tokenizer, its own generation settings, and :data:`SPARE` unused rows in its
-    vocabulary."""
+    """Write a checkpoint with random weights and a tokenizer. Return the config of its decoder.
+
+    Its embedding table has :data:`SPARE` unused rows. Its generation settings differ from the project's defaults.
+    """
     name, class_name, own = FAMILIES[family]
     tokenizer = chat_tokenizer(family, folder)
     model_class = getattr(transformers, class_name)
@@ -93,8 +95,8 @@ def audio(*sizes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("family", fast_ones(["smollm2", "llama", "gemma3", "pythia"], "smollm2", "gemma3"))
 def test_a_decoder_learns_transcripts_and_their_end_and_can_be_saved(family: str, tmp_path: Path) -> None:
-    """If the pad token is also the end token, masking labels by id would leave out the end, and generation would not
-    stop."""
+    """In some families, the pad token is also the end token. If labels with the id of the pad token were masked, the
+    model would never learn to end a transcript."""
     config = checkpoint(family, tmp_path / "checkpoint")
     trained = type(config).model_validate({**config.model_dump(), "freeze": False}, strict=False)
     model, tokenizer = assembled(trained, max_new_tokens=20)
@@ -132,7 +134,7 @@ def test_ids_that_cannot_be_decoded_are_never_generated(family: str, tmp_path: P
     again.load_state_dict(decoder.state_dict())
     embeddings = decoder.embed(torch.arange(12)[None])
     mask = torch.ones(1, 12, dtype=torch.bool)
-    with torch.no_grad():  # the unused rows have the highest logits
+    with torch.no_grad():  # give the unused rows the highest logits
         for one in (decoder, again):
             one.model.get_output_embeddings().weight[size:] *= 100
         assert (decoder(embeddings, mask, mask).argmax(-1) >= size).any()
@@ -212,7 +214,7 @@ def test_the_rms_of_gemmas_embeddings_includes_their_scale(tmp_path: Path) -> No
 
 
 def test_rows_can_be_longer_than_the_attention_window(tmp_path: Path) -> None:
-    """The logits of a row are the same with and without padding, even if the row is longer than a layer's window."""
+    """Padding does not change the logits of a row, even if the row is longer than the attention window of a layer."""
     config = checkpoint("gemma3", tmp_path, sliding_window=4)
     decoder: Any = built(config)
     assert decoder.model.config.layer_types == ["sliding_attention", "full_attention"]
@@ -340,7 +342,7 @@ def test_unsupported_attention_is_rejected(tmp_path: Path) -> None:
 def test_rows_are_packed_only_if_no_layer_reads_across_their_borders(
     kinds: list[str], packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Flash Attention 2 needs a GPU, so its name is replaced when the model is built.
+    # Flash Attention 2 needs a GPU, so the model is built with sdpa.
     monkeypatch.setattr(_causal_lm, "attention_implementation", lambda part: "sdpa")
     overrides = sizes(num_key_value_heads=2, layer_types=kinds)
     config = any_lm(model_type="lfm2", overrides=overrides, attention="flash_attention_2")

@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def write(folder: Path) -> Any:
-    """Write the files of such a tokenizer, and return the tokenizer of the sentencepiece library."""
+    """Train a tokenizer and write its ``tokenizer.model``. Return the same tokenizer in the sentencepiece library."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

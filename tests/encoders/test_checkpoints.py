@@ -1,4 +1,4 @@
-"""Encoders from every kind of published checkpoint. All tensors are accounted for."""
+"""Encoders from every kind of published checkpoint. Each encoder gets all tensors that the original encoder has."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ KINDS = [
 ]
 
 DIFFERENT = ("hubert", "parakeet", "granite-speech")
-"""Families that the fast run uses if a test runs the same code for all families. HuBERT reads waveforms, Parakeet has a
-log-mel front end, and a checkpoint of Granite Speech contains a whole model."""
+"""The families in the fast run, for tests that run the same code for all families. HuBERT reads waveforms, Parakeet has
+a log-mel front end, and a checkpoint of Granite Speech contains a whole model."""
 
 
 def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:
-    """Check that all tensors of the original encoder are loaded, except for the mask vector of transformers' own
-    SpecAugment, which is not used."""
+    """Check that all tensors of the original encoder are loaded. Only the mask vector of transformers' own SpecAugment
+    is not used."""
     own, its = build(name, folder, **fields).state_dict(), model.state_dict()
     its.pop("masked_spec_embed", None)
     assert own.keys() == {f"model.{key}" for key in its}
@@ -73,7 +73,7 @@ def test_base_checkpoints(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_weight_norm_with_its_old_names(tmp_path: Path, name: str) -> None:
-    """Most released checkpoints are pickles in which weight norm has the tensor names of older versions of torch."""
+    """Most released checkpoints are pickles. In them, the weight norm has the tensor names of older versions of torch."""
     whole = original(name)
     whole.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -169,7 +169,7 @@ def test_unsupported_attention_is_rejected(name: str, attention: str, allowed: s
 
 @pytest.mark.parametrize("name", ["hubert", "wav2vec2", "whisper", "qwen3-asr"])
 def test_families_with_flash_attention(name: str) -> None:
-    """Flash Attention is supported according to both transformers and the family's config."""
+    """Both transformers and the family's config state that these families support Flash Attention."""
     model = bare(name, original(name))
     assert model._supports_flash_attn
     assert "flash_attention_2" in ENCODERS.entry(name).config.attentions
@@ -207,7 +207,7 @@ def test_adapters_can_name_a_layer(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_an_encoder_can_be_built_from_a_config_only(tmp_path: Path, name: str, layer: str | int) -> None:
-    """To show or plan a recipe, encoders are built on the meta device, where tensors have shapes but no values."""
+    """Commands that show or plan a recipe build the encoder without weights, on the meta device."""
     original(name).save_pretrained(tmp_path)
     config = ENCODERS.parse({"name": name, "pretrained": str(tmp_path), "layer": layer})
     architecture = published_architecture(config)

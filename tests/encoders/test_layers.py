@@ -1,5 +1,5 @@
-"""Selection of an encoder's layer, with all kinds of published checkpoints, and faults that the contract checks must
-find."""
+"""Selection of an encoder's layer, for checkpoints of all families. Also, encoders with a fault, which the contract
+checks must reject."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEPTH = 3
 
 @pytest.fixture(scope="module", params=fast_ones(FAMILIES, *(name for name in FAMILIES if name != "wav2vec2")))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
-    """Return a name, the original model with three layers, and its checkpoint."""
+    """Return the family's name, the original model with three layers, and the folder of its checkpoint."""
     name = request.param
     whole = original(name, **{DEPTH_FIELDS.get(name, "num_hidden_layers"): DEPTH})
     folder = tmp_path_factory.mktemp(name)
@@ -42,11 +42,10 @@ def audio() -> tuple[Tensor, Tensor]:
 
 
 def hidden_states(name: str, model: Any, encoder: Encoder) -> list[Tensor]:
-    """Return transformers' hidden states for the same features: the input of the first layer and the output of each
-    layer.
+    """Return the hidden states of the transformers model: the input of the first layer, and the output of each layer.
 
-    transformers' Whisper accepts only 30 s, and its last hidden state includes the final norm. transformers' Granite
-    Speech changes a hidden state after recording it. So for both models, the layers are called one by one here.
+    For two models, this function calls the layers one by one. transformers' Whisper accepts only 30 s, and its last
+    hidden state includes the final norm. transformers' Granite Speech changes a hidden state after recording it.
     """
     features = encoder.features(*audio())
     if name == "whisper":
@@ -84,13 +83,13 @@ def test_a_layer_can_be_selected_by_number(family: tuple[str, Any, Path]) -> Non
             encoder = build(name, folder, layer=number)
             assert_close(encoder(*audio()).values, wanted[number])
             kept = {key.split("layers.")[1][0] for key in encoder.state_dict() if re.search(r"(?<!conv_)layers\.", key)}
-            if name != "parakeet":  # Parakeet's convolutions are also called layers
+            if name != "parakeet":  # the names of Parakeet's convolutions also contain "layers."
                 assert kept == {str(layer) for layer in range(number)}, "the layers above are not kept"
 
 
 def test_the_last_layer_equals_the_models_output(family: tuple[str, Any, Path]) -> None:
-    """``layer: last`` includes the final norm. A layer with a number does not include it, because the norm was trained
-    on the last layer."""
+    """The output of ``layer: last`` includes the final norm. The output of ``layer: 3`` does not, because the norm was
+    trained only on the output of the last layer."""
     name, model, folder = family
     with torch.no_grad():
         last, numbered = (build(name, folder, layer=layer)(*audio()).values for layer in ("last", DEPTH))
@@ -158,7 +157,8 @@ def test_missing_tensors_below_the_selected_layer_are_named(family: tuple[str, A
 
 
 def rebuilt_by(name: str, change: Callable[[Any, Any], Any], patch: pytest.MonkeyPatch) -> EncoderConfig:
-    """Return the ``tiny()`` config of an encoder. ``change(part, config)`` is applied to every part built from it."""
+    """Return the ``tiny()`` config of an encoder. Every encoder built from the config is changed by ``change(part,
+    config)``."""
     entry = ENCODERS.entry(name)
 
     def built(config: Any, context: Any) -> Any:

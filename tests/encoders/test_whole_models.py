@@ -1,4 +1,4 @@
-"""Encoders of speech language models: only their tensors are read, and their outputs equal those of the originals."""
+"""Encoders of speech language models. Only the encoder's tensors are read, and its outputs equal the original's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = ("granite-speech", "qwen3-asr")
 
 
 def granite_features(clip: Clip) -> Tensor:
-    """Return features ``[F, mels]``."""
+    """Return features ``[F, mels]``, computed by transformers."""
     features: Tensor = GraniteSpeechFeatureExtractor(n_mels=40)(clip)["input_features"]
     return features[0].reshape(-1, 40)
 
@@ -65,8 +65,8 @@ RUN: dict[str, Callable[[Any, Tensor], Tensor]] = {"granite-speech": granite_fra
 
 @pytest.fixture(scope="module", params=NAMES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Encoder, Path]:
-    """Return the name, the encoder of the whole model, our encoder loaded from its sharded checkpoint, and the
-    folder."""
+    """Return the family's name, the original encoder, our encoder, and the folder of the sharded checkpoint from which
+    our encoder was loaded."""
     folder = tmp_path_factory.mktemp("whole")
     deeper = {"num_layers": 5} if request.param == "granite-speech" else {}
     whole = original(request.param, **deeper)
@@ -84,7 +84,7 @@ def test_features_equal_the_feature_extractors(family: tuple[str, Any, Encoder, 
 
 
 def test_features_of_very_short_clips() -> None:
-    """Granite Speech's feature extractor fails for such clips. That of Qwen3-ASR pads them with silence."""
+    """For a clip of 0.01 s, the feature extractor of Granite Speech fails. That of Qwen3-ASR adds silence."""
     with pytest.raises(RuntimeError):
         granite_features(speech(0.01))
     encoder = ENCODERS.build(ENCODERS.parse("qwen3-asr").tiny(), EncoderContext())  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ def test_layers_above_the_middle_use_the_middle_prediction(tmp_path: Path) -> No
 def test_other_tensors_are_not_read(
     family: tuple[str, Any, Encoder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that only contain other tensors are not downloaded, and may be missing in a folder."""
+    """Files that contain no tensor of the encoder are not downloaded. In a local checkpoint, they may be missing."""
     from huggingface_hub import constants
 
     name, model, _, folder = family
@@ -166,8 +166,8 @@ def test_other_tensors_are_not_read(
 
 
 def test_checkpoints_in_qwens_own_format(tmp_path: Path) -> None:
-    """Qwen's published checkpoints have these keys and this config. The checkpoints for transformers are converted from
-    Qwen's."""
+    """Qwen publishes checkpoints in its own format. The checkpoints for transformers have other keys and another
+    config."""
     whole = original("qwen3-asr")
     whole.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
@@ -197,7 +197,7 @@ def write_adapter(folder: Path, targets: object) -> None:
 
 
 def test_an_adapter_of_the_language_model_is_ignored(tmp_path: Path) -> None:
-    """Granite Speech 3.3 is published with such an adapter."""
+    """Granite Speech 3.3 is published with a LoRA adapter of its language model."""
     original("granite-speech").save_pretrained(tmp_path)
     write_adapter(tmp_path, ["q_proj", "v_proj"])
     build("granite-speech", tmp_path)

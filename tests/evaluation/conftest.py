@@ -18,7 +18,7 @@ from tiny_audio.cli import main
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of clips with a finished ``run`` on them."""
+    """Return a folder with clips and, in ``run``, a finished run that was trained on them."""
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)

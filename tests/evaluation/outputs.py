@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.provider_server import Vendors
 
 Output = Callable[..., tuple[int, str, str]]
-"""Runs `evaluate` with the given arguments. Returns its exit code, standard output and standard error."""
+"""The type of a function that runs `evaluate`. It returns the exit code, standard output and standard error."""
 FIELDS = [
     *("id", "audio_filepath", "duration", "time", "text", "pred_text", "ctc_text", "truncated", "error", "metadata"),
 ]

@@ -1,4 +1,4 @@
-"""Recognizers that use only the encoder: their checkpoints and their speed."""
+"""Recognizers that transcribe with the encoder's checkpoint alone: supported checkpoints, and their speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate` with all kinds of targets, interruptions, and folders of other results."""
+"""`tiny-audio evaluate` with all kinds of targets, with interruptions, and with results of earlier evaluations."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_targets_of_all_kinds_are_compared(
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
     assert "normalizer: whisper_english" in table
-    # The verdicts equal those of the command that writes the page.
+    # The last line of the output is the `rescore` command that writes the page. It gives the same verdicts.
     command = shlex.split(err.splitlines()[-1].partition(": ")[2])
     assert command[:2] == ["tiny-audio", "rescore"]
     capsys.readouterr()
@@ -136,7 +136,7 @@ def test_models_without_an_attention_mask_get_clips_one_by_one(ctc_model: Path) 
     together = [one.text for one in target.transcribe_batch(clips)]
     assert together == [target.transcribe_batch([clip])[0].text for clip in clips]
     assert all(together)
-    with pytest.MonkeyPatch.context() as patch:  # otherwise, texts would change
+    with pytest.MonkeyPatch.context() as patch:  # in a batch, padding would change the texts
         patch.setattr(target, "_takes_batches", lambda: True)
         assert [one.text for one in target.transcribe_batch(clips)] != together
 
@@ -205,7 +205,7 @@ def test_an_interrupted_evaluation_continues(call: Output, server: Vendors, trai
     (path,) = tmp_path.rglob("hypotheses.jsonl")
     assert len(path.read_text().splitlines()) == 3
     with path.open("a") as file:
-        file.write('{"id": "manifest/clip')  # an incomplete line, as a killed process leaves it
+        file.write('{"id": "manifest/clip')  # an incomplete line, like that of a killed process
     server.asked.clear()
     code, _, err = call(*arguments)
     assert code == 0
@@ -259,7 +259,7 @@ def test_running_requests_are_kept_when_a_key_is_rejected(trained: Path, monkeyp
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
     received = []
     with pytest.raises(ProviderRefusedError, match="the account is empty"):
-        received.extend(target.transcribe(data.clips))  # keeps the results before the error
+        received.extend(target.transcribe(data.clips))  # extend keeps the results that come before the error
     assert next(calls) == 3
     assert len(received) == 2
 
@@ -279,7 +279,7 @@ def test_an_interrupt_keeps_running_requests(trained: Path, monkeypatch: pytest.
     target._provider = Slow()
     (data,) = read_data([str(trained / "manifest.jsonl")], None)
     received = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of tests may ignore SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the test process may ignore SIGINT
     try:
         with pytest.raises(KeyboardInterrupt):
             received.extend(target.transcribe(data.clips))

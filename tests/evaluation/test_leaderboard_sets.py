@@ -1,4 +1,4 @@
-"""Sets of the Open ASR Leaderboard: the set of chunks, and the results file."""
+"""Sets of the Open ASR Leaderboard: the set of chunked recordings, and the results file for the hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from tiny_audio.runtime.spec import folder_name
 
 
 def data_sets(folder: Path, parents: dict[str, str]) -> tuple[str, str]:
-    """Write a set of chunks and its parent, as folders with JSON lines."""
+    """Write a data set of chunks and a data set of whole recordings. ``parents`` has the text of each recording.
+
+    Returns:
+        The two folders.
+    """
     rows = [
         {"file_name": f"{name}_{index}.wav", "parent_id": name, "chunk_index": index}
         for name in "ab"
@@ -85,9 +89,9 @@ def test_results_have_the_format_of_the_hub(tmp_path: Path) -> None:
     [
         {"dev": {"normalizer": "open_asr_leaderboard", "wer": 0.1}},
         scores("leaderboard/spgispeech", normalizer="whisper_english"),
-        scores("leaderboard/spgispeech", num_failed=1),  # its error rate would lack a clip
+        scores("leaderboard/spgispeech", num_failed=1),  # the error rate does not include the failed clip
         scores("leaderboard/spgispeech", dropped=[{"id": "a", "reason": "undecodable", "detail": ""}]),
-        scores("leaderboard/ami_cleaned"),  # a set without a task id; the mean needs all seven sets
+        scores("leaderboard/ami_cleaned"),  # has no task id, and the mean needs all seven sets
     ],
 )
 def test_there_is_no_results_file_without_leaderboard_scores(tmp_path: Path, found: dict[str, Any]) -> None:
@@ -99,7 +103,7 @@ def test_a_set_with_replaced_fields_has_a_name_of_its_own(tmp_path: Path) -> Non
     (name, fields), *_ = _sources("leaderboard/ami:split=validation", tmp_path).items()
     assert fields["split"] == "validation"
     assert name not in {folder_name(each) for each in SETS}
-    assert name.startswith("leaderboard-")  # clips with an empty reference are not scored
+    assert name.startswith("leaderboard-")  # the prefix by which clips with an empty reference are left out
 
 
 def test_there_is_no_mean_of_only_some_sets(tmp_path: Path) -> None:

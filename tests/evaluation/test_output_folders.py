@@ -1,4 +1,4 @@
-"""`tiny-audio evaluate` with a folder that has results of another target, other data, another sample or program."""
+"""`tiny-audio evaluate` with a folder that already has results of another target, data set, sample or program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_file_of_other_rows_is_rejected(call: Output, trained: Path, tmp_path:
 
 @pytest.fixture
 def sampled(call: Output, server: Vendors, trained: Path, tmp_path: Path) -> tuple[Callable[[int], int], Path]:
-    """Return a function that evaluates a sample and returns the number of requests, and the folder of the results."""
+    """Return the folder of the results, and a function that evaluates a sample and returns the number of requests."""
     arguments = [deepgram(server), "--data", trained / "manifest.jsonl", "--output-dir", tmp_path, "--max-samples"]
 
     def evaluate(num_clips: int) -> int:
@@ -80,7 +80,7 @@ def test_hypotheses_of_other_samples_are_in_another_file(sampled: tuple[Callable
     assert evaluate(4) == 0
     assert (path.read_text().splitlines(), others.exists()) == (every, False)
 
-    # Another version wrote all rows to one file.
+    # An earlier version of this package wrote all rows to one file.
     failed = json.loads(rest[1]) | {"pred_text": None, "error": "answered 500"}
     path.write_text("\n".join([*few, rest[0], json.dumps(failed)]) + "\n")
     assert evaluate(2) == 0

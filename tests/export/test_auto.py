@@ -109,8 +109,8 @@ def test_settings_of_a_call_override_the_models_settings(exported: Path) -> None
 @pytest.mark.parametrize("dtype", fast_ones([torch.float16, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("encoder", "decoder", "hidden_size"),
-    # HuBERT's positional convolution is grouped. With the 8 channels per group of its tiny config, oneDNN's bf16 kernel
-    # for AMX is wrong (relative error 0.4). With 16 channels or more, as here and in real checkpoints, it is correct.
+    # HuBERT's positional convolution is grouped. With 8 channels per group, as in its tiny config, oneDNN's bf16 kernel
+    # for AMX is wrong (relative error 0.4). With 16 or more channels, as here and in real checkpoints, it is correct.
     [("hubert", "gemma3", 64), ("whisper", "smollm3", None), ("parakeet", "qwen3", None)],
 )
 def test_half_precision(
@@ -126,7 +126,7 @@ def test_half_precision(
     exact = model.encode(torch.tensor(two_clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
-    # A few layers have 2 to 4 times the rounding error of one number.
+    # The error of a few layers is usually 2 to 4 times the rounding error of a single number.
     assert error < 16 * torch.finfo(dtype).eps
 
 

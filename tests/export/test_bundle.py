@@ -1,4 +1,4 @@
-"""The code in an export: its modules, and how their imports are rewritten. Also the processor."""
+"""The code in an export: its modules, and their rewritten imports. The last tests check the processor."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_transformers_finds_every_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Yield the folder of an empty package ``speechplug``."""
+    """Yield the folder of an empty package ``speechplug``, which can be imported during the test."""
     folder = tmp_path / "speechplug"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -166,7 +166,7 @@ def test_processor_pads_and_counts() -> None:
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "f2", "longdouble"])
 def test_processor_accepts_every_array_of_floats(kind: str) -> None:
-    """PyTorch itself rejects reversed arrays and some types, and warns about arrays that are not writable."""
+    """``torch.from_numpy`` rejects reversed arrays and some types, and warns about read-only arrays."""
     clip = np.arange(4, dtype=kind)
     clip.flags.writeable = False
     assert TinyAudioProcessor(assemble()[1])([clip, clip[::-1]])["waveforms"].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]

@@ -1,4 +1,4 @@
-"""An export format is one module. It contains its options, its writer, and a function that recognizes its folders."""
+"""A new export format needs only one module: its options, its writer, and a function that recognizes its exports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_audio.export.formats.huggingface import export_model
 
 
 class ArraysConfig(ExportConfig):
-    """Writes the projector's weights as NumPy arrays."""
+    """An export format of these tests. It writes the projector's weights as NumPy arrays."""
 
     name: Literal["arrays"] = "arrays"
     half: bool = False

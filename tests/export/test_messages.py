@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).with_name("messages.txt")
 
 
 def loading(exported: Path, folder: Path) -> Iterator[str]:
-    """Damage copies of the export in various ways, and load them."""
+    """Damage copies of the export in various ways, load them, and yield the error messages."""
 
     def after(title: str, change: Callable[[Path], object], load: Callable[[Path], object] = load_model) -> str:
         shutil.rmtree(folder / "copy", ignore_errors=True)

@@ -1,7 +1,8 @@
-"""An export of an earlier version can be loaded, and gives the same texts as with that version.
+"""The current version can load an export of an earlier version, and gives the same texts as the earlier version.
 
-The export has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms. It also has
-the code of that version. Without filters, that version did not transcribe the pauses of the long recording.
+The export has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms. It also
+contains the code of the earlier version. One text differs: with ``--no-filters``, the earlier version did not
+transcribe the pauses of the long recording.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ print(json.dumps({name: recognizer(waveforms[name])["text"] for name in waveform
 
 
 def syllables(seed: int) -> np.ndarray[Any, Any]:
-    """Return tones in noise that change in volume and pitch, with short silences in between."""
+    """Return ten short sounds of tones and noise, separated by silence. Each has its own volume and pitches."""
     generator = np.random.default_rng(seed)
     parts = []
     for _ in range(10):

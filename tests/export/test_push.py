@@ -16,7 +16,7 @@ from tests.support.tutorial import tiny_audio
 from tiny_audio.cli import main
 from tiny_audio.export.formats.huggingface import export_model
 
-# huggingface_hub sends large files in a way that its HTTP library deprecates.
+# To send large files, huggingface_hub calls its HTTP library in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
@@ -39,14 +39,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     with upload_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a separate program implements Xet's protocol
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the test's hub does not implement Xet
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere/token")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
 
 def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
-    """The command runs in a new process, which reads HF_ENDPOINT and HF_TOKEN as set by a user."""
+    """The command reads HF_ENDPOINT and HF_TOKEN from its environment, as it does for a user."""
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
         env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE may be set for the tests

@@ -118,9 +118,9 @@ print(json.dumps(outputs(model, tokenizer)))
 
 
 def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
-    """Export models with every part, and one with a part of another package. Return the outputs of each.
+    """Export models that together contain every part, and one model with a part of another package.
 
-    ``most`` limits the number of models with our parts.
+    ``most`` limits the number of models with our parts. Return the outputs of each model, by its folder.
     """
     expected: dict[Path, Any] = {}
     names = [ENCODERS.names(), DECODERS.names(), PROJECTORS.names()]

@@ -1,4 +1,4 @@
-"""Folders that an export may replace."""
+"""Which existing folders an export may replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded export equals the exported model."""
+"""A model that is loaded from its export equals the exported model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def combinations() -> Iterator[Any]:
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
             encoder, decoder = encoders[index % len(encoders)], decoders[(index + lora) % len(decoders)]
-            # test_combinations.py tests each part without adapters.
+            # In the fast run, test_combinations.py tests each part without adapters.
             marks = [] if lora or index == 0 else [pytest.mark.slow]
             yield pytest.param(
                 encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}", marks=marks
@@ -49,11 +49,11 @@ def test_a_loaded_model_equals_the_exported_model(tmp_path: Path, encoder: str, 
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert outputs(loaded, loaded_tokenizer) == outputs(model, tokenizer)
-    # On some CPUs, the order of sums depends on the addresses of the weights. Loaded weights have other addresses.
+    # On some CPUs, the order of sums, and thus the rounding, depends on the memory addresses of the weights.
     torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
-# test_combinations.py saves and loads each projector.
+# The fast run has three projectors, because test_combinations.py saves and loads each projector.
 @pytest.mark.parametrize("projector", fast_ones(PROJECTORS.names(), "qformer", "ctc_compress", "moe"))
 def test_every_projector_can_be_exported_and_loaded(tmp_path: Path, projector: str) -> None:
     model, tokenizer = assemble(projector=projector)
@@ -61,7 +61,7 @@ def test_every_projector_can_be_exported_and_loaded(tmp_path: Path, projector: s
     loaded, loaded_tokenizer = load_model(tmp_path / "model")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
-    # The memory alignment of a tensor can change the last bit of a narrow product, such as a router's scores.
+    # If a matrix product has few columns, the memory alignment of its inputs can change the last bit of the result.
     torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
@@ -106,7 +106,7 @@ def test_mixed_types_are_saved_but_loaded_as_one_type(tmp_path: Path) -> None:
 
 
 def test_types_can_be_restored(tmp_path: Path) -> None:
-    """In bf16 training, frozen weights are in half precision and trained weights in full precision."""
+    """In bf16 training, frozen weights are in bf16, and trained weights in fp32."""
     model, tokenizer = assemble(lora=True)
     for tensor in model.parameters():
         if not tensor.requires_grad:

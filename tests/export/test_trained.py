@@ -1,4 +1,4 @@
-"""Exports of trained weights that reference base checkpoints, merged adapters, and the export command."""
+"""Exports that contain only the trained weights and reference base checkpoints. Merged adapters. The export command."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bases(published: Path, tmp_path: Path) -> dict[str, str]:
-    """Return copies of the checkpoints of ``published``, which a test may change."""
+    """Copy the checkpoints of ``published``, so that a test may change them. Return the folder of each part."""
     shutil.copytree(published, tmp_path / "bases")
     return {kind: str(tmp_path / "bases" / kind) for kind in ("encoder", "decoder")}
 
@@ -53,9 +53,9 @@ def bases(published: Path, tmp_path: Path) -> dict[str, str]:
 def trained(
     bases: dict[str, str], *, lora: bool = True, targets: Sequence[str] = QUERIES_AND_VALUES, **encoder: Any
 ) -> tuple[TinyAudioModel, Any]:
-    """Return a model with frozen base weights. Its trainable weights are changed, as after training.
+    """Return a model with frozen base weights, and its tokenizer. Its trainable weights are changed, like by training.
 
-    ``targets`` are the decoder's layers that have adapters.
+    ``targets`` are the layers of the decoder that get adapters.
     """
     adapters = {"lora": LORA} if lora else {}
     own = {"lora": LORA | {"targets": list(targets)}} if lora else {}
@@ -105,7 +105,7 @@ def test_only_trained_weights_are_written(tmp_path: Path, bases: dict[str, str],
 
 @pytest.mark.parametrize("targets", [QUERIES_AND_VALUES, EVERY_LAYER])
 def test_types_of_training_are_restored(tmp_path: Path, bases: dict[str, str], targets: Sequence[str]) -> None:
-    """With adapters in every layer, most tensors of the decoder are adapters in single precision."""
+    """With ``EVERY_LAYER``, most tensors of the decoder are fp32 adapters, but its frozen weights must be bf16."""
     model, tokenizer = trained(bases, targets=targets)
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -148,7 +148,7 @@ def test_a_loaded_model_is_complete_and_is_saved_completely(tmp_path: Path, base
 
 
 def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the local cache of the hub, the branch moves to another commit after the export."""
+    """After the export, the branch in the local cache of the hub points to another commit."""
     cache = tmp_path / "hub"
     names = {kind: f"somebody/{kind}" for kind in bases}
     for kind, folder in bases.items():
@@ -208,7 +208,7 @@ def test_an_edited_base_folder_is_rejected(
 
 
 def test_hashes_of_older_exports_are_accepted(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Older exports have a hash of the weights only."""
+    """In older exports, the hash of a checkpoint covers only its weights."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "model", weights="trained")
     references = json.loads((tmp_path / "model" / "config.json").read_text())["base_weights"]
@@ -275,7 +275,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
     assert outputs(loaded, tokenizer) == outputs(plain, tokenizer)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["encoder"]["lora"], config["decoder"]["lora"]) == (None, None)
-    # Merged weights have full precision. Other weights keep their type.
+    # Merged weights are in fp32. All other weights keep their type.
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     layer = "decoder.model.model.layers.0.self_attn"
     assert weights[f"{layer}.q_proj.weight"].dtype == torch.float32
@@ -283,7 +283,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
 
 
 def test_merged_adapters_can_be_exported_without_base_weights(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Merged layers differ from the checkpoint, so they are saved. Other layers are left out."""
+    """The export contains the merged layers, because they differ from the base checkpoint. It has no other base layers."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]
@@ -323,7 +323,7 @@ print(json.dumps(results))
 def test_exports_load_without_this_package_and_peft(
     start: Callable[..., Any], tmp_path: Path, bases: dict[str, str]
 ) -> None:
-    """The code of the base checkpoints is not run."""
+    """The base checkpoints name custom code in ``auto_map``. This code must not run."""
     marker = tmp_path / "ran"
     for folder in bases.values():
         path = Path(folder) / "config.json"

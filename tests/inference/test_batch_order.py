@@ -1,4 +1,4 @@
-"""Texts do not depend on the batch or on the order of clips, for every encoder and every way to transcribe."""
+"""With every encoder and every way to transcribe, a clip's text does not depend on its batch or the order of clips."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = (0.3, 9.0, 1.7)
 MORE_SECONDS = (0.3, 29.0, 1.7)
 MAX_BF16_DIFFERENCE = 0.03
-"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. Tiny models had
-differences of 0.002 to 0.015. The precision of bf16 is 0.008. Such a difference can change a text only if two tokens
-have nearly equal scores."""
+"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. With tiny models, the
+difference was 0.002 to 0.015. The precision of bf16 is 0.008. Differences of this size can change a text only if two
+tokens have nearly equal scores."""
 
 
 def clips(durations_s: Sequence[float]) -> list[Tensor]:
@@ -41,7 +41,7 @@ def clips(durations_s: Sequence[float]) -> list[Tensor]:
 
 
 def by_generate(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor]) -> list[str]:
-    """Transcribe with ``generate``, like a user of an exported model."""
+    """Transcribe like a user of an exported model: with its processor and ``generate``."""
     arrays: list[np.ndarray[Any, Any]] = [waveform.numpy() for waveform in waveforms]
     rows = model.generate(**TinyAudioProcessor(tokenizer)(arrays)).tolist()
     end = model.config.end_token_id
@@ -105,7 +105,7 @@ WITH_LONG_CLIPS = pytest.mark.parametrize("durations_s", [SECONDS, pytest.param(
     ],
 )
 def test_texts_are_equal_in_fp32(encoder: str, ctc: bool, durations_s: Sequence[float]) -> None:
-    """With a CTC head, this also compares assisted decoding, which only ``transcribe`` uses, with other decoding."""
+    """With a CTC head, ``transcribe`` uses assisted decoding. Its texts must equal those of the other functions."""
     check_order(*tiny(encoder, ctc=ctc), durations_s)
 
 
@@ -128,7 +128,7 @@ CHECKPOINTS = Path(os.environ.get("TINY_AUDIO_PRETRAINED", SHARED / "pretrained"
 @pytest.mark.slow
 @pytest.mark.skipif(not (CHECKPOINTS / "whisper-tiny.en").is_dir(), reason="no real checkpoints")
 def test_texts_of_real_checkpoints_are_equal() -> None:
-    """The checkpoints whisper-tiny.en and SmolLM2-135M-Instruct are written by ``../shared/pretrained/make.py``."""
+    """``../shared/pretrained/make.py`` writes the checkpoints whisper-tiny.en and SmolLM2-135M-Instruct."""
     torch.manual_seed(0)
     lm = CHECKPOINTS / "SmolLM2-135M-Instruct"
     tokenizer = load_tokenizer(str(lm), None)

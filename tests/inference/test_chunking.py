@@ -21,7 +21,7 @@ DURATIONS = ChunkDurations.up_to(LONGEST_S)
 
 
 def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: float = 1.0) -> Tensor:
-    """Return bursts of sound, given as (pause before it, duration) in seconds, and a final pause of one second."""
+    """Return bursts of noise and a final pause of one second. Each burst is (pause before it, duration), in seconds."""
     rng = np.random.default_rng(0)
     parts = []
     for pause, duration in bursts:
@@ -31,7 +31,7 @@ def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: fl
 
 
 def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float]]:
-    """Return the start and end of all chunks. Pauses are found by loudness, because these sounds are not speech."""
+    """Return the start and end of each chunk in seconds. Pauses are found by loudness, because noise is not speech."""
     chunks = list(split_at_pauses(waveform.split(block or max(1, len(waveform))), DURATIONS, Loudness()))
     for chunk, following in itertools.pairwise([*chunks, None]):
         assert torch.equal(chunk.waveform, waveform[chunk.start : chunk.start + len(chunk.waveform)])
@@ -47,7 +47,7 @@ def test_chunks_contain_the_sounds_with_margins(floor: float, gain: float) -> No
     begins = [1.0, 3.6, 5.9, 11.7]
     assert len(found) == len(bursts)
     for (start, end), begin, (_, duration) in zip(found, begins, bursts, strict=True):
-        # Levels are means over 50 ms, so they rise before the sound starts and fall after it ends.
+        # A level is a mean over 50 ms. It rises before the sound starts, and falls after the sound has ended.
         assert begin - MARGIN_S - 0.04 <= start <= begin - MARGIN_S + 0.01
         assert begin + duration + MARGIN_S - 0.01 <= end <= begin + duration + MARGIN_S + 0.04
 
@@ -61,7 +61,7 @@ def test_short_pauses_are_not_cuts_and_clicks_are_not_speech() -> None:
 
 
 class KnownActivity:
-    """Frames of 10 ms, of which the given ones are speech."""
+    """A voice activity detector for which exactly the given frames of 10 ms are speech."""
 
     def __init__(self, num_frames: int, speech: range) -> None:
         self._frames = [(-20.0, 0.9) if index in speech else (-80.0, 0.0) for index in range(num_frames)]
@@ -88,7 +88,7 @@ def test_margins_stay_within_the_recording_and_do_not_overlap() -> None:
 
 
 def test_soft_sounds_next_to_speech_are_kept() -> None:
-    """Examples are an f before a loud vowel, or a t after it."""
+    """For example, an f before a loud vowel and a t after it are soft."""
     waveform = recording([(1.0, 1.0)])
     waveform[: round(0.9 * SAMPLE_RATE)] = 0.0
     rng = np.random.default_rng(2)
@@ -114,7 +114,7 @@ def test_without_a_pause_chunks_overlap_between_soft_moments() -> None:
 
 
 def test_a_brief_pause_in_a_long_chunk_is_a_cut_without_an_overlap() -> None:
-    # Only the last two pauses are after the usual duration.
+    # Of the brief pauses, only the last two are after the usual duration of a chunk.
     waveform = recording([(0.5, 4.0), (0.3, 2.0), (0.2, 1.0), (0.3, 9.0)])
     found = spans(waveform)
     assert 7.9 < found[0][1] < 8.4
@@ -123,7 +123,7 @@ def test_a_brief_pause_in_a_long_chunk_is_a_cut_without_an_overlap() -> None:
 
 @pytest.mark.parametrize("block", [4001, 70 * SAMPLE_RATE])
 def test_with_keep_pauses_nothing_is_left_out(block: int) -> None:
-    """This includes clicks, pauses longer than a chunk, and an incomplete last frame."""
+    """Clicks, pauses longer than a chunk, and an incomplete last frame are kept, too."""
     waveform = recording([(1.0, 2.0), (0.6, 0.3), (25.0, 5.0), (0.8, 25.0), (12.0, 1.0)])[:-77]
     waveform[6 * SAMPLE_RATE] = 0.5
     chunks = list(split_at_pauses(waveform.split(block), DURATIONS, Loudness(), keep_pauses=True))
@@ -135,7 +135,7 @@ def test_with_keep_pauses_nothing_is_left_out(block: int) -> None:
 
 
 class Scripted:
-    """Returns a steadily falling level, and speech in some frames."""
+    """A voice activity detector with a steadily falling level. The given frames are speech."""
 
     def __init__(self, speech: range) -> None:
         self._speech, self._frame = speech, 0
@@ -160,7 +160,7 @@ def test_with_keep_pauses_only_overlaps_are_repeated(frames_after: int) -> None:
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])
 def test_a_chunk_that_is_only_an_overlap_is_left_out(frames_after: int) -> None:
-    """Speech ends in the overlap or soon after it."""
+    """Speech ends within the overlap of two chunks, or soon after it."""
     longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
     speech = range(50, 44 + longest + frames_after)
     waveform = torch.randn(20 * SAMPLE_RATE)
@@ -182,7 +182,7 @@ def test_chunks_do_not_depend_on_the_size_of_blocks(block: int) -> None:
 
 
 def test_chunks_are_yielded_while_audio_is_read() -> None:
-    """Each chunk is yielded about a minute after its audio was read."""
+    """When a chunk is yielded, at most 95 s of audio have been read since its start."""
     taken = 0
     waveform = recording([(1.0, 2.0)] * 100)
 

@@ -1,4 +1,4 @@
-"""Hallucination filters reject noise, tones, loops and texts that the CTC head rejects. They accept speech."""
+"""Hallucination filters reject noise, tones, repeated words, and texts rejected by CTC. They accept speech."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_silence_is_rejected() -> None:
 
 @pytest.fixture(scope="module", params=[12, pytest.param(40, marks=pytest.mark.slow)])
 def synthetic(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    # Use all sentences, because dividing them into splits takes seconds.
+    # Use the sentences of all splits, because computing a split takes seconds.
     count = {"num_utterances": request.param, "sentences": "all"}
     config = SOURCES.parse({"name": "synthetic", **count, "grammars": ["digits", "home"]})
     source = SOURCES.build(config, SourceContext(tmp_path_factory.mktemp("speech")))
@@ -145,7 +145,7 @@ def test_speech_with_telephone_codecs_is_accepted(
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
 @pytest.mark.parametrize("codec", ["aac 8000 12k m4a", "libmp3lame 16000 8k mp3", "libopus 8000 6k ogg"])
 def test_speech_with_low_bit_rates_is_accepted(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
-    """At these sampling rates, the upper half of the spectrum is exactly empty after FFmpeg resamples to 16 kHz."""
+    """After FFmpeg resamples such a file to 16 kHz, the upper half of the spectrum can be exactly zero."""
     encoder, rate, bits, suffix = codec.split()
     waves = synthetic[:12:3]
     for index, wave in enumerate(waves):

@@ -15,7 +15,10 @@ from tiny_audio.inference.word_times import Word, evenly_spread
 
 
 def segment(words: list[tuple[str, float]], start_s: float, end_s: float, *, aligned: bool = True) -> Segment:
-    """Return a segment with words of 0.3 s at the given starts. If not ``aligned``, their times are estimates."""
+    """Return a segment of words. Each word has its start, and lasts 0.3 s.
+
+    Without ``aligned``, the given starts are ignored, and the words are spread evenly over the segment.
+    """
     texts = [text for text, _ in words]
     timed = (
         tuple(Word(text, at, at + 0.3, 0.9) for text, at in words) if aligned else evenly_spread(texts, start_s, end_s)
@@ -44,13 +47,13 @@ def text_of(first: Segment, second: Segment) -> str:
     [
         # Both chunks contain the words of the overlap.
         ("turn@3.0 the@3.4 lights@3.7", "the@3.42 lights@3.72 on@4.1", "turn the lights on"),
-        # The last word of the first chunk and the first word of the second chunk are cut.
+        # The chunks begin and end within a word.
         ("turn@3.0 the@3.4 lie@3.7", "urn@3.1 the@3.4 lights@3.7", "turn the lights"),
         # A word that the speaker repeats is kept each time.
         ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),
-        # The same word at another time is a different word.
+        # Two equal words at different times are two spoken words.
         ("no@3.0 yes@3.6", "yes@3.6 no@4.0", "no yes no"),
-        # If there is no common word, the texts are joined in the middle of the overlap.
+        # Without a common word, the texts are joined in the middle of the overlap.
         ("a@2.0 b@3.0 x@3.6", "y@3.1 c@3.6 d@4.1", "a b c d"),
         ("Lights,@3.3", "lights@3.3 on.@3.8", "Lights, on."),
         ("", "on@3.4", "on"),
@@ -87,7 +90,7 @@ def test_without_an_alignment_texts_are_joined_at_their_longest_common_words(cut
 def test_every_word_has_a_duration_wherever_texts_are_joined() -> None:
     for seed in range(300):
         rng = random.Random(seed)
-        # Estimated times of the same word can differ by as much as the overlap.
+        # The estimated times of a word in the two segments can differ by the whole overlap.
         first, second = (
             segment([(rng.choice("abcd"), 0.0) for _ in range(rng.choice((3, 10, 40)))], *span, aligned=False)
             for span in ((0.0, 15.0), (13.0, 28.0))

@@ -30,7 +30,7 @@ def new_stream() -> LiveStream:
 def run(
     stream: LiveStream, waveform: Tensor, decode: Callable[[Job], Transcription], decoding_s: float = 0.0
 ) -> Iterator[tuple[float, Event]]:
-    """Yield events and their times in seconds. Audio arrives in real time, and each decoding takes ``decoding_s``."""
+    """Simulate audio that arrives in real time. Each decoding takes ``decoding_s``. Yield (time in seconds, event)."""
     blocks, now, done_at, job = list(waveform.split(round(BLOCK_S * SAMPLE_RATE))), 0.0, 0.0, None
     while True:
         if blocks:
@@ -128,7 +128,7 @@ def test_a_slow_machine_gets_fewer_partial_texts_and_every_final_text() -> None:
     assert num_jobs[1] < num_jobs[0] / 2
     for now, event in events:
         if isinstance(event, Final):
-            # Between the end of an utterance and its final text, at most a partial text and two utterances are decoded.
+            # After an utterance ends, at most a partial text and another utterance are decoded before the utterance.
             assert now - event.end_s < PAUSE_S + 3 * 2.0 + 0.5
 
 

@@ -1,4 +1,4 @@
-"""The speech recognition pipeline of an exported model, with every kind of input, alone and in batches."""
+"""The transformers pipeline of an exported model, with every kind of input, alone and in batches."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_recording_can_be_given_in_every_form(folder: Path, pipe: Any) -> None
 
 
 class Decoder:
-    """Has the methods of torchcodec's AudioDecoder, which ``datasets`` 4 and later returns in rows."""
+    """Imitates torchcodec's AudioDecoder. In ``datasets`` 4 and later, the audio of a row is an AudioDecoder."""
 
     def __init__(self, path: Path) -> None:
         samples, self._rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -325,7 +325,7 @@ def test_a_pipeline_can_be_saved(folder: Path, tmp_path: Path, pipe: Any) -> Non
     assert again(str(folder / "b.flac")) == pipe(str(folder / "b.flac"))
 
 
-# The following tests run in environments in which this package is not installed.
+# The following tests use environments in which this package cannot be imported.
 
 TRANSCRIBE = """
 import json, os, shutil, sys
@@ -361,7 +361,7 @@ print(json.dumps(results))
 
 
 def check_texts(folder: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
-    """Check that a process without this package and without any programs gives the same texts."""
+    """Check that a pipeline gives the same texts without this package, and without programs such as FFmpeg."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     shutil.copytree(folder / "model", tmp_path / "a-model.v1")

@@ -1,4 +1,4 @@
-"""Cuts within speech, chosen by the model."""
+"""Cuts within speech: the model's scores of the chunks decide where a long recording is cut."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ BAD, GOOD = 300.0, 1.0
 
 
 def speech() -> Tensor:
-    """Return sentences without pauses. Each has its own loudness, and quiet points at its end and within it."""
+    """Return noise that stands for sentences without pauses in between.
+
+    Each sentence has its own loudness. It is softer at three points within it and at its end.
+    """
     parts = []
     for index, seconds in enumerate(SENTENCES_S):
         part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)
@@ -45,7 +48,7 @@ def speech() -> Tensor:
 
 
 class OneSentence:
-    """Gives good scores only to single complete sentences. Counts the calls and waveforms."""
+    """A scorer that gives a good score only to a single complete sentence. It counts its calls and waveforms."""
 
     def __init__(self, always: float | None = None) -> None:
         self.calls, self.waveforms, self._always = 0, 0, always
@@ -96,7 +99,7 @@ def test_chunks_with_good_scores_are_not_changed() -> None:
 
 def test_a_cut_without_overlap_at_the_end_of_a_section_moves_too() -> None:
     waveform, size, overlap = speech(), round(2.2 * SAMPLE_RATE), 1600
-    # As if every second cut were at a brief pause, also the one at the end of the first section.
+    # Every second cut has no overlap, like a cut at a brief pause. One of them is at the end of the first section.
     chunks = [
         Chunk(start, waveform[start : start + size + index % 2 * overlap], index % 2 * overlap)
         for index, start in enumerate(range(0, len(waveform) - size, size))
@@ -139,7 +142,7 @@ def test_a_stopped_search_tries_no_more_cuts(calls: int) -> None:
 
 
 def test_the_model_scores_fewer_sections_if_all_scores_are_bad() -> None:
-    """This happens with music or another language."""
+    """All scores are bad if the recording is music, or in a language that the model does not know."""
     pause = torch.zeros(SAMPLE_RATE)
     one = torch.cat([pause, speech()[: 5 * SAMPLE_RATE], pause])
     chunks = plain(torch.cat([one] * 15))

@@ -36,7 +36,7 @@ def pause(duration_s: float) -> Tensor:
 
 
 def long(count: int) -> Tensor:
-    """Return bursts between pauses. With eight bursts, the recording exceeds 15 s, the limit of the tiny encoder."""
+    """Return ``count`` bursts between pauses. Eight bursts last longer than 15 s, the limit of the tiny encoder."""
     parts = [part for number in range(count) for part in (pause(1), burst(0.5 + 0.3 * (number % 5), number))]
     return torch.cat([*parts, pause(1)])
 
@@ -230,9 +230,9 @@ def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: st
 
 @pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
 def test_too_few_frames_for_a_text_do_not_reject_it(num_frames: int, suppressed: str | None) -> None:
-    """At 12.5 frames per second, the text of a fast speaker can have more characters than frames, so it is accepted.
+    """At 12.5 frames per second, the text of a fast speaker can have more characters than frames. It is accepted.
 
-    A text of 40 characters per second is rejected, because nobody speaks so fast.
+    A text with 40 characters per second is rejected, because nobody speaks so fast.
     """
     model, _ = assemble()
     assert model.ctc_vocabulary is not None
@@ -316,7 +316,7 @@ def test_an_unusable_context_is_rejected_before_audio_is_read() -> None:
 
 
 def test_a_request_for_more_tokens_than_the_decoder_has_positions_for_is_limited() -> None:
-    """GPT-2 has an embedding for each position, so it fails at a position after the last one."""
+    """GPT-2 has a position embedding for each of its positions. It fails if a text needs more positions."""
     overrides = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 96}
     tokens = {"tokenizer": {"kind": "characters"}, "freeze": False}
     decoder = {"name": "causal_lm", "init": "random", "model_type": "gpt2", "overrides": overrides, **tokens}

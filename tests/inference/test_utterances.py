@@ -1,4 +1,4 @@
-"""Cuts of a running stream into utterances."""
+"""A running audio stream is cut into utterances."""
 
 from __future__ import annotations
 
