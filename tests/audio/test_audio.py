@@ -187,7 +187,7 @@ def test_a_file_without_permission_is_a_file_error(tmp_path: Path) -> None:
 
 
 def assert_unreadable(path: Path, cause: str = "") -> None:
-    """Check that reading the file raises a :class:`FileError`. An :class:`AudioError` would say that the clip is bad."""
+    """Check that reading the file raises a :class:`FileError`. An AudioError would say that the clip is bad."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()

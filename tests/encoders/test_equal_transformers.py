@@ -213,8 +213,7 @@ def mel(clip: np.ndarray[Any, Any]) -> Tensor:
 
 
 def assert_same_mel(found: Tensor, wanted: Tensor) -> None:
-    """Compare features. transformers computes in float64. The features are log10 of the power, divided by 4, so the
-    tolerance is 0.004 dB."""
+    """Compare features. Each is log10 of a power, divided by 4, so the tolerance of 1e-4 is 0.004 dB."""
     assert found.shape == wanted.shape
     assert float((found - wanted).abs().max()) < 1e-4
 

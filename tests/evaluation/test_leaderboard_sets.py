@@ -103,7 +103,7 @@ def test_a_set_with_replaced_fields_has_a_name_of_its_own(tmp_path: Path) -> Non
     (name, fields), *_ = _sources("leaderboard/ami:split=validation", tmp_path).items()
     assert fields["split"] == "validation"
     assert name not in {folder_name(each) for each in SETS}
-    assert name.startswith("leaderboard-")  # the prefix by which clips with an empty reference are left out
+    assert name.startswith("leaderboard-")  # only with this prefix, empty references are left out
 
 
 def test_there_is_no_mean_of_only_some_sets(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def text_of(first: Segment, second: Segment) -> str:
     [
         # Both chunks contain the words of the overlap.
         ("turn@3.0 the@3.4 lights@3.7", "the@3.42 lights@3.72 on@4.1", "turn the lights on"),
-        # The chunks begin and end within a word.
+        # The first chunk ends within a word, and the second chunk begins within a word.
         ("turn@3.0 the@3.4 lie@3.7", "urn@3.1 the@3.4 lights@3.7", "turn the lights"),
         # A word that the speaker repeats is kept each time.
         ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),

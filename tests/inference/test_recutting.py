@@ -149,7 +149,7 @@ def test_the_model_scores_fewer_sections_if_all_scores_are_bad() -> None:
     scorer, single = OneSentence(BAD), OneSentence(BAD)
     assert recut(chunks, scorer) == chunks
     recut(plain(one), single)
-    assert scorer.calls == 4 * single.calls  # sections 1, 3, 7 and 15
+    assert scorer.calls == 4 * single.calls  # only sections 1, 3, 7 and 15 are scored
 
 
 def test_a_search_stops_early_if_the_first_chunks_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ _DONE: dict[Any, DryRunResult] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def dry_runs_of_plans() -> Iterator[None]:
-    """Cache dry runs, because many tests plan the same model and batch."""
+    """Cache the results of dry runs, because many tests plan the same model and batch."""
     plain = _step.dry_run
 
     def dry_run(recipe: Recipe, shape: Shape, device: Device, **options: Any) -> DryRunResult:
@@ -59,8 +59,8 @@ def card() -> Plan:
 
 @pytest.fixture(scope="session")
 def shallow_card() -> Plan:
-    """Return the plan of the model card's recipe with four layers in each pretrained part. Computing it takes a
-    fifth of the time of ``card``."""
+    """Return a plan of the model card's recipe in which each pretrained part has only four layers. It takes a fifth of
+    the time of ``card``."""
 
     def shallow(*checkpoint: Any) -> dict[str, Any]:
         fields = published_fields(*checkpoint)
@@ -74,8 +74,10 @@ def shallow_card() -> Plan:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
-    """Return a function that adds a GPU with this memory to the table. CUDA contexts take no memory, because they would
-    be much larger than a tiny model."""
+    """Return a function that adds a GPU with the given memory to the table of GPUs, and returns its name.
+
+    CUDA contexts take no memory here, because a real context is much larger than a tiny model.
+    """
     monkeypatch.setattr("tiny_audio.plan._hardware.CONTEXT_BYTES", 0)
 
     def add(memory_bytes: float) -> str:

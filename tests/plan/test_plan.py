@@ -1,4 +1,4 @@
-"""Plans of a recipe's costs, compared with real models, real forward passes and the sizes of layers."""
+"""Predicted costs of a recipe, compared with real models, real forward passes and computed sizes of layers."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_weights_gradients_and_moments_of_the_model_card(shallow_card: Plan) -> 
     memory, totals = shallow_card.worst.memory, shallow_card.total_parameters()
     frozen, trained = totals["total"] - totals["trainable"], totals["trainable"]
     assert memory["weights"] == pytest.approx(2 * frozen + 4 * trained, rel=1e-3)
-    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # from the earlier batches of the step
+    assert memory["gradients"] == pytest.approx(4 * trained, rel=1e-3)  # accumulated in the earlier batches of the step
     assert memory["optimizer"] == pytest.approx(8 * trained, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_flops_of_the_model_card(card: Plan) -> None:
-    """A forward pass takes two FLOPs per parameter and position. So does a backward pass through frozen weights."""
+    """A forward pass takes two FLOPs per parameter and position. A backward pass through frozen weights takes as many."""
     flops = card.flops_per_audio_s()
     assert flops["encoder"]["forward"] == pytest.approx(2 * 0.945e9 * 50, rel=0.15)
     tokens_per_s = 10 + 3.4 + 3.8  # audio, text, and a prompt of 38 tokens per 10 s
@@ -95,14 +95,14 @@ def test_time_and_cost_of_the_model_card(shallow_card: Plan) -> None:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the storages of at least a kilobyte that are saved for the backward pass, by type and size.
+    """Counts the storages that autograd saves for the backward pass, by type and size.
 
-    Each storage counts once.
+    Each storage counts once. Storages below a kilobyte are not counted.
     """
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[torch.dtype, int]] = Counter()
-        self._seen: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used again
+        self._seen: dict[int, Tensor] = {}  # keeps the tensors alive, so that addresses stay unique
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
 
 def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Saved, TinyAudioModel]:
-    """Return the storages that a real forward pass saves, and the model."""
+    """Run a real forward pass. Return the storages that autograd saves, and the model."""
 
     class Tokenizer(SimpleNamespace):
         def __len__(self) -> int:
@@ -164,7 +164,7 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
 def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
 ) -> None:
-    """All storages have exactly the same sizes. Storages below a kilobyte are not compared."""
+    """All saved storages of at least a kilobyte have exactly the same types and sizes."""
     document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
     recipe = parse(document, **changes)
     forward, planned_saves = _step._loss, Saved()
@@ -200,8 +200,7 @@ def all_parts() -> Iterator[tuple[str, str]]:
 
 
 ALIKE = {"wav2vec2", "linear", "mlp", "moe", "llama", "qwen3", "smollm2", "smollm3"}
-"""The tests of these parts are marked as slow, because the parts run the same operators as other parts, or occur in the
-other tests of this file."""
+"""Parts that run the same operators as other parts, or are used in other tests of this file. Their tests are slow."""
 
 
 @pytest.mark.parametrize(
@@ -257,7 +256,7 @@ def test_memory_and_flops_of_adapters_depend_on_their_rank(document: Document) -
 
 @pytest.mark.parametrize(("kind", "bits"), [("nf4", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
 def test_memory_of_quantized_weights_depends_on_their_bits(document: Document, kind: str, bits: float) -> None:
-    """Other weights are in bf16."""
+    """Weights that are not quantized are in bf16."""
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     document = changed(document, **ADAPTED, decoder__overrides=document["decoder"]["overrides"] | wide)
     recipe = parse(document, training__precision="bf16")
@@ -303,7 +302,7 @@ def test_packed_rows_need_no_flops_for_padding(document: Document) -> None:
     )
     assert flash.flops == varlen.flops
     assert flash.memory == varlen.memory
-    # All clips except one are shorter by a fifteenth.
+    # The batch has one clip of 1.5 s. All other clips are shorter by a fifteenth.
     for direction in ("forward", "backward"):
         for name in ("encoder", "decoder"):
             assert 0.8 < varlen.flops[name][direction] / sdpa.flops[name][direction] < 1
@@ -327,7 +326,7 @@ def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     assert worst_shapes(faster) == [Shape(4, 10.0), Shape(100, 0.4)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
-    # A batch has at most as many seconds as its budget. Padding and the unused remainder of the budget are subtracted.
+    # The budget of a batch is 40 s. A batch has less audio, because of its padding and the unused part of the budget.
     assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
 
 

@@ -21,7 +21,7 @@ def lora(**fields: Any) -> LoraConfig:
 
 
 def adapted(config: LoraConfig, dtype: torch.dtype = torch.float64) -> Any:
-    """Return a linear layer with adapters. The inner layer is ``base_layer``."""
+    """Return a linear layer with adapters. Its attribute ``base_layer`` is the frozen linear layer."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(10, 7).to(dtype)}).requires_grad_(False)
     inject_lora(model, config)
@@ -50,7 +50,7 @@ def test_outputs_equal_the_formulas(fields: dict[str, Any], scale: float, dora: 
 
 
 def test_new_dora_adapters_do_not_change_half_precision_weights() -> None:
-    """The magnitudes are computed from the rounded frozen weights."""
+    """DoRA's magnitudes are the norms of the bf16 weights. Norms of unrounded weights would change the outputs."""
     layer = adapted(lora(dora=True), torch.bfloat16)
     reset_magnitudes(nn.ModuleDict({"q_proj": layer}))
     layer.float()

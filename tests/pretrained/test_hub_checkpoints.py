@@ -1,4 +1,4 @@
-"""Checkpoints on the hub: the selected revision is read, and one message explains errors."""
+"""Checkpoints on the hub: the selected revision is read, and each error has a message that says what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tiny_audio.encoders import ENCODERS, EncoderContext
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    """Yield the address of a hub with one repository. The bias of the final norm is zeros in tag ``v1`` and ones in
+    """Yield the address of a local hub with one repository. The bias of the final norm is 0 in the tag ``v1``, and 1 in
     ``main``."""
     hubert(tmp_path / "checkpoint")
     config = (tmp_path / "checkpoint" / "config.json").read_bytes()
@@ -49,7 +49,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(*wanted: str) -> list[str]:
-    """Return the bias for each ``repository@revision``, or the error message."""
+    """Load each ``repository@revision``. Return the bias of its final norm, or the error message."""
     found = []
     for one in wanted:
         repository, _, revision = one.partition("@")
@@ -74,7 +74,7 @@ def test_the_selected_revision_is_read(hub: str, monkeypatch: pytest.MonkeyPatch
     )
     for line in (no_revision, no_repository):
         assert line.endswith("and check the network and `hf auth login` for gated models.")
-    # Revisions that were read before are available without a network. Others are rejected.
+    # Without a network, only revisions in the cache can be read.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     *offline, not_read = read("tiny/hubert@v1", "tiny/hubert@main", "tiny/other")
     assert offline == ["0.0", "1.0"]
@@ -91,7 +91,7 @@ def assert_rejected(line: str, repository: str) -> None:
     )
 
 
-@pytest.mark.slow  # the hub's client retries
+@pytest.mark.slow  # the hub's client retries several times
 def test_a_missing_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     point_to_hub(monkeypatch, "http://127.0.0.1:9")
     (line,) = read("tiny/hubert")

@@ -1,4 +1,4 @@
-"""The identity of local checkpoints, and the cache of hashes of large files."""
+"""The identity of local checkpoints, and the cache of hashes of their large files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def replaced(name: str, before: str, after: str) -> Callable[[Path], object]:
 
 
 def other_weights(folder: Path) -> None:
-    """Replace the weights with others of the same size, and keep the old modification time."""
+    """Reverse the bytes of the file with the weights. Its size and modification time do not change."""
     path = folder / "model.safetensors"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes()[::-1])

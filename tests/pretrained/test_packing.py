@@ -1,4 +1,7 @@
-"""Packed rows equal padded rows in fp64, and no layer computes padding. Unsupported families are rejected by name."""
+"""In fp64, packed rows give the same results as padded rows, and no layer computes padding.
+
+Families that cannot use packed rows are rejected, with their name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from tiny_audio.projectors import PROJECTORS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["one two", "four", "six"]
-"""Short texts, because CTC needs at least one frame per character, and one encoder has only 13 frames per second."""
+"""The texts are short. CTC needs at least one frame per character, and one encoder has only 13 frames per second."""
 SIZES = (16_000, 3_000, 9_111)
 ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
 SLOW = pytest.mark.slow
@@ -75,7 +78,7 @@ class Layer(nn.Module):
 
 
 def segments(queries: Tensor, keys: Tensor, values: Tensor, sizes: list[int], window: int | None) -> Tensor:
-    """Compute attention over all rows at once, with a mask that separates them."""
+    """Compute attention over all packed rows at once, with a mask that separates the rows."""
     row = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     position = torch.cat([torch.arange(size) for size in sizes])
     distance = position[:, None] - position
@@ -110,7 +113,7 @@ def test_each_row_attends_only_to_itself(window: int | None) -> None:
 
 
 def test_the_shapes_of_the_kernel_are_correct() -> None:
-    """torch computes the shapes without a GPU. Values need a GPU."""
+    """On the meta device, torch computes the kernel's output shapes. Computing its values needs a GPU."""
     query = torch.empty(18, 4, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
     key = torch.empty(18, 2, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
     offsets = torch.tensor([0, 5, 18], dtype=torch.int32, device="meta")
@@ -181,10 +184,10 @@ def scored(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 def pairs() -> Iterator[Any]:
-    """Yield every encoder and every decoder, each with full training and with LoRA.
+    """Yield pairs that contain every encoder and every decoder, each with full training and with LoRA.
 
-    The fast run trains encoders in full, and decoders with LoRA. It leaves out wav2vec 2.0 and SmolLM2, because they
-    share their code with HuBERT and Llama.
+    The fast run trains each encoder fully, and each decoder with LoRA. It leaves out wav2vec 2.0 and SmolLM2, because
+    they share their code with HuBERT and Llama.
     """
     kinds = {"full": {"freeze": False}, "lora": {"freeze": True, "lora": LORA}}
     for number, name in enumerate(ENCODER_FAMILIES):
@@ -230,7 +233,7 @@ def test_losses_gradients_and_hypotheses_equal_those_of_padded_rows(
     assert len(padded) > 10
     largest = max(float(tensor.abs().max()) for tensor in padded.values())
     for name, wanted in padded.items():
-        # Gemma's norms compute in fp32 even if the weights are in fp64.
+        # Gemma's norms compute in fp32, even with fp64 weights.
         allowed = 1e-6 if decoder == "gemma3" and "norm" in name else EXACT
         assert (packed[name] - wanted).abs().max() <= allowed * max(float(wanted.abs().max()), 1e-3 * largest), name
     assert padded_texts == packed_texts
@@ -277,7 +280,8 @@ def test_packed_rows_work_in_half_precision() -> None:
 
 
 def decoded_positions(fields: dict[str, Any], num_shared: int, decoder: str = "llama") -> torch.Size:
-    """Return the shape ``[B, L]`` of the layers' inputs for three rows of 20, 15 and 18 positions."""
+    """Return the first two dimensions ``[B, L]`` of a layer's input. The decoder gets three rows of 20, 15 and 18
+    positions, of which the first ``num_shared`` positions are the same."""
     tiny = DECODERS.entry(decoder).config.tiny()
     config = type(tiny).model_validate(tiny.model_dump() | fields)
     built = DECODERS.build(config, DecoderContext(build_tokenizer(config, TEXTS)))

@@ -1,4 +1,4 @@
-"""Loading of checkpoints from folders: every tensor is accounted for, and errors name the tensors."""
+"""Loading of checkpoints from folders: no tensor is missing or ignored without an error that names it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_hubert_from_a_checkpoint_without_a_head(tmp_path: Path) -> None:
 
 
 def test_hubert_in_the_format_of_the_released_checkpoints(tmp_path: Path) -> None:
-    """The released checkpoints are pickles in which weight norm has the tensor names of older versions of torch."""
+    """The released checkpoints are pickles. In them, the weight norm has the tensor names of older versions of torch."""
     model = hubert(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
@@ -77,8 +77,8 @@ def test_tied_embeddings_can_be_stored_twice(tmp_path: Path) -> None:
 
 
 def test_a_head_that_differs_from_tied_embeddings_is_kept(tmp_path: Path) -> None:
-    """The config says that the head is tied. If the decoder were rebuilt according to the config, the head would be
-    lost."""
+    """The config says that the head is tied to the embeddings, but the checkpoint has different weights for it. A
+    decoder that is built from the config must not lose these weights."""
     smollm3(tmp_path)
     change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}))
     loaded: Any = decoder(tmp_path)
@@ -136,7 +136,7 @@ def test_adapters_are_added_to_the_targets(tmp_path: Path) -> None:
     smollm3(tmp_path)
     part = decoder(tmp_path, lora={"rank": 3, "alpha": 6.0, "targets": ["q_proj", "k_proj"]})
     trainable = {name: tensor for name, tensor in part.named_parameters() if tensor.requires_grad}
-    # 32 channels, 4 heads of queries and 2 of keys with 8 channels each, and 2 layers.
+    # 2 layers, 32 channels, rank 3. A layer has 4 query heads and 2 key heads with 8 channels each.
     assert sum(tensor.numel() for tensor in trainable.values()) == 2 * 3 * ((32 + 32) + (32 + 16))
     assert sorted(trainable) == sorted(
         f"model.model.layers.{layer}.self_attn.{target}.lora_{side}.default.weight"
@@ -176,7 +176,7 @@ def test_unknown_targets_are_rejected(tmp_path: Path, target: str, hint: str) ->
     smollm3(tmp_path)
     allowed = "Allowed: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     lora = {"rank": 2, "alpha": 2.0, "targets": ["k_proj", target]}
-    if "." not in target:  # families with known layers reject such a target before anything is read
+    if "." not in target:  # SmolLM3's layers are known, so the config rejects the target
         with pytest.raises(ValidationError) as refused:
             decoder(tmp_path, lora=lora)
         assert_names(refused.value, f"lora.targets: smollm3 {target!r}; {hint}{allowed.replace('lm_head, ', '')}")
@@ -238,7 +238,7 @@ def test_a_tensor_with_another_shape_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_head_is_an_error_unless_it_is_tied(tmp_path: Path) -> None:
-    """A tied head has the weights of the embeddings, so the checkpoint does not need its tensor."""
+    """This head is not tied, so its tensor is required. A tied head has the weights of the embeddings."""
     smollm3(tmp_path, tie_word_embeddings=False)
     change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(UserError, match=r"SmolLM3ForCausalLM; 1 missing: lm_head\.weight; "):
@@ -294,7 +294,7 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes | Non
 
 @pytest.mark.parametrize("size", [0x3C20, 0x3C3C], ids=[" <", "<<"])
 def test_a_safetensors_file_can_begin_like_a_web_page(tmp_path: Path, size: int) -> None:
-    """The first 8 bytes are the size of the header."""
+    """The first 8 bytes of the file are the size of its header. For some sizes, they begin with "<"."""
     hubert(tmp_path)
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
@@ -323,7 +323,7 @@ def test_unknown_overrides_are_rejected() -> None:
 
 
 def test_overrides_that_do_not_fit_together_are_rejected() -> None:
-    """Each value is valid, but in this architecture, the width must be a multiple of the number of heads."""
+    """Each value is valid, but Whisper's width must be a multiple of the number of heads."""
     tiny: Any = ENCODERS.entry("whisper").config.tiny()
     config = ENCODERS.parse({"name": "whisper", "init": "random", "overrides": {**tiny.overrides, "d_model": 7}})
     message = "^overrides .*: embed_dim must be divisible by num_heads"

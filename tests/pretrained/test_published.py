@@ -1,4 +1,4 @@
-"""The shipped table of architectures, compared with published parameter counts."""
+"""The package contains a table of published architectures. It is compared with published parameter counts."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ ENCODER_MILLIONS = {
     # The whole model has 2.3 billion parameters, including the language model and the Q-Former.
     "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
     "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
-    # The whole models have 782.4 and 2,038.1 million parameters. From these, the parameters of the language models
-    # (596.0 and 1,720.6 million) and of the projectors (1.7 and 3.1 million) are subtracted.
+    # The whole models have 782.4 and 2,038.1 million parameters. The encoder is the rest after subtracting the language
+    # model (596.0 and 1,720.6 million) and the projector (1.7 and 3.1 million).
     "Qwen/Qwen3-ASR-0.6B": ("qwen3-asr", 184.7),
     "Qwen/Qwen3-ASR-1.7B": ("qwen3-asr", 314.3),
     "Qwen/Qwen3-ASR-0.6B-hf": ("qwen3-asr", 184.7),
@@ -79,7 +79,7 @@ Context = Callable[[dict[str, Any]], object]
 
 
 def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context: Context) -> float:
-    """Return the parameters of a part in millions, built on the meta device. Shared parameters count once."""
+    """Build a part on the meta device. Return the number of its parameters in millions. Shared ones count once."""
     config = registry.parse({"name": name, "pretrained": checkpoint})
     architecture = known_architecture(config)
     assert architecture is not None
@@ -89,7 +89,7 @@ def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context
 
 
 def first_of_each_family(millions: dict[str, tuple[str, float]]) -> list[Any]:
-    """Return each checkpoint with its values. Only the first checkpoint of each family is in the fast run."""
+    """Return each checkpoint with its name and parameters. The fast run has the first checkpoint of each family."""
     first = {name: checkpoint for checkpoint, (name, _) in reversed(millions.items())}
     return [
         pytest.param(checkpoint, *value, marks=[] if first[value[0]] == checkpoint else [pytest.mark.slow])
@@ -120,7 +120,7 @@ def test_the_number_of_positions_of_a_decoder_is_known(checkpoint: str) -> None:
 
 
 def test_all_fields_are_known_to_transformers() -> None:
-    """Old names of rotary settings are also allowed, because transformers still reads them."""
+    """Old names of rotary settings are allowed, too, because transformers still reads them."""
     from transformers import CONFIG_MAPPING
 
     older = {"model_type", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"}

@@ -43,7 +43,7 @@ def linear(inputs: int = 48, outputs: int = 20, *, bias: bool = True) -> nn.Line
 
 
 def decoder(kind: Quantization | None, name: str = "smollm3", **fields: Any) -> Any:
-    """Return a tiny frozen decoder with adapters. Its weights are larger than usual, so that rounding has an effect."""
+    """Return a tiny frozen decoder with adapters. Its weights are large, so that quantization has an effect."""
     tiny = DECODERS.entry(name).config.tiny()  # type: ignore[attr-defined]
     config = type(tiny).model_validate({**tiny.model_dump(), "freeze": True, "lora": LORA, **fields}, strict=False)
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_a_quantized_layer_equals_a_layer_with_the_restored_weight(
     plain = linear()
     layer = QuantizedLinear(plain, kind).to(dtype)
     assert (layer.dtype, layer.weight.dtype, layer.bias.dtype) == (dtype,) * 3
-    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # the largest gap between two values of nf4 is 0.3
+    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # an error is at most half of nf4's largest step, 0.3
     assert (layer.weight.float() - plain.weight).abs().max() < limit * plain.weight.abs().max()
     twin = nn.Linear(48, 20).to(dtype)
     twin.load_state_dict({"weight": layer.weight, "bias": layer.bias})
@@ -107,7 +107,7 @@ def test_outputs_equal_those_of_bitsandbytes(bnb: Any) -> None:
     theirs.weight = bnb.nn.Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
     theirs.bias = plain.bias
     theirs = theirs.to("cpu")
-    inputs = torch.randn(3, 128).requires_grad_()  # without a gradient, bitsandbytes uses a kernel in half precision
+    inputs = torch.randn(3, 128).requires_grad_()  # without gradients, bitsandbytes uses a half-precision kernel
     torch.testing.assert_close(QuantizedLinear(plain, "nf4")(inputs), theirs(inputs), rtol=1e-6, atol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_logits_do_not_depend_on_the_batch(bnb: Any, kind: Quantization) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_those_of_the_restored_weights(bnb: Any, kind: Quantization) -> None:
-    """The decoder is in training mode, with gradient checkpointing."""
+    """Gradient checkpointing does not change the gradients, either."""
     grads: list[dict[str, Tensor]] = []
     for restored, checkpointing in ((False, False), (True, False), (False, True)):
         part = decoder(kind, gradient_checkpointing=checkpointing).train()

@@ -50,13 +50,13 @@ def test_moe_trains_router_and_all_experts() -> None:
     for index in range(3):
         assert projector.router.weight.grad[index].any(), f"the router gets no gradient for expert {index}"
         assert projector.experts[index].up.weight.grad.any()
-    # The weights of the experts sum to one, so the gradients of the router's biases sum to zero.
+    # The softmax weights of the experts always sum to one, so the gradients of the router's biases sum to zero.
     scale = projector.router.bias.grad.abs().max()
     assert projector.router.bias.grad.sum().abs() <= 1e-5 * scale
 
 
 def test_moe_sends_different_frames_to_different_experts() -> None:
-    """After training on two kinds of frames with opposite targets, the router distinguishes them."""
+    """After training on two kinds of frames with opposite targets, the router gives them different weights."""
     projector = built("moe", replace(CONTEXT, in_dim=4, out_dim=4), strides=[1], num_experts=2, hidden_dim=4).train()
     kinds = torch.eye(4)[:2]
     frames = Frames(kinds[None].repeat(1, 8, 1), torch.tensor([16]), 50.0)
@@ -75,7 +75,7 @@ def test_moe_sends_different_frames_to_different_experts() -> None:
 
 
 def logits_of(*labels: Sequence[int]) -> Tensor:
-    """Return logits ``[B, T, 4]`` with a clear best label. Padding has other labels."""
+    """Return logits ``[B, T, 4]`` in which the given label of each frame is clearly the best. Padding has labels 3, 1."""
     size = max(len(row) for row in labels)
     best = torch.tensor([[*row, *([3, 1] * size)[: size - len(row)]] for row in labels])
     return 5.0 * F.one_hot(best, 4)
@@ -91,8 +91,8 @@ MERGED = (
     [(0, 2), (2, 4), (4, 5)],
 )
 DROPPED = ([(0, 2), (4, 5), (5, 8)], [(0, 3)], [(0, 1)], [(0, 4)], [(1, 2)], [(2, 4)])
-"""For each clip, the ranges of frames that become one embedding, with ``blanks: merge`` and with ``blanks: drop``. They
-were determined by hand. 0 is the blank. The second clip has only blanks."""
+"""For each clip, the ranges of frames that become one embedding: ``MERGED`` with ``blanks: merge``, and ``DROPPED``
+with ``blanks: drop``. They were determined by hand. Label 0 is the blank. The second clip has only blanks."""
 
 
 @pytest.mark.parametrize(("blanks", "runs"), [("merge", MERGED), ("drop", DROPPED)])
@@ -115,7 +115,7 @@ def test_ctc_compress_divides_the_gradient_among_a_run() -> None:
     frames = noise(8, 3, logits=logits_of(*LABELS[:2]))
     values = frames.values.clone().requires_grad_()
     embeddings, _ = projector(replace(frames, values=values))
-    embeddings[0, 3].sum().backward()  # the run consists of frames 5 to 7
+    embeddings[0, 3].sum().backward()  # this embedding is the average of frames 5 to 7
     assert values.grad is not None
     assert not values.grad[0, :5].any()
     assert not values.grad[1].any()

@@ -1,4 +1,4 @@
-"""Projectors compared with the transformers modules and the formulas that they implement."""
+"""Projectors equal the transformers modules that they reimplement, or the formulas that they compute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MLP_NAMES = [("linear_1", "feedforward.up"), ("linear_2", "feedforward.down")]
 
 
 def assert_equal_on_stacks(ours: Any, original: Any) -> None:
-    """Check that both map stacks of four frames to the same embeddings."""
+    """Copy the weights of ``original`` to ``ours``. Check that stacks of four frames give the same embeddings."""
     carry_over(original, ours, MLP_NAMES)
     frames = noise(40, 23)
     with torch.no_grad():
@@ -130,7 +130,7 @@ QFORMER_NAMES = [
     (r"\.output_query\.dense\.", ".feedforward.down."),
     (r"\.output_query\.LayerNorm\.", ".norm."),
 ]
-"""Regular expressions for parts of names in transformers' Granite Speech projector, and the parts of our names."""
+"""(regular expression for part of a tensor name in transformers' Granite Speech projector, its replacement in ours)."""
 
 
 def granite(num_layers: int, every: int) -> Any:
@@ -206,7 +206,7 @@ def test_conv_without_overlap_equals_a_linear_layer_on_stacked_frames() -> None:
 
 @pytest.mark.parametrize(("stride", "kernel"), [(2, 3), (2, 2), (3, 4), (3, 7), (1, 4)])
 def test_conv_windows_are_centered_on_their_stride(stride: int, kernel: int) -> None:
-    """A window covers its own stride. If the kernel is longer, it extends equally to both sides."""
+    """Window ``i`` covers the frames of stride ``i``. A longer kernel extends equally beyond both ends."""
     projector = built("conv", strides=[stride], kernel_sizes=[kernel])
     (conv,) = projector.convs.convs
     for size in range(1, 12):

@@ -1,4 +1,4 @@
-"""Projectors that the public checks reject."""
+"""Projectors with a fault. The public checks of ``tiny_audio.testing`` reject them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Wrapped(Projector):
-    """A correct projector, from which incorrect ones are derived."""
+    """A correct projector. Its subclasses below have faults."""
 
     def __init__(self, inner: Projector) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Projectors with other settings: the contract, the number of parameters, and settings that are rejected."""
+"""Projectors with settings that differ from ``tiny()``: the contract, the number of parameters, and invalid settings."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_contract_holds_at_other_settings(name: str, fields: dict[str, Any]) -> 
 def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], None]) -> None:
     config = configured("qformer", window=17, num_queries=1, cross_attention_every=2, **SMALL)
     if check.__name__ == "check_gradients":
-        # With a single query, the only weight of self-attention is always 1, so the query layer gets no gradient. This
-        # is the same in the original.
+        # With a single query, the only attention weight is always 1, so the query layer of self-attention gets no
+        # gradient. The original Q-Former has the same property.
         with pytest.raises(
             AssertionError, match=r"gradient of layers\.0\.self_attention\.attention\.query\.weight is all"
         ):
@@ -68,7 +68,8 @@ def test_contract_holds_for_salmonns_qformer(check: Callable[[ProjectorConfig], 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_max_embeddings_is_exact(entry: Entry[Any, Any]) -> None:
-    """For a single clip, ``max_embeddings`` is the number of embeddings, unless this number depends on the content."""
+    """``max_embeddings`` is the exact number of embeddings of a clip. ``ctc_compress`` is left out, because its number
+    depends on the content."""
     if entry.name in CONTENT_DECIDES:
         assert entry.config.needs_ctc
         return

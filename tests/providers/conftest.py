@@ -1,4 +1,4 @@
-"""A server that imitates every provider, and providers that use it."""
+"""Fixtures: a local server that imitates every provider, and providers that use this server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def make(server: Vendors) -> Iterator[Any]:
-    """Return a function that builds a provider that uses the server, with short pauses."""
+    """Yield a function that builds a provider. It uses the local server, and waits only briefly between requests."""
     made: list[Provider] = []
 
     def build(name: str, **fields: Any) -> Provider:

@@ -24,8 +24,11 @@ from tiny_audio.runtime.retries import asked_wait_s
 
 
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
-    """Parametrize a test with every provider and every case. The fast run has the first case for every provider, and
-    every case for Deepgram, because Deepgram needs only one request per clip."""
+    """Parametrize a test with every provider and every case.
+
+    The fast run has the first case for every provider, and all cases for Deepgram. Deepgram is the fastest, because it
+    needs only one request per clip.
+    """
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):
         for name in OVER_HTTP:
@@ -144,7 +147,7 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
 def test_a_long_key_in_a_long_response_is_not_shown(
     server: Vendors, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key is hidden before the response is shortened, because half a key would not be recognized."""
+    """The key is replaced before the response is shortened. After shortening, half a key would not be recognized."""
     secret = "sk-proj-" + "4x" * 80
     monkeypatch.setenv(VARIABLES["openai"], secret)
     server.faults = [Fault("body", 200, body="<" * 200 + secret)]

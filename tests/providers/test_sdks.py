@@ -1,4 +1,4 @@
-"""The official clients, used with the tests' server, to check that the server accepts their requests.
+"""The official clients send the same requests as our providers, and can use the tests' server.
 
 The clients are not dependencies of this project. To run these tests, install them:
 
@@ -34,7 +34,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 
 def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked]]:
-    """Return the result of our provider, and its requests."""
+    """Transcribe with our provider. Return its result and its requests."""
     provider = PROVIDERS.build(PROVIDERS.parse(config))
     before = len(server.asked)
     transcript = provider.transcribe(AUDIO)
@@ -43,7 +43,7 @@ def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked
 
 
 def same(theirs: list[Asked], ours: list[Asked]) -> None:
-    """Compare method, path, query, key and form."""
+    """Check that both made the same requests: method, path, query, form, audio and key."""
     assert len(theirs) == len(ours)
     for one, other in zip(theirs, ours, strict=True):
         assert (one.method, one.path, one.query) == (other.method, other.path, other.query)

@@ -1,4 +1,4 @@
-"""All configs of the recipe schema, and their fields."""
+"""Lists of all config classes of the recipe schema, and of their fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGISTRIES = (ENCODERS, PROJECTORS, DECODERS, SOURCES)
 
 
 def configs() -> list[type[BaseModel]]:
-    """Return the configs of all sections and parts."""
+    """Return the config classes of all sections and parts."""
     found: dict[type[BaseModel], None] = {}
 
     def visit(annotation: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loading a randomly changed recipe gives a recipe, or an error message for the user."""
+"""A randomly changed recipe can be loaded, or gives an error message for the user. It never gives a traceback."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ VALUES = st.recursive(
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every container below ``value`` with each of its keys or indices."""
+    """Yield (dict or list, one of its keys or indices) for ``value`` and everything in it."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     for key in keys:
         yield value, key
@@ -91,7 +91,7 @@ def insert(draw: Callable[..., Any], document: Any) -> None:
 
 
 def transplant(draw: Callable[..., Any], document: Any) -> None:
-    """Replace one value by another value of the recipe."""
+    """Replace one value of the recipe by a copy of another value of the recipe."""
     (source, key), (container, place) = (draw(st.sampled_from(list(places(document)))) for _ in range(2))
     container[place] = copy.deepcopy(source[key])
 

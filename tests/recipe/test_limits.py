@@ -16,7 +16,7 @@ from tiny_audio.recipe.limits import ContextLimits, limit_errors
 
 
 def known(name: str, **fields: Any) -> tuple[EncoderConfig, Any]:
-    """Return a config that knows its checkpoint's architecture, and the encoder built from the same fields."""
+    """Return a config with the architecture of a checkpoint, and an encoder with the same architecture."""
     fields = original(name, **fields).config.to_dict()
     config = ENCODERS.parse({"name": name, "pretrained": "some/where"})
     with torch.device("meta"):
@@ -87,7 +87,7 @@ def test_a_recipe_beyond_the_context_is_invalid(document: Document) -> None:
 
 
 def test_the_suggested_duration_is_valid(document: Document) -> None:
-    """21 / 0.7 is slightly more than 30, because floating-point numbers are rounded."""
+    """With rounding errors, 21 / 0.7 is slightly more than 30. Still, the suggested 21 must be accepted."""
     encoder = {"name": "whisper", "pretrained": "openai/whisper-tiny"}
     recipe = parse(changed(document, encoder=encoder, data__max_duration_s=22.0, augmentation__speed=[0.7, 1.0]))
     ((place, message),) = limit_errors(recipe)

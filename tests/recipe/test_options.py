@@ -1,4 +1,4 @@
-"""Every option of a recipe is documented, and used by the code."""
+"""Every option of a recipe is documented, and the code uses it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tiny_audio.data.augmentation.section import FeatureAugmentation, WaveformAu
 from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
 
 SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "pretrained", "rank"}
-"""Fields whose names need no explanation, or that a part redeclares only to change the default."""
+"""Fields without a description. Their names need no explanation, or a part redeclares them only to change the default.
+"""
 
 
 def test_every_field_is_documented() -> None:
@@ -39,8 +40,8 @@ def _flat(annotation: Any) -> Iterator[Any]:
 
 
 def test_fields_that_can_be_null_are_null_by_default() -> None:
-    """In a recipe that extends another, ``null`` removes a field of the base. This must mean the same as setting it to
-    null."""
+    """In a recipe that extends another recipe, ``null`` removes the field, so the field gets its default. The result
+    must be the same as if the field were null."""
     fields = [(config, name, config.model_fields[name]) for config, name in FIELDS]
     nullable = [(config, name, field) for config, name, field in fields if type(None) in get_args(field.annotation)]
     assert nullable
@@ -54,12 +55,12 @@ def test_every_section_and_part_is_documented() -> None:
 # --- dead options
 
 SENT_AS = {"SyntheticConfig": "Job"}
-"""Config -> another class, as which the config is sent to another process. The fields are read from that class."""
+"""The class that carries the fields of a config to another process. Code in that process reads the fields from it."""
 
 
 @pytest.fixture(scope="module")
 def reads() -> AttributeReads:
-    gc.disable()  # garbage collection would take half of the time, because the syntax trees have a million objects
+    gc.disable()  # the syntax trees have a million objects, and garbage collection would take half of the time
     try:
         return AttributeReads.of_package(Path(tiny_audio.__file__).parent)
     finally:
@@ -67,7 +68,8 @@ def reads() -> AttributeReads:
 
 
 def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
-    """Whether some code reads this field of this config. A field with the same name in another class does not count."""
+    """Whether some code reads this field of this config. Reading a field of the same name in another class is not
+    enough."""
     classes = {base for known in configs() for base in known.__mro__ if issubclass(base, BaseModel)} | {config}
     family = {
         other.__name__
@@ -78,12 +80,12 @@ def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
         if config is AugmentationConfig and any(
             isinstance(kind, type) and issubclass(kind, base) for kind in get_args(config.model_fields[name].annotation)
         ):
-            return reads.is_read({config.__name__}, reader)  # this method reads all fields of this type
+            return reads.is_read({config.__name__}, reader)  # the method `reader` reads all fields of this type
     return reads.is_read({*family, SENT_AS.get(config.__name__, config.__name__)}, name)
 
 
 def test_there_are_no_dead_options(reads: AttributeReads) -> None:
-    """Every field is read outside its class, or by a public method of its class."""
+    """Every field is read outside its config class, or by a public method of the class."""
     assert [f"{config.__name__}.{name}" for config, name in FIELDS if not is_read(reads, config, name)] == []
 
 
@@ -94,8 +96,8 @@ def test_there_are_no_dead_options(reads: AttributeReads) -> None:
 def test_a_dead_option_is_found_although_its_name_is_used_elsewhere(
     reads: AttributeReads, config: type[BaseModel], name: str
 ) -> None:
-    """The config has no field of this name. If it had one, no code would read it, although code reads fields of other
-    classes with this name."""
+    """Code reads a field of this name in other classes, but not in this config. If the config had such a field, it
+    would be a dead option."""
     assert any(read.attribute == name for read in reads.reads)
     assert name not in config.model_fields
     assert not is_read(reads, config, name)

@@ -1,5 +1,5 @@
-"""``~`` and environment variables are expanded in all paths: of recipes, overrides, the command line and the
-environment."""
+"""``~`` and environment variables are expanded in all paths. Paths occur in recipes, overrides, arguments of commands
+and environment variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valid recipes, and the fields that are part of their identity."""
+"""Valid recipes, and the fields that change the identity of a run."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ IDENTITY = {
 
 
 def test_the_run_id_is_short_and_stable(write_recipe: Write) -> None:
-    """The id must be the same in every process and every version."""
+    """The id must not depend on the process or the version of this package."""
     assert load_recipe(write_recipe(tiny_recipe(Path("clips")))).run_id() == "86c4b512"
 
 
@@ -172,7 +172,7 @@ def test_fields_that_choose_the_weights_change_the_run_id(document: Document, wr
 
 
 def test_optional_fields_that_are_not_set_are_not_part_of_the_identity(document: Document, write_recipe: Write) -> None:
-    """Therefore, a new optional field does not change existing ids."""
+    """If a new version adds an optional field, existing ids do not change."""
 
     def nones(value: Any) -> list[str]:
         if isinstance(value, dict):

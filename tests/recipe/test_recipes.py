@@ -1,4 +1,4 @@
-"""Shipped recipes: they are valid, describe their claim, and are scored on data that is not used for training."""
+"""Shipped recipes are valid, describe their claim, and are scored on data that is not used for training."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ REPEATED = {"an4_synthetic", "bench_encoder", "laptop"}
 """Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech. Their runs are marked as
 slow."""
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
-"""Recipes that run the same code as other recipes, if their parts are tiny. Their runs are marked as slow. The same
-holds for the recipes in ``projectors/``: only their projectors differ, and tests/test_combinations.py tests each of
-these."""
+"""Recipes that, with tiny parts, run the same code as other recipes. Their runs are marked as slow.
+
+The runs of the recipes in ``projectors/`` are slow, too. These recipes differ only in their projector, and
+tests/test_combinations.py tests each projector.
+"""
 
 
 def test_recipes_are_found() -> None:
@@ -65,7 +67,7 @@ HERE = {"device": "cpu", "num_workers": 0, "evaluate_every": None, "evaluate_set
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with ``tiny()`` versions of its parts, on a few clips, on a CPU."""
+    """Return the recipe with ``tiny()`` versions of its parts. It uses four clips and runs on a CPU."""
     document = recipe.model_dump(mode="json")
     for kind, registry in (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS)):
         tiny: Any = registry.entry(document[kind]["name"]).config.tiny()
@@ -80,7 +82,7 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
     clips = {"name": "manifest", "path": str(write_clips(folder, 4))}
     document["data"] |= {"train": {"clips": clips}, "evaluation": {"held_out": clips}}
     document["data"] |= {"min_duration_s": 0.3, "max_duration_s": 10.0}
-    # Leave out the prompt's text, because the trained tokenizer has only the characters of the transcripts.
+    # Remove the text of the prompt. The tokenizer is trained on the transcripts, and lacks other characters.
     document["prompt"] = {}
     document["training"] |= TINY
     document["execution"] |= HERE

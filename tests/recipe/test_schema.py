@@ -26,7 +26,7 @@ def test_the_schema_accepts_a_valid_recipe(document: Document) -> None:
 
 
 def test_descriptions_say_null_instead_of_none() -> None:
-    """Recipes are YAML. "None of" is not a value."""
+    """Recipes are YAML, which writes Python's None as null. The words "None of" are text, and stay."""
     assert with_null("If None, none of them. None of the rest") == "If ``null``, none of them. None of the rest"
     descriptions = re.findall(r'"description": "((?:[^"\\]|\\.)*)"', json.dumps(recipe_schema()))
     assert any("``null``" in text for text in descriptions)
@@ -43,7 +43,7 @@ def test_the_schema_rejects_what_the_loader_rejects(document: Document, path: st
 
 
 def _violations(root: Document, schema: Document, value: Any, place: str) -> Iterator[str]:
-    """Yield violations of a schema. Only those keywords of JSON Schema are checked that our schema uses."""
+    """Yield violations of a schema. Of JSON Schema, only the keywords that our schema uses are implemented."""
     if "$ref" in schema:
         yield from _violations(root, root["$defs"][schema["$ref"].rpartition("/")[2]], value, place)
     for group in ("anyOf", "oneOf"):

@@ -1,4 +1,4 @@
-"""The device of a setting, and batches that do not fit GPU memory."""
+"""The device that ``execution.device`` selects, and batches that do not fit the GPU's memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_memory_is_measured() -> None:
     code = (
         "from tiny_audio.runtime.memory import peak_resident_bytes as peak\n"
         "before = peak(); block = bytearray(b'x' * 2**28); print(before, peak())"
-    )  # a new process, because the peak of this process may be far above its current use
+    )  # in a new process, because this process may have had a higher peak before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 2**20 < before < before + 2**27 < after < machine_bytes()
@@ -93,7 +93,7 @@ def test_a_single_item_that_is_too_large_is_an_error() -> None:
 
 
 def small_memory(model: TinyAudioModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Allow at most two clips per batch. Return the sizes of the batches that fit."""
+    """Make larger batches than two clips run out of memory. Return a list that collects the sizes of all others."""
     encode, sizes = model.encode, list[int]()
 
     def limited(waveforms: Tensor, lengths: Tensor) -> Frames:

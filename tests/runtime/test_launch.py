@@ -1,4 +1,4 @@
-"""Environment variables of launchers: complete sets, and variables that notebooks and clusters leave behind."""
+"""Environment variables of launchers: complete sets, and single variables that notebooks or clusters have set."""
 
 from __future__ import annotations
 

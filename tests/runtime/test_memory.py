@@ -1,4 +1,4 @@
-"""Memory of this process."""
+"""The memory of a process: freed memory is returned to the system, and the peak is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
 def test_freed_memory_is_returned() -> None:
     blocks = [bytes(50_000) for _ in range(2_000)]
-    kept = blocks[1::100]  # the freed memory is between these blocks
+    kept = blocks[1::100]  # these blocks lie between the freed ones, so the heap cannot shrink
     before = resident_bytes()
     del blocks
     release_freed_memory()

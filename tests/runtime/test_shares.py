@@ -1,4 +1,4 @@
-"""Work is split evenly between processes, always in the same way."""
+"""Work is split evenly between processes, and the split is deterministic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shipped recipes: they are found by name, local files have priority, and copies are complete."""
+"""Shipped recipes are found by name, unless a local file has the name. Copies of them are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard streams: limited encodings, closed streams, readers that stop, and full disks."""
+"""Output streams with a limited encoding, closed streams, readers that stop reading, and full disks."""
 
 from __future__ import annotations
 

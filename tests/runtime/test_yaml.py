@@ -1,4 +1,4 @@
-"""The subset of YAML that recipes may use. Messages are checked by position and values."""
+"""The subset of YAML that recipes may use. The tests check the position and the values in each error message."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from tiny_audio.serving import live
 
 @pytest.fixture(scope="module")
 def server(one_thread: None, pauses_by_loudness: None) -> Iterator[Served]:
-    """Serve a tiny model without an API key. Tests share this server, so they must leave it idle."""
+    """Serve a tiny model without an API key. Tests share this server, so each test must wait for its requests."""
     with serving() as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def live_by_loudness() -> Iterator[None]:
-    """Use loudness as voice activity, so that noise counts as speech in live text."""
+    """Detect voice activity in live streams by loudness, so that noise counts as speech."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(live, "new_voice_activity", Loudness)
         yield

@@ -1,4 +1,4 @@
-"""A client of live text."""
+"""A client for live transcription over a WebSocket."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parts(data: bytes, size: int = 6401) -> list[bytes]:
 
 
 def received(socket: ClientConnection) -> list[Message]:
-    """Return all messages until the server closes the connection."""
+    """Wait until the server closes the connection. Return all of its messages."""
     found = []
     try:
         while True:
@@ -50,7 +50,7 @@ def received(socket: ClientConnection) -> list[Message]:
 
 
 def sent(socket: ClientConnection, *messages: bytes | str) -> list[Message]:
-    """Send messages, and return all messages of the server."""
+    """Send messages, wait until the server closes the connection, and return all of its messages."""
     try:
         for message in messages:
             socket.send(message)

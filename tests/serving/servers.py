@@ -32,15 +32,15 @@ from tiny_audio.serving.server import Server, listen
 
 PATIENCE_S = 30.0
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""An SSL context without certificates for clients. The server does not use TLS, and loading all certificates, which is
-the default, takes 50 ms for each client."""
+"""An SSL context without certificates, for clients. The server does not use TLS. By default, each client would load all
+certificates of the system, which takes 50 ms."""
 LONG = 9
-"""Number of :func:`bursts` in a recording of 18 s. Chunks of the tiny model have at most 15 s, so it has several."""
+"""Number of :func:`bursts` in a recording of 18 s. It is split, because the tiny model's chunks have at most 15 s."""
 
 
 @dataclass
 class Served:
-    """A running server."""
+    """A server that is running, and the objects that it consists of."""
 
     port: int
     engine: Engine
@@ -52,7 +52,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
-        """Return OpenAI's client, with a setting that prevents it from repeating failed requests."""
+        """Return OpenAI's client for this server. By default, it does not repeat failed requests."""
         connections = DefaultHttpxClient(verify=NO_CERTIFICATES)
         given = {"max_retries": 0, "timeout": PATIENCE_S, "http_client": connections} | options
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **given)
@@ -66,7 +66,7 @@ def model(*, ctc: bool = True) -> tuple[TinyAudioModel, Any]:
 
 @cache
 def transcriber(*, ctc: bool = True) -> Transcriber:
-    """Return a tiny recognizer without filters, because they would suppress the text of a random model."""
+    """Return a tiny recognizer. It has no filters, because they would suppress the text of a random model."""
     return Transcriber(*model(ctc=ctc), filter_hallucinations=False)
 
 
@@ -74,7 +74,7 @@ def transcriber(*, ctc: bool = True) -> Transcriber:
 def serving(
     *, ctc: bool = True, limits: Limits | None = None, engine: Engine | None = None, **options: Any
 ) -> Iterator[Served]:
-    """Serve until the end of the context."""
+    """Start a server with a tiny model. It runs until the end of the ``with`` block."""
     engine = engine or Engine(transcriber(ctc=ctc))
     listening = listen("127.0.0.1", 0)
     card = read_card("tiny", Path("no model card"), engine._transcriber._model)

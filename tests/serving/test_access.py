@@ -123,7 +123,7 @@ def test_only_correct_keys_are_accepted(headers: dict[str, str], status: int) ->
 
 
 def test_keys_can_have_any_characters() -> None:
-    escaped = "sk-\udcff"  # a byte that is not UTF-8, as the command line gives it
+    escaped = "sk-\udcff"  # Python's form of the byte 0xFF in an argument
     keys = ("sk-ünicode", "sk-密钥", escaped)
     for given in ("sk-ünicode".encode(), "sk-ünicode".encode("latin-1"), "sk-密钥".encode(), b"sk-\xff"):
         assert ask({"Authorization": f"Bearer {given.decode('latin-1')}"}, encoding="latin-1", api_keys=keys)[0] == 200

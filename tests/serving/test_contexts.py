@@ -1,4 +1,4 @@
-"""Parameters of requests that become the context that the model reads."""
+"""Parameters of requests, such as hotwords. They become the context that the model reads."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_unknown_language_is_an_error(trained: Served) -> None:
 
 
 def test_hotwords_that_do_not_fit_are_reported(trained: Served) -> None:
-    """Hotwords of the request are reported, but the server's own hotwords are not."""
+    """The response reports hotwords of the request that were left out, but not hotwords of the server's options."""
     words = tuple(f"one {word}" for word in ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
     with Engine(transcriber(TRAINED.model_copy(update={"max_tokens": 60}))) as engine:
         found = context_of(engine, words[:3], keywords=words[2:], prompt="Ö")

@@ -1,4 +1,4 @@
-"""The queue of all requests: shared batches, equal texts, order, cancellation and failures."""
+"""The engine, which batches the chunks of all requests: equal texts, order, cancellation and failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "pauses_by_loudness")
 
 
 class Recorded(Transcriber):
-    """Records the durations in each batch, and can be paused before a batch."""
+    """A transcriber that records the durations in each batch, and can be paused before a batch."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(*assemble(), filter_hallucinations=False, **options)
@@ -45,7 +45,7 @@ class Recorded(Transcriber):
 
 @contextmanager
 def stopped(engine: Engine, recorded: Recorded) -> Iterator[None]:
-    """Pause the engine in a batch while jobs are submitted."""
+    """Keep the engine busy with one batch during the ``with`` block, so that submitted jobs wait in its queue."""
     recorded.may_run.clear()
     before = len(recorded.batches)
     first = submit(engine, wave(0.3))
@@ -98,7 +98,7 @@ def test_a_long_recording_does_not_delay_later_ones() -> None:
 def test_chunks_wait_for_others_until_a_deadline() -> None:
     recorded = Recorded(max_padded_s=8.0)
     with Engine(recorded, gather_s=60.0) as engine:
-        jobs = [submit(engine, wave(1.0, seed)) for seed in range(4)]  # full batches start at once
+        jobs = [submit(engine, wave(1.0, seed)) for seed in range(4)]  # a full batch does not wait for gather_s
         for job in jobs:
             job.result(30)
     assert recorded.batches == [[1.0] * 4]

@@ -1,4 +1,4 @@
-"""Hostile uploads: each gets a response with a client error, and the server continues."""
+"""Hostile uploads: each gets an error response with a status below 500, and the server continues to work."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def request(body: bytes, *, kind: str = "multipart/form-data; boundary=x", lengt
 
 
 def wav(*, rate: int = 16_000, channels: int = 1, bits: int = 16, size: int = 1000, stated: int = 1000) -> bytes:
-    """Return a WAV file with any values in its header."""
+    """Return a WAV file whose header has the given values. They need not match its ``size`` bytes of audio."""
     fields = (channels, rate, rate * channels * bits // 8 & 0xFFFFFFFF, channels * bits // 8 & 0xFFFF, bits)
     body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, *fields) + b"data" + struct.pack("<I", stated)
     return b"RIFF" + struct.pack("<I", stated + 36 & 0xFFFFFFFF) + body + bytes(size)
@@ -70,7 +70,7 @@ def damaged(seed: int) -> bytes:
 
 
 def uploads() -> Iterator[tuple[str, bytes]]:
-    """Yield names and requests."""
+    """Yield the name and the bytes of each hostile request."""
     for index, filename in enumerate(PATHS):
         yield f"path {index}", request(form(part("file", b"no audio" * 50, filename)))
         yield f"path as text {index}", request(form(part("file", filename.encode())))
@@ -143,7 +143,7 @@ def hostile() -> list[tuple[str, bytes]]:
 
 
 def send(server: Served, data: bytes) -> int | None:
-    """Return the status of the response, or None if the connection was closed without one."""
+    """Send a request. Return the status of the response, or None if the server closed the connection without one."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         received = b""
         try:
@@ -151,7 +151,7 @@ def send(server: Served, data: bytes) -> int | None:
             while block := connection.recv(1 << 16):
                 received += block
         except ConnectionError:
-            pass  # the server may reject a request and close the connection before all of it was sent
+            pass  # the server may reject a request and close the connection before it has received everything
     return int(received.split()[1]) if received else None
 
 
@@ -164,7 +164,7 @@ def hostile_server(one_thread: None) -> Iterator[Served]:
 def check(server: Served, cases: list[tuple[str, bytes]], caplog: pytest.LogCaptureFixture) -> None:
     for name, data in cases:
         status = send(server, data)
-        # Some damaged files can be decoded in part, which is a success.
+        # Some damaged files can be decoded in part. Their requests succeed.
         is_partial = status == 200 and (name in UNUSABLE or name.startswith(("damaged", "header")))
         assert status is None or 400 <= status < 500 or is_partial, name
         if not name.startswith(("head ", "late", "endless")):

@@ -1,4 +1,4 @@
-"""Limits of sizes, durations and requests, slow and disconnecting clients, and the content of the log."""
+"""Limits of upload size, duration and number of requests. Slow and disconnecting clients. The content of the log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def _active(server: Served) -> int:
 
 @contextmanager
 def connected(server: Served, *parts: bytes, length: int | None = None) -> Iterator[socket.socket]:
-    """Yield a connection on which the head of a request and these parts of its body were sent."""
+    """Send the head of a request and these parts of its body. Yield the connection.
+
+    ``length`` is the size that the head states. By default, it is the size of the parts.
+    """
     size = sum(map(len, parts)) if length is None else length
     head = (
         "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
@@ -85,7 +88,7 @@ def _some(connection: socket.socket) -> bytes:
 
 @dataclass
 class Held:
-    """An engine that is paused before its next batch."""
+    """The events of :func:`held`. ``has_stopped`` is set when the engine has paused."""
 
     has_stopped: threading.Event = field(default_factory=threading.Event)
     may_run: threading.Event = field(default_factory=threading.Event)
@@ -119,7 +122,7 @@ def test_too_many_requests_get_429_with_a_retry_time(limited: Served) -> None:
         assert caught.value.code == "rate_limit_exceeded"
     with connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
         assert [answer(connection)[0] for connection in (one, two)] == [200, 200]
-    # The client waits, and sends the request again.
+    # OpenAI's client waits for the retry time, and sends the request again.
     with limited.client(max_retries=2) as client:
         assert client.audio.transcriptions.create(file=("a.wav", CLIP), model="tiny").text
 
@@ -186,7 +189,7 @@ def test_connections_with_slow_headers_are_closed(monkeypatch: pytest.MonkeyPatc
             with held(server):
                 wait_until(lambda: _active(server) == 1)
                 (protocol,) = server.server.server_state.connections
-                for _ in range(2):  # the protocol's timer calls this method
+                for _ in range(2):  # usually, a timer calls _check
                     protocol.loop.call_soon_threadsafe(protocol._check)  # type: ignore[union-attr]
             assert answer(running)[0] == 200
 
@@ -256,7 +259,7 @@ def test_the_log_has_no_transcripts_unless_asked(caplog: pytest.LogCaptureFixtur
         with serving(log_transcripts=log_transcripts) as server:
             assert ask(server, prompt="a secret prompt").text == text
             assert "".join(event.delta for event in ask(server, stream=True) if event.type.endswith("delta")) == text
-            # The server logs a request after its response was sent.
+            # The server logs a request only after it has sent the response.
             wait_until(lambda: caplog.text.count("/v1/audio/transcriptions 200") == 2)
         assert caplog.text.count(text) == (2 if log_transcripts else 0)
         assert "secret" not in caplog.text
@@ -274,7 +277,7 @@ def test_a_failure_of_the_server_is_counted(caplog: pytest.LogCaptureFixture) ->
         with pytest.raises(openai.InternalServerError) as caught:
             ask(server, extra_headers={"Origin": origin})
         counted = 'tiny_audio_requests_total{path="/v1/audio/transcriptions",status="500"} 1.0'
-        # The server counts and logs a request after its response was sent.
+        # The server counts and logs a request only after it has sent the response.
         wait_until(lambda: counted in server.app.state.service.metrics.text().decode())
         wait_until(lambda: "/v1/audio/transcriptions 500" in caplog.text)
     assert caught.value.status_code == 500

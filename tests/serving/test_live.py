@@ -1,4 +1,4 @@
-"""Live text over a WebSocket: the protocol, its errors and limits, with the `websockets` client."""
+"""Live transcription over a WebSocket: the protocol, its errors and its limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEARNED_VOICE_ACTIVITY = live.new_voice_activity
 
 
 def assert_equal_to_transcriber(server: Served, waveform: Tensor, found: list[Message]) -> None:
-    """Check that final texts and words equal those of the same samples as one recording."""
+    """Transcribe the samples of each utterance as a recording. Check that its text and words equal the live ones."""
     spans = [(round(one["start_s"] * SAMPLE_RATE), round(one["end_s"] * SAMPLE_RATE)) for one in found]
     offline = transcriber(ctc=True).transcribe([waveform[start:end] for start, end in spans], word_timestamps=True)
     assert [one["text"] for one in found] == [one.text for one in offline]
@@ -200,7 +200,7 @@ def test_running_streams_are_limited() -> None:
 
 
 def test_audio_that_arrives_too_fast_has_to_wait() -> None:
-    """While much audio waits to be decoded, the server receives nothing more. No audio is lost."""
+    """If too much audio waits to be decoded, the server stops reading from the connection. No audio is lost."""
     waveform = bursts(*[0.6, 0.3] * 4)
     with serving(live=LiveLimits(max_waiting_s=0.5)) as server, connected(server) as socket:
         found = finals(sent(socket, *parts(pcm16(waveform), 1 << 19), END))
@@ -217,7 +217,7 @@ def test_the_speed_of_audio_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_session, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     with serving(live=LiveLimits(max_speed=0.01)) as server, connected(server) as socket:
         assert sent(socket, pcm16(torch.zeros(10 * SAMPLE_RATE)), END)[-1]["duration_s"] == 10.0
-    # The time that has passed and the first seconds, whose speed is not limited, reduce the wait.
+    # 10 s of audio take 1000 s. The wait is shorter by the elapsed time and by the burst that is always allowed.
     assert 900 < waits[-1] <= 10.0 / 0.01
 
 
@@ -266,7 +266,7 @@ def test_a_stream_is_closed_if_a_transcription_takes_too_long(
 
 
 def with_key(key: str) -> list[dict[str, Any]]:
-    """Return connection options with a key, as sent by programs and by browsers."""
+    """Return two sets of connection options that send a key: the way of programs, and the way of browsers."""
     offered = [Subprotocol(f"openai-insecure-api-key.{key}"), Subprotocol("tiny-audio")]
     return [{"additional_headers": {"Authorization": f"Bearer {key}"}}, {"subprotocols": offered}]
 

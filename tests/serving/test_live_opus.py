@@ -1,4 +1,4 @@
-"""Live text from Opus, which browsers send."""
+"""Live transcription of Opus audio, the format that browsers send."""
 
 from __future__ import annotations
 

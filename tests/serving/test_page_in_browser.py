@@ -1,4 +1,4 @@
-"""The web page in Chromium, with a real server. The browser's microphone plays a file."""
+"""The web page in Chromium, with a real server. The browser's simulated microphone plays a file."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def browser(speech: np.ndarray[Any, Any], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def problems() -> list[str]:
-    """Return a list to which the window adds the errors of scripts."""
+    """Return an empty list. :func:`window` adds the errors of the page's scripts to it."""
     return []
 
 
 @pytest.fixture(scope="module")
 def window(browser: Any, problems: list[str]) -> Iterator[Any]:
-    """Open a window of a phone's size with one tab. Tests share this window, because opening it takes almost 1 s."""
+    """Open a window with the size of a phone's screen, and one tab. Tests share it, because opening takes almost 1 s."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
     context.on("weberror", lambda error: problems.append(str(error.error)))
@@ -78,7 +78,7 @@ def window(browser: Any, problems: list[str]) -> Iterator[Any]:
 
 @pytest.fixture
 def tab(window: Any, problems: list[str]) -> Iterator[Any]:
-    """Return the tab, without permissions, and check that scripts do not fail."""
+    """Remove the tab's permissions, and yield the tab. After the test, check that no script has failed."""
     window.clear_permissions()
     problems.clear()
     yield window.pages[0]
@@ -87,7 +87,7 @@ def tab(window: Any, problems: list[str]) -> Iterator[Any]:
 
 @pytest.fixture
 def new_tab(window: Any) -> Iterator[Any]:
-    """Open another tab, for tests that change the browser's functions."""
+    """Open another tab. It is for tests that replace functions of the browser."""
     tab = window.new_page()
     yield tab
     tab.close()
@@ -95,24 +95,24 @@ def new_tab(window: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def page(tab: Any, server: Served) -> Any:
-    """Load the page."""
+    """Load the page in the shared tab."""
     return opened(tab, server)
 
 
 def opened(tab: Any, server: Served) -> Any:
-    """Load the page with the model's card."""
+    """Load the page, and wait until it shows the model card."""
     tab.goto(server.url)
     tab.wait_for_selector("#about:not([hidden])")
     return tab
 
 
 def _is_problem(message: Any) -> bool:
-    # Chromium reports failed connections as errors. The page handles them.
+    # Chromium reports failed connections as errors, although the page handles them.
     return message.type == "error" and not message.text.startswith(("Failed to load resource", "WebSocket connection"))
 
 
 def transcribe(page: Any, data: bytes) -> str:
-    """Choose a file, and return the text on the page."""
+    """Choose a file on the page, and return the text that the page shows."""
     page.set_input_files("#file", {"name": "my clip.wav", "mimeType": "audio/wav", "buffer": data})
     return shown(page)
 
@@ -123,7 +123,7 @@ def shown(page: Any) -> str:
 
 
 def download(page: Any, kind: str) -> tuple[str, str]:
-    """Return the name and the content of a download."""
+    """Download the transcript in a format. Return the file's name and content."""
     with page.expect_download() as caught:
         page.click(f"[data-format={kind}]")
     return caught.value.suggested_filename, Path(caught.value.path()).read_text()
@@ -179,7 +179,7 @@ def test_a_missing_permission_is_shown(page: Any) -> None:
     page.click("#record")
     page.wait_for_selector("#error:not([hidden])")
     assert "microphone" in page.inner_text("#error")
-    assert transcribe(page, SHORT_CLIP)  # files still work
+    assert transcribe(page, SHORT_CLIP)  # files can still be transcribed
     assert page.locator("#error").is_hidden()
 
 
@@ -198,7 +198,7 @@ def test_the_page_asks_for_a_key_and_shows_a_busy_server(tab: Any) -> None:
         page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": SHORT_CLIP})
         page.wait_for_selector("#retry:not([hidden])")
         assert "busy" in page.inner_text("#error")
-        # Browsers only allow secure pages to use the microphone.
+        # Browsers allow only HTTPS and localhost pages to use the microphone.
         page.goto(f"http://page.test:{server.port}")
         assert page.locator("#record").is_disabled()
         assert "HTTPS" in page.inner_text("#status")
@@ -232,7 +232,7 @@ def begin(page: Any) -> None:
 
 
 def end(page: Any) -> tuple[np.ndarray[Any, Any], str]:
-    """Press Stop, and return the samples and the text on the page."""
+    """Press Stop. Return the recorded samples and the text that the page shows."""
     page.click("#record")
     text = shown(page)
     with page.expect_download() as caught:
@@ -243,8 +243,7 @@ def end(page: Any) -> tuple[np.ndarray[Any, Any], str]:
 
 
 def similarity(recorded: np.ndarray[Any, Any], played: np.ndarray[Any, Any]) -> float:
-    """Return the highest correlation of a recording with any part of the clip. The microphone plays the clip in a
-    loop."""
+    """Return the highest correlation of a recording with any part of the played clip. The clip is played in a loop."""
     part = recorded[SAMPLE_RATE // 2 :]
     whole = np.tile(played, 3)
     size = len(whole) + len(part)
@@ -260,7 +259,7 @@ def test_live_text_equals_the_text_of_the_recording(page: Any, speech: np.ndarra
     waveform, text = end(page)
     assert similarity(waveform, speech) > 0.9
     segments = json.loads(download(page, "json")[1])["segments"]
-    # This random model writes several spaces in a row, which a page shows as one space.
+    # This random model writes several spaces in a row. A browser shows them as one space.
     assert " ".join(segment["text"] for segment in segments).split() == text.split()
     for segment in segments:
         samples = waveform[round(segment["start"] * SAMPLE_RATE) : round(segment["end"] * SAMPLE_RATE)]
@@ -272,7 +271,7 @@ def test_names_to_expect_are_sent_with_files_and_recordings(tab: Any) -> None:
     with serving(engine=Engine(found)) as server:
         page = opened(tab, server)
         page.get_by_label("Names and rare words").fill("two, three, Ö")
-        # The tokenizer can write a line break, which the page does not show.
+        # The text can contain a line break, which the page does not show, so words are compared.
         with_names, without = (
             found.transcribe([torch.from_numpy(noise(1.0))], contexts=context)[0].text.split()
             for context in (Context(("two", "three")), None)
@@ -325,7 +324,7 @@ def test_a_canceled_permission_and_a_disconnected_microphone_are_handled(new_tab
 
 @pytest.mark.slow
 def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Served) -> None:
-    """This happens if the browser cannot connect or the server has too many streams."""
+    """There is no live text if the browser cannot connect, or if the server has too many streams."""
     new_tab.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
     page = opened(new_tab, server)
     begin(page)
@@ -336,7 +335,7 @@ def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Serv
 
 @pytest.mark.slow
 def test_the_page_resamples_the_microphone_if_the_browser_does_not(new_tab: Any, server: Served, speech: Any) -> None:
-    """Firefox rejects a microphone whose rate differs from that of the audio context."""
+    """Firefox rejects a microphone whose sampling rate differs from the sampling rate of the audio context."""
     new_tab.add_init_script(
         "const create = AudioContext.prototype.createMediaStreamSource;"
         "AudioContext.prototype.createMediaStreamSource = function (stream) {"
