@@ -1,4 +1,4 @@
-"""The benchmark scripts run, with sizes that are too small to measure speed."""
+"""The benchmark scripts run without errors. The tests use small sizes, so the measured speed has no meaning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str) -> str:
-    """Run a benchmark in a new process, and return its output. It may miss its targets, because its sizes are small."""
+    """Run a benchmark in a new process, and return its output. The benchmark may miss its targets."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     return printed_by(done.returncode, done.stdout, done.stderr)
@@ -40,7 +40,7 @@ def printed_by(code: int, out: str, err: str) -> str:
 
 
 def run_in_a_fork(script: str, *arguments: str) -> str:
-    """Run a benchmark in a fork, which saves the time of imports, and return its output."""
+    """Run a benchmark in a fork of this process, and return its output. A fork need not import PyTorch again."""
 
     def work() -> int:
         sys.argv = [script, *arguments]
@@ -91,7 +91,7 @@ def test_context(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_open_vocabulary(tmp_path: Path) -> None:
-    """The first step is trained without the decoder, so only projector and CTC head are scored."""
+    """``alone_steps`` is 1, so step 1 trains without the decoder. After it, only projector and CTC head are scored."""
     document = changed(
         tiny_recipe(write_clips(tmp_path / "data", 6).parent),
         alignment={"alone_steps": 1},

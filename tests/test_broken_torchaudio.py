@@ -44,7 +44,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "torchaud
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 CONFIG_MAPPING._extra_content.clear()
 """
-"""Code that makes the process import torchaudio again, and register the classes of this package again."""
+"""Code that removes torchaudio and the registered classes of this package, so that both are loaded again."""
 
 
 def run(code: str, argument: str, site: Path) -> str:

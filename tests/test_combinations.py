@@ -1,6 +1,6 @@
-"""Encoders, projectors and decoders: every pair can be built, trained, used for generation and saved.
+"""Every pair of parts (encoder, projector, decoder) can be built, trained, used for generation, and saved.
 
-The result of a clip does not depend on the other clips in its batch.
+The result for a clip does not depend on the other clips in its batch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tiny_audio.projectors import PROJECTORS
 
 TRANSCRIPTS = ("one two", "four", "six")
 SIZES = (16_000, 12_000, 6_337)
-"""Sizes of the clips in samples. With every encoder, even at only 12.5 frames per second, a clip has enough frames for
-CTC on its transcript."""
+"""Sizes of the clips in samples. Even at the lowest frame rate of all encoders, 12.5 Hz, each clip has enough frames
+for the CTC loss of its transcript."""
 TOLERANCE = 1e-5
-"""Maximum difference between the values of a clip alone and in a batch, for one part. It is relative to the root mean
-square of the values.
+"""Maximum difference that one part may cause between the values of a clip alone and in a batch. It is relative to the
+root mean square of the values.
 
-The errors of parts add up. Embeddings come from two parts, and logits from three.
+The differences of the parts add up. Embeddings are computed by two parts, and logits by three.
 """
 
 Names = tuple[str, str, str]
@@ -42,7 +42,7 @@ def pairs(names: Names) -> set[tuple[tuple[int, str], ...]]:
 
 
 def pairwise(everything: list[Names]) -> list[Names]:
-    """Return a small set of combinations that covers every pair of parts, found greedily."""
+    """Return a few combinations that together contain every pair of parts. They are chosen greedily."""
     missing = set().union(*map(pairs, everything))
     chosen = []
     while missing:
@@ -117,7 +117,7 @@ def check_training(model: TinyAudioModel, tokenizer: Any) -> None:
 
 
 def logits_of(model: TinyAudioModel, audio: Tensor, lengths: Tensor, targets: list[Tensor]) -> list[Tensor]:
-    """Return each clip's teacher-forced logits at the positions of its targets. ``audio`` is ``[B, N, H]``."""
+    """Return each clip's teacher-forced logits of its targets. ``audio`` contains audio embeddings ``[B, N, H]``."""
     embeddings, mask = model.splice(audio, lengths, targets, padding_side="right")
     logits = model.decoder(embeddings, mask, mask)
     rows = logits.split(mask.sum(1).tolist())
@@ -131,7 +131,7 @@ def assert_close(found: Tensor, wanted: Tensor, what: str, *, num_parts: int) ->
 
 
 def check_invariance(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Compare each clip alone and in a batch. Return the batch's embeddings and generated ids."""
+    """Check that a clip has the same results alone and in a batch. Return the batch's embeddings and generated ids."""
     waveforms, lengths = batch()
     targets, _ = targets_of(model, tokenizer)
     embeddings, counts = model.projector(model.encode(waveforms, lengths))
@@ -148,7 +148,7 @@ def check_invariance(model: TinyAudioModel, tokenizer: Any) -> tuple[Tensor, Ten
         for position in range(min(len(ids), generated.shape[1])):
             if generated[row, position] == ids[position]:
                 continue
-            # The ids may differ if two tokens have almost equal scores, because rounding then decides.
+            # The ids may differ only if the two best tokens have almost equal scores. Then rounding errors decide.
             (scores,) = logits_of(model, alone, count, [torch.cat([ids[:position], ids[:1]])])
             first, second = scores[-1].topk(2).values.tolist()
             tie = first - second <= 3 * TOLERANCE * float(single.pow(2).mean().sqrt())
@@ -173,7 +173,7 @@ def check(names: Names, folder: Path) -> None:
 
 
 def in_turn() -> list[Names]:
-    """Return a small set of combinations that covers every part."""
+    """Return a few combinations that together contain every part."""
     names = (ENCODERS.names(), PROJECTORS.names(), DECODERS.names())
     most = max(map(len, names))
     return list(zip(*(islice(cycle(column), most) for column in names), strict=True))

@@ -1,4 +1,4 @@
-"""CTC. Likelihoods are compared with an explicit sum over all alignments."""
+"""The CTC head's vocabulary, decoding and likelihoods. Likelihoods equal an explicit sum over all alignments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collapse(path: tuple[int, ...]) -> list[int]:
 
 
 def brute_force(logits: Tensor, labels: list[int]) -> float:
-    """Return the log of the sum over all paths ``[T]`` that collapse to ``labels``."""
+    """Return the log of the total probability of all paths ``[T]`` that collapse to ``labels``."""
     log_probs = logits.double().log_softmax(-1)
     frames, vocabulary = logits.shape
     scores = [

@@ -1,4 +1,4 @@
-"""The documentation: links, anchors, the length of the README, and published results."""
+"""The documentation: its links and anchors, the length of the README, and the published results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub makes from a page's headings."""
+    """Return the anchors that GitHub creates for a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"[^\w\- ]", "", LINK.sub("", heading.replace("`", "")).lower()).strip()
@@ -27,7 +27,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Return the link targets outside code, without links to other sites."""
+    """Return the targets of a page's links, except links in code and links to other sites."""
     targets = LINK.findall(CODE.sub("", page.read_text(encoding="utf-8")))
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 

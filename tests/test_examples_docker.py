@@ -1,4 +1,4 @@
-"""The Docker image in examples/docker. It is not built here."""
+"""The files of the Docker image in examples/docker. The tests do not build the image."""
 
 from __future__ import annotations
 

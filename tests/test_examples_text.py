@@ -1,4 +1,4 @@
-"""The scripts in examples/ that create training data from texts."""
+"""The scripts in examples/ that create training data from text."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_neighboring_sentences_are_joined() -> None:
 
 
 def test_joined_sentences_are_one_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is replaced, so that the test does not depend on an installed engine."""
+    """A function replaces the speech synthesizer, so that the test needs no installed synthesizer."""
     (tmp_path / "sentences.txt").write_text("\n".join(f"word{index}" for index in range(20)))
     main, spoken = functions("speech.py")["main"], []
 
@@ -142,7 +142,7 @@ def test_an_engine_speaks_sentences(engine: str, tmp_path: Path, monkeypatch: py
         pytest.skip(f"{engine} is not installed")
     texts = ["this is not spoken", "the first sentence", "and the second one"]
     (tmp_path / "sentences.txt").write_text("".join(f"{text}\n" for text in texts))
-    found = []  # not the samples, because Flite's random excitation continues from clip to clip
+    found = []  # samples are not compared, because Flite's random numbers continue from clip to clip
     for first, name in ((1, "all"), (2, "last")):
         arguments = ["--engine", engine, "--first", first, "--output-dir", tmp_path / name]
         run("speech.py", [tmp_path / "sentences.txt", *arguments], monkeypatch)

@@ -1,4 +1,4 @@
-"""Which module may import which. Imports are read from the source, and most modules are not run."""
+"""Which module may import which. The imports are read from the source code, so most modules are not imported."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ ORDER = [
     "commands",
     "cli",
 ]
-"""The first level of the package. Each entry imports only from entries above it."""
+"""The modules and packages directly in ``tiny_audio``. Each one imports only from those above it."""
 
 PARTS = set(REGISTRIES) - {"exports"}
-"""Packages in which no part depends on another. An export format writes a whole model, so it is not among them."""
+"""Packages of parts that must not depend on each other. Export formats are left out, because they use whole models."""
 
 EXPORT_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
-"""Libraries that modules of an export may import at the top."""
+"""Libraries that the modules in an export may import at the top level."""
 EXPORT_FUNCTION_LIBRARIES = EXPORT_LIBRARIES | {
     *("bitsandbytes", "huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"),
 }
-"""Libraries that modules of an export may import inside functions."""
+"""Libraries that the modules in an export may import inside functions."""
 PART_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "torch"}
-"""Libraries that a part may import at the top. Every command that validates a recipe imports all parts, so the imports
-must be fast."""
+"""Libraries that a part may import at the top level. These imports must be fast, because every command that validates a
+recipe imports all parts."""
 NEVER_EXPORTED = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
-"""Entries of ORDER whose modules must not be in an export."""
+"""Entries of ORDER that must not be in an export."""
 
 
 @cache
 def modules() -> dict[str, ast.Module]:
     """Return the syntax tree of each module, by its dotted name below ``tiny_audio``.
 
-    The name of a package stands for its ``__init__`` module.
+    An ``__init__`` module has the name of its package.
     """
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
@@ -188,7 +188,8 @@ def test_a_part_imports_only_its_contract_and_private_modules() -> None:
 
 
 def exported() -> set[str]:
-    """Return the modules that an export may contain: the model, its pipeline, every part, and all that these import."""
+    """Return the modules that an export may contain: the model, its pipeline, all parts, and every module that these
+    modules import."""
     waiting = {
         "model.model",
         "inference.pipeline",
@@ -213,6 +214,6 @@ def test_modules_of_an_export_import_few_libraries() -> None:
 
 
 def libraries(name: str, *, functions: bool) -> set[str]:
-    """Return the libraries that a module imports, without Python's standard library and this package."""
+    """Return the third-party libraries that a module imports."""
     found = {module.split(".")[0] for module in imports(modules()[name], functions=functions, types=False)}
     return found - set(sys.stdlib_module_names) - {"tiny_audio"}

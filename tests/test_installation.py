@@ -1,6 +1,6 @@
-"""Installations in new virtual environments, as users make them: without this clone and without constraints.
+"""Installations in new virtual environments, like those of users: without the source folder and without constraints.
 
-The versions that pip selects must work: everything can be imported, and a model can be trained.
+With the versions that pip selects, everything can be imported, and a model can be trained.
 
 Each slow test creates a virtual environment, which takes minutes. To run the tests of one Python version, use
 ``pytest -m slow tests/test_installation.py -k 3.11``.
@@ -42,8 +42,7 @@ MODULES = {
     "serve": "fastapi",
     "dev": "hypothesis",
 }
-"""A module of each extra that can be installed without a GPU. flash-attn is left out, because it needs CUDA's
-compiler."""
+"""One module for each extra. flash-attn is left out, because its installation needs CUDA's compiler."""
 MORE_OF_SERVE = {"prometheus_client", "starlette", "uvicorn"}
 PYTHONS = pythons()
 HERE = next(iter(PYTHONS))
@@ -86,7 +85,7 @@ def test_exports_require_what_this_package_requires() -> None:
 
 
 def test_constraints_pin_every_requirement() -> None:
-    """Only flash-attn is not pinned, because its installation needs CUDA's compiler."""
+    """The only exception is flash-attn, because its installation needs CUDA's compiler."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines[1:])}
     assert all(str(pin).startswith("==") for pin in pins.values())
@@ -109,7 +108,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def create(tmp_path: Path) -> Iterator[Create]:
-    """Return a function that creates an environment. Environments are removed at the end of the test."""
+    """Yield a function that creates a virtual environment. At the end of the test, all of them are removed."""
     created = []
 
     def create(version: str, *requirements: str) -> Environment:
@@ -122,7 +121,7 @@ def create(tmp_path: Path) -> Iterator[Create]:
 
 
 def check(environment: Environment, *modules: str) -> None:
-    """Import all modules, train for five steps, and transcribe with the result."""
+    """Import all modules in the environment, train for five steps, and transcribe with the trained model."""
     left_out = sorted((set(MODULES.values()) | MORE_OF_SERVE) - set(modules))
     path = environment.run("python", "-c", IMPORT_ALL, json.dumps([modules, left_out])).split()[1]
     assert Path(path).is_relative_to(environment.folder)

@@ -1,4 +1,4 @@
-"""Without the modules that Python lacks on Windows, everything can be imported, and commands work."""
+"""On Windows, Python lacks some modules. Without them, everything can still be imported, and commands work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code and commands of docs/write_a_provider.md, run as a reader would run them."""
+"""The code and the commands in docs/write_a_provider.md work for a reader who follows the page."""
 
 from __future__ import annotations
 

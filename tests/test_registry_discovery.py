@@ -51,7 +51,7 @@ def build(config: TwinConfig) -> object: ...
 
 @pytest.fixture
 def package(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Return a function that creates a package. The package can be imported until the test ends."""
+    """Yield a function that creates and imports a package. The package exists until the test ends."""
     before = set(sys.modules)
     sys.path.insert(0, str(tmp_path))
 
@@ -120,7 +120,7 @@ def test_a_broken_plugin_is_an_error_that_names_its_distribution(
     kit = package("kit", ROOT, {})
     (tmp_path / "plug.py").write_text(text)
     distribution(tmp_path, "tiny-audio-broken", "broken = plug")
-    for _ in range(2):  # after a failed discovery, a second lookup must also fail
+    for _ in range(2):  # the second lookup must fail, too
         with pytest.raises(RegistryError) as caught:
             kit.PARTS.names()
         message = str(caught.value)

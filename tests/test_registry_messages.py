@@ -1,4 +1,4 @@
-"""The wording of the registry's messages, in ``registry_messages.txt``.
+"""The wording of the registry's error messages. ``registry_messages.txt`` contains the expected texts.
 
 To regenerate the file: ``REGENERATE=1 pytest tests/test_registry_messages.py``.
 """

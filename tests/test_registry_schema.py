@@ -1,4 +1,4 @@
-"""The union, the errors and the JSON schema that pydantic creates from a registry."""
+"""What pydantic creates from a registry: a union of the parts' configs, its errors, and its JSON schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands import few modules, so that they start fast. ``benchmarks/startup.py`` measures the time."""
+"""Commands import few modules, so that they start fast. ``benchmarks/startup.py`` measures their start time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ print(json.dumps([codes, modules, attempts]), file=sys.stderr)
 
 
 def imported_by(*commands: list[str], code: str = "") -> set[str]:
-    """Run code and then commands in a new process, and return the imported modules.
+    """Run code and then commands in a new process. Return the names of all modules that the process has imported.
 
-    These are all top-level modules, and all modules of this package. The commands must succeed without a network.
+    Of other packages, only the top-level names are included. The commands must succeed without using a network.
     """
     process = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(commands), code],
@@ -68,11 +68,11 @@ if find_spec("espeakng_loader"):
 maps = Path("/proc/self/maps")
 assert not maps.exists() or "espeak" not in maps.read_text()
 """
-"""Code that builds all sources and projectors, and synthesizes speech. Like many scripts of users, it does not check
-``__name__``.
+"""Code that builds all sources and projectors, and synthesizes speech. Many users write scripts like this one, without
+``if __name__ == "__main__"``.
 
 Projectors are built on the meta device, as in `validate`. They must not draw normal random numbers there, because this
-loads PyTorch's compiler, which takes two seconds. espeak-ng may be loaded only in another process.
+would load PyTorch's compiler, which takes two seconds. Only another process may load espeak-ng.
 """
 
 

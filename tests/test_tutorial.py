@@ -1,4 +1,4 @@
-"""The code and commands of docs/write_a_projector.md, run as a reader would run them."""
+"""The code and the commands in docs/write_a_projector.md work for a reader who follows the page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_contract_holds(site: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-@pytest.mark.slow  # tests/projectors/test_kit.py tests a projector without a mask
+@pytest.mark.slow  # the fast run tests a projector without a mask in tests/projectors/test_kit.py
 def test_a_missing_mask_is_found(site: Path, tmp_path: Path) -> None:
     done = contract(
         broken(site, tmp_path, "attentive.py", ".masked_fill(~frames.mask(), LOWEST)", ""), "test_attentive.py"
@@ -42,7 +42,7 @@ def test_a_missing_mask_is_found(site: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> str:
-    """Return a tiny recipe, used instead of the quickstart."""
+    """Write a tiny recipe and return its path. It replaces the quickstart recipe in the tutorial's commands."""
     document = tiny_recipe(tmp_path)
     write_clips(tmp_path, 8)
     document["training"] |= {"steps": 2, "warmup_steps": 0}
@@ -91,7 +91,7 @@ def test_the_projector_can_be_swept(site: Path, recipe: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_projector_can_be_benchmarked(site: Path, recipe: str) -> None:
-    """The benchmark uses a tiny recipe with one short clip."""
+    """To save time, the benchmark uses a tiny recipe and clips of 1 s."""
     kind, *options = command_of("bench")[2:]
     short = ("--durations", "1", "--batch-sizes", "1", "--max-time", "0.01", "--json")
     done = call(site, "-m", "tiny_audio.cli", "bench", kind, recipe, *options, *short)

@@ -1,4 +1,4 @@
-"""The part of `examples/vllm` that does not need vLLM: the config of an export, and the number of audio embeddings.
+"""The code in `examples/vllm` that does not need vLLM: the config of an export, and the number of audio embeddings.
 
 Tests that need vLLM are in `examples/vllm/tests`.
 """
@@ -53,7 +53,7 @@ def test_the_entry_point_exists() -> None:
 
 
 def test_the_package_does_not_import_tiny_audio() -> None:
-    """vLLM needs another version of torch than tiny_audio. An export contains all code that the plugin needs."""
+    """vLLM and tiny_audio need different versions of torch. The plugin needs only the code in the export."""
     files = list((PACKAGE / "tiny_audio_vllm").glob("*.py"))
     assert len(files) >= 5
     for path in files:

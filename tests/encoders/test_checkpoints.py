@@ -73,7 +73,7 @@ def test_base_checkpoints(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_weight_norm_with_its_old_names(tmp_path: Path, name: str) -> None:
-    """Most released checkpoints are pickles. In them, the weight norm has the tensor names of older versions of torch."""
+    """Most released checkpoints are pickles. Their weight norm has the tensor names of older versions of torch."""
     whole = original(name)
     whole.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

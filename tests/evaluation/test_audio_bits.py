@@ -57,7 +57,7 @@ def test_measured_clips_are_spread_over_the_set(clips: Clips) -> None:
 
 
 def test_losses_equal_those_of_the_model(model: tuple[TinyAudioModel, TargetEncoder], clips: Clips) -> None:
-    """The losses do not depend on the batch size. ``other_loss`` is the loss of a reference with another clip's audio."""
+    """The losses do not depend on the batch size. ``other_loss`` is the loss with another clip's audio."""
     found = measure(model, clips, 99.0)
     assert found.keys() == {clip.id for clip in clips}
     waves = {clip.id: clip.load(9.0) for clip in clips}

@@ -283,7 +283,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
 
 
 def test_merged_adapters_can_be_exported_without_base_weights(tmp_path: Path, bases: dict[str, str]) -> None:
-    """The export contains the merged layers, because they differ from the base checkpoint. It has no other base layers."""
+    """Merged layers are exported, because they differ from the base checkpoint. Other base layers are left out."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]

@@ -71,7 +71,7 @@ def test_weights_gradients_and_moments_of_the_model_card(shallow_card: Plan) -> 
 
 @pytest.mark.slow
 def test_flops_of_the_model_card(card: Plan) -> None:
-    """A forward pass takes two FLOPs per parameter and position. A backward pass through frozen weights takes as many."""
+    """A forward pass takes two FLOPs per parameter and position. So does a backward pass through frozen weights."""
     flops = card.flops_per_audio_s()
     assert flops["encoder"]["forward"] == pytest.approx(2 * 0.945e9 * 50, rel=0.15)
     tokens_per_s = 10 + 3.4 + 3.8  # audio, text, and a prompt of 38 tokens per 10 s

@@ -42,7 +42,7 @@ def test_hubert_from_a_checkpoint_without_a_head(tmp_path: Path) -> None:
 
 
 def test_hubert_in_the_format_of_the_released_checkpoints(tmp_path: Path) -> None:
-    """The released checkpoints are pickles. In them, the weight norm has the tensor names of older versions of torch."""
+    """The released checkpoints are pickles. Their weight norm has the tensor names of older versions of torch."""
     model = hubert(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for new, old in (("original0", "weight_g"), ("original1", "weight_v")):

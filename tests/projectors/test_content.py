@@ -75,7 +75,7 @@ def test_moe_sends_different_frames_to_different_experts() -> None:
 
 
 def logits_of(*labels: Sequence[int]) -> Tensor:
-    """Return logits ``[B, T, 4]`` in which the given label of each frame is clearly the best. Padding has labels 3, 1."""
+    """Return logits ``[B, T, 4]`` in which each frame clearly has the given label. Padding has labels 3 and 1."""
     size = max(len(row) for row in labels)
     best = torch.tensor([[*row, *([3, 1] * size)[: size - len(row)]] for row in labels])
     return 5.0 * F.one_hot(best, 4)

@@ -1,4 +1,4 @@
-"""Projectors with settings that differ from ``tiny()``: the contract, the number of parameters, and invalid settings."""
+"""Projectors with other settings than ``tiny()``: the contract, the number of parameters, and invalid settings."""
 
 from __future__ import annotations
 

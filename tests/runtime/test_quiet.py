@@ -1,4 +1,4 @@
-"""Progress bars and warnings of transformers are hidden."""
+"""When progress bars and warnings of transformers are hidden."""
 
 from __future__ import annotations
 

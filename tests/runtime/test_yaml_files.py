@@ -98,7 +98,7 @@ def test_null_removes_a_field_of_the_base(write_recipe: Write) -> None:
 
 
 def test_null_for_a_field_that_the_base_lacks_is_kept(write_recipe: Write) -> None:
-    """The field may be misspelled. If it were removed, there would be no error. If it is kept, validation rejects it."""
+    """The field may be misspelled. If it were removed, nobody would notice. Since it is kept, validation rejects it."""
     write_recipe("augmentation: {spec_augment: {num_time_masks: 2}}", "base.yaml")
     child = write_recipe("extends: base.yaml\naugmentation: {spec_agument: null}")
     assert read_yaml(child) == {"augmentation": {"spec_augment": {"num_time_masks": 2}, "spec_agument": None}}

@@ -1,4 +1,4 @@
-"""Hostile uploads: each gets an error response with a status below 500, and the server continues to work."""
+"""Hostile uploads: each gets a response with a client error or a closed connection. The server continues to work."""
 
 from __future__ import annotations
 

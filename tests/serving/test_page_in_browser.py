@@ -66,7 +66,7 @@ def problems() -> list[str]:
 
 @pytest.fixture(scope="module")
 def window(browser: Any, problems: list[str]) -> Iterator[Any]:
-    """Open a window with the size of a phone's screen, and one tab. Tests share it, because opening takes almost 1 s."""
+    """Open a window of a phone's size with one tab. Tests share it, because opening a window takes almost 1 s."""
     context = browser.new_context(viewport={"width": 375, "height": 700}, accept_downloads=True)
     context.set_default_timeout(30_000)
     context.on("weberror", lambda error: problems.append(str(error.error)))

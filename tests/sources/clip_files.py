@@ -1,4 +1,4 @@
-"""Audio files, and tables that list them."""
+"""Functions that write audio files, and tables that list audio files."""
 
 from __future__ import annotations
 

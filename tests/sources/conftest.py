@@ -1,4 +1,4 @@
-"""A local hub for tests of sources."""
+"""Fixtures for tests of sources: a local hub with a corpus, and Parquet shards in folders."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from tests.support.parquet_shards import (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """Return the files of the corpus: three training shards of 20 clips in row groups of 5, one dev shard, and other
-    files."""
+    """Return the files of the corpus, by path. It has three training shards, one dev shard, and files without clips.
+
+    A training shard has 20 clips, in row groups of 5.
+    """
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(20 * n, 20, row_group=5) for n in range(3)}
     dev = {"dev/dev-00000-of-00001.parquet": loquacious_shard(CLIPS, 4)}
     return shards | dev | {"README.md": b"---\n---\n", "small.csv": b"ID,text\n", "large/README.md": b""}
@@ -34,7 +36,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return a hub that serves LoquaciousSet and has no faults."""
+    """Return a local hub that serves a copy of LoquaciousSet. It has no faults, but tests may add some."""
     server.repos = {NAME: Repo(dict(files), CARD)}
     server.forget_requests()
     server.fault = lambda number, path: None
@@ -45,7 +47,7 @@ def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list of all waits before retries, in seconds. The waits are recorded, but nothing waits."""
+    """Return a list that collects all waits before retries, in seconds. The waits are skipped."""
     waited: list[float] = []
     monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waited.append)
     return waited
@@ -53,7 +55,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three files with LoquaciousSet's schema to two folders, with 25, 25 and 1 clips."""
+    """Write Parquet files with LoquaciousSet's schema: two with 25 clips in ``a``, and one with 1 clip in ``b``."""
     folder = tmp_path_factory.mktemp("shards")
     for name, first, count in (("a/train-0.parquet", 0, 25), ("a/train-1.parquet", 25, 25), ("b/dev.parquet", 50, 1)):
         write_parquet(folder / name, [loquacious_row(number) for number in range(first, first + count)], LOQUACIOUS)

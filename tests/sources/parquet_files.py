@@ -1,4 +1,4 @@
-"""Parquet files of clips, and sources that read them."""
+"""Functions that write or damage Parquet files of clips, and build sources that read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build(path: Path | str, cache: Path, **fields: Any) -> Source:
 
 
 def simple(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a row with the default columns."""
+    """Return a row with the default columns and a clip of 0.5 s."""
     return {"audio": encoded_clip(number, 0.5), "text": "yes", "duration": 0.5} | changes
 
 
@@ -41,7 +41,7 @@ def without_durations(shards: Path, folder: Path) -> Path:
 
 
 def damage_column(path: Path, leaf: str) -> None:
-    """Overwrite the stored data of a column with zeros."""
+    """Overwrite the stored data of the column ``leaf`` with zeros."""
     content = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
     for group in range(metadata.num_row_groups):

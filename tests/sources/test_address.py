@@ -1,4 +1,4 @@
-"""Addresses of clips. Hypotheses contain the text form of an address, from which the same audio can be read."""
+"""Addresses of clips. Files of hypotheses contain them as text. The text is enough to read the audio again."""
 
 from __future__ import annotations
 

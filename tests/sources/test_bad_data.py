@@ -1,4 +1,4 @@
-"""All good clips are used for training, even if other clips are bad or the hub fails."""
+"""All good clips are used for training, even if other clips are bad or requests to the hub fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the seeds of all clips used in training. A seed is a hash of run seed, epoch and clip id."""
+    """Return a list that collects the seeds of all clips used in training.
+
+    The seed of a clip is a hash of the run's seed, the epoch and the clip's id. It shows which clip was used.
+    """
     seeds: list[int] = []
     get = PlannedBatches.__getitem__
 
@@ -68,7 +71,7 @@ KINDS = {
     "no_duration": "bad_duration",
     "special": "special_token",
 }
-"""Kinds of bad clips, each with the reason in dropped.jsonl."""
+"""Kinds of bad clips, each with its reason in dropped.jsonl."""
 SHARDS, CLIPS = 4, 70
 """Number of shards, and of clips per shard. 14 bad clips of 280 are 5 %."""
 
@@ -80,7 +83,7 @@ def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
 
 
 def spoiled(row: Row, kind: str) -> Row:
-    """Return a row that is bad in one way."""
+    """Return a copy of a row that is bad in the way of this kind. Its id is the kind."""
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) / 6)
     audio: dict[str, Any] = {
         "noise": {"bytes": b"this is no audio" * 60, "path": None},
@@ -107,8 +110,8 @@ def spoiled(row: Row, kind: str) -> Row:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Write shards with LoquaciousSet's schema, in which 5 % of the clips are bad. Return the folder and the ids of the
-    good clips."""
+    """Write shards with LoquaciousSet's schema. 5 % of the clips are bad. Return the folder and the ids of the good
+    clips."""
     folder, kinds = tmp_path_factory.mktemp("corpus"), list(KINDS)
     good = []
     for shard in range(SHARDS):
@@ -123,7 +126,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def latin_1(table: pa.Table) -> pa.Array:
-    """Return the texts, one of which has an invalid UTF-8 byte. Parquet does not check this."""
+    """Return the texts. One of them is invalid UTF-8, which Parquet does not check."""
     texts = [text.as_py().encode() for text in table.column("text")]
     ids = table.column("ID").to_pylist()
     texts = [b"CAF\xc9" if id_ == "latin-1" else text for id_, text in zip(ids, texts, strict=True)]
@@ -145,7 +148,7 @@ def test_bad_clips_are_listed_and_all_good_clips_are_used(
     folder, good = corpus
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
-    steps = 13  # one more than an epoch, which has 12 batches of up to 24 clips: the index has 277 clips
+    steps = 13  # one more than an epoch: 277 indexed clips are 12 batches of up to 24 clips
     Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", RecordingCallback()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))

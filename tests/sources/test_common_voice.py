@@ -1,4 +1,4 @@
-"""Source ``common_voice``: the archive published by Mozilla."""
+"""Source ``common_voice``: the unpacked archive that Mozilla publishes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write the unpacked archive: three clips in train.tsv, two of which have durations, and one clip in dev.tsv."""
+    """Write a folder like the unpacked archive. train.tsv has three clips, and dev.tsv has one. Two of the training
+    clips have durations."""
     corpus = tmp_path / "cv-corpus" / "en"
     for number in range(4):
         write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)

@@ -1,4 +1,4 @@
-"""Row groups on disk: the cache stays within its limit, and is cleaned up even if writers are killed."""
+"""The cache of row groups on disk stays within its limit. Incomplete files of killed processes are deleted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def clips(size: int) -> pa.ChunkedArray:
 
 
 def held(folder: Path) -> int:
-    """Return the bytes of all row groups in a folder, including incomplete ones.
+    """Return the total bytes of all row groups in a folder, including incomplete ones.
 
-    The folder is locked, so that no file is created or renamed during the count.
+    The folder is locked, so that no file is created or renamed while the sizes are read.
     """
     with FileLock(folder / ".lock", poll_interval=0.001):
         return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)
@@ -90,7 +90,7 @@ def test_row_groups_above_the_limit_are_kept_in_memory_only(tmp_path: Path) -> N
 
 
 def child(folder: Path, work: Callable[[DiskCache], object]) -> Process:
-    """Start a process that calls ``work`` with a cache in this folder. The process first waits for :func:`go`."""
+    """Start a process with a cache in this folder. It waits for :func:`go`, and then calls ``work`` with the cache."""
 
     def run() -> None:
         cache = DiskCache(folder, 400_000)

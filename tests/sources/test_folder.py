@@ -166,7 +166,7 @@ def test_files_whose_names_are_not_utf8_are_dropped(place: Path) -> None:
     write_clip(place / "b.wav")
     (place / "b.wav").rename(place / os.fsdecode(b"caf\xe9.wav"))
     write(place / "metadata.csv", "file_name,text", "a.wav,yes")
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second time, the index comes from the cache
         index = folder(place).index()
         assert [one.id for one in index.utterances] == ["a.wav"]
         assert dropped(index) == {"caf\\xe9.wav": "bad_unicode"}
@@ -322,7 +322,7 @@ def test_links_are_followed_and_cycles_end(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_with_several_links_is_listed_once(place: Path) -> None:
-    for number in range(9):  # several folders, because the file system may list them in any order
+    for number in range(9):  # the file system may list folders in any order, so use several
         write_clip(place / f"{number}" / "a.wav")
         (place / f"link-{number}").symlink_to(f"{number}")
     write_clip(place / "a.wav")

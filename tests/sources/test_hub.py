@@ -1,4 +1,4 @@
-"""Source ``hub`` and sources of known corpora: rows, audio and pinned commits, read from a local hub."""
+"""Source ``hub`` and sources of known corpora, read from a local hub: rows, audio and pinned commits."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_commit_of_a_branch_is_pinned_in_the_cache(hub: Hub, tmp_path: Path)
 
 
 def test_a_known_commit_is_read_after_the_branch_has_changed(hub: Hub, tmp_path: Path) -> None:
-    """A run needs this if the cache was deleted. The folder of the run contains the commit."""
+    """A continued run reads its original commit, even if the cache was deleted. The run's folder names the commit."""
     config, commits = LoquaciousConfig(config="small"), dict[str, str]()
     index = SOURCES.build(config, SourceContext(tmp_path / "1", commits)).index()
     old = hub.repos[NAME]
@@ -130,7 +130,7 @@ def test_a_commit_can_be_given_as_revision(hub: Hub, tmp_path: Path) -> None:
     commit = hub.repos[NAME].commit
     pinned = build(tmp_path / "1", revision=commit).index()
     assert pinned == build(tmp_path / "2").index()
-    hub.repos[NAME].card["license"] = "cc-by-4.0"  # another commit with the same files
+    hub.repos[NAME].card["license"] = "cc-by-4.0"  # gives another commit with the same data
     try:
         assert build(tmp_path / "3").index().fingerprint != pinned.fingerprint
     finally:
@@ -231,7 +231,7 @@ def test_training_on_a_hub_with_occasional_failures(
     fetched = {request.range for request in hub.requests if request.is_place and request.status == 206}
     assert len(fetched) > 12
 
-    # The cache is deleted and the branch has changed. The same command still gives the same weights.
+    # Although the cache is deleted and the branch has changed, the same command gives the same weights.
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     old = hub.repos[NAME]
     hub.repos[NAME] = Repo(

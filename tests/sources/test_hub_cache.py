@@ -1,5 +1,7 @@
-"""Files that the source ``hub`` keeps on disk: indexes, each written by one process, and a cache of row groups with a
-size limit."""
+"""Files that the source ``hub`` keeps on disk: indexes, and row groups.
+
+Of several processes, only one writes an index. The cache of row groups has a size limit.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,7 @@ def test_row_groups_above_the_disk_limit_are_kept_in_memory_up_to_a_limit(
     source = build(tmp_path, cache_gb=1e-9)
     utterances = source.index().utterances
     size = sum(len(loquacious_row(number)["wav"]["bytes"]) for number in range(15))
-    # There is room for two of the three row groups.
+    # The memory limit has room for two of the three row groups.
     monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))
     fetched = []
     for number in (0, 5, 0, 5, 10, 5, 0):  # the first clip of each of the three row groups

@@ -1,4 +1,4 @@
-"""The wording of errors about data. Other tests check their kind, location and values.
+"""The wording of errors about data. Other tests check the kind, location and values of the errors.
 
 After a change of wording, regenerate the golden file and read the difference:
 
@@ -27,7 +27,7 @@ CLIP = {"audio": encoded_clip(0, 0.5), "text": "yes", "duration": 0.5}
 
 
 def lines(folder: Path, hub: Hub) -> Iterator[str]:
-    """Yield each message with a title."""
+    """Yield each message, after a title that says what is wrong."""
 
     def build(name: str, **fields: Any) -> Any:
         return SOURCES.build(SOURCES.parse({"name": name, **fields}), SourceContext(folder / "cache"))

@@ -1,4 +1,4 @@
-"""Parquet files that have bad rows, lack columns, are damaged, or were changed after indexing."""
+"""Parquet files with bad rows or missing columns, damaged files, and files that changed after indexing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tiny_audio.sources.parquet import ParquetConfig
 
 
 def bad_utf8(good: str) -> pa.Array:
-    """Return two texts, the second of which is not UTF-8. Parquet files can contain such texts."""
+    """Return two texts. The second is invalid UTF-8, which a Parquet file can contain."""
     bytes_ = pa.array([good.encode(), b"\xff\xfe"], pa.binary())
     return pa.Array.from_buffers(pa.string(), 2, bytes_.buffers())
 
@@ -118,7 +118,7 @@ def test_a_repaired_file_is_indexed_again(shards: Path, tmp_path: Path) -> None:
     damage_column(path, "wav.bytes")
     with pytest.raises(UserError, match=r"no row of .* can be used"):
         build(path, tmp_path / "cache").index()
-    time.sleep(0.02)  # longer than the resolution of the file system's times
+    time.sleep(0.02)  # so that the file's change time differs
     path.write_bytes(good)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     index = build(path, tmp_path / "cache").index()

@@ -96,7 +96,7 @@ def test_too_many_sentences_are_an_error(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_upper_case_and_letters_are_rewritten_for_espeak() -> None:
     assert spoken("The BBC is on, US") == "The BBC is on, US"
-    assert spoken("TELL US") == "tell us"  # espeak-ng would read US as letters
+    assert spoken("TELL US") == "tell us"  # espeak-ng would spell US as two letters
     assert spoken("a dog") == "a dog"
     assert spoken("spell c a t for a dog") == "spell c [['eI]] t for a dog"
 
@@ -141,7 +141,7 @@ def test_the_cache_depends_on_the_content_but_not_on_the_path(tmp_path: Path, mo
     again = SyntheticConfig(sentences_file=str(moved))
     assert identity_of(again) == identity_of(SyntheticConfig())
     with monkeypatch.context() as patched:
-        patched.setattr("subprocess.Popen", None)  # nothing is synthesized again
+        patched.setattr("subprocess.Popen", None)  # fails if anything is synthesized again
         assert make(moved, tmp_path / "cache") == first
         moved.write_text(f"\n{TEXT}\n")
         assert make(moved, tmp_path / "cache") == first

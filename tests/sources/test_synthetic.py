@@ -110,7 +110,7 @@ def test_every_espeak_variant_is_in_at_most_one_list() -> None:
 
 
 def test_no_held_out_voice_has_the_formants_of_a_training_voice() -> None:
-    # Voices are compared by their formants, because pitch, echo and roughness do not make another voice.
+    # Voices that differ only in pitch, echo or roughness count as the same voice, so only formants are compared.
     def formants(name: str) -> tuple[tuple[str, ...], ...]:
         lines = variant_files()[name].read_text(errors="replace").splitlines()
         words = [line.split("//")[0].split() for line in lines]
@@ -153,7 +153,8 @@ NUM_UTTERANCES = 24
 
 
 def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
-    """Return an index with sentences of both sides, because computing the split takes two seconds in each process."""
+    """Return an index of synthetic speech. By default, it uses the sentences of both sides of the split, because
+    computing the split takes two seconds in each process."""
     fields = {"num_utterances": NUM_UTTERANCES, "sentences": "all"} | fields
     return SyntheticSource(SyntheticConfig(**fields), folder, num_workers).index()
 
@@ -258,8 +259,8 @@ def test_noise_has_the_requested_level(tmp_path: Path) -> None:
     clean = samples(make(tmp_path, **fields))
     noisy = samples(make(tmp_path, noise_snr_db=(10.0, 10.0), **fields))
     for speech, both in zip(clean, noisy, strict=True):
-        # The peak is set after mixing, which changes the level of the speech. Estimate this level by a least-squares
-        # fit.
+        # After noise is added, the whole clip is scaled to its peak. This changes the level of the speech, which is
+        # estimated by a least-squares fit.
         level = np.dot(speech.astype(float), both) / np.dot(speech.astype(float), speech)
         noise = both - level * speech
         snr = 10 * np.log10(np.mean((level * speech.astype(float)) ** 2) / np.mean(noise**2))
@@ -294,7 +295,7 @@ def test_two_processes_can_synthesize_at_once(
     real_rename = Path.rename
 
     def rename_after_another_process(self: Path, target: Path) -> Path:
-        shutil.copytree(self, target)  # another process finishes just before
+        shutil.copytree(self, target)  # as if another process had finished just before
         return real_rename(self, target)
 
     monkeypatch.setattr(Path, "rename", rename_after_another_process)
