@@ -1,4 +1,4 @@
-"""The benchmark scripts run without errors. The tests use small sizes, so the measured speed has no meaning."""
+"""The benchmark scripts run, with sizes that are too small to measure speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation: its links and anchors, the length of the README, and the published results."""
+"""The documentation: links, anchors, the length of the README, and published results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """Return the anchors that GitHub creates for a page's headings."""
+    """Return the anchors that GitHub makes from a page's headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
         text = re.sub(r"[^\w\- ]", "", LINK.sub("", heading.replace("`", "")).lower()).strip()

@@ -1,4 +1,4 @@
-"""The scripts in examples/ that create training data from text."""
+"""The scripts in examples/ that create training data from texts."""
 
 from __future__ import annotations
 

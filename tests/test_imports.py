@@ -47,14 +47,13 @@ PARTS = set(REGISTRIES) - {"exports"}
 """Packages of parts that must not depend on each other. Export formats are left out, because they use whole models."""
 
 EXPORT_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "soundfile", "torch", "transformers"}
-"""Libraries that the modules in an export may import at the top level."""
+"""Libraries that modules of an export may import at the top."""
 EXPORT_FUNCTION_LIBRARIES = EXPORT_LIBRARIES | {
     *("bitsandbytes", "huggingface_hub", "jinja2", "peft", "safetensors", "tokenizers", "torchaudio"),
 }
-"""Libraries that the modules in an export may import inside functions."""
+"""Libraries that modules of an export may import inside functions."""
 PART_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "torch"}
-"""Libraries that a part may import at the top level. These imports must be fast, because every command that validates a
-recipe imports all parts."""
+"""Libraries that a part may import at the top. They must import fast: validating a recipe imports all parts."""
 NEVER_EXPORTED = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
 """Entries of ORDER that must not be in an export."""
 
@@ -214,6 +213,6 @@ def test_modules_of_an_export_import_few_libraries() -> None:
 
 
 def libraries(name: str, *, functions: bool) -> set[str]:
-    """Return the third-party libraries that a module imports."""
+    """Return the libraries that a module imports, without Python's standard library and this package."""
     found = {module.split(".")[0] for module in imports(modules()[name], functions=functions, types=False)}
     return found - set(sys.stdlib_module_names) - {"tiny_audio"}

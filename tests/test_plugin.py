@@ -133,7 +133,7 @@ def test_the_plugin_trains_and_is_part_of_the_export(site: Path, tmp_path: Path)
     assert "class StridedConvProjector(Projector)" in bundled
     config = json.loads((folder / "model" / "config.json").read_text())
     assert config["projector"] == {"name": "strided_conv", "output_rms": None, "stride": 4, "hidden_dim": 64}
-    # Load the model without the plugin, which is possible because the model's folder contains its code.
+    # Load the model without the plugin. The model's folder contains the code.
     code = (
         "import sys, torch; from transformers import AutoModel; "
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True); "

@@ -1,4 +1,4 @@
-"""Commands import few modules, so that they start fast. ``benchmarks/startup.py`` measures their start time."""
+"""Commands import few modules, so that they start fast. ``benchmarks/startup.py`` measures the time."""
 
 from __future__ import annotations
 

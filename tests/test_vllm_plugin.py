@@ -1,4 +1,4 @@
-"""The code in `examples/vllm` that does not need vLLM: the config of an export, and the number of audio embeddings.
+"""The part of `examples/vllm` that does not need vLLM: the config of an export, and the number of audio embeddings.
 
 Tests that need vLLM are in `examples/vllm/tests`.
 """

@@ -166,7 +166,7 @@ def check_container(kind: str, faults: list[Fault]) -> None:
         except AudioError:
             return
     # MPEG-TS states no length, so a missing end cannot be detected. AVI has no timestamps. If bytes are missing, all
-    # later audio moves forward.
+    # later audio has an earlier position.
     decoded = np.concatenate(blocks)
     check_decoded(decoded, messages, name, length=kind != "aac.ts", positions=kind != "mp3.avi")
 

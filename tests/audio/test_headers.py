@@ -217,7 +217,7 @@ def test_an_mp3_whose_tag_states_fewer_frames_is_decoded_completely() -> None:
         assert len(decoded) / SAMPLE_RATE == pytest.approx(4.0, abs=0.1)
         assert offset(decoded, speech(4.0), 3.0) == pytest.approx(0.0, abs=0.01)
         if frames == 1:
-            assert len(loaded(wrong)) == len(decoded)  # the bit rate would be impossible, so the tag is ignored
+            assert len(loaded(wrong)) == len(decoded)  # the tag implies an impossible bit rate, so every frame is read
         else:
             with pytest.raises(AudioError) as caught:
                 load_audio(wrong, max_duration_s=9)

@@ -127,7 +127,7 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     [
         ("joined.m4a", ("-c:a", "aac")),
         ("joined.wma", ("-c:a", "wmav2")),
-        # These formats are slow to encode. The fast tests in test_joined.py check files with the same structure.
+        # These formats are slow to encode. In the fast tests, test_joined.py checks files with their structure.
         pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
         pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
         pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),

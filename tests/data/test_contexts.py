@@ -1,4 +1,4 @@
-"""Contexts of training clips depend only on the clip and the epoch, and never have too many tokens."""
+"""Contexts of training clips: they depend only on the clip and the epoch, and never have too many tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def clip_set(texts: list[str] = TEXTS, metadata: list[Mapping[str, str]] | None 
 
 
 def words_of(contexts: TrainingContexts, clips: ClipSet, index: int, seed: int) -> list[str]:
-    """Return the hotwords of a clip, decoded from the token ids of its context."""
+    """Return the hotwords of a clip, decoded from the ids."""
     text = str(contexts.encoder.tokenizer.decode(contexts.ids(clips.clips, index, seed)))
     return text.strip().removeprefix("Words: ").split(", ") if text else []
 

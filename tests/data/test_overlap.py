@@ -33,7 +33,7 @@ def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> 
 
 
 def others(found: Shared) -> list[Overlap]:
-    """Return all overlaps except those of texts. Many of the small sets in these tests share texts."""
+    """Return all overlaps except those of texts, because many of the small sets in these tests share texts."""
     return [overlap for overlap in found.comparison.overlaps if overlap.by != "text"]
 
 
@@ -110,7 +110,7 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # Clips that are counted as copies are not counted under "text".
+    # The texts of copies are not counted again.
     assert sum(one.num_shared for one in comparison.overlaps if one.by == "text") <= 1
 
 

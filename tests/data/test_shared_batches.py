@@ -27,7 +27,7 @@ def rows(index: int) -> list[torch.Tensor]:
 
 
 class Batches(Dataset[Batch]):
-    """Forty batches. A loader process creates them."""
+    """Forty batches, as created in a loader process."""
 
     def __len__(self) -> int:
         return 40

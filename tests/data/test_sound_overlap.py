@@ -1,4 +1,4 @@
-"""Copies of a recording are found by their sound. Another recording of the same words and speaker is not a copy."""
+"""Copies of a recording are found by sound. Other recordings of the same words by the same voice are not found."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_reverberation_keeps_length_loudness_and_position(folder: Path, tmp_path
     click = torch.zeros(RATE)
     click[5000] = 0.7
     response = np.zeros(RATE // 2)
-    response[800], response[2400] = 0.5, 0.2  # the direct sound at 50 ms, and an echo at 150 ms
+    response[800], response[2400] = 0.5, 0.2  # the direct sound after 50 ms, and an echo 100 ms later
     (tmp_path / "rooms").mkdir()
     soundfile.write(tmp_path / "rooms" / "hall.wav", response, RATE)
     wet = augment_waveform(roomy(tmp_path / "rooms"), click, seed=0)

@@ -63,7 +63,7 @@ def test_a_text_with_a_token_without_an_embedding_is_dropped(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["unk_token", "unk_token bos_token", "unk_token pad_token"])
 def test_the_end_token_can_also_be_the_unknown_token(name: str, tmp_path: Path) -> None:
-    """GPT-2 and Pythia have only one special token. It is the end token, the unknown token and all others."""
+    """GPT-2 and Pythia have one special token. It is the end token and the unknown token."""
     tokenizer = chat_tokenizer("pythia", tmp_path)
     tokenizer.add_special_tokens(dict.fromkeys(name.split(), "<|endoftext|>"))
     encoder = target_encoder(tokenizer)

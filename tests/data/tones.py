@@ -1,4 +1,4 @@
-"""Sine waves for the tests of augmentation."""
+"""Sine waves to augment."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ SPARE = 7
 
 
 def checkpoint(family: str, folder: Path, **fields: Any) -> DecoderConfig:
-    """Write a checkpoint with random weights and a tokenizer. Return the config of its decoder.
+    """Write a random checkpoint with a tokenizer and unusual generation settings. Return the config of its decoder.
 
-    Its embedding table has :data:`SPARE` unused rows. Its generation settings differ from the project's defaults.
+    The embedding table has :data:`SPARE` unused rows.
     """
     name, class_name, own = FAMILIES[family]
     tokenizer = chat_tokenizer(family, folder)

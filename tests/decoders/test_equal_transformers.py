@@ -26,11 +26,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8,
 }
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "smollm3 tied": (
-        "smollm3",
-        "SmolLM3ForCausalLM",
-        LLAMA | {"num_hidden_layers": 4},
-    ),  # layer 4 has no positions
+    "smollm3 tied": ("smollm3", "SmolLM3ForCausalLM", LLAMA | {"num_hidden_layers": 4}),  # layer 4 has no positions
     "smollm3 untied": ("smollm3", "SmolLM3ForCausalLM", LLAMA | {"tie_word_embeddings": False}),
     "smollm2": ("smollm2", "LlamaForCausalLM", LLAMA | {"tie_word_embeddings": True}),
     "llama": ("llama", "LlamaForCausalLM", LLAMA | {"head_dim": 16, "rope_parameters": LLAMA3_ROPE}),

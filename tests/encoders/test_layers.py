@@ -1,5 +1,4 @@
-"""Selection of an encoder's layer, for checkpoints of all families. Also, encoders with a fault, which the contract
-checks must reject."""
+"""Selection of an encoder's layer, for all families of checkpoints. The contract checks reject faulty encoders."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NAMES = ("granite-speech", "qwen3-asr")
 
 
 def granite_features(clip: Clip) -> Tensor:
-    """Return features ``[F, mels]``, computed by transformers."""
+    """Return features ``[F, mels]``."""
     features: Tensor = GraniteSpeechFeatureExtractor(n_mels=40)(clip)["input_features"]
     return features[0].reshape(-1, 40)
 
@@ -166,8 +166,7 @@ def test_other_tensors_are_not_read(
 
 
 def test_checkpoints_in_qwens_own_format(tmp_path: Path) -> None:
-    """Qwen publishes checkpoints in its own format. The checkpoints for transformers have other keys and another
-    config."""
+    """Qwen's own checkpoints have other keys and another config than the checkpoints for transformers."""
     whole = original("qwen3-asr")
     whole.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())

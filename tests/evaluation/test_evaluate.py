@@ -108,7 +108,7 @@ def test_targets_of_all_kinds_are_compared(
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
     assert "normalizer: whisper_english" in table
-    # The last line of the output is the `rescore` command that writes the page. It gives the same verdicts.
+    # The last line of stderr contains the `rescore` command that writes the page. It gives the same verdicts.
     command = shlex.split(err.splitlines()[-1].partition(": ")[2])
     assert command[:2] == ["tiny-audio", "rescore"]
     capsys.readouterr()
@@ -205,7 +205,7 @@ def test_an_interrupted_evaluation_continues(call: Output, server: Vendors, trai
     (path,) = tmp_path.rglob("hypotheses.jsonl")
     assert len(path.read_text().splitlines()) == 3
     with path.open("a") as file:
-        file.write('{"id": "manifest/clip')  # an incomplete line, like that of a killed process
+        file.write('{"id": "manifest/clip')  # an incomplete line, as a killed process leaves it
     server.asked.clear()
     code, _, err = call(*arguments)
     assert code == 0

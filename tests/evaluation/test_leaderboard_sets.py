@@ -19,11 +19,7 @@ from tiny_audio.runtime.spec import folder_name
 
 
 def data_sets(folder: Path, parents: dict[str, str]) -> tuple[str, str]:
-    """Write a data set of chunks and a data set of whole recordings. ``parents`` has the text of each recording.
-
-    Returns:
-        The two folders.
-    """
+    """Write a data set of chunks, and one of whole recordings with the texts ``parents``. Return their folders."""
     rows = [
         {"file_name": f"{name}_{index}.wav", "parent_id": name, "chunk_index": index}
         for name in "ab"

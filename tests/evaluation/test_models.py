@@ -44,7 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """Yield a local hub. The hub's cache on this machine is empty."""
+    """Start a hub, with an empty cache."""
     from huggingface_hub import constants
 
     with running_hub() as server:

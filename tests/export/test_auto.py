@@ -109,8 +109,8 @@ def test_settings_of_a_call_override_the_models_settings(exported: Path) -> None
 @pytest.mark.parametrize("dtype", fast_ones([torch.float16, torch.bfloat16], torch.bfloat16))
 @pytest.mark.parametrize(
     ("encoder", "decoder", "hidden_size"),
-    # HuBERT's positional convolution is grouped. With 8 channels per group, as in its tiny config, oneDNN's bf16 kernel
-    # for AMX is wrong (relative error 0.4). With 16 or more channels, as here and in real checkpoints, it is correct.
+    # HuBERT's positional convolution is grouped. With the 8 channels per group of its tiny config, oneDNN's bf16 kernel
+    # for AMX is wrong (relative error 0.4). With 16 channels or more, as here and in real checkpoints, it is correct.
     [("hubert", "gemma3", 64), ("whisper", "smollm3", None), ("parakeet", "qwen3", None)],
 )
 def test_half_precision(

@@ -1,4 +1,4 @@
-"""The model card of an export. huggingface_hub can read it."""
+"""The model card of an export, as huggingface_hub reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which existing folders an export may replace."""
+"""Folders that an export may replace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is loaded from its export equals the exported model."""
+"""A loaded export equals the exported model."""
 
 from __future__ import annotations
 

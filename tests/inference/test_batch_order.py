@@ -1,4 +1,4 @@
-"""With every encoder and every way to transcribe, a clip's text does not depend on its batch or the order of clips."""
+"""Texts do not depend on the batch or on the order of clips, for every encoder and every way to transcribe."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = (0.3, 9.0, 1.7)
 MORE_SECONDS = (0.3, 29.0, 1.7)
 MAX_BF16_DIFFERENCE = 0.03
-"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. With tiny models, the
-difference was 0.002 to 0.015. The precision of bf16 is 0.008. Differences of this size can change a text only if two
-tokens have nearly equal scores."""
+"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. Tiny models had
+differences of 0.002 to 0.015. The precision of bf16 is 0.008. Such a difference can change a text only if two tokens
+have nearly equal scores."""
 
 
 def clips(durations_s: Sequence[float]) -> list[Tensor]:
@@ -41,7 +41,7 @@ def clips(durations_s: Sequence[float]) -> list[Tensor]:
 
 
 def by_generate(model: TinyAudioModel, tokenizer: Any, waveforms: Sequence[Tensor]) -> list[str]:
-    """Transcribe like a user of an exported model: with its processor and ``generate``."""
+    """Transcribe with ``generate``, like a user of an exported model."""
     arrays: list[np.ndarray[Any, Any]] = [waveform.numpy() for waveform in waveforms]
     rows = model.generate(**TinyAudioProcessor(tokenizer)(arrays)).tolist()
     end = model.config.end_token_id

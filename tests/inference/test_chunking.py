@@ -47,7 +47,7 @@ def test_chunks_contain_the_sounds_with_margins(floor: float, gain: float) -> No
     begins = [1.0, 3.6, 5.9, 11.7]
     assert len(found) == len(bursts)
     for (start, end), begin, (_, duration) in zip(found, begins, bursts, strict=True):
-        # A level is a mean over 50 ms. It rises before the sound starts, and falls after the sound has ended.
+        # Levels are means over 50 ms, so they rise before the sound starts and fall after it ends.
         assert begin - MARGIN_S - 0.04 <= start <= begin - MARGIN_S + 0.01
         assert begin + duration + MARGIN_S - 0.01 <= end <= begin + duration + MARGIN_S + 0.04
 

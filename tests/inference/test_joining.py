@@ -53,7 +53,7 @@ def text_of(first: Segment, second: Segment) -> str:
         ("one@2.9 one@3.2 one@3.5 two@3.8", "one@3.21 one@3.5 two@3.8 two@4.1", "one one one two two"),
         # Two equal words at different times are two spoken words.
         ("no@3.0 yes@3.6", "yes@3.6 no@4.0", "no yes no"),
-        # Without a common word, the texts are joined in the middle of the overlap.
+        # If there is no common word, the texts are joined in the middle of the overlap.
         ("a@2.0 b@3.0 x@3.6", "y@3.1 c@3.6 d@4.1", "a b c d"),
         ("Lights,@3.3", "lights@3.3 on.@3.8", "Lights, on."),
         ("", "on@3.4", "on"),

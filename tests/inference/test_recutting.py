@@ -31,10 +31,7 @@ BAD, GOOD = 300.0, 1.0
 
 
 def speech() -> Tensor:
-    """Return noise that stands for sentences without pauses in between.
-
-    Each sentence has its own loudness. It is softer at three points within it and at its end.
-    """
+    """Return noise like sentences without pauses. Each has its own loudness, and is softer at four points."""
     parts = []
     for index, seconds in enumerate(SENTENCES_S):
         part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)

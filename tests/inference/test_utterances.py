@@ -1,4 +1,4 @@
-"""A running audio stream is cut into utterances."""
+"""Cuts of a running stream into utterances."""
 
 from __future__ import annotations
 

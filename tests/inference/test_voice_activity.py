@@ -1,4 +1,4 @@
-"""For blocks of any size, the speech probabilities equal those of silero-vad. torch's global state does not change."""
+"""Probabilities of speech equal those of silero-vad for blocks of any size. torch's global state does not change."""
 
 from __future__ import annotations
 

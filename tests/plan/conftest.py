@@ -30,7 +30,7 @@ _DONE: dict[Any, DryRunResult] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def dry_runs_of_plans() -> Iterator[None]:
-    """Cache the results of dry runs, because many tests plan the same model and batch."""
+    """Cache dry runs, because many tests plan the same model and batch."""
     plain = _step.dry_run
 
     def dry_run(recipe: Recipe, shape: Shape, device: Device, **options: Any) -> DryRunResult:

@@ -12,7 +12,7 @@ from tiny_audio.plan._order import SPREAD, planned_batches
 
 
 def test_padding_equals_that_of_the_planned_order(document: Document) -> None:
-    """Compare the plan's padding and audio with sums over real batches. The clips have random durations."""
+    """Compare planned padding and audio with sums over batches of clips with random durations."""
     document = changed(document, batching={"max_clips": 8, "pool_batches": 1}, data__max_duration_s=10.0)
     recipe = parse(document)
     durations = np.random.default_rng(1).lognormal(np.log(3.0), SPREAD, 5000).clip(0.3, 10.0)

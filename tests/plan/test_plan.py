@@ -326,7 +326,7 @@ def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     assert worst_shapes(faster) == [Shape(4, 10.0), Shape(100, 0.4)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
-    # The budget of a batch is 40 s. A batch has less audio, because of its padding and the unused part of the budget.
+    # A batch has at most as many seconds as its budget. Padding and the unused remainder of the budget are subtracted.
     assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
 
 

@@ -1,4 +1,4 @@
-"""The identity of local checkpoints, and the cache of hashes of their large files."""
+"""The identity of local checkpoints, and the cache of hashes of large files."""
 
 from __future__ import annotations
 

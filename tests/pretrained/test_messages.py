@@ -99,5 +99,5 @@ def test_messages(tmp_path: Path) -> None:
     fields = (raised(title, registry.parse, values) for title, registry, values in FIELDS)
     paragraphs = [*checkpoints(tmp_path), *fields, *building()]
     text = "\n".join(paragraphs).replace(str(tmp_path), "FOLDER")
-    # The list of allowed names depends on the version of transformers, so most of it is replaced.
+    # The list of names in transformers depends on its version.
     check_golden(GOLDEN, re.sub(r"Allowed: (\w+, \w+), .*", r"Allowed: \1, …", text))

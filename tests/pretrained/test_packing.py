@@ -233,7 +233,7 @@ def test_losses_gradients_and_hypotheses_equal_those_of_padded_rows(
     assert len(padded) > 10
     largest = max(float(tensor.abs().max()) for tensor in padded.values())
     for name, wanted in padded.items():
-        # Gemma's norms compute in fp32, even with fp64 weights.
+        # Gemma's norms compute in fp32 even if the weights are in fp64.
         allowed = 1e-6 if decoder == "gemma3" and "norm" in name else EXACT
         assert (packed[name] - wanted).abs().max() <= allowed * max(float(wanted.abs().max()), 1e-3 * largest), name
     assert padded_texts == packed_texts

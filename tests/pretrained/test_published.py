@@ -89,7 +89,7 @@ def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context
 
 
 def first_of_each_family(millions: dict[str, tuple[str, float]]) -> list[Any]:
-    """Return each checkpoint with its name and parameters. The fast run has the first checkpoint of each family."""
+    """Return each checkpoint with its values. Only the first checkpoint of each family is in the fast run."""
     first = {name: checkpoint for checkpoint, (name, _) in reversed(millions.items())}
     return [
         pytest.param(checkpoint, *value, marks=[] if first[value[0]] == checkpoint else [pytest.mark.slow])
@@ -120,7 +120,7 @@ def test_the_number_of_positions_of_a_decoder_is_known(checkpoint: str) -> None:
 
 
 def test_all_fields_are_known_to_transformers() -> None:
-    """Old names of rotary settings are allowed, too, because transformers still reads them."""
+    """Old names of rotary settings are also allowed, because transformers still reads them."""
     from transformers import CONFIG_MAPPING
 
     older = {"model_type", "rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"}

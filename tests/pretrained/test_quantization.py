@@ -107,7 +107,7 @@ def test_outputs_equal_those_of_bitsandbytes(bnb: Any) -> None:
     theirs.weight = bnb.nn.Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
     theirs.bias = plain.bias
     theirs = theirs.to("cpu")
-    inputs = torch.randn(3, 128).requires_grad_()  # without gradients, bitsandbytes uses a half-precision kernel
+    inputs = torch.randn(3, 128).requires_grad_()  # without a gradient, bitsandbytes uses a kernel in half precision
     torch.testing.assert_close(QuantizedLinear(plain, "nf4")(inputs), theirs(inputs), rtol=1e-6, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def make(server: Vendors) -> Iterator[Any]:
-    """Yield a function that builds a provider. It uses the local server, and waits only briefly between requests."""
+    """Return a function that builds a provider that uses the server, with short pauses."""
     made: list[Provider] = []
 
     def build(name: str, **fields: Any) -> Provider:

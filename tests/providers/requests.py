@@ -1,4 +1,4 @@
-"""The clip that the tests send, the environment variables with the providers' keys, and the names of providers."""
+"""The clip that is sent to providers, the environment variables of their keys, and the providers over HTTP."""
 
 from __future__ import annotations
 

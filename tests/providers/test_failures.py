@@ -26,8 +26,8 @@ from tiny_audio.runtime.retries import asked_wait_s
 def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDecorator:
     """Parametrize a test with every provider and every case.
 
-    The fast run has the first case for every provider, and all cases for Deepgram. Deepgram is the fastest, because it
-    needs only one request per clip.
+    The fast run has the first case for every provider, and all cases for Deepgram, which needs only one request per
+    clip.
     """
     rows = []
     for index, (case, label) in enumerate(zip(cases, ids, strict=True)):

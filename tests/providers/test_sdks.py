@@ -34,7 +34,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 
 def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked]]:
-    """Transcribe with our provider. Return its result and its requests."""
+    """Return the result of our provider, and its requests."""
     provider = PROVIDERS.build(PROVIDERS.parse(config))
     before = len(server.asked)
     transcript = provider.transcribe(AUDIO)

@@ -1,4 +1,4 @@
-"""Lists of all config classes of the recipe schema, and of their fields."""
+"""All configs of the recipe schema, and their fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REGISTRIES = (ENCODERS, PROJECTORS, DECODERS, SOURCES)
 
 
 def configs() -> list[type[BaseModel]]:
-    """Return the config classes of all sections and parts."""
+    """Return the configs of all sections and parts."""
     found: dict[type[BaseModel], None] = {}
 
     def visit(annotation: Any) -> None:

@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
-    """Return a copy in which the field at a dotted path has this value. The value ``...`` removes the field."""
+    """Return a copy in which the field at a dotted path is set. ``...`` removes the field."""
     document = copy.deepcopy(document)
     *parents, last = path.split(".")
     section = document
@@ -43,7 +43,7 @@ def location(line: str) -> str:
 
 
 def assert_error(lines: list[str], location: str, *values: str) -> None:
-    """Check that one of the lines is an error at this location, and contains all of these values."""
+    """Check that one of the lines is an error at this location with these values."""
     found = [line.strip().removeprefix(f"{location}: ") for line in lines if line.strip().startswith(f"{location}: ")]
     assert found, "\n".join(lines)
     assert any(all(value in message for value in values) for message in found), "\n".join(found)

@@ -91,7 +91,7 @@ def insert(draw: Callable[..., Any], document: Any) -> None:
 
 
 def transplant(draw: Callable[..., Any], document: Any) -> None:
-    """Replace one value of the recipe by a copy of another value of the recipe."""
+    """Replace one value by another value of the recipe."""
     (source, key), (container, place) = (draw(st.sampled_from(list(places(document)))) for _ in range(2))
     container[place] = copy.deepcopy(source[key])
 

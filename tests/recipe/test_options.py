@@ -1,4 +1,4 @@
-"""Every option of a recipe is documented, and the code uses it."""
+"""Every option of a recipe is documented, and used by the code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from tiny_audio.data.augmentation.section import FeatureAugmentation, WaveformAu
 from tiny_audio.recipe import EvaluationConfig, ExecutionConfig, TrainingConfig
 
 SPEAK_FOR_THEMSELVES = {"dropout", "hidden_dim", "kind", "pretrained", "rank"}
-"""Fields without a description. Their names need no explanation, or a part redeclares them only to change the default.
-"""
+"""Fields that need no description: their names are clear, or a part redeclares them only to change the default."""
 
 
 def test_every_field_is_documented() -> None:
@@ -68,8 +67,7 @@ def reads() -> AttributeReads:
 
 
 def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
-    """Whether some code reads this field of this config. Reading a field of the same name in another class is not
-    enough."""
+    """Whether some code reads this field of this config. Fields with the same name in other classes do not count."""
     classes = {base for known in configs() for base in known.__mro__ if issubclass(base, BaseModel)} | {config}
     family = {
         other.__name__
@@ -85,7 +83,7 @@ def is_read(reads: AttributeReads, config: type[BaseModel], name: str) -> bool:
 
 
 def test_there_are_no_dead_options(reads: AttributeReads) -> None:
-    """Every field is read outside its config class, or by a public method of the class."""
+    """Every field is read outside its class, or by a public method of its class."""
     assert [f"{config.__name__}.{name}" for config, name in FIELDS if not is_read(reads, config, name)] == []
 
 

@@ -1,4 +1,4 @@
-"""Valid recipes, and the fields that change the identity of a run."""
+"""Valid recipes, and the fields that are part of their identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shipped recipes are valid, describe their claim, and are scored on data that is not used for training."""
+"""Shipped recipes: they are valid, describe their claim, and are scored on data that is not used for training."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ REPEATED = {"an4_synthetic", "bench_encoder", "laptop"}
 """Recipes whose parts and settings are also in an4, quickstart, tiny_audio or your_speech. Their runs are marked as
 slow."""
 SAME_TRAINING = {"bench_projectors", "tiny_audio_13m", "tiny_audio_buckets"}
-"""Recipes that, with tiny parts, run the same code as other recipes. Their runs are marked as slow.
-
-The runs of the recipes in ``projectors/`` are slow, too. These recipes differ only in their projector, and
-tests/test_combinations.py tests each projector.
-"""
+"""Recipes that, with tiny parts, run the same code as other recipes. Their runs are marked as slow. So are the runs of
+the recipes in ``projectors/``, because tests/test_combinations.py tests each projector."""
 
 
 def test_recipes_are_found() -> None:

@@ -1,4 +1,4 @@
-"""Work is split evenly between processes, and the split is deterministic."""
+"""Work is split evenly between processes, always in the same way."""
 
 from __future__ import annotations
 

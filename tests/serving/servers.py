@@ -32,15 +32,15 @@ from tiny_audio.serving.server import Server, listen
 
 PATIENCE_S = 30.0
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""An SSL context without certificates, for clients. The server does not use TLS. By default, each client would load all
-certificates of the system, which takes 50 ms."""
+"""An SSL context without certificates for clients. The server does not use TLS, and loading all certificates, which is
+the default, takes 50 ms for each client."""
 LONG = 9
 """Number of :func:`bursts` in a recording of 18 s. It is split, because the tiny model's chunks have at most 15 s."""
 
 
 @dataclass
 class Served:
-    """A server that is running, and the objects that it consists of."""
+    """A running server."""
 
     port: int
     engine: Engine
@@ -66,7 +66,7 @@ def model(*, ctc: bool = True) -> tuple[TinyAudioModel, Any]:
 
 @cache
 def transcriber(*, ctc: bool = True) -> Transcriber:
-    """Return a tiny recognizer. It has no filters, because they would suppress the text of a random model."""
+    """Return a tiny recognizer without filters, because they would suppress the text of a random model."""
     return Transcriber(*model(ctc=ctc), filter_hallucinations=False)
 
 

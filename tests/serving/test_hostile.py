@@ -70,7 +70,7 @@ def damaged(seed: int) -> bytes:
 
 
 def uploads() -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the bytes of each hostile request."""
+    """Yield names and requests."""
     for index, filename in enumerate(PATHS):
         yield f"path {index}", request(form(part("file", b"no audio" * 50, filename)))
         yield f"path as text {index}", request(form(part("file", filename.encode())))

@@ -53,10 +53,7 @@ def _active(server: Served) -> int:
 
 @contextmanager
 def connected(server: Served, *parts: bytes, length: int | None = None) -> Iterator[socket.socket]:
-    """Send the head of a request and these parts of its body. Yield the connection.
-
-    ``length`` is the size that the head states. By default, it is the size of the parts.
-    """
+    """Send the head of a request and these parts of its body. The head states ``length``. Yield the connection."""
     size = sum(map(len, parts)) if length is None else length
     head = (
         "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
@@ -122,7 +119,7 @@ def test_too_many_requests_get_429_with_a_retry_time(limited: Served) -> None:
         assert caught.value.code == "rate_limit_exceeded"
     with connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
         assert [answer(connection)[0] for connection in (one, two)] == [200, 200]
-    # OpenAI's client waits for the retry time, and sends the request again.
+    # The client waits, and sends the request again.
     with limited.client(max_retries=2) as client:
         assert client.audio.transcriptions.create(file=("a.wav", CLIP), model="tiny").text
 
@@ -259,7 +256,7 @@ def test_the_log_has_no_transcripts_unless_asked(caplog: pytest.LogCaptureFixtur
         with serving(log_transcripts=log_transcripts) as server:
             assert ask(server, prompt="a secret prompt").text == text
             assert "".join(event.delta for event in ask(server, stream=True) if event.type.endswith("delta")) == text
-            # The server logs a request only after it has sent the response.
+            # The server logs a request after its response was sent.
             wait_until(lambda: caplog.text.count("/v1/audio/transcriptions 200") == 2)
         assert caplog.text.count(text) == (2 if log_transcripts else 0)
         assert "secret" not in caplog.text
@@ -277,7 +274,7 @@ def test_a_failure_of_the_server_is_counted(caplog: pytest.LogCaptureFixture) ->
         with pytest.raises(openai.InternalServerError) as caught:
             ask(server, extra_headers={"Origin": origin})
         counted = 'tiny_audio_requests_total{path="/v1/audio/transcriptions",status="500"} 1.0'
-        # The server counts and logs a request only after it has sent the response.
+        # The server counts and logs a request after its response was sent.
         wait_until(lambda: counted in server.app.state.service.metrics.text().decode())
         wait_until(lambda: "/v1/audio/transcriptions 500" in caplog.text)
     assert caught.value.status_code == 500

@@ -1,4 +1,4 @@
-"""The web page in Chromium, with a real server. The browser's simulated microphone plays a file."""
+"""The web page in Chromium, with a real server. The browser's microphone plays a file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def tab(window: Any, problems: list[str]) -> Iterator[Any]:
 
 @pytest.fixture
 def new_tab(window: Any) -> Iterator[Any]:
-    """Open another tab. It is for tests that replace functions of the browser."""
+    """Open another tab, for tests that change the browser's functions."""
     tab = window.new_page()
     yield tab
     tab.close()
@@ -95,7 +95,7 @@ def new_tab(window: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def page(tab: Any, server: Served) -> Any:
-    """Load the page in the shared tab."""
+    """Load the page."""
     return opened(tab, server)
 
 
@@ -112,7 +112,7 @@ def _is_problem(message: Any) -> bool:
 
 
 def transcribe(page: Any, data: bytes) -> str:
-    """Choose a file on the page, and return the text that the page shows."""
+    """Choose a file, and return the text on the page."""
     page.set_input_files("#file", {"name": "my clip.wav", "mimeType": "audio/wav", "buffer": data})
     return shown(page)
 
@@ -232,7 +232,7 @@ def begin(page: Any) -> None:
 
 
 def end(page: Any) -> tuple[np.ndarray[Any, Any], str]:
-    """Press Stop. Return the recorded samples and the text that the page shows."""
+    """Press Stop, and return the samples and the text on the page."""
     page.click("#record")
     text = shown(page)
     with page.expect_download() as caught:
@@ -335,7 +335,7 @@ def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Serv
 
 @pytest.mark.slow
 def test_the_page_resamples_the_microphone_if_the_browser_does_not(new_tab: Any, server: Served, speech: Any) -> None:
-    """Firefox rejects a microphone whose sampling rate differs from the sampling rate of the audio context."""
+    """Firefox rejects a microphone whose rate differs from that of the audio context."""
     new_tab.add_init_script(
         "const create = AudioContext.prototype.createMediaStreamSource;"
         "AudioContext.prototype.createMediaStreamSource = function (stream) {"

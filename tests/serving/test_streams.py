@@ -1,4 +1,4 @@
-"""Uploads and server-sent events, tested without a server: memory, temporary files and slow clients."""
+"""Uploads and event streams, tested without a server: memory, temporary files and slow clients."""
 
 from __future__ import annotations
 

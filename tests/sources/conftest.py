@@ -1,4 +1,4 @@
-"""Fixtures for tests of sources: a local hub with a corpus, and Parquet shards in folders."""
+"""A local hub for tests of sources."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from tests.support.parquet_shards import (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """Return the files of the corpus, by path. It has three training shards, one dev shard, and files without clips.
-
-    A training shard has 20 clips, in row groups of 5.
-    """
+    """Return the files of the corpus, by path. Its three training shards have 20 clips each, in row groups of 5."""
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(20 * n, 20, row_group=5) for n in range(3)}
     dev = {"dev/dev-00000-of-00001.parquet": loquacious_shard(CLIPS, 4)}
     return shards | dev | {"README.md": b"---\n---\n", "small.csv": b"ID,text\n", "large/README.md": b""}
@@ -36,7 +33,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return a local hub that serves a copy of LoquaciousSet. It has no faults, but tests may add some."""
+    """Return a hub that serves LoquaciousSet and has no faults."""
     server.repos = {NAME: Repo(dict(files), CARD)}
     server.forget_requests()
     server.fault = lambda number, path: None

@@ -24,7 +24,7 @@ def build(path: Path | str, cache: Path, **fields: Any) -> Source:
 
 
 def simple(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a row with the default columns and a clip of 0.5 s."""
+    """Return a row with the default columns."""
     return {"audio": encoded_clip(number, 0.5), "text": "yes", "duration": 0.5} | changes
 
 
@@ -41,7 +41,7 @@ def without_durations(shards: Path, folder: Path) -> Path:
 
 
 def damage_column(path: Path, leaf: str) -> None:
-    """Overwrite the stored data of the column ``leaf`` with zeros."""
+    """Overwrite the stored data of a column with zeros."""
     content = bytearray(path.read_bytes())
     metadata = pq.read_metadata(path)
     for group in range(metadata.num_row_groups):

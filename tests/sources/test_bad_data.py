@@ -1,4 +1,4 @@
-"""All good clips are used for training, even if other clips are bad or requests to the hub fail."""
+"""All good clips are used for training, even if other clips are bad or the hub fails."""
 
 from __future__ import annotations
 
@@ -33,10 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that collects the seeds of all clips used in training.
-
-    The seed of a clip is a hash of the run's seed, the epoch and the clip's id. It shows which clip was used.
-    """
+    """Return a list that collects the seed of each clip used in training, a hash of run seed, epoch and clip id."""
     seeds: list[int] = []
     get = PlannedBatches.__getitem__
 
@@ -71,7 +68,7 @@ KINDS = {
     "no_duration": "bad_duration",
     "special": "special_token",
 }
-"""Kinds of bad clips, each with its reason in dropped.jsonl."""
+"""Kinds of bad clips, each with the reason in dropped.jsonl."""
 SHARDS, CLIPS = 4, 70
 """Number of shards, and of clips per shard. 14 bad clips of 280 are 5 %."""
 

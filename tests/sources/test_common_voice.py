@@ -1,4 +1,4 @@
-"""Source ``common_voice``: the unpacked archive that Mozilla publishes."""
+"""Source ``common_voice``: the archive published by Mozilla."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write a folder like the unpacked archive. train.tsv has three clips, and dev.tsv has one. Two of the training
-    clips have durations."""
+    """Write the unpacked archive. train.tsv has three clips, of which two have durations. dev.tsv has one clip."""
     corpus = tmp_path / "cv-corpus" / "en"
     for number in range(4):
         write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)

@@ -24,9 +24,9 @@ def clips(size: int) -> pa.ChunkedArray:
 
 
 def held(folder: Path) -> int:
-    """Return the total bytes of all row groups in a folder, including incomplete ones.
+    """Return the bytes of all row groups in a folder, including incomplete ones.
 
-    The folder is locked, so that no file is created or renamed while the sizes are read.
+    The folder is locked, so that no file is created or renamed during the count.
     """
     with FileLock(folder / ".lock", poll_interval=0.001):
         return sum(path.stat().st_size for path in folder.iterdir() if ".arrow" in path.name)

@@ -1,4 +1,4 @@
-"""Source ``hub`` and sources of known corpora, read from a local hub: rows, audio and pinned commits."""
+"""Source ``hub`` and sources of known corpora: rows, audio and pinned commits, read from a local hub."""
 
 from __future__ import annotations
 

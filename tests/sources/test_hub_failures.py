@@ -1,4 +1,4 @@
-"""A hub that sometimes fails or rejects requests: retries, and messages that say what to do."""
+"""Hubs that fail sometimes or reject requests: retries, and messages that say what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wording of errors about data. Other tests check the kind, location and values of the errors.
+"""The wording of errors about data. Other tests check their kind, location and values.
 
 After a change of wording, regenerate the golden file and read the difference:
 

@@ -23,7 +23,7 @@ from tiny_audio.sources.mix import Mixed, MixedConfig, MixSource
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a manifest with 8 clips, and a Parquet file with 40 clips in row groups of 5. One of the 40 has no text."""
+    """Write a manifest with 8 clips, and a Parquet file with 40 clips in row groups of 5. One clip has no text."""
     folder = tmp_path_factory.mktemp("mix")
     write_clips(folder, 8)
     rows = [loquacious_row(number) for number in range(40)]

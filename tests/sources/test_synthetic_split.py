@@ -18,7 +18,7 @@ from tiny_audio.sources.synthetic import SyntheticConfig
 
 
 def texts(config: SyntheticConfig) -> list[str]:
-    """Return the transcripts that a source would synthesize."""
+    """Return the transcripts of a source, without synthesizing audio."""
     job = worker.Job(
         folder="",
         num_utterances=config.num_utterances,
