@@ -121,7 +121,7 @@ def test_a_config_must_give_its_name_once(config: type[Config]) -> None:
     def build(config: Any) -> Part: ...
 
     build.__annotations__["config"] = config
-    with pytest.raises(RegistryError, match=rf'{config.__name__} must give its name once, as `name: Literal\["..."\]'):
+    with pytest.raises(RegistryError, match=rf'{config.__name__} must have the field `name: Literal\["..."\]'):
         Registry("projector", Config).register(build)
 
 

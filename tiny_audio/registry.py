@@ -227,7 +227,7 @@ class Registry(Generic[ConfigT, PartT]):
         names = get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
         if field is None or len(names) != 1 or field.default != names[0]:
             raise RegistryError(
-                f"{config.__module__}.{config.__qualname__} must give its name once, as "
+                f"{config.__module__}.{config.__qualname__} must have the field "
                 f'`name: Literal["..."] = "..."` with the same string in both places'
             )
         return str(names[0])

@@ -168,7 +168,7 @@ def test_an_interruption_keeps_finished_transcripts(
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)
     assert second[1] == ""
-    assert second[2] in ("", "failed: another process ended before its work was done; its own message says why\n")
+    assert second[2] in ("", "failed: another process ended too early; see the error message of that process\n")
 
 
 ERRORS = (

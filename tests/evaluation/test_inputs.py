@@ -152,7 +152,7 @@ def test_unusable_data_is_rejected(trained: Path, tmp_path: Path) -> None:
             "deepgram:model=nova-3",
             "there is no folder of that name; for the provider write provider:deepgram:model=nova-3",
         ),
-        ("runs/not/there", "runs/not/there: is neither a folder nor a model on the hub (owner/model)"),
+        ("runs/not/there", "runs/not/there is neither a folder nor a model on the hub (owner/model)"),
         ("file", "file is a file; give the folder of a run or of a model"),
         ("empty", "empty: there is no config.json"),
         ("unfinished", "unfinished: this run has no model yet"),

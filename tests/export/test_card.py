@@ -110,7 +110,7 @@ def test_the_page_has_licenses_and_a_citation_but_no_local_folder(card: ModelCar
     text = card.text
     assert "| HuggingFaceTB/SmolLM3-3B | apache-2.0 |" in text
     assert "| facebook/hubert-xlarge-ls960-ft | see facebook/hubert-xlarge-ls960-ft |" in text
-    assert "No license of the model itself" in text
+    assert "This card does not state a license for the model itself" in text
     assert "@misc{tiny_audio_abc123," in text
     assert "  year = {2026}," in text
     assert "base models too: facebook/hubert-xlarge-ls960-ft, HuggingFaceTB/SmolLM3-3B." in text

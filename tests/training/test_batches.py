@@ -115,7 +115,7 @@ def test_target_text_is_normalized_and_empty_texts_are_dropped(tmp_path: Path) -
     assert (drop.id, drop.reason, drop.detail) == (
         "clips/clip001.flac:3",
         "text_missing",
-        "data.target_text leaves nothing of its transcript",
+        "data.target_text makes its transcript empty",
     )
 
 

@@ -135,7 +135,7 @@ def test_the_final_weights_are_the_best_and_training_stops_early(whole: Whole) -
     notes = [note for note in whole.notes if "held_out" in note]
     assert notes[1] == "step 4: held_out WER 25.00% (the best WER so far)"
     assert notes[3].endswith(
-        "(the best WER is 25.00% at step 4; stopped early after 2 evaluations without a better one)"
+        "(the best WER is 25.00% at step 4; stopped early after 2 evaluations without a better value)"
     )
 
 

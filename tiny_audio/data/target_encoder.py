@@ -83,7 +83,7 @@ class TargetEncoder:
                 that the tokenizer, the decoder or the CTC head lacks, or is empty although ``keep_empty`` is false.
         """
         if not text and not self.keep_empty:
-            raise TargetError("text_missing", "data.target_text leaves nothing of its transcript")
+            raise TargetError("text_missing", "data.target_text makes its transcript empty")
         problem = too_many_characters(text, num_samples / SAMPLE_RATE)
         if problem is not None:
             raise TargetError("text_too_long", problem)

@@ -65,7 +65,7 @@ def resolve_target(text: str) -> Target:
         raise UserError(f"{text}: there is no folder of that name; for the provider write provider:{text}")
     if not _HUB_ID.fullmatch(name):
         raise UserError(
-            f"{name}: is neither a folder nor a model on the hub (owner/model); give the folder of a run or of a model"
+            f"{name} is neither a folder nor a model on the hub (owner/model); give the folder of a run or of a model"
         )
     return _on_hub(text, name, fields)
 
@@ -124,5 +124,5 @@ def _of_kind(text: str, label: str, place: Path, kind: str, fields: dict[str, An
 def _model_type(path: Path) -> str:
     kind = read_config(path).get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"{path}: has no model_type; give the folder of a run or of a transformers model")
+        raise UserError(f"{path} has no model_type; give the folder of a run or of a transformers model")
     return kind

@@ -210,11 +210,11 @@ def _data(report: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield ""
-    bounds = f"clips of {data['min_duration_s']:g} to {data['max_duration_s']:g} s"
+    bounds = f"Training clips last {data['min_duration_s']:g} to {data['max_duration_s']:g} s."
     yield (
-        f"Trained for {training['steps']:,} steps on {three_digits(training['audio_hours'])} hours of audio, "
-        f"repetitions included; {bounds}; transcripts with `data.target_text: {data['target_text']}`. Clips that were "
-        f"left out of training or evaluation: {sum(report['dropped'].values()):,}."
+        f"Trained for {training['steps']:,} steps on {three_digits(training['audio_hours'])} hours of audio, including "
+        f"repetitions. {bounds} Transcripts were prepared with `data.target_text: {data['target_text']}`. Clips that "
+        f"were left out of training or evaluation: {sum(report['dropped'].values()):,}."
     )
 
 
@@ -257,7 +257,10 @@ def _licenses(recipe: Mapping[str, Any], licenses: Mapping[str, str]) -> Iterato
     if rows:
         yield from _table(("base model", "license"), rows)
         yield ""
-    yield "No license of the model itself is stated here. The licenses of the base models and of the data apply."
+    yield (
+        "This card does not state a license for the model itself. The licenses of the base models and of the data "
+        "apply."
+    )
 
 
 def _citation(report: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,10 @@ from tiny_audio.registry import did_you_mean
 from tiny_audio.runtime.memory import machine_bytes
 
 GIB = 2**30
-PRICES = "rough, for one GPU rented by the hour without a commitment; prices fall, and differ twofold between providers"
+PRICES = (
+    "rough, for one GPU rented by the hour without a commitment; prices fall over time, and providers differ by a "
+    "factor of two"
+)
 """Description of the prices in the table."""
 
 CONTEXT_BYTES = int(0.6 * GIB)

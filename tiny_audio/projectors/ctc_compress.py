@@ -69,7 +69,7 @@ class CtcCompressProjector(Projector):
         N is the largest number of runs of equal labels in any of the clips. The labels are the argmax of the CTC
         logits, so no gradient reaches the CTC head.
         """
-        assert frames.ctc_logits is not None, "because of needs_ctc, recipes without a CTC head are rejected"
+        assert frames.ctc_logits is not None, "needs_ctc is True, so recipes without a CTC head are rejected"
         labels, kept = frames.ctc_logits.argmax(-1), frames.mask()
         if labels.is_meta:
             # Meta tensors have no content. Assume the maximum number of runs, with one frame each.

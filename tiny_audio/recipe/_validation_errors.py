@@ -103,7 +103,10 @@ def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
     for path, value in changes:
         section, _, field = path.rpartition(".")
         if field == "name" and error.startswith(f"{section}."):  # errors of the name itself start with `section: `
-            return f"; {path}={value} keeps the other fields: to replace the whole section write {section}={value}"
+            return (
+                f"; {path}={value} keeps the other fields of the section. To replace the whole section, write "
+                f"{section}={value}"
+            )
     return ""
 
 

@@ -149,7 +149,7 @@ class World:
                 time.sleep(next(pauses))
             arrival.wait()
         except RuntimeError as error:
-            raise RunFailed("another process ended before its work was done; its own message says why") from error
+            raise RunFailed("another process ended too early; see the error message of that process") from error
         meanwhile()
 
     def send_to_main(self, value: object) -> None:

@@ -197,7 +197,7 @@ def _scalar(node: yaml.Node) -> str | int | float | bool | None:
         # JSON writes a character beyond 16 bits as two escapes (a surrogate pair), which PyYAML does not join.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise _problem("half of a surrogate pair is not a character", node.start_mark) from None
+        raise _problem("one half of a surrogate pair is not a character", node.start_mark) from None
 
 
 def _problem(message: str, mark: Any) -> yaml.MarkedYAMLError:

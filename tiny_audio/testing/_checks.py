@@ -118,7 +118,7 @@ def expect_gradients(part: BaseModel, what: str, module: nn.Module, loss: Tensor
 def expect_adapters_only(part: BaseModel, module: nn.Module) -> None:
     """Check that only adapters are trainable."""
     trainable = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
-    expect(bool(trainable), part, "lora: nothing trains")
+    expect(bool(trainable), part, "lora: no parameter is trainable")
     others = [name for name in trainable if "lora_" not in name]
     expect(not others, part, f"lora: {', '.join(others[:3])} trains too, but only the adapters should")
 
@@ -146,11 +146,17 @@ def reload(part: BaseModel, module: nn.Module, rebuilt: nn.Module) -> None:
     own = rebuilt.state_dict()
     missing = sorted(own.keys() - saved.keys() - aliases.keys())
     unexpected = sorted(saved.keys() - own.keys())
-    expect(not missing, part, f"rebuilt from architecture(), it has keys that were not saved: {', '.join(missing)}")
-    expect(not unexpected, part, f"rebuilt from architecture(), it lacks the keys {', '.join(unexpected)}")
+    expect(
+        not missing, part, f"the part rebuilt from architecture() has keys that were not saved: {', '.join(missing)}"
+    )
+    expect(not unexpected, part, f"the part rebuilt from architecture() lacks the keys {', '.join(unexpected)}")
     for name, owner in aliases.items():
         tied = name in own and own[name].data_ptr() == own[owner].data_ptr()
         expect(tied, part, f"{name} and {owner} are one tensor, but two tensors when rebuilt")
     for name, tensor in saved.items():
-        expect(own[name].shape == tensor.shape, part, f"rebuilt from architecture(), {name} has a different shape")
+        expect(
+            own[name].shape == tensor.shape,
+            part,
+            f"{name} has a different shape in the part rebuilt from architecture()",
+        )
     rebuilt.load_state_dict(saved, strict=False)

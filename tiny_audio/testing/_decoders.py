@@ -270,7 +270,11 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 drafts = [FixedDraft(ids, wrong) for ids in wanted]
                 rows = decode_assisted(decoder, cache, embeddings, mask, drafts, max_new_tokens=24, end_id=end)
                 ids = [row.ids for row in rows]
-                expect(ids == wanted, config, f"with drafts that are {wrong:.0%} wrong it gives {ids}, not {wanted}")
+                expect(
+                    ids == wanted,
+                    config,
+                    f"with drafts that are {wrong:.0%} wrong, assisted decoding gives {ids}, not {wanted}",
+                )
                 passes = [row.num_passes for row in rows]
                 once = wrong > 0 or passes == [1] * len(wanted)
                 expect(once, config, f"a correct draft takes {passes} passes of the decoder, not 1")
@@ -311,7 +315,7 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
                 expect_adapters_only(config, decoder)
             elif what == "freeze: false":
                 trains = any(tensor.requires_grad for tensor in decoder.parameters())
-                expect(trains, config, "freeze: false, but nothing trains")
+                expect(trains, config, "freeze: false, but no parameter is trainable")
 
     def check_packing(self, config: DecoderConfig) -> None:
         """Check that rows do not attend to each other with ``attention: varlen``.

@@ -190,7 +190,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             elif what == "freeze: true":
                 expect(not frames.requires_grad, config, "freeze: true, but the frames require gradients")
             else:
-                expect(frames.requires_grad, config, "freeze: false, but nothing trains")
+                expect(frames.requires_grad, config, "freeze: false, but the frames require no gradients")
 
     def check_save_load(self, config: EncoderConfig) -> None:
         """Check that a rebuilt encoder has the same frame rate and frames."""
@@ -198,7 +198,7 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
         encoder = self.build(config)
         rebuilt = self.rebuild(config, encoder.architecture())
         same = encoder.frame_rate == rebuilt.frame_rate
-        expect(same, config, "rebuilt from architecture(), it has a different frame_rate")
+        expect(same, config, "the encoder rebuilt from architecture() has a different frame_rate")
 
     def check_layers(self, config: EncoderConfig) -> None:
         """Check that all layers above the chosen layer are removed if ``layer`` is a number.

@@ -174,7 +174,7 @@ def check_save_load(config: ProjectorConfig) -> None:
     reload(config, projector, rebuilt)
     with torch.no_grad():
         first, second = projector(frames_of([40, 100]))[0], rebuilt(frames_of([40, 100]))[0]
-    expect(torch.equal(first, second), config, "after saving and loading, it has different embeddings")
+    expect(torch.equal(first, second), config, "after saving and loading, the projector has different embeddings")
 
 
 def check_determinism(config: ProjectorConfig) -> None:

@@ -63,10 +63,10 @@ class TransformersPartChecks(ABC, Generic[ConfigT]):
             torch.manual_seed(1)
             rebuilt = self.rebuild(variant, json.loads(json.dumps(part.architecture()))).eval()
             reload(config, part, rebuilt)
-            expect(part.dim == rebuilt.dim, config, "rebuilt from architecture(), it has a different dim")
+            expect(part.dim == rebuilt.dim, config, "the part rebuilt from architecture() has a different dim")
             with torch.no_grad():
                 same = torch.equal(self.run(part), self.run(rebuilt))
-            expect(same, config, f"after saving and loading, it has different {self.output}")
+            expect(same, config, f"after saving and loading, the part has different {self.output}")
 
     def check_determinism(self, config: ConfigT) -> None:
         """Check that the outputs change in training mode with dropout, and in no other case."""

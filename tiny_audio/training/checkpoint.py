@@ -101,7 +101,7 @@ def save(
                 (aside / _SUMS).write_text(json.dumps(sums, indent=1))
         except (OSError, SafetensorError) as error:
             last = latest(folder)
-            kept = f"{last} is unchanged" if last else "there is no earlier one"
+            kept = f"{last} is unchanged" if last else "there is no earlier checkpoint"
             raise UserError(
                 f"the checkpoint of step {progress.step} cannot be written to {folder}: {error}; {kept}. Make room, or "
                 "allow writing there. Then the same command continues."

@@ -119,7 +119,7 @@ class Selection:
             return f"{text} (the best {metric.short} so far)"
         text += f" (the best {metric.short} is {metric.text(progress.best_value)} at step {progress.best_step}"
         if self.stops_early(progress):
-            text += f"; stopped early after {progress.evaluations_since_best} evaluations without a better one"
+            text += f"; stopped early after {progress.evaluations_since_best} evaluations without a better value"
         return f"{text})"
 
     def needed(self, progress: Progress) -> set[int]:
