@@ -1,17 +1,17 @@
-"""Bits from audio: how much less likely the reference becomes if the model gets the audio of another clip.
+"""Bits from audio: how much less probable the reference becomes if the model gets the audio of another clip.
 
 The decoder of a recognizer is a language model. If it does not use the audio, because it is not trained enough or the
-speech is unfamiliar, it writes fluent sentences that nobody spoke. In this case, its loss on the reference is about the
-same with any audio. To detect this, the loss with the clip's own audio is compared with the loss with the audio of
-another clip of similar duration:
+speech is unfamiliar, it writes fluent sentences that nobody spoke. The loss of such a decoder on the reference is about
+the same with any audio. To detect such decoders, the loss with the clip's own audio is compared with the loss with the
+audio of another clip of similar duration:
 
     ``bits from audio = (loss with another clip's audio - loss with the clip's own audio) / ln 2 / tokens``
 
 Losses are teacher-forced, in nats, and summed over all label tokens of the clips. ``tokens`` is the number of these
 tokens, including the end tokens. A model that ignores the audio, including its duration, gets 0. The value is not
-mutual information and can exceed the information in the text: with the audio of another clip, a good model expects
-other words, so it gives the reference a very low probability. Values of decoders with different tokenizers cannot be
-compared.
+mutual information. It can exceed the information in the text: if a good model gets the audio of another clip, it
+expects other words, and gives the reference a very low probability. Values of decoders with different tokenizers cannot
+be compared.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ hardly use the audio.
 
 The value separates two groups of models that ``benchmarks/use_of_audio.py`` measures. In the first group, the WER was
 low (9.7 and 13.5 %), and the lower end was 4.2 or more. In the second group, the WER was 99 % or more, or the projector
-was untrained, and the lower end was at most 0.49. It can be above 0 in the second group, because the number of audio
-embeddings reveals the duration of the clip."""
+was untrained, and the lower end was at most 0.49. A model of the second group can get more than 0 bits, because the
+number of audio embeddings reveals the duration of the clip."""
 
 BITS = ("bits_from_audio", "bits_from_audio_interval", "reference_loss", "reference_loss_with_other_audio")
 """Keys of the scores that are logged during training."""
@@ -57,7 +57,7 @@ def score_bits(losses: Sequence[ClipLosses], *, groups: Groups = None, num_boots
 
     Args:
         losses: the losses of the measured clips.
-        groups: as in :func:`tiny_audio.analysis.scoring.score`.
+        groups: see :func:`tiny_audio.analysis.scoring.score`.
         num_bootstrap: number of resamples for the interval.
     """
     if not losses:

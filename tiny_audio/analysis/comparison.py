@@ -4,7 +4,7 @@
    first system is the baseline. The others are compared with it, not with each other.
 2. **Difference.** The pooled WER of the other system minus the baseline's pooled WER. If it is below 0, the other
    system is better. With several training seeds, each WER is the mean over seeds.
-3. **Units.** The interval and the test below use single utterances as units, or whole groups such as speakers (see
+3. **Units.** The interval and the test below resample single utterances, or whole groups such as speakers (see
    :func:`units_column`). With several seeds, the interval and the test include variation between seeds (Welch's test).
 4. **Interval.** A 95 % interval from the paired bootstrap over the units. It is not corrected for the number of
    comparisons.
@@ -58,8 +58,8 @@ NUM_DRAWS, _NUM_SLICE_DRAWS = 2000, 1000
 """Number of bootstrap resamples for each interval, for all clips and for a slice."""
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""Minimum number of draws in each randomization test, per comparison of the command. With fewer than 20 per comparison,
-no p-value could be below 0.05 after Holm's correction."""
+"""In a command with m comparisons, each randomization test has at least m times this number of draws. With fewer than
+20 · m draws, no p-value could be below 0.05 after Holm's correction."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units (utterances or groups) in a slice. Smaller slices have no interval."""
 SPEAKER = "speaker"
@@ -89,8 +89,8 @@ class System:
 
     @cached_property
     def words(self) -> Words:
-        """Number of reference words for each seed and utterance, ``[S, U]``. With the cost ``joined``, it depends on
-        the hypotheses."""
+        """Number of reference words for each seed and utterance, ``[S, U]``. With the cost ``joined``, this number
+        depends on the hypothesis."""
         return np.stack([transcripts.words for transcripts in self.seeds])
 
     @property
@@ -106,8 +106,8 @@ class AlignedSet:
     Args:
         systems: the systems, the baseline first. Each has one transcript per row and seed.
         rows: ``duration`` and ``metadata`` of each utterance.
-        column: the metadata column whose groups are resampled. The utterances with the same value are a group. If None,
-            utterances are resampled.
+        column: the metadata column that groups utterances. Utterances with the same value are resampled together. If
+            None, single utterances are resampled.
     """
 
     systems: Sequence[System]
@@ -187,7 +187,7 @@ class Difference:
     mapsswe: MatchedPairs | None = None
     """Result of MAPSSWE. None if either system has several seeds, or if read from a benchmark."""
     ctc_difference: float | None = None
-    """WER of this system's CTC head minus WER of the baseline's CTC head. None if a head is missing."""
+    """WER of this system's CTC head minus WER of the baseline's CTC head. None if either system has no CTC head."""
     ctc_interval: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -287,8 +287,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
-    If no reference of a set has a word, its result has no differences. Each interval is computed from ``num_draws``
-    resamples.
+    If no reference of a set has a word, it has no differences. Each interval is computed from ``num_draws`` resamples.
     """
     others = {name: aligned.systems[1:] if aligned.words.any() else () for name, aligned in sets.items()}
     tosses = num_tosses(sum(map(len, others.values())))
@@ -308,7 +307,7 @@ def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = NUM_DRAWS) 
 
 
 def num_tosses(num_comparisons: int) -> int:
-    """Return the number of draws of each test. It is large enough for p-values below 0.05 after Holm's correction."""
+    """Return the number of draws of each test, which allows p-values below 0.05 after Holm's correction."""
     return max(_MIN_TOSSES, _TOSSES_PER_COMPARISON * num_comparisons)
 
 
@@ -317,7 +316,8 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        least = 2.0 ** (1 - units)  # smallest p: of the 2**units exchanges, only two (no unit, all units) are extreme
+        # The smallest possible p-value: only 2 of the 2**units exchanges (no unit, all units) can be the most extreme.
+        least = 2.0 ** (1 - units)
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"
             yield (

@@ -38,12 +38,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class EncoderSystem:
-    """A recognizer that uses the model's encoder but not its decoder, with the recognizer's hypotheses for one set."""
+    """A recognizer that uses the model's encoder but not its decoder, and its hypotheses for one set."""
 
     set_name: str
     name: str
     normalizer: NormalizerName
-    """The normalizer for the hypotheses of both this system and the model."""
+    """The normalizer for the references, and for the hypotheses of this system and of the model."""
     rows: Sequence[Row]
     """Rows with ``id``, ``text`` and ``pred_text``."""
     speed: Speed | None

@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # The mean over the time of all steps, because a run can continue on another machine with another peak.
+        # The time-weighted mean over all steps, because a run can continue on another machine with another peak.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,

@@ -31,7 +31,7 @@ def slices(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list[i
 
 
 def _by_duration(seconds: Sequence[float]) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield quarters of the set by duration. Their limits are rounded to 0.1 s, and equal limits are merged."""
+    """Yield quarters of the set by duration. Their bounds are rounded to 0.1 s, and equal bounds are merged."""
     quartiles = np.round(np.percentile(seconds, [25, 50, 75]), 1)
     borders = sorted({float(border) for border in quartiles if border < max(seconds)})
     names = [f"to {border:g} s" for border in borders[:1]]

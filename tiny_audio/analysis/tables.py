@@ -20,7 +20,7 @@ _MAX_WORDS = 60
 _MAX_WIDTH = 60
 _LEGEND = "errors are marked as [-reference-] and {+hypothesis+}"
 SEEDS_INCLUDED = "include the variation between seeds"
-"""The end of a sentence about intervals and p-values, if a system has several seeds."""
+"""The text that ends a sentence about intervals and p-values, if a system has several seeds."""
 
 
 def scores_table(
@@ -37,7 +37,8 @@ def scores_table(
         rows: for each row, the cells on the left of the metrics, and the scores by key.
         grouped_by: the metadata column whose groups were resampled for the intervals with keys ``*_by_group``. None if
             there are no such keys.
-        after: counts to show on the right of the metrics: column heads by key, such as ``{"num_utterances": "clips"}``.
+        after: heads, by key, of columns with counts, such as ``{"num_utterances": "clips"}``. These columns are on the
+            right of the metrics.
     """
     entries = [scores for _, scores in rows]
     shown = metric_columns(entries, interval=_ends, grouped_by=grouped_by, all_metrics=False)

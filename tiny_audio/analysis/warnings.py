@@ -36,9 +36,10 @@ class Overlap:
     """Clips of an evaluation set that overlap with training clips."""
 
     by: By
-    """The shared property. Each clip is counted once, under the first property that it shares. The order is ``clip``,
-    ``sound``, ``recording``, ``speaker``, but excluded properties come first. A clip whose transcript is shared is also
-    counted under ``text``, unless it is excluded or counted under ``clip`` or ``sound``."""
+    """The shared property. A clip that shares several of the properties ``clip``, ``sound``, ``recording`` and
+    ``speaker`` is counted only under the first of them. Properties that exclude clips from the score take precedence. A
+    clip with a shared transcript is also counted under ``text``. Exceptions are clips that are excluded, and clips that
+    are counted under ``clip`` or ``sound``."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""
@@ -65,7 +66,7 @@ class Comparison:
     """The compared properties. Recordings and speakers are compared only if the evaluation set and the training data
     both have a column for them."""
     not_compared: str | None = None
-    """The reason why sound was not compared. None if it was compared, or if a reason is not needed."""
+    """The reason why sound was not compared. None if sound was compared, or if no reason should be reported."""
 
 
 def state_overlap(scores: dict[str, Any], found: Comparison | None) -> None:
@@ -121,7 +122,7 @@ def warnings_of(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison_of(scores: Mapping[str, Any]) -> str | None:
-    """Return a message that names the properties by which a set was compared with the training data.
+    """Return a message with the properties by which a set was compared with the training data.
 
     Return None if the set was not compared, or if :func:`warnings_of` already names the properties.
     """

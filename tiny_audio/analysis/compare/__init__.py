@@ -1,7 +1,7 @@
 """Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-A variant is one run, or several runs that differ only in their seeds. No model is run. The raw hypotheses in
-``evaluation/<set>.jsonl`` are aligned again with one normalizer.
+A variant is one run, or several runs that differ only in their seeds. No model is run. The raw hypotheses of all runs
+in ``evaluation/<set>.jsonl`` are aligned again, with the same normalizer.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Comparison:
 
     @property
     def num_comparisons(self) -> int:
-        """Number of comparisons in the family of Holm's correction: each variant except the baseline, on each set."""
+        """Number of comparisons for Holm's correction: one for each variant except the baseline, on each set."""
         return sum(len(entry.comparison.differences) for entry in self.sets.values())
 
     @property
     def files(self) -> list[Path]:
-        """The paths of all files of hypotheses that were compared."""
+        """The paths of the compared files of hypotheses."""
         folders = [Path(run.folder) for variant in self.variants for run in variant.runs]
         return [folder / "evaluation" / f"{name}.jsonl" for folder in folders for name in self.sets]
 
@@ -98,11 +98,11 @@ def compare_variants(
 
     Args:
         variants: at least one variant. If there is only one, its rates are computed without a comparison.
-        set_name: the evaluation set. If None, all sets that every run was scored on are compared.
+        set_name: the evaluation set. If None, all sets are compared on which every run was scored.
         common: leave out utterances that are not the same in all runs, instead of raising an error.
         normalizer_name: the normalizer. If None, the normalizer that the runs were scored with is used.
-        group_by: the metadata column whose groups are resampled as a whole. For the default, see
-            :func:`tiny_audio.analysis.comparison.units_column`.
+        group_by: a metadata column, such as ``speaker``. Utterances with the same value are resampled together. For the
+            default, see :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
         UserError: one of these problems:
@@ -113,7 +113,7 @@ def compare_variants(
             - The runs were scored with different normalizers, and ``normalizer_name`` is None.
             - The recipes have different columns in ``evaluation.group_by``, and ``group_by`` is None.
             - The normalizer cannot be used.
-            - No utterance has the column whose groups are resampled.
+            - No utterance has the column to group by.
     """
     runs = [run for variant in variants for run in variant.runs]
     paired = {

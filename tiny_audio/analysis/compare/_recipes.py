@@ -34,7 +34,7 @@ class VariantFacts:
     name: str
     runs: list[RunFacts]
     parameters: dict[str, int]
-    """Numbers of parameters by the keys ``total`` and ``trainable``."""
+    """Numbers of parameters, with the keys ``total`` and ``trainable``."""
     steps: int
     audio_hours: float
     wall_s: float

@@ -158,7 +158,7 @@ def paired_rows(set_name: str, runs: Sequence[FinishedRun], *, common: bool) -> 
 
 
 def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[list[Row]]) -> Iterator[str]:
-    """Yield warnings if runs may have been scored on different audio, although their utterances are the same.
+    """Yield warnings if runs may have been scored on different audio, although ids, references and durations agree.
 
     Each run is compared with the first. ``rows`` are the rows of each run, from :func:`paired_rows`.
     """
@@ -184,7 +184,7 @@ def audio_warnings(set_name: str, runs: Sequence[FinishedRun], rows: Sequence[li
 
 
 def _portable(audio_filepath: str | None) -> str:
-    """Return the part of an audio file's address that is the same on every machine and at every revision."""
+    """Return the part of an audio file's address that does not depend on the machine or on the revision of the data."""
     if not audio_filepath:
         return ""
     address = AudioAddress.parse(audio_filepath, Path())

@@ -175,7 +175,7 @@ def _changed(paired: PairedSet, index: int) -> Changed:
     words = paired.aligned.words
 
     def most(sign: int) -> list[Sentence]:
-        # Among sentences with equal gains, sort short ones first, because the gain is a larger share of their words.
+        # Among sentences with equal gains, put short ones first, because the gain is a larger share of their words.
         chosen = [utterance for utterance, gain in enumerate(gains) if sign * gain > 0]
         chosen.sort(key=lambda utterance: (-sign * gains[utterance], words[utterance], utterance))
         return [

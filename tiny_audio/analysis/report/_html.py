@@ -10,7 +10,7 @@ from tiny_audio.analysis.ledger import three_digits
 
 DASH = "–"
 
-# A page must not load external content. All content is escaped, and this policy makes browsers block requests.
+# A page must not load external content. All content is escaped. In addition, this policy makes browsers block requests.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
@@ -67,7 +67,8 @@ def page(title: str, *body: object) -> str:
         tag("style", Markup(STYLE)),
     )
     text = f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
-    # The bytes of a file name that are not UTF-8 become characters that cannot be written. They are replaced by `?`.
+    # If a file name is not valid UTF-8, Python stores its bytes as lone surrogates, which cannot be encoded. They are
+    # replaced by `?`.
     return text.encode("utf-8", "replace").decode()
 
 

@@ -17,8 +17,8 @@ _MAX_HITS = 100  # maximum number of tooltips in a chart
 _MAX_MARKED = 40  # a curve with at most this many points also has a dot at each point
 _MAX_NAME = 36
 _LOG_RATIO = 30.0
-"""Maximum ratio of the largest to the smallest value on a linear axis. With a larger ratio, small values would look
-like a flat line."""
+"""Maximum ratio of the largest to the smallest value on a linear axis. With a larger ratio, differences between small
+values would be invisible, so the axis is logarithmic."""
 
 
 @dataclass(frozen=True)

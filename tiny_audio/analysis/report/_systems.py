@@ -53,7 +53,7 @@ def scores_table(
 
 
 def warning_notes(sets: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
-    """Create a paragraph for each warning about a set, and for each comparison of a set with training data.
+    """Create a paragraph for each warning about a set, and one that says how each set was compared with training data.
 
     ``sets`` are the scores by name of the set.
     """
@@ -204,7 +204,10 @@ def side_by_side(
 
 
 def _columns(sides: Sequence[Alignment]) -> Iterator[tuple[str | None, ...]]:
-    """Yield columns: a reference word, then a word of each system. Insertions at the same position share columns."""
+    """Yield columns: a reference word, then a word of each system.
+
+    If several systems insert words at the same position, the inserted words share columns.
+    """
     for spot in zip(*map(_by_word, sides), strict=True):
         yield from ((None, *inserted) for inserted in zip_longest(*(inserted for _, _, inserted in spot)))
         if (reference := spot[0][0]) is not None:

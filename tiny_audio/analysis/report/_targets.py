@@ -47,7 +47,8 @@ def render_targets(rescored: Rescored, read_audio: ReadAudio) -> str:
     ]
     for name, rows, system in zip(names, rescored.rows, compared.aligned.systems, strict=True):
         scored = Scored.of_aligned(rows, system.alignments)
-        # With several targets, a clip that is hard for all of them would be embedded once per target.
+        # With several targets, leave out the audio, because a clip that is hard for all targets would be embedded for
+        # each of them.
         worst = utterances(scored, None if several else read_audio)
         parts.append((f"Utterances: {name}" if several else "Utterances", [legend(), worst]))
         parts.append((f"Confusions: {name}" if several else "Confusions", [confusion_tables(scored)]))
@@ -101,7 +102,7 @@ def _apart(rescored: Rescored, read_audio: ReadAudio) -> Iterator[Markup]:
     names = [system.name for system in aligned.systems]
     errors = [[system.alignments[index].errors for system in aligned.systems] for index in range(len(aligned.rows))]
     spread = [max(each) - min(each) for each in errors]
-    # Among utterances with equal differences, short ones come first: an error is a larger share of their words.
+    # Among utterances with equal differences, put short ones first, because an error is a larger share of their words.
     order = sorted(range(len(errors)), key=lambda index: (-spread[index], aligned.words[index], index))
     chosen = [index for index in order[:_NUM_APART] if spread[index]]
     if not chosen:

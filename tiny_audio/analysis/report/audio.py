@@ -22,20 +22,20 @@ TOO_LARGE = f"no audio: the clip is larger than {MAX_CLIP_BYTES >> 20} MiB"
 
 Row = Mapping[str, Any]
 ReadAudio = Callable[[Row], bytes | str | None]
-"""A function that returns the encoded clip of a row, the reason why a page has no audio for it, or None if the clip
-cannot be read."""
+"""A function that returns the encoded clip of a row. If the page has no audio for the row, the function returns the
+reason. If the clip is not found or cannot be read, the function returns None."""
 
 
 def audio_reader(paths: Sequence[Path], locate: Callable[[Row], AudioAddress | None] | None = None) -> ReadAudio:
     """Return a function that reads the encoded clips for one page, up to :data:`MAX_PAGE_BYTES` in total.
 
-    Nothing is downloaded: a clip in a Parquet file on the hub is read only if the cache has its row group.
+    Nothing is downloaded. A clip in a Parquet file on the hub is read only if its row group is in the cache.
 
     Args:
         paths: the files of hypotheses. A relative path in a row may start at the folder of any of these files, or at
             the current folder.
-        locate: finds the clip of a row whose ``audio_filepath`` is neither a file nor an address on the hub. If None,
-            such a row has no audio.
+        locate: finds the clip of a row if its ``audio_filepath`` is not a file and not an address on the hub. If
+            ``locate`` is None, such a row has no audio.
     """
     folders = [*dict.fromkeys(path.absolute().parent for path in paths), Path.cwd()]
     clips: dict[AudioAddress, bytes | str | None] = {}

@@ -1,8 +1,8 @@
 """Compute scores and verdicts from files of raw hypotheses, without a model, audio or torch.
 
 A target is one system's file of hypotheses. The first target is the baseline. Only clips for which every target has a
-hypothesis are scored. Failed clips (see :data:`Row`) are left out of all rates except the failure rate, so read WER and
-failure rate together. Verdicts follow the rule of :mod:`tiny_audio.analysis.comparison`.
+hypothesis are scored. A clip failed if its row has an error (see :data:`Row`). Failed clips affect only the failure
+rate, so read WER and failure rate together. Verdicts follow the rule of :mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known and above 0. Programs
     differ in what they count as processing time.
@@ -72,8 +72,8 @@ class Rescored:
         """Metrics and facts of each target, by key.
 
         - ``name``, ``path``, and the keys of :class:`tiny_audio.analysis.scoring.Score`
-        - ``wer_interval_by_group``: interval of ``wer`` from resampled groups. None if there are no groups.
-          ``wer_interval`` is from resampled utterances.
+        - ``wer_interval_by_group``: interval of ``wer``, computed by resampling groups. None if there are no groups.
+          In contrast, ``wer_interval`` is computed by resampling utterances.
         - ``ctc_wer``: WER of the CTC head. None if any row has no ``ctc_text``.
         - ``rtfx``
         - ``num_timed``: number of scored clips whose duration and processing time are known and above 0
@@ -111,8 +111,9 @@ class Rescored:
 
         - the normalizer and the scorer, each with its version, and the cost
         - ``group_by`` and ``num_groups``: None if utterances are resampled
-        - ``num_utterances`` and ``num_reference_words``: counts of the scored utterances. With the cost ``joined``, the
-          number of reference words depends on the hypotheses, so it differs between targets. This is the baseline's.
+        - ``num_utterances``: number of scored utterances
+        - ``num_reference_words``: number of their reference words, as counted for the baseline. With the cost
+          ``joined``, this number depends on the hypotheses, so other targets can have other numbers.
         - ``left_out``, ``glued_references``, ``baseline``, ``significance``
         - ``targets``: see :attr:`scores`
         - ``differences``: for each target except the first, the fields of a
@@ -154,9 +155,13 @@ def rescore(
             default, see :func:`tiny_audio.analysis.comparison.units_column`.
 
     Raises:
-        UserError: a file cannot be read, targets have different references for the same clip, there is no clip for
-            which every target has a hypothesis, the normalizer removes all text of the references, or the normalizer,
-            cost or column is unknown.
+        UserError: one of these problems:
+
+            - A file cannot be read.
+            - Targets have different references for the same clip.
+            - There is no clip for which every target has a hypothesis.
+            - The normalizer removes all text of the references.
+            - The normalizer, the cost or the column is unknown.
     """
     weights = None if cost is None else check_cost(cost)
     rule = normalizer(normalizer_name)

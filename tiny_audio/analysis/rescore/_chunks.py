@@ -1,7 +1,7 @@
 """Join the separately transcribed chunks of a recording, if only the whole recording has a reference.
 
-The set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard is an example. Each row has the id of the recording in
-``parent_id``, a ``chunk_index``, and the reference of the whole recording.
+An example is the set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard. Each row of this set has the id of the
+recording in ``parent_id``, a ``chunk_index``, and the reference of the whole recording.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
     None. If any chunk failed, the joined row has the error of the first failed chunk.
 
     Args:
-        rows: the rows by id. A chunk has a ``parent_id``, which is not None, and a ``chunk_index`` in its metadata.
+        rows: the rows by id. The metadata of a chunk has a ``chunk_index``, and a ``parent_id`` that is not None.
         place: how error messages refer to the rows.
 
     Raises:
@@ -37,13 +37,13 @@ def join_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, _Row]:
 
 
 def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] | None:
-    """Return the chunks of each recording, in order; None if not every row is a chunk.
+    """Return the chunks of each recording, in order. Return None if any row is not a chunk.
 
     Only ids, references and metadata of the rows are used. For the arguments, see :func:`join_chunks`.
 
     Raises:
-        UserError: a ``chunk_index`` is not a whole number of at least 0, chunks of a recording are missing or have the
-            same ``chunk_index``, or references of its chunks differ.
+        UserError: a ``chunk_index`` is not a whole number of at least 0, a recording lacks a chunk or has two chunks
+            with the same ``chunk_index``, or the references of a recording's chunks differ.
     """
     if not rows or not all(map(_is_chunk, rows.values())):
         return None
@@ -79,7 +79,7 @@ def check_chunks(rows: Mapping[str, _Row], place: str) -> dict[str, list[_Row]] 
 
 
 def _index(given: str | None) -> int | None:
-    """Return a ``chunk_index`` as a number; None if it is not a whole number of at least 0."""
+    """Return a ``chunk_index`` as a number. Return None if it is not a whole number of at least 0."""
     return int(given) if given is not None and given.strip().isdecimal() else None
 
 

@@ -33,8 +33,8 @@ Fields of this project, all optional:
 - ``truncated``: whether the hypothesis was cut at the maximum length
 - ``error``: the reason why the clip failed. A row with an ``error`` counts as a row without a hypothesis, even if it
   has a ``pred_text``.
-- ``metadata``: columns by name. All other fields whose value is a string become columns, too, and so do an integer
-  ``parent_id`` and an integer ``chunk_index``.
+- ``metadata``: columns by name. All other fields with a string value are added as columns. ``parent_id`` and
+  ``chunk_index`` are added even if they are integers.
 """
 
 _FIELDS = (
@@ -49,7 +49,7 @@ _MAX_DIGITS = 300
 
 @dataclass(frozen=True)
 class Target:
-    """A scored system: its name in tables, its file of hypotheses, and the rows by id, in the order of the file."""
+    """A system to score: its name in tables, its file of hypotheses, and the rows of this file by id."""
 
     name: str
     path: Path
@@ -67,9 +67,12 @@ def read_targets(paths: Sequence[Path]) -> list[Target]:
     For example, ``runs/a/test.jsonl`` and ``runs/b/test.jsonl`` become ``a/test`` and ``b/test``.
 
     Raises:
-        UserError: a file is missing, is not in the JSON Lines format, or has a missing or wrong field; a clip occurs
-            twice in a file; the chunks of a recording cannot be joined (see :func:`join_chunks`); or a file is given
-            twice.
+        UserError: one of these problems:
+
+            - A file is missing, is given twice, or is not in the JSON Lines format.
+            - A row has a missing or wrong field.
+            - A clip occurs twice in a file.
+            - The chunks of a recording cannot be joined (see :func:`join_chunks`).
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]
     twice = next((path for index, path in enumerate(paths) if absolute[index] in absolute[:index]), None)
@@ -113,7 +116,7 @@ def _row(line: str, location: str) -> Row:
     try:
         given = json.loads(line, parse_int=_number)
         if "\\u" in line:
-            # Programs that truncate texts can leave half of a surrogate pair, which cannot be encoded.
+            # Programs that truncate texts can leave half of a surrogate pair. It cannot be encoded, so replace it.
             text = json.dumps(given, ensure_ascii=False)
             given = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), parse_int=_number)
     except (ValueError, RecursionError):
@@ -132,7 +135,7 @@ def _row(line: str, location: str) -> Row:
             f"{location}: has no {' and no '.join(missing)} (it has {', '.join(given) or 'nothing'}); add "
             f"the missing field{'s' if len(missing) > 1 else ''}"
         )
-    # The same file name may have different Unicode forms on different computers.
+    # The id may be a file name. Different computers may store the same name in different Unicode forms.
     row["id"] = unicodedata.normalize("NFC", str(row["id"] if row["id"] is not None else row["audio_filepath"]))
     for key in ("text", "pred_text", "ctc_text", "error"):
         optional = key in ("ctc_text", "error") or (key == "pred_text" and bool(row["error"]))

@@ -6,7 +6,7 @@ rates and shares are fractions: 0.05 is 5 %.
     ``WER = (S + D + I) / N``, where N is the number of words in all references, and S, D and I are the numbers of
     substituted, deleted and inserted words in the alignment with the lowest cost (see :data:`Cost`). Errors are summed
     over all utterances (pooled).
-    ``CER`` is the character error rate, computed in the same way from characters instead of words. A space counts as a
+    ``CER`` is the character error rate. It is computed like WER, from characters instead of words. A space counts as a
     character, and every edit costs 1.
 """
 
@@ -69,8 +69,8 @@ MIN_BOOTSTRAP = 100
 class Score(Config):
     """Pooled error rates of one set: the errors of all utterances divided by the words of all references.
 
-    Every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed from texts is an attribute.
-    Only fields that other code reads by name are declared below. The other metrics are extra fields.
+    A score has an attribute for every metric of :data:`tiny_audio.analysis.scoring.metrics.METRICS` that is computed
+    from texts. Only fields that other code reads by name are declared below. The other metrics are extra fields.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -153,7 +153,7 @@ def score(
 def score_transcripts(
     transcripts: Transcripts, *, num_bootstrap: int = 1000, seed: int = 0, groups: Groups = None
 ) -> Score:
-    """Score transcripts like :func:`score`, using the alignments that they already have."""
+    """Score transcripts like :func:`score`. Alignments that ``transcripts`` has already computed are used again."""
     _check(transcripts, "hypotheses", num_bootstrap, groups, needs_words=not transcripts.is_silent)
     name, version = transcripts.scorer
     words, errors = transcripts.words, transcripts.errors[None]
@@ -224,11 +224,11 @@ def score_set(
 ) -> dict[str, Any]:
     """Compute the entry of a set in ``report.json``: the keys of :class:`Score`, and up to three nested entries.
 
-    - ``unnormalized``: the score with the normalizer ``lower``, if ``normalizer`` joins number words of any reference
-      into one word, such as "one two" into "12"
+    - ``unnormalized``: the score with the normalizer ``lower``. It is added if ``normalizer`` joins number words of any
+      reference into one word, such as "one two" into "12".
     - ``ctc``: the score of ``ctc_hypotheses``, if they are given
-    - ``difference``: the :class:`PairedDifference` from the baseline ``ctc_hypotheses``, if they are given and any
-      reference has a word
+    - ``difference``: the :class:`PairedDifference` with ``ctc_hypotheses`` as the baseline. It is added if they are
+      given and any reference has a word.
 
     For the other arguments and the exceptions, see :func:`score`.
     """
@@ -260,7 +260,7 @@ _normalizer = normalizer  # for use in functions that have an argument called `n
 def _check(
     transcripts: Transcripts, name: str, num_bootstrap: int, groups: Groups, *, needs_words: bool = True
 ) -> None:
-    """Check the input of a score. ``name`` is how messages refer to the hypotheses."""
+    """Check the input of a score. Error messages call the hypotheses ``name``."""
     references, hypotheses = transcripts.references, transcripts.hypotheses
     if num_bootstrap < MIN_BOOTSTRAP:
         raise UserError(f"num_bootstrap is {num_bootstrap}; an interval needs at least {MIN_BOOTSTRAP} resamples")

@@ -23,7 +23,8 @@ from tiny_audio.config import Config, UserError
 _LOOP_REPEATS = 4
 """A text counts as looping if an n-gram of words occurs at least this many times in a row."""
 _LONGEST_LOOP = 100
-"""Longest n-gram in words. Without a limit, the time would be quadratic: 9 s for the 20,000 words of two hours."""
+"""Longest n-gram in words. Without a limit, the time would be quadratic, such as 9 s for two hours of speech (20,000
+words)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Alignment:
 
     pairs: tuple[Pair, ...]
     num_joined: int = 0
-    """Number of reference words that are not counted, because they were joined to another word (cost ``joined``)."""
+    """Number of reference words that do not count, because the cost ``joined`` has joined them to another word."""
 
     @property
     def hits(self) -> int:

@@ -1,4 +1,4 @@
-"""Align words at the lowest cost. :data:`Cost` lists the costs of edits."""
+"""Align words at the lowest cost. :data:`Cost` describes the possible costs of edits."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def unit_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> list[lis
 def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """Align one utterance with kaldialign, which matches compounds.
 
-    Each reference word of a matched compound is paired with itself, so every reference word has a pair. kaldialign
-    needs 20 bytes of memory for each combination of a reference word and a hypothesis word, such as 180 MB for two
-    texts of 3,000 words.
+    If a compound matches, each of its reference words is paired with itself, so every reference word has a pair.
+    kaldialign needs 20 bytes of memory for each combination of a reference word and a hypothesis word, such as 180 MB
+    for two texts of 3,000 words.
     """
     from kaldialign import align
 
@@ -105,8 +105,8 @@ def compound_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[
 def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[Pair], int]:
     """Join words where the two texts differ only in spaces, then align them with :func:`compound_pairs`.
 
-    Return the pairs, and the number of reference words that are not counted because they were joined to another word.
-    The pairs contain all reference words, so that systems can be compared word by word.
+    Return the pairs, and the number of reference words that do not count because they were joined to another word. The
+    pairs contain all reference words, so that systems can be compared word by word.
     """
     groups: list[list[str]] = []
     words: list[str] = []
@@ -129,7 +129,7 @@ def joined_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[l
 def sclite_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """Align one utterance like sclite 2.10 (SCTK 2.4.10).
 
-    The word pairs are the same as those of sclite, even if several alignments have the lowest cost.
+    Even if several alignments have the lowest cost, the result is the alignment that sclite chooses.
 
     ``d[i, j]`` is the lowest cost of aligning the first i of R reference words with the first j of H hypothesis words:
 
@@ -176,9 +176,9 @@ def _choices(
     In the first table, the bit is set if the best path reaches the cell by a diagonal step. In the second table, the
     bit is set if reaching the cell by an insertion costs no more than by a deletion.
 
-    Because of insertions, each cell of a row depends on the cell to its left. To compute a row with vector operations,
-    subtract from each cell the cost of inserting all words up to it (``ramp``), take the running minimum, and add
-    ``ramp`` again.
+    Because of insertions, each cell of a row depends on the cell to its left. A row is still computed with vector
+    operations: subtract from each cell the cost of inserting all words up to this cell (``ramp``), take the running
+    minimum, and add ``ramp`` again.
     """
     ramp = np.arange(len(hypothesis) + 1, dtype=np.int64) * _GAP
     above = ramp

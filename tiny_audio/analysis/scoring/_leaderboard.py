@@ -13,7 +13,7 @@ leaderboard has used these rules for English since 2026-04-22, and the cost ``co
 - Runs of single letters and digits become one word: "b b c" -> "bbc". A run that contains "a" or "i" is joined only if
   it has at least three letters or digits.
 
-For other languages, the rules are Whisper's multilingual rules, and numbers in digits are written out as words.
+For other languages, Whisper's multilingual rules are applied, and then digits are written out as words.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls `standardize_numbers`, then `standardize_spellings`. Both are wrapped, so that the order is:
+    # The package calls `standardize_numbers`, then `standardize_spellings`. These wrappers add the leaderboard's steps:
     # join words, replace numbers, replace spellings, replace names, join letters.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(

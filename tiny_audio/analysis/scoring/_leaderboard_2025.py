@@ -5,8 +5,9 @@ This module adapts the package ``whisper-normalizer``. The rules differ from Whi
 
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
-  leaderboard's rules for letters with spaces ("u. s. a.") and possessives ("u.s.a.'s") are kept here, but seldom match:
-  letters with spaces need another letter directly after the last dot, and most letters before "'s" are already joined.
+  leaderboard also has rules for letters with spaces ("u. s. a.") and for possessives ("u.s.a.'s"), but they seldom
+  match. Letters with spaces match only if another letter directly follows the last dot. Most letters before "'s" have
+  already been joined.
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 
@@ -42,8 +43,8 @@ NOT_RESPELT = ("archeological", "cancelation", "cancelations", "travelog", "trav
 _FIRST = (
     (r"\.{3,}\s*$", ""),
     (r"\s*\.{3,}\s*", " "),
-    # The first rules of Whisper's normalizer, up to those for contractions. Here, they must run before the rules for
-    # letters with dots.
+    # The first rules of Whisper's normalizer, up to the rules for contractions. They are repeated here, because they
+    # must run before the rules for letters with dots.
     (r"[<\[][^>\]]*[>\]]", ""),
     (r"\(([^)]+?)\)", ""),
     (r"\b(hmm|mm|mhm|mmm|uh|um)\b", ""),

@@ -26,8 +26,8 @@ class Normalizer:
 
     name: NormalizerName
     version: str
-    """The packages or other sources of the rule, with versions, such as ``NFC, whisper-normalizer 0.1.15``. The version
-    of a rule of this project is only a number."""
+    """The packages or other sources of the rule, with versions, such as ``NFC, whisper-normalizer 0.1.15``. If this
+    project defines the rule, the version is only a number."""
     rule: Callable[[str], str] = field(repr=False, compare=False)
     cost: Cost = "unit"
     """Default costs of edits."""
@@ -38,7 +38,8 @@ class Normalizer:
         return " ".join(self.rule(unicodedata.normalize("NFC", text)).split())
 
 
-# Scoring normalizes each text several times (words, characters, report), which takes up to 0.3 ms each time.
+# Results are cached, because normalizing a text takes up to 0.3 ms, and each text is normalized several times (for the
+# words, the characters and the report).
 _memoized = lru_cache(maxsize=1 << 17)
 
 
@@ -46,10 +47,10 @@ _memoized = lru_cache(maxsize=1 << 17)
 def normalizer(name: NormalizerName) -> Normalizer:
     """Return the normalizer called ``name``.
 
-    Every normalizer first converts each accented letter to one character (Unicode's form NFC). Last, it replaces each
-    run of whitespace with one space and strips the ends. The steps between these two differ:
+    Every normalizer first converts each accented letter to one character (Unicode's form NFC). In the end, it replaces
+    each run of whitespace with one space and strips the ends. Only the steps in between differ:
 
-    - ``none``: no other step.
+    - ``none``: no steps.
     - ``lower``: lower case.
     - ``basic``: Whisper's multilingual rules: lower case, remarks in brackets removed, symbols and punctuation replaced
       by spaces. Combining marks, which are vowels in many scripts, are also replaced by spaces.
@@ -114,8 +115,8 @@ def glues_words(reference: str, normalizer: Normalizer) -> bool:
     """Return whether ``normalizer`` joins several number words of this reference into one word.
 
     One wrong digit then makes the whole number wrong ("one two three four" -> "1234"), and WER counts fewer words than
-    were spoken. To detect joined words, the words are also normalized one by one, so that nothing is joined. Only
-    differences in numbers count.
+    were spoken. To detect joined words, the words are also normalized one by one, so that nothing is joined. The two
+    results are compared. Only differences in numbers count.
     """
     glued = normalizer(reference).split()
     if not any(map(_has_digit, glued)):

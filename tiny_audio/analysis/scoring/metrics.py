@@ -86,7 +86,7 @@ class Metric:
     format: str
     """Format specification of the value, such as ``.2%``."""
     compute: Callable[[Transcripts], float | int | None] | None = None
-    """Computes the metric from the transcripts. None for metrics such as speed, which a command adds to the scores."""
+    """Computes the metric from the transcripts. None for metrics that a command adds to the scores, such as speed."""
     interval: str | None = None
     """Key of the metric's 95 % interval, if it has one."""
     is_failure: bool = False
@@ -202,7 +202,7 @@ def metric_columns(
     grouped_by: str | None = None,
     all_metrics: bool = True,
 ) -> Iterator[Column]:
-    """Yield the columns of every metric for which any of the ``entries`` has a value: the value and its intervals.
+    """Yield the columns of every metric for which any of the ``entries`` has a value: its values and their intervals.
 
     Args:
         entries: the scores of each row, by key.

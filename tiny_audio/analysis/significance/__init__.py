@@ -7,8 +7,8 @@ difference is below 0, the other variant is better.
 A measured word error rate is uncertain for two reasons: the choice of utterances in the set, and the training seed.
 Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are not
 resampled, because there are too few of them. For example, suppose that two equally good variants have three seeds each.
-In one of ten cases, all seeds of one variant are better than all seeds of the other. Resampling the seeds would then
-always show a difference. So the variation between seeds is drawn from the t distribution of Welch's test.
+In one of ten cases, all seeds of one variant are better than all seeds of the other. Every resample of these seeds
+would then show a difference. Instead, the variation between seeds is drawn from the t distribution of Welch's test.
 
 In shapes, S is the number of seeds, U the number of utterances, and R the number of draws.
 """
@@ -45,8 +45,8 @@ __all__ = [
 Errors = NDArray[np.int64]
 """Number of word errors of one variant, for each seed and utterance: ``[S, U]``."""
 Words = NDArray[np.int64]
-"""Number of reference words of one variant: ``[S, U]``, or ``[U]`` if it is the same for all seeds. With the cost
-``joined``, it depends on the hypothesis. Whether it is 0 never depends on the hypothesis."""
+"""Number of reference words of one variant: ``[S, U]``, or ``[U]`` if the numbers are the same for all seeds. With the
+cost ``joined``, a number depends on the hypothesis. But if a reference has words, its number is never 0."""
 
 _CHUNK = 1 << 22  # maximum number of random signs in memory at a time
 
@@ -59,7 +59,7 @@ def num_groups(groups: Groups) -> int | None:
 def mean_wer(errors: Errors, words: Words) -> float:
     """Return the word error rate, pooled over utterances and seeds.
 
-    It is the mean over seeds if all seeds have the same numbers of words.
+    If all seeds have the same number of words, the result is the mean of the seeds' rates.
     """
     return float(errors.sum() / np.broadcast_to(words, errors.shape).sum())
 
@@ -105,11 +105,11 @@ def difference_draws(
     """Return resampled values of ``mean_wer(other) - mean_wer(baseline)``: ``[R]``.
 
     R is ``num_draws`` minus the number of resamples without a reference word. Utterances are resampled by the paired
-    bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same utterances for both variants, so effects of
-    difficult utterances on both variants cancel.
+    bootstrap (Bisani and Ney, ICASSP 2004). Each resample has the same utterances for both variants. A difficult
+    utterance affects both, so its effect on the difference largely cancels.
 
-    ``words`` are the reference words of the baseline. Those of the other variant are the same, unless ``other_words``
-    is given.
+    ``words`` are the numbers of reference words for the baseline, and ``other_words`` for the other variant. If
+    ``other_words`` is None, they are equal.
     """
     both = [words, words if other_words is None else other_words]
     first, second = _rates([baseline, other], both, groups, num_draws, seed)
@@ -151,7 +151,7 @@ def difference_p_value(
 
     The test is approximate randomization (Noreen, 1989). If both variants are equally good, their errors on an
     utterance or group are exchangeable. So in each draw, a coin toss for each utterance or group decides whether the
-    variants' errors are exchanged. If their numbers of reference words differ, these are exchanged together with the
+    variants' errors are exchanged. If the numbers of reference words differ, they are exchanged together with the
     errors. If any variant has several seeds, each draw also includes random variation between seeds. Unlike a p-value
     from the bootstrap, p is valid even for few utterances or groups. For ``other_words``, see :func:`difference_draws`.
 
@@ -159,8 +159,8 @@ def difference_p_value(
     at least ``20 * m`` draws.
     """
     both = [words, words if other_words is None else other_words]
-    # Errors and words of each variant: sums over seeds, scaled to the same number of seeds. Integers are used, so that
-    # equal sums compare as equal.
+    # Errors and words of each variant, summed over its seeds. Multiplying by the other variant's number of seeds gives
+    # both variants the same weight, and keeps integers, so that equal sums compare as equal.
     before, after = (
         np.stack([errors, np.broadcast_to(one, errors.shape)]).sum(axis=1) * num_seeds
         for errors, one, num_seeds in zip((baseline, other), both, (len(other), len(baseline)), strict=True)
@@ -182,11 +182,11 @@ def difference_p_value(
 
 
 def _scaled_difference(gains: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the difference in rates times half of the words of both variants.
+    """Return the difference in rates, multiplied by half of the total number of words.
 
-    ``gains`` are the errors and words of the other variant minus those of the baseline: ``[2, R]`` or ``[2]``.
-    ``total`` ``[2]`` are their sums. If both variants have the same number of words, the result is exactly the
-    difference in errors.
+    ``gains`` ``[2, R]`` or ``[2]`` are the errors and words of the other variant minus those of the baseline. ``total``
+    ``[2]`` are the errors and words of both variants together. If both variants have the same number of words, the
+    result is exactly the difference in errors.
     """
     share = gains[1] / total[1]
     return np.asarray((gains[0] - total[0] * share) / (1 - share * share), dtype=np.float64)
@@ -195,8 +195,9 @@ def _scaled_difference(gains: NDArray[np.int64], total: NDArray[np.int64]) -> ND
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p-values of a family of comparisons for the number of comparisons. Return them in the same order.
 
-    This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). With a threshold of 0.05 for
-    adjusted values, at most 5 % of families contain a false difference, even if the comparisons depend on each other.
+    This is Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979). If differences with adjusted
+    values below 0.05 are reported, at most 5 % of families contain a false difference. This also holds for comparisons
+    that depend on each other.
     """
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -223,18 +224,19 @@ def _seed_noise(variants: Sequence[Errors], words: Sequence[Words], num_draws: i
     error, freedom = _seed_error(variants, words)
     if error == 0:
         return np.zeros(num_draws)
-    # This random stream is independent of the one that resamples utterances.
+    # The seed [seed, 1] makes these random numbers independent of those that resample utterances.
     return np.asarray(error * np.random.default_rng([seed, 1]).standard_t(freedom, num_draws), dtype=np.float64)
 
 
 def _seed_error(variants: Sequence[Errors], words: Sequence[Words]) -> tuple[float, float]:
     """Return the standard error over seeds, and its degrees of freedom (Welch, Satterthwaite).
 
-    For one variant, this is the standard error of its rate. For two variants, it is that of their difference. If only
-    one variant has several seeds, its spread is used for both. If none has, the standard error is 0.
+    For one variant, this is the standard error of its rate. For two variants, it is the standard error of their
+    difference. If only one variant has several seeds, its spread is used for both. If both have one seed, the standard
+    error is 0.
 
-    Part of the spread between seeds is due to the limited number of utterances. Resampling covers this part, too. It is
-    thus counted twice, which makes the test slightly too strict.
+    Part of the spread between seeds is due to the limited number of utterances. Resampling utterances includes this
+    part, too. Because it is counted twice, the test is slightly too strict.
     """
     spreads = [  # (variance over seeds, degrees of freedom)
         (float((errors.sum(axis=1) / one.sum(axis=-1)).var(ddof=1)), len(errors) - 1)

@@ -20,12 +20,12 @@ class MatchedPairs:
     """Mean of ``errors of the baseline - errors of the other system`` over the segments. Positive if the other system
     is better."""
     standard_deviation: float
-    """Standard deviation of the same differences, with n - 1 in the variance."""
+    """Standard deviation of these differences over the segments, with n - 1 in the variance."""
     z: float
     """``mean / (standard_deviation / √num_segments)``. 0 if the standard deviation is 0, as in sc_stats."""
     p_value: float
-    """Two-sided p-value, from the normal distribution. sc_stats truncates ``z`` to two decimals, so its p-value is
-    larger, by at most 0.008. For p below 0.05, it is larger by at most 0.0012."""
+    """Two-sided p-value, from the normal distribution. sc_stats truncates ``z`` to two decimals, so its p-value is up
+    to 0.008 larger. For p below 0.05, it is up to 0.0012 larger."""
 
 
 def matched_pairs(baseline: Sequence[str], other: Sequence[str]) -> MatchedPairs:
@@ -80,8 +80,8 @@ def _spots(baseline: str, other: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _by_word(edits: str) -> Iterator[tuple[int, str]]:
-    """Yield (number of insertions before the word, edit) for each reference word. The last item, whose edit is empty,
-    is the end of the utterance."""
+    """Yield (number of insertions before the word, edit) for each reference word. The last item stands for the end of
+    the utterance, and its edit is empty."""
     inserted = 0
     for edit in edits:
         if edit == "I":

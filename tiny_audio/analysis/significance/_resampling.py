@@ -38,9 +38,9 @@ def pool(counts: NDArray[Any], groups: Groups) -> NDArray[Any]:
 def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) -> NDArray[Any]:
     """Resample utterances or groups, and sum each row of ``counts`` [C, U] over each resample -> [C, R].
 
-    All C rows use the same resamples. The last row contains the denominators, such as numbers of reference words. A
-    resample is omitted if its denominators sum to 0, so R ≤ ``num_draws``. On average, at most 37 % (1/e) of the
-    resamples are omitted.
+    All C rows use the same resamples. The last row contains the denominators of a rate, such as numbers of reference
+    words. A resample is omitted if its denominators sum to 0, so R ≤ ``num_draws``. On average, at most 37 % (1/e) of
+    the resamples are omitted.
     """
     counts = pool(counts, groups)
     rng = np.random.default_rng(seed)
