@@ -14,7 +14,7 @@ def git_commit() -> str | None:
     The suffix ``-dirty`` means that tracked files have changed since the commit.
     """
     checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():  # git would find the repository of an enclosing project
+    if not (checkout / ".git").exists():  # otherwise, git would use the repository of an enclosing folder
         return None
     try:
         found = subprocess.run(

@@ -27,13 +27,13 @@ def check_page(html: Path | None) -> None:
     """Check the path of an HTML page. Call this before any work begins.
 
     Raises:
-        UserError: the page's folder does not exist, or the page would replace a folder or a file that is not a page.
+        UserError: the page's folder does not exist, or the path is a folder or a file that is not an HTML page.
     """
     if html is None:
         return
     if not html.absolute().parent.is_dir():
         raise UserError(f"--html {html}: the folder {html.absolute().parent} does not exist; create it first")
-    # In `--html a.jsonl b.jsonl`, where the name of the page is missing, the first input is read as this name.
+    # If the name of the page is forgotten, as in `--html a.jsonl b.jsonl`, the page would replace the first input.
     if html.is_dir() or (html.is_file() and not _is_page_or_empty(html)):
         found = "a folder" if html.is_dir() else "not an HTML page"
         raise UserError(f"--html {html}: this path exists and is {found}; give another path, such as page.html")

@@ -1,4 +1,4 @@
-"""Join the processes that work together on one command."""
+"""Connect the processes that work together on one command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT = timedelta(days=30)
 
 @contextmanager
 def joined_for_inference() -> Iterator[World]:
-    """Join the other processes, if a launcher started several. See :func:`joined`.
+    """Connect to the other processes, if a launcher started several. See :func:`joined`.
 
     Raises:
         Stopped: Ctrl-C or SIGTERM ended the command. Only the main process prints this error.

@@ -1,7 +1,7 @@
 """Arguments and options of the commands, in the order in which the help lists the commands.
 
-Short declarations that only one command uses are in the signature of that command. This file has no slow imports,
-because ``--help`` imports it.
+A short declaration that only one command uses is in the signature of this command instead. This file has no slow
+imports, because ``--help`` imports it.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def sets_table(sets: dict[str, dict[str, Any]]) -> str:
 
 
 def ledger_table(ledger: dict[str, Any]) -> str:
-    """Format the resource usage of a run (its ledger), and how each value was obtained."""
+    """Format the resource usage of a run (its ledger). Each row also says how the value was obtained."""
     known = ledger_rows(ledger)
     room = _WIDTH - sum(max(len(row[column]) for row in known) + 2 for column in (0, 1))
     rows: list[tuple[str, str, str]] = []

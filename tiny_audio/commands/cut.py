@@ -21,7 +21,7 @@ from tiny_audio.training.excerpts import Excerpt, Excerpts
 _FILES_PER_FOLDER = 1_000
 _MANIFEST = "train.jsonl"
 _OFFSET = "offset"
-"""Metadata column that is left out. In a manifest, it would be the start of the clip within its file."""
+"""Metadata column that is left out. In a manifest, ``offset`` would mean the start of the clip within its file."""
 
 
 def cut(model: Path, data: Sequence[str], output_dir: Path, num_clips: int | None, seed: int) -> None:

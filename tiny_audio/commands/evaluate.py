@@ -37,12 +37,12 @@ def evaluate(
 ) -> None:
     """Evaluate each target on each set, and print the scores.
 
-    If a target fails, the other targets are still evaluated. Then one error with the messages of all failed targets is
-    raised.
+    If a target fails, the other targets are still evaluated. At the end, one error is raised, with the messages of all
+    failed targets.
 
     Raises:
-        UserError: a target or the data cannot be used.
-        RunFailed: a target failed for another reason; for example, it transcribed no clip.
+        UserError: the data or a target cannot be used.
+        RunFailed: a target failed with another error; for example, it transcribed no clip.
     """
     with joined_for_inference() as world:
         rule = world.collective(lambda: normalizer_called(normalizer))
@@ -109,7 +109,10 @@ class _SharedWithTraining:
         self._known: dict[str, Compared] = {}
 
     def of(self, target: Target) -> Compared:
-        """Return the overlap of each evaluation set with the training data of ``target``."""
+        """Return the overlap of each evaluation set with the training data of ``target``.
+
+        The result is empty if the target is not a run. A value is None if the training data cannot be read.
+        """
         path = _recipe_of(target)
         if path is None:
             return {}

@@ -37,7 +37,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except typer.Abort:
         return _fail("stopped", STOPPED)
     except Exception as error:
-        # Click's own errors (an unknown option, a missing argument) carry their message and exit code.
+        # Click's own errors, such as an unknown option, can print their message and have an exit code.
         if show_usage := getattr(error, "show", None):
             show_usage()
             return int(getattr(error, "exit_code", USER_ERROR))

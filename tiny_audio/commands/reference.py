@@ -71,7 +71,7 @@ def reference(kind: str | None, output_dir: Path | None, app: typer.Typer) -> No
 
 
 def reference_page(kind: str, registry: Registry[Any, Any]) -> str:
-    """Return Markdown for one kind of part: a table of names, the common fields, and a section for each part."""
+    """Return Markdown for one kind of part: a table of the parts, their common fields, and a section for each part."""
     entries = registry.entries()
     shared = registry.config.model_fields
     lines = [_NOTICE, "", f"# {kind.capitalize()}", "", _INTRODUCTION[kind], ""]

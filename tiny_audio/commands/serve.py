@@ -150,7 +150,7 @@ def _keys_in(path: Path | None) -> list[str]:
     keys = [line.strip() for line in lines if line.strip()]
     if not keys:
         raise UserError(f"{path}: there is no API key; write one per line")
-    # With two keys in a line, or a key with spaces, each word would be accepted as a key.
+    # A line with several words is probably a line with several keys.
     if any(len(key.split()) > 1 for key in keys):
         raise UserError(f"{path}: a line has several words; write one key per line, and use keys without spaces")
     return keys

@@ -54,7 +54,7 @@ def test_projector(case: dict[str, Any], benchmark: BenchmarkFixture) -> None:
         return lengths
 
     lengths = step()
-    # FlopCounterMode does not count fused attention on a CPU, so attention uses plain matrix products here.
+    # FlopCounterMode does not count fused attention on a CPU, so compute attention with plain matrix products here.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     peak = peak_bytes(step, device)

@@ -107,8 +107,8 @@ class Analysis:
     def _set(self, outcome: Outcome, name: str) -> dict[str, Any]:
         """Return the scores of a set.
 
-        Rates are means over seeds. Counts of errors and of failed hypotheses are totals over seeds. The numbers of
-        utterances and reference words are those of one seed.
+        Rates are means over seeds. Counts, such as substitutions and truncated hypotheses, are totals over seeds. The
+        numbers of utterances and reference words are those of one seed.
         """
         rates, rows = self.rates[outcome.label, name], [row for seed in outcome.hypotheses for row in seed[name]]
         return {
@@ -131,8 +131,8 @@ class Analysis:
 def analyze(outcomes: Sequence[Outcome], baseline: str, scoring: Scoring) -> Analysis:
     """Compare every variant with the baseline on every set.
 
-    :mod:`tiny_audio.analysis.comparison` describes the rule for the verdicts. Holm's correction for multiple
-    comparisons is applied to the variants and to the controls separately.
+    :mod:`tiny_audio.analysis.comparison` describes the rule for the verdicts. Variants and controls are separate
+    families in Holm's correction for multiple comparisons.
     """
     systems = {outcome.label: _systems(outcome, scoring.normalizer) for outcome in outcomes}
     families = [

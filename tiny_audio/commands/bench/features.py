@@ -40,7 +40,7 @@ def check_cacheable(recipe: Recipe) -> None:
     """Check that the frames of a clip stay the same during training.
 
     Raises:
-        UserError: the frames would change, or the CTC head would keep its random weights.
+        UserError: the frames would change, or a CTC head with random weights would not be trained.
     """
     encoder, start = recipe.encoder, recipe.training.init_from
     wrong = None
@@ -80,7 +80,7 @@ class Features:
     num_samples: tuple[int, ...]
     """Number of samples of each clip."""
     spans: tuple[tuple[int, int], ...]
-    """For each clip, the index of its first frame in ``values`` and ``ctc_logits``, and its number of frames."""
+    """For each clip, the index of its first frame (in ``values`` and ``ctc_logits``), and its number of frames."""
     rate: float
     """Frames per second."""
     values: Tensor

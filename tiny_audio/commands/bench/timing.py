@@ -32,7 +32,7 @@ _CASES = Path(__file__).with_name("_cases.py")
 
 @dataclass(frozen=True)
 class ProjectorShape:
-    """Input size, output size, frame rate and precision for the projectors."""
+    """The sizes, the frame rate and the precision with which all projectors are measured."""
 
     in_dim: int = 1280
     """Channels of the encoder's frames. HuBERT XL has 1280."""
@@ -44,7 +44,7 @@ class ProjectorShape:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ProjectorShape:
-        """Return the values for a recipe.
+        """Return the sizes, the frame rate and the precision that a recipe's projector would have.
 
         Raises:
             UserError: a part cannot be built, or its checkpoint's config cannot be read.
@@ -62,8 +62,8 @@ class Effort:
     durations_s: tuple[float, ...] = (5.0, 20.0)
     batch_sizes: tuple[int, ...] = (1, 4)
     max_time_s: float = 1.0
-    """Seconds for each case, after warm-up and calibration. At least ``min_rounds`` rounds run, even if they take
-    longer."""
+    """Seconds for each case, after warm-up and calibration. If ``min_rounds`` rounds take longer, they are still
+    completed."""
     min_rounds: int = 3
 
 

@@ -134,8 +134,8 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with ``changes`` and the budget's number of steps.
 
-        A benchmark scores each model after its last step, so evaluation during training is off, and so are settings
-        that choose weights of other steps.
+        A benchmark scores each model with the weights of its last step. So evaluation during training is off, and so
+        are the settings that choose or average the weights of other steps.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
@@ -237,7 +237,8 @@ class TrainedBenchmark:
             "train": inputs.pop("data"),
             **inputs,
             "evaluation": {name: clips.fingerprint for name, clips in self._evaluation_clips.items()},
-            # Older versions applied the duration bounds of training to evaluation. Do not reuse their results.
+            # Older versions applied the duration bounds of training to evaluation. This key changes the names of the
+            # result folders, so that results of older versions are not used again.
             "max_duration_s": dict.fromkeys(self._evaluation_clips, self._longest_evaluation_s),
             "budget": asdict(self.budget),
             "cached": self.plan.cached,
@@ -339,7 +340,7 @@ class TrainedBenchmark:
             "sets": sets,
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        # Parse the text again, so that the returned values have the same types as those in the file.
+        # Parse the text again, so that returned values have the types of JSON, such as lists instead of tuples.
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomically(self.folder / "results.json", text)
         written: dict[str, Any] = json.loads(text)

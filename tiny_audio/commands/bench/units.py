@@ -164,8 +164,8 @@ class Trained:
     """Seconds of all steps, without building and evaluating the model."""
     skipped_steps: int
     curve: list[tuple[int, float]]
-    """Pairs of a step and the mean decoder loss per token since the previous pair. Without the decoder, the loss is the
-    alignment loss."""
+    """Pairs of a step and the mean loss per token since the previous pair. The loss is the decoder loss. If training
+    leaves out the decoder, it is the alignment loss."""
 
 
 def train(

@@ -24,8 +24,8 @@ def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
     """Yield findings about the encoder, the decoder and the prompt, then return the limits on the lengths of clips and
     texts.
 
-    The limits are computed with the checkpoints' configs. If the recipe exceeds one of them, they are computed from the
-    recipe alone.
+    The limits are computed from the recipe and the checkpoints' configs. If the recipe exceeds any of these limits, the
+    returned limits are computed from the recipe alone.
     """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)
@@ -71,8 +71,8 @@ def _num_parameters(part: TransformersPartConfig) -> int:
     Raises:
         UserError: the weights are damaged or do not fit the config.
     """
-    # The weights of a frozen part keep the data types in which they were saved, so they need less memory. `attention`
-    # is checked in `doctor/recipe.py`.
+    # Freeze the part, because frozen weights keep the data types in which they were saved, and so need less memory.
+    # `doctor/recipe.py` checks `attention`, so ignore it here.
     plain = part.model_copy(update={"attention": "auto", "freeze": True})
     if isinstance(plain, EncoderConfig):
         built = list(ENCODERS.build(plain, EncoderContext()).parameters())

@@ -34,9 +34,9 @@ _VARIABLES = re.compile(
 )
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
-"""Free disk space below which ``doctor`` warns. Only small recipes need less than this."""
+"""``doctor`` warns if there is less free disk space. Only small recipes need less than this."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""Free disk space below which ``doctor`` reports a problem, because training and downloads are likely to fail."""
+"""``doctor`` reports a problem if there is less free disk space, because training and downloads are likely to fail."""
 
 
 def examine_machine() -> Iterator[Finding]:

@@ -131,8 +131,8 @@ def _targets(
 ) -> Iterator[Finding]:
     """Yield findings about the changes that ``data.target_text`` makes, and about problems of the resulting texts.
 
-    ``targets`` has the target text of each reference. No reference is empty. ``vocabulary`` has the labels of a
-    pretrained CTC head, if there is one.
+    ``references`` are transcripts that are not empty, and ``targets`` are their target texts. ``vocabulary`` has the
+    labels of a pretrained CTC head, if there is one.
     """
     changed = [(before, after) for before, after in zip(references, targets, strict=True) if before != after]
     for before, after in _spread(changed, _SAMPLES):

@@ -62,7 +62,7 @@ class Probe:
         """Seconds of audio, with padding, that fit into one process, whatever the duration of the clips.
 
         This is the minimum of :attr:`Bucket.padded_s`. Buckets of :data:`MOST_CLIPS` clips are left out, because more
-        clips may fit. If all buckets have this many clips, it is the maximum instead.
+        clips may fit. If all buckets have this many clips, the maximum is returned instead.
         """
         bound = [bucket.padded_s for bucket in self.buckets if bucket.clips < MOST_CLIPS]
         return min(bound) if bound else max(bucket.padded_s for bucket in self.buckets)
@@ -156,7 +156,8 @@ def probe_recipe(
         memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
         durations_s: durations of the clips before augmentation, one for each bucket. If None, the longest duration and
-            1/2, 1/4 and 1/8 of it are used. The clips of a bucket have the maximum duration after augmentation.
+            1/2, 1/4 and 1/8 of it are used. Augmentation can make clips longer, so the clips of a bucket have the
+            maximum duration that a clip can have after augmentation.
         random_weights: use random weights, which need as much memory as the weights of checkpoints.
         num_processes: number of processes that will train together. Only one process is measured.
 

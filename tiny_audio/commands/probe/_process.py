@@ -37,13 +37,13 @@ _TOO_LARGE = "probe: the model alone needs more memory than {} has; choose small
 
 @dataclass(frozen=True)
 class Measured:
-    """Measurements of a batch size that fits."""
+    """Measurements of steps whose batches fit into memory."""
 
     peak_bytes: int
     """On a CPU: peak memory of the process, including libraries. On a GPU: peak memory of the GPU, including the CUDA
     context and other processes."""
     step_s: float
-    """Seconds per optimizer step with this number of batches."""
+    """Seconds per optimizer step of ``batches`` batches."""
     batches: int
     """Number of batches per optimizer step, at most two. More batches would not need more memory."""
 
@@ -135,7 +135,7 @@ class Process:
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # closing writes a request that the process has not read
+            with suppress(BrokenPipeError):  # closing flushes a request, which fails because the process has ended
                 pipe.close()
         return child.wait()
 

@@ -6,8 +6,8 @@ that affect their results. If the command is started again:
 - Unfinished work is continued. Finished training is not repeated.
 - A stage after training is repeated if its settings or data have changed, such as the clips of an evaluation set.
 - If the recipe has changed in a way that affects the weights, the command fails.
-- Unfinished training that has a checkpoint cannot continue if one of its inputs has changed, such as the training clips
-  or a pretrained checkpoint.
+- If training is unfinished and one of its inputs has changed, it cannot continue from a checkpoint, and the command
+  fails. Examples of inputs are the training clips and the pretrained checkpoints.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class RunContext:
         self.state.write(self.folder)
 
     def overhead(self) -> Overhead:
-        """Start measuring the resources that a stage uses."""
+        """Start to measure the resources that a stage uses, and return the measurement."""
         execution = self.recipe.execution
         return Overhead(Host.of(device_of(execution.device), execution, self.recipe.training))
 
@@ -73,8 +73,8 @@ class RunClips:
     """The clips of a recipe's sources. Each set is indexed once.
 
     Args:
-        commits: commit of each dataset split on the hub, as in :class:`SourceContext`. Reading a split adds its commit
-            if it is missing.
+        commits: commit of each dataset split on the hub, as in :class:`SourceContext`. When a split without a commit
+            is read, its commit is added.
         longest_evaluation_s: maximum duration of a clip that is scored.
     """
 
@@ -144,8 +144,8 @@ class RunClips:
         The comparison is None if the training data cannot be read.
 
         Raises:
-            UserError: see :meth:`evaluation`. With ``exclude_shared``, also if the training data cannot be read or no
-                clip is left.
+            UserError: see :meth:`evaluation`. If ``exclude_shared`` is not empty, another reason is that the training
+                data cannot be read or no clip is left.
         """
         found, excluded = self.evaluation(name), self._recipe.evaluation.exclude_shared
         try:
@@ -181,7 +181,7 @@ class RunClips:
         return found
 
     def unchecked_evaluation(self, name: str) -> ClipSet:
-        """Like :meth:`evaluation`, but without checking that the set can be scored.
+        """Return the clips like :meth:`evaluation`, but do not check that the set can be scored.
 
         Raises:
             UserError: the source cannot be read.
@@ -192,6 +192,6 @@ class RunClips:
         return self._evaluation[name]
 
     def index_evaluation(self) -> None:
-        """Call :meth:`evaluation` for each set before training starts, to reject a set early if it cannot be scored."""
+        """Index and check each evaluation set, so that unusable sets are rejected before training starts."""
         for name in self._recipe.data.evaluation:
             self.evaluation(name)

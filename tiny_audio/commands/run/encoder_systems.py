@@ -49,7 +49,10 @@ class EncoderSystemsStage(SetStage):
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Return whether there is no recognizer to compare, or the scored clips were transcribed with this identity."""
+        """Return whether the scored clips were transcribed with this identity.
+
+        If there is no recognizer to compare, return True.
+        """
         recipe = self._run.recipe
         if not self._num_clips or (recipe.ctc is None and recipe.encoder.init == "random"):
             return True

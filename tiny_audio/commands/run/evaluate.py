@@ -62,19 +62,22 @@ class EvaluateStage(SetStage):
     """Scores one evaluation set."""
 
     def identity(self) -> str:
-        """Return a hash of the settings. It includes the set's paths, because another file may have other clips."""
+        """Return a hash of the settings, which include the set's paths, because another file may have other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Return whether the set was scored with this identity and these clips. Unreadable clips count as unchanged."""
+        """Return whether the set was scored with this identity and these clips.
+
+        If the clips can no longer be read, they count as unchanged.
+        """
         done = self._run.state.evaluation.get(self._name)
         if done is None or done.identity != self.identity():
             return False
         try:
             return done.data == self._fingerprint()
-        except UserError:  # the clips can no longer be read
+        except UserError:
             return True
 
     def _fingerprint(self) -> str:
@@ -114,7 +117,7 @@ def score(recipe: Recipe, model: TinyAudioModel, tokenizer: Any, clips: Sequence
     """Evaluate clips with the recipe's settings.
 
     The scores include the bits from audio (see :mod:`tiny_audio.analysis.audio_bits`), measured on some of the clips.
-    The hypotheses of these clips have ``losses``, with the fields of that module's ``ClipLosses``.
+    The hypotheses of these clips have a field ``losses``, which contains the fields of a ``ClipLosses``.
     """
     settings = recipe.evaluation
     evaluation = evaluate_clips(

@@ -60,7 +60,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    # A run writes state.json first. This folder has none, so files with these names are not from a run.
+    # A run writes state.json first. This folder has no state.json, so files with these names are not from a run.
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign:
         raise UserError(

@@ -47,12 +47,12 @@ class ReportStage:
         self._clips: dict[str, dict[str, AudioAddress | None]] = {}
 
     def identity(self) -> str:
-        """Return the stage's identity as a hash."""
+        """Return a hash of the settings and data that affect the report."""
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        # `systems` are recognizers that use the encoder but not the decoder. Older versions recorded none. To keep the
-        # hashes of their reports, leave out an empty dict.
+        # `systems` are recognizers that use the encoder but not the decoder. Older versions recorded none. An empty
+        # dict is left out, so that the hashes of their reports do not change.
         scored = [scored, systems] if systems else scored
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
@@ -103,8 +103,7 @@ class ReportStage:
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
         """Return the audio address of a row's clip, or None if the clip is not found.
 
-        The clip is found by its id. In files of hypotheses from older versions, ``audio_filepath`` may not be an
-        address.
+        The clip is found by its id, because ``audio_filepath`` may not be an address in files of older versions.
         """
         name = row["id"].split("/")[0]
         try:

@@ -70,13 +70,14 @@ class TrainStage:
         return training is not None and training.finished and self._run.model_folder.is_dir()
 
     def write_recipe(self) -> None:
-        """Write the resolved recipe. If training is finished and ``data.train`` has changed, first check the clips.
+        """Write the resolved recipe to the run folder.
 
-        If training continues from a checkpoint, :meth:`run` writes the recipe after it has checked the inputs.
+        If training is finished and ``data.train`` has changed, first check that the clips are the same. The identity of
+        a run does not contain local paths, so a recipe with the same identity may read a different manifest. If
+        ``data.train`` is unchanged, the clips are not read, because the data of a finished run may no longer exist.
 
-        The identity of a run does not contain local paths, so a recipe with the same identity may read a different
-        manifest. If ``data.train`` is unchanged, the clips are not read, because the data of a finished run may no
-        longer exist.
+        If training continues from a checkpoint, nothing is written here. In this case, :meth:`run` writes the recipe
+        after it has checked the inputs.
 
         Raises:
             UserError: the clips differ from those of the finished run, or the clips or the run's recipe cannot be read.
@@ -100,8 +101,8 @@ class TrainStage:
         """Train to the end.
 
         Raises:
-            UserError: the data cannot be used, or differs from the data that the run started with. Also if a GPU runs
-                out of memory.
+            UserError: the data cannot be used, the inputs differ from those that the run started with, or a GPU ran out
+                of memory.
             Stopped: a signal arrived. After the first signal, the last step is saved.
             RunFailed: training diverged, or a GPU ran out of memory and the last steps could not be saved.
         """
@@ -146,7 +147,7 @@ class TrainStage:
         ExportStage(run).export(model, tokenizer, overhead)
 
     def _check_evaluation_set(self, name: str) -> None:
-        """Check that all processes score the same clips during training. Otherwise, they would wait for each other."""
+        """Check that all processes score the same clips. Otherwise, they would wait for each other without end."""
         own = self._run.clips.evaluation(name).fingerprint
         first = self._world.broadcast_from_main(lambda: own)
         self._world.collective(lambda: _check_equal(f"evaluation set {name!r}", own, first, self._world))
@@ -267,7 +268,8 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
     """Raise a UserError if an input of this process differs from that of the main process."""
-    # The set of keep_best is not compared here. With fsdp, all processes score it, and it is compared later.
+    # The set of keep_best is not compared here. Only with fsdp do all processes score it. `_check_evaluation_set` then
+    # compares it.
     own = replace(own, selection=inputs.selection)
     for field in fields(TrainingInputs):
         _check_equal(_INPUT_NAMES[field.name], getattr(own, field.name), getattr(inputs, field.name), world)

@@ -52,7 +52,7 @@ class Sweep:
         folder: the sweep's folder. If None, it is ``sweeps/<recipe>-<hash of the runs>``.
 
     Raises:
-        UserError: combinations are not valid, or the runs cannot be compared.
+        UserError: a combination is not valid, or the runs cannot be compared.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str], folder: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class Sweep:
             the comparison, as in ``comparison.json``.
 
         Raises:
-            UserError: the sweep was started in several processes; the folder belongs to a run; or some runs failed, and
+            UserError: the sweep was started in several processes, the folder belongs to a run, or some runs failed and
                 every error was a UserError.
             RunFailed: some runs failed, and at least one error was not a UserError.
             Stopped: a signal arrived. Finished work is saved.
@@ -113,7 +113,8 @@ class Sweep:
                 self._record(run, "stopped")
                 raise Stopped(self._stopped(index, run)) from None
             except Exception as error:
-                # The error may concern only this run: its batch may not fit into memory, or its part may have a bug.
+                # The error may concern only this run, so the sweep continues. For example, a batch of this run may not
+                # fit into memory, or a part that only this run uses may have a bug.
                 message = str(error) or type(error).__name__
                 callback.note(f"failed: {message}")
                 # Our own errors have complete messages. For other errors, record the traceback.
@@ -143,7 +144,7 @@ class Sweep:
         for run in finished:
             runs.setdefault(run.variant, []).append(FinishedRun.read(self.folder / run.folder, run.name))
         variants = [Variant(name, tuple(of_name)) for name, of_name in runs.items()]
-        # If the sweep changes limits on durations, the runs have different clips. Compare the clips that all runs have.
+        # If the sweep changes limits on durations, the runs may score different clips. Compare only the common clips.
         compared = compare_variants(variants, common=True)
         comparison = compared.to_json()
         write_atomically(self.folder / "comparison.json", json.dumps(comparison, indent=1, ensure_ascii=False))

@@ -83,7 +83,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the overrides with one value, which apply to all runs, and the values of each key with several values.
+    """Return the overrides for all runs, which have one value, and the grid: the values of each other key.
 
     For example, ``["training.steps=9", "projector=swiglu,conv"]`` gives ``["training.steps=9"]`` and
     ``{"projector": ["swiglu", "conv"]}``.

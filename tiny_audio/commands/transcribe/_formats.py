@@ -57,7 +57,7 @@ def _tsv_lines(name: str, transcription: Transcription, words: bool) -> Iterator
 
 
 def row(name: str, transcription: Transcription, error: str | None) -> dict[str, Any]:
-    """Return a recording as a JSON object. If there is an ``error``, all fields but the name and the error are null."""
+    """Return a recording as a JSON object. If there is an ``error``, all other fields except the name are null."""
     if error is not None:
         nothing = dict.fromkeys(("duration", "text", "ctc_text", "truncated"))
         return {"audio_filepath": name, **nothing, "error": error, "segments": None}

@@ -65,7 +65,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | Non
 
     Args:
         inputs: the paths that were given.
-        stack: deletes the temporary files.
+        stack: deletes the temporary files when it closes.
         output_dir: the folder of the transcripts, which may be below an input folder.
 
     Raises:
@@ -103,7 +103,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | Non
     # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
     # recording, as in clip.mp4.srt.
     stems = [_without_suffix(one.stem) for one in found]
-    # Some file systems ignore case, or differences between Unicode normalization forms.
+    # For some file systems, names are equal if they differ only in case or in the Unicode normalization form.
     keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
     times = Counter(keys)
     recordings = [

@@ -131,7 +131,7 @@ class Job:
             self.receive()
 
     def receive(self) -> None:
-        """Handle messages from other processes about finished seconds of audio and finished recordings."""
+        """Handle messages from other processes: seconds of audio that are done, and finished recordings."""
         for value in self._world.received():
             if isinstance(value, float):
                 self._report(value)

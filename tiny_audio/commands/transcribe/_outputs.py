@@ -59,7 +59,7 @@ class OutputFolder:
         """For each transcript that was made with the current model and options, the size and modification time of its
         recording."""
         self._sources: dict[str, set[str | None]] = {}
-        """For each transcript, the path of its recording in each log, or None if the log does not state the path."""
+        """For each transcript, the paths of its recording in the logs. None stands for a log that states no path."""
         for identity, made, sources in logs.values():
             self._made |= made if identity == self._identity else {}
             for file, source in sources.items():
@@ -108,8 +108,11 @@ class OutputFolder:
         """Return a log's entries for ``options.format``.
 
         Returns:
-            the last model and options; the size and modification time of the recording of each file that was made with
-            them; and the path of the recording of each file, or None if the log does not state it.
+            three values:
+
+            - the last model and options
+            - for each transcript made with them, the size and modification time of its recording
+            - for each transcript, the path of its recording. None if the log does not state the path.
         """
         identity, made, sources = None, dict[str, list[int]](), dict[str, str | None]()
         for line in path.read_bytes().splitlines():
@@ -144,7 +147,8 @@ class OutputFolder:
                 origin = "not written by tiny-audio transcribe"
             elif any(identity != self._identity for identity in identities):
                 origin = "written by another model or with other options"
-            elif sources.isdisjoint((None, _source(one))) and not self.is_done(one):  # a moved recording is done
+            # If a recording was only moved, its size and modification time are unchanged, so `is_done` returns True.
+            elif sources.isdisjoint((None, _source(one))) and not self.is_done(one):
                 origin = f"made from another recording, {on_one_line(' or '.join(map(str, sources)))}"
             else:
                 continue

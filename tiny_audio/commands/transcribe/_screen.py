@@ -59,7 +59,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress(stack: ExitStack, durations_s: Callable[[], Sequence[float]]) -> Callable[[float], None]:
-    """Return a callback that advances a progress bar on standard error, or does nothing if this is not a terminal.
+    """Return a callback that advances a progress bar. If standard error is not a terminal, the callback does nothing.
 
     Args:
         durations_s: returns the duration of each recording, or 0 if the duration is not known.
