@@ -11,9 +11,10 @@ The clips are joined into four recordings:
 - band: like dense, in the frequency band of telephones
 - calls: with pauses of 0.5 to 3 s, in 8-bit mu-law at 8 kHz, with a signal-to-noise ratio of 10 dB
 
-Each recording is transcribed in chunks, with pauses found by loudness or by silero-vad, with and without the durations
-of the training clips, and with cuts that the model chooses. Words that are lost or repeated at cuts count as deletions
-and insertions. The part "voices" measures the speech probabilities of silero-vad for speech and for other sounds.
+Each recording is transcribed in chunks with several settings. Pauses are found by loudness or by silero-vad. The
+durations of the training clips are known or unknown. In the last setting, the model also chooses the cuts. Words that
+are lost or repeated at cuts count as deletions and insertions. The part "voices" measures the speech probabilities of
+silero-vad for speech and for other sounds.
 """
 
 from __future__ import annotations

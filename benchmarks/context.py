@@ -12,8 +12,8 @@ A word is rare if it is not among the most frequent words of ``--text``, which s
 al. 2021 (arXiv 2104.02194), errors on rare words are substituted and deleted rare words, and inserted words of the
 list. Differences have 95 % intervals from a paired bootstrap over clips.
 
-Silence, faint noise and loud noise are also transcribed, with and without hotwords and the hallucination filters. Here,
-every word is an error.
+Silence, faint noise and loud noise are also transcribed, with and without hotwords, and with and without the
+hallucination filters. Every word of these transcripts is an error.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Case:
     def counts(self, hypothesis: str, way: str) -> tuple[int, ...]:
         """Return five counts for a hypothesis.
 
-        They are: errors on rare words, rare words, errors on other words, other words, and words in the hypothesis that
-        are in the list of ``way`` but not in the reference.
+        The counts are: errors on rare words, rare words, errors on other words, other words, and wrong words of the
+        hypothesis that are in the list of ``way`` but not in the reference.
         """
         (alignment,) = align([self.reference], [hypothesis], normalizer("none"))
         listed = {*self.lists["list"]}
@@ -83,7 +83,7 @@ def cases_of(
     """Load the clips of a set, and draw their lists. The lists of a clip do not depend on the other clips.
 
     Args:
-        pool: words from which the other words of a list are drawn.
+        pool: words from which the words that are not in the reference are drawn.
         common: words that are not rare.
     """
     (found,) = read_data([data], max_samples)
@@ -103,7 +103,7 @@ def cases_of(
 
 
 def rate(counts: np.ndarray, errors: int, words: int) -> float:
-    """Divide the sum of column ``errors`` of counts ``[clips, 5]`` by that of column ``words``."""
+    """Divide the sum of column ``errors`` of counts ``[clips, 5]`` by the sum of column ``words``."""
     return float(counts[:, errors].sum() / max(1, counts[:, words].sum()))
 
 

@@ -5,8 +5,9 @@
 The pauses are removed, and the clips are joined in random order, repeatedly, until the recording lasts ``--minutes``.
 The recording is transcribed in chunks. For comparison, each clip is also transcribed in one piece.
 
-A cut is the time span that two neighboring chunks share. A reference word is "at a cut" if the time from the end of the
-word before it to the start of the word after it overlaps with a cut. The errors at these words are compared.
+A cut is the time span that two neighboring chunks share. For each reference word, take the time from the end of the
+word before to the start of the word after. The word is "at a cut" if this time overlaps with a cut. The errors at these
+words are compared.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def spans_of(chunks: Sequence[Chunk]) -> list[tuple[float, float]]:
 
 
 def long_recording(clips: Clips, minutes: float, seed: int) -> list[int]:
-    """Return indices of clips that last ``minutes`` in all: all clips in random order, then in another, and so on."""
+    """Return indices of clips that last ``minutes`` in all: all clips in random order, then again in a new order."""
     rng, order, seconds = np.random.default_rng(seed), list[int](), 0.0
     while seconds < 60 * minutes:
         for index in rng.permutation(len(clips)).tolist():

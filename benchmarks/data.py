@@ -9,8 +9,8 @@
 Loading: the clips are FLAC in Parquet files with LoquaciousSet's schema. Three loaders alternate, one epoch each:
 
 - ours: two workers load padded batches with targets from the source `parquet`, in planned order
-- streaming: `datasets` streams with a shuffle buffer; the two workers of a DataLoader decode with soundfile, and make
-  padded batches of a fixed number of clips, with targets
+- streaming: `datasets` streams rows through a shuffle buffer, and the two workers of a DataLoader decode them with
+  soundfile into padded batches with a fixed number of clips and with targets
 - decoding alone: two processes decode the same FLAC from memory with soundfile
 
 The time of an epoch of the first two loaders includes the start of the workers. Our loader must reach 70 % of the rate
@@ -18,7 +18,7 @@ of decoding alone.
 
 Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). For
 comparison, it also passes batches in a DataLoader's default way. The two ways alternate. Each pair of epochs gives
-one ratio of CPU times, which other work on the machine affects less than elapsed times.
+one ratio of CPU times. Other work on the machine affects CPU times less than elapsed times.
 
 Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
 index. Another process opens the index and plans an epoch, like a run that is resumed. The second process may take at

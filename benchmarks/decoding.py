@@ -1,7 +1,7 @@
 """Part of ``benchmarks/data.py``: the time to decode undamaged clips, compared with libsndfile, which trusts headers.
 
 The baseline decodes with libsndfile, checks that the samples are finite, averages the channels and resamples. Our
-decoder also compares the header with the file. Both decode the same bytes, in alternating order.
+decoder also checks the header against the content of the file. Both decode the same bytes, in alternating order.
 """
 
 from __future__ import annotations

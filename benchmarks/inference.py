@@ -64,7 +64,7 @@ class Passes:
 
     calls: int = 0
     rows: int = 0
-    """Number of rows in all calls, including rows of clips that have ended."""
+    """Total number of rows in these calls, including rows of clips that have ended."""
 
 
 @contextmanager

@@ -59,11 +59,11 @@ class Measured:
     texts: list[str] = field(default_factory=list)
     """The text of each clip."""
     equal: list[bool] = field(default_factory=list)
-    """Whether each final text equals that of the transcriber."""
+    """For each final text, whether it equals the text of the transcriber."""
     partial_words: list[bool] = field(default_factory=list)
-    """Whether each word of each partial text is in the final text at the same position."""
+    """For each word of each partial text, whether it is in the final text at the same position."""
     stable_words: list[bool] = field(default_factory=list)
-    """As ``partial_words``, for the words that a partial text marks as stable."""
+    """Like ``partial_words``, but only for words that a partial text marks as stable."""
     num_partials: int = 0
 
 

@@ -9,8 +9,8 @@ the decoder gets the audio of another clip (see :mod:`tiny_audio.analysis.audio_
 
 For runs with an alignment loss, the table also has the word and character error rates of the projector alone. Its text
 consists of the tokens whose embeddings are most similar to the audio embeddings, without blanks and repetitions. The
-first ``alignment.alone_steps`` steps do not train the decoder, so models that were saved in these steps have only the
-rates of the projector alone and of the CTC head, if there is one.
+first ``alignment.alone_steps`` steps do not train the decoder. For models that were saved in these steps, the table has
+only the rates of the projector alone and, if there is a CTC head, of this head.
 
 Results are stored in the file ``--kept``, so that a later call can add steps. ``execution.checkpoint_every`` and
 ``execution.keep_checkpoints`` set which steps of a run are saved.
@@ -48,7 +48,7 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 def measure(name: str, saved: SavedStep, sets: Sequence[DataSet], most: int, rule_name: str) -> list[Row]:
     """Return the scores of one saved step, with one row for each set."""
     model, tokenizer, report = saved.load()
-    model.float()  # frozen weights of a run in bf16 are in bf16
+    model.float()  # if a run trains in bf16, its frozen weights are loaded in bf16
     recipe = Recipe.model_validate_json(json.dumps(report["recipe"]))
     alignment, state = recipe.alignment, RunState.read(saved.run)
     assert state is not None

@@ -1,4 +1,4 @@
-"""Measure fingerprints of sound: their cost, and how many copies and how many false matches they find.
+"""Measure the cost of fingerprints of sound, and how many copies and how many false matches they find.
 
     python benchmarks/overlap.py ../shared/speech/an4/train.jsonl ../shared/speech/an4/dev.jsonl \\
         ../shared/speech/librispeech-sample/all.jsonl

@@ -30,7 +30,7 @@ Document = dict[str, Any]
 
 
 def merged(base: Any, changes: Any) -> Any:
-    """Merge mappings recursively. Other values are replaced. Changes with a ``name`` replace a whole mapping."""
+    """Merge mappings recursively. Other values are replaced, and so is a mapping if its changes have a ``name``."""
     if not isinstance(base, dict) or not isinstance(changes, dict) or "name" in changes:
         return changes
     return {key: merged(base.get(key, {}), changes.get(key, base.get(key))) for key in (base | changes)}

@@ -6,7 +6,7 @@
 
 All three decoders start from the same weights and train on the same batches. The size of the decoder's linear layers in
 bytes is compared with the size that `tiny-audio plan` predicts. For nf4 and int8, held-out clips are transcribed with
-quantized weights. These texts are compared with those of dequantized weights, with and without merged adapters.
+quantized weights. These texts are compared with the texts of dequantized weights, with and without merged adapters.
 """
 
 from __future__ import annotations

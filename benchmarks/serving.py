@@ -4,7 +4,7 @@
     python benchmarks/serving.py runs/quickstart --seconds 5 --requests 100 --clips 50     a quick look
 
 `transcribe` runs before and after the server. Each client sends short WAV files of synthesized speech, one after the
-other. After the status 429, it waits as long as the server says. The benchmark measures
+other. If a client gets the status 429, it waits as long as the server says. The benchmark measures
 
 - errors other than 429, and texts that differ from those of `transcribe`
 - seconds of audio per second of elapsed time, and per second of CPU time, which other processes affect less

@@ -66,7 +66,7 @@ def main(folder: Path, number: int, seed: int) -> None:
     while len(rows) < number:
         line = grammar.GRAMMARS[rng.choice(GRAMMARS)](rng)
         text = grammar.written(line)
-        # If words are given as phonemes, character indices do not match the text.
+        # Skip sentences with words that are given as phonemes, because character indices do not match their text.
         if grammar.spoken(line) != text or not grammar.is_held_out(text):
             continue
         voice = f"{ACCENTS[rng.choice(SPOKEN_ACCENTS)]}+{rng.choice(HELD_OUT_VOICES)}"

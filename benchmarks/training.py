@@ -11,8 +11,9 @@ machine affects them equally. For each step, the fastest of several rounds count
 
 Same number of clips: in the first comparison, both loops take the same number of clips in each step. To find the
 possible gain, each loop is also timed on batches of clips of equal length, for several lengths. A quadratic curve of
-time against length is fitted, and predicts the speed (audio per second) on the loop's own batches. The ratio of the
-predicted speeds is the bound. Our loop must reach 95 % of the bound.
+time against length is fitted for each loop. From this curve, the speed (audio per second) on the loop's own batches is
+predicted. The bound is the predicted speed of our loop divided by that of the plain loop. The measured gain must be at
+least 95 % of the bound.
 
 Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit. The
 weights do not count. Any random batch may contain the longest clips, so the plain loop takes as many clips as fit if
@@ -149,7 +150,7 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
     by_curve = {}
     for way, batches in sampled.items():
         least = minimum_of_rounds(seconds[f"curve of {way}"])
-        # Errors are relative, so that short and long steps have the same weight.
+        # Fit relative errors, so that short and long steps have the same weight.
         curve = np.polyfit(grid, least, 2, w=1 / least)
         by_curve[way] = sum(float(np.polyval(curve, batch.max())) for batch in batches)
     rate = {way: audio[way] / float(minimum_of_rounds(seconds[way]).sum()) for way in plans}

@@ -5,8 +5,8 @@
 
 The benchmark needs a run of `recipes/quickstart.yaml` (or its `model` folder). It measures
 
-- the word error rate of a long recording with pauses of 0.5 to 3 s, compared with that of its sentences one by one
-- the peak memory of the command, compared with that for a recording of a sixth of the duration
+- the word error rate of a long recording with pauses of 0.5 to 3 s, compared with its sentences transcribed one by one
+- the peak memory of the command, compared with the peak memory for a recording of a sixth of the duration
 - whether independent parsers can read the subtitles of the long recording
 - the start times of words, compared with espeak-ng's own word events
 - the texts of 50 clips without speech, with and without the hallucination filters

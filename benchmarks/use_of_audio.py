@@ -11,8 +11,9 @@ A decoded text counts as right if its word error rate is at most 0.2, and as inv
 curve, and by the share of invented texts below the threshold that 99 % of the right texts reach. The scores are
 
 - the text's log-probability per token
-- this log-probability minus that with other audio embeddings. There are four variants: no embeddings, those of digital
-  silence of the same duration, the clip's mean embedding at every position, and those of another clip
+- this log-probability minus the log-probability with other audio embeddings. There are four variants: no embeddings,
+  embeddings of digital silence of the same duration, the clip's mean embedding at every position, and embeddings of
+  another clip
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def embed(
 
 @torch.no_grad()
 def losses(model: TinyAudioModel, tokenizer: Any, audio: Sequence[Tensor], texts: Sequence[str]) -> np.ndarray:
-    """Return the loss of each text in nats ``[B]``, given the audio embeddings at the same index."""
+    """Return the loss of each text in nats ``[B]``, given the text's audio embeddings in ``audio``."""
     found: list[float] = []
     for start in range(0, len(texts), 8):
         rows = list(audio[start : start + 8])
@@ -106,13 +107,13 @@ def ids(model: TinyAudioModel, tokenizer: Any, text: str) -> list[int]:
 
 
 def others(clips: Sequence[Clip], texts: Sequence[str]) -> list[Tensor]:
-    """Return the audio embeddings of another clip for each clip. The other clips are chosen as in an evaluation."""
+    """Return the audio embeddings of another clip for each clip. ``tiny-audio run`` chooses clips in the same way."""
     partners = choose_partners(texts)
     return [clips[0 if index is None else index].audio for index in partners]
 
 
 def bits(model: TinyAudioModel, tokenizer: Any, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Return the bits from audio with their interval, for which whole speakers are resampled."""
+    """Return the bits from audio with their interval. For the interval, whole speakers are resampled."""
     texts = [clip.reference for clip in clips]
     own = losses(model, tokenizer, [clip.audio for clip in clips], texts)
     other = losses(model, tokenizer, others(clips, texts), texts)

@@ -86,7 +86,7 @@ class Flite:
         assert found.sample_rate == RATE
         audio = (np.ctypeslib.as_array(found.samples, (found.num_samples,)) / 32_768).astype(np.float32)
         self._library.delete_wave(wave)
-        factor = rng.uniform(0.94, 1.06)  # of the pitch and the formants
+        factor = rng.uniform(0.94, 1.06)  # resampling by this factor changes the pitch and the formants
         return np.interp(np.arange(int(len(audio) / factor)) * factor, np.arange(len(audio)), audio), voice
 
 
@@ -168,7 +168,8 @@ def varied(audio: np.ndarray, index: int, rng: random.Random) -> np.ndarray:
 def joined(lines: Sequence[str], first: int, most: int) -> list[tuple[int, list[str]]]:
     """Join neighboring sentences to clips. Return each clip's first index and sentences.
 
-    A clip has at most a random number of words, up to ``most``, but at least one sentence. Empty lines are left out.
+    For each clip, the maximum number of words is drawn at random, up to ``most``. A clip has at least one sentence.
+    Empty lines are left out.
     """
     clips: list[tuple[int, list[str]]] = []
     room = 0

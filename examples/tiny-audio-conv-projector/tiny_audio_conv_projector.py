@@ -39,7 +39,7 @@ def build_strided_conv(config: StridedConvConfig, context: ProjectorContext) -> 
 
 
 class StridedConvProjector(Projector):
-    """Conv1d (window 2k, stride k) → GELU → linear → RMSNorm."""
+    """Conv1d (window 2k, stride k) → GELU → linear → RMSNorm. ``gain`` is the RMS of the embeddings at the start."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int, hidden_dim: int, gain: float) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class StridedConvProjector(Projector):
         return (num_frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]``. Windows contain zeros beyond a clip's end."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]`` with stride k. After a clip's end, frames are 0."""
         values = frames.zeroed().values.transpose(1, 2)
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))

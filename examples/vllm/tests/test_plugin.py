@@ -68,7 +68,7 @@ def test_every_tensor_has_a_name_in_vllm() -> None:
 
 
 def test_texts_equal_those_of_the_export() -> None:
-    """All weights are loaded, and clips of several lengths are decoded in one batch."""
+    """Clips of several lengths in one batch have the same texts as with the export, so all weights are loaded."""
     from tiny_audio_vllm.compare import texts_of_export, texts_of_vllm
 
     random = np.random.default_rng(0)

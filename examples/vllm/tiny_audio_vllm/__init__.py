@@ -11,6 +11,6 @@ def register() -> None:
     from tiny_audio_vllm.config import TinyAudioConfig
 
     AutoConfig.register("tiny_audio", TinyAudioConfig, exist_ok=True)
-    # The class is given by its name, so that it is imported later: nothing may initialize CUDA before vLLM starts its
-    # workers.
+    # The class is given by its name, so that it is imported later. An import now could initialize CUDA, which must not
+    # happen before vLLM starts its workers.
     ModelRegistry.register_model("TinyAudioModel", "tiny_audio_vllm.model:TinyAudioForConditionalGeneration")

@@ -71,7 +71,7 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         raise ValueError("exports of Tiny Audio have a fixed prompt, so they do not chat; use /v1/audio/transcriptions")
 
     def get_mm_mapping(self) -> MultiModelKeys:
-        """Return the prefixes of the names of the parts' weights."""
+        """Return, for each part, the prefix of its weights' names."""
         return MultiModelKeys.from_string_field(
             language_model="language_model.", connector="projector.", tower_model="encoder."
         )
@@ -81,7 +81,8 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         """Return the audio embeddings ``[N, H]`` of each clip.
 
         Args:
-            kwargs: ``waveforms``, B clips of float32 ``[S]`` or ``[1, S]`` at 16 kHz, and ``num_embeddings``.
+            kwargs: ``waveforms``: B clips of float32 ``[S]`` or ``[1, S]`` at 16 kHz. ``num_embeddings``: the expected
+                number of audio embeddings of each clip.
 
         Raises:
             ValueError: the projector returned a different number of embeddings than expected.

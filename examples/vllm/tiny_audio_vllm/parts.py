@@ -16,7 +16,7 @@ _LONGEST_CLIP_S = 30
 
 
 class Parts(NamedTuple):
-    """The encoder and the projector of a model, with the config that has their limits."""
+    """The encoder and the projector of a model, and the encoder's config with the maximum duration of a clip."""
 
     encoder: Any
     projector: Any

@@ -1,4 +1,4 @@
-"""Prepare requests for the model: pass on waveforms, and put one placeholder per audio embedding into the prompt."""
+"""Prepare requests for the model: keep the waveforms, and put one placeholder per audio embedding into the prompt."""
 
 from __future__ import annotations
 
