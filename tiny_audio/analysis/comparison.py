@@ -55,7 +55,7 @@ Row = Mapping[str, Any]
 Interval = tuple[float, float]
 
 NUM_DRAWS, _NUM_SLICE_DRAWS = 2000, 1000
-"""Number of bootstrap resamples for each interval, for all clips and for a slice."""
+"""Numbers of bootstrap resamples for an interval: of all clips, and of a slice."""
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
 """In a command with m comparisons, each randomization test has at least m times this number of draws. With fewer than
@@ -183,9 +183,9 @@ class Difference:
     p_adjusted: float
     verdict: Verdict
     probability_better: float | None = None
-    """Share of resamples in which this system has the lower rate. Ties count half. None if read from a benchmark."""
+    """Share of resamples in which this system has the lower rate. Ties count half. None in results of a benchmark."""
     mapsswe: MatchedPairs | None = None
-    """Result of MAPSSWE. None if either system has several seeds, or if read from a benchmark."""
+    """Result of MAPSSWE. None in results of a benchmark, or if either system has several seeds."""
     ctc_difference: float | None = None
     """WER of this system's CTC head minus WER of the baseline's CTC head. None if either system has no CTC head."""
     ctc_interval: Interval | None = None
@@ -312,7 +312,7 @@ def num_tosses(num_comparisons: int) -> int:
 
 
 def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
-    """Yield a warning for each set that has too few units to show any difference, if each system has one seed."""
+    """Yield a warning for each set with too few units to show any difference. Skip sets with several seeds."""
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)

@@ -104,7 +104,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def shared_sets(runs: Sequence[FinishedRun], wanted: str | None) -> list[str]:
-    """Return the names of the sets that all runs were scored on, or only the wanted name.
+    """Return the names of the sets that all runs were scored on. If a set is wanted, return only its name.
 
     Raises:
         UserError: there is no set that all runs were scored on, or not all runs were scored on the wanted set.

@@ -237,7 +237,7 @@ def known_metrics(entries: Iterable[Mapping[str, Any]]) -> list[Metric]:
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]], *, total_counts: bool = False) -> dict[str, Any]:
-    """Average the results of :func:`measure` for several runs. ``total_counts`` sums the counts instead."""
+    """Average the results of :func:`measure` for several runs. If ``total_counts``, counts are summed instead."""
     counts = {metric.key for metric in METRICS if metric.unit == "count"}
     sums = {key: sum(seed[key] for seed in seeds) for key in seeds[0] if seeds[0][key] is not None}
     means = {key: value if total_counts and key in counts else value / len(seeds) for key, value in sums.items()}

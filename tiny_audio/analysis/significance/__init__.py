@@ -46,7 +46,7 @@ Errors = NDArray[np.int64]
 """Number of word errors of one variant, for each seed and utterance: ``[S, U]``."""
 Words = NDArray[np.int64]
 """Number of reference words of one variant: ``[S, U]``, or ``[U]`` if the numbers are the same for all seeds. With the
-cost ``joined``, a number depends on the hypothesis. But if a reference has words, its number is never 0."""
+cost ``joined``, a number depends on the hypothesis, but it is 0 only if the reference has no words."""
 
 _CHUNK = 1 << 22  # maximum number of random signs in memory at a time
 

@@ -70,7 +70,7 @@ def matched_segments(baseline: str, other: str) -> Iterator[tuple[int, int]]:
 
 
 def _spots(baseline: str, other: str) -> Iterator[tuple[int, int, bool]]:
-    """Yield each reference word's number of errors for both systems, and whether both have the word right.
+    """For each reference word, yield both systems' numbers of errors, and whether both have the word right.
 
     The errors include insertions just before the word. The last item contains insertions at the end of the utterance.
     """

@@ -36,11 +36,11 @@ class Outcome:
     truncated: list[str] = field(default_factory=list)
     """Recordings whose text was truncated at ``max_new_tokens``."""
     empty: list[str] = field(default_factory=list)
-    """A message with the reason, for each recording without any text."""
+    """For each recording without any text, a message with the reason."""
     suppressed: list[str] = field(default_factory=list)
-    """A message for each recording that has parts without text: the durations of these parts, by reason."""
+    """For each recording that has parts without text, a message with the durations of these parts by reason."""
     unusual: list[str] = field(default_factory=list)
-    """A warning for each recording that is far shorter than the clips that the model was trained on."""
+    """For each recording that is far shorter than the training clips of the model, a warning."""
     left_out: list[str] = field(default_factory=list)
     """A message for each folder with files that are not audio."""
     errors: list[str] = field(default_factory=list)

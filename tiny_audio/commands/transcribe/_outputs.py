@@ -20,8 +20,8 @@ from tiny_audio.runtime.files import write_atomically
 
 _LOG, _LOGS = ".tiny-audio.jsonl", ".tiny-audio*.jsonl"
 """Name of the main process's log, and a pattern for the logs of all processes. For each format, a log stores the model
-and the options. For each transcript, it stores the path of the recording before the transcript is written, and the
-recording's size and modification time afterwards. Older versions did not store the path. Each process has its own log,
+and the options. Before a transcript is written, the path of its recording is added to the log. After it is written, the
+recording's size and modification time are added. Older versions did not store the path. Each process has its own log,
 because lines can be lost if several machines append to one file."""
 _STREAM = "-"
 """Stands for the path of any pipe and of standard input."""
