@@ -83,7 +83,7 @@ def cases_of(
     """Load the clips of a set, and draw their lists. The lists of a clip do not depend on the other clips.
 
     Args:
-        pool: words from which the words that are not in the reference are drawn.
+        pool: words to draw from, for the words of a list that are not in the reference.
         common: words that are not rare.
     """
     (found,) = read_data([data], max_samples)

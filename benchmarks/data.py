@@ -99,7 +99,7 @@ def speech(manifest: Path) -> Iterator[tuple[bytes, float, str]]:
 
 
 def noise() -> Iterator[tuple[bytes, float, str]]:
-    """Yield 64 clips, repeated endlessly: low-passed noise with the rhythm of syllables, of log-normal durations."""
+    """Yield 64 clips of noise, repeated endlessly, with the rhythm of syllables and with log-normal durations."""
     rng = np.random.default_rng(0)
     clips = []
     for seconds in np.clip(rng.lognormal(math.log(6.0), 0.75, 64), 0.5, 30.0):
@@ -302,7 +302,7 @@ def write_metadata(folder: Path, count: int) -> None:
 def stage(name: str, shards: Path, cache: Path) -> dict[str, Any]:
     """Return times and peak memory of one stage, run in this process.
 
-    ``index`` creates the index. ``plan`` opens it and plans an epoch.
+    The stage ``index`` creates the index. The stage ``plan`` opens the index and plans an epoch.
     """
     started = time.perf_counter()
     clips = gathered(shards, cache)

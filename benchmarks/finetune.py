@@ -60,7 +60,7 @@ KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "convolution", "linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
 }
-"""Kind of operation -> substrings of the names of its operations. All other operations are elementwise or copies."""
+"""Kind of operation -> parts of the names of its operations. All other operations are elementwise or copies."""
 
 
 def random_checkpoints(folder: Path) -> tuple[Path, Path]:

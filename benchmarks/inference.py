@@ -54,7 +54,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
 
 FEWER_PASSES, CLIPS = 1.8, 500
-"""Targets: minimum ratio of the passes in plain decoding to those in assisted decoding, and minimum number of clips."""
+"""Minimum of passes in plain decoding divided by passes in assisted decoding, and minimum number of clips."""
 RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
 
 

@@ -93,7 +93,7 @@ def memory_mb(pid: int) -> float:
 async def load(
     url: str, pid: int, files: list[Path], texts: list[str], clients: int, seconds: float, requests: int
 ) -> Load:
-    """Send files from many clients, for at least ``seconds`` and until there are ``requests`` answers or errors."""
+    """Send files from many clients, until ``seconds`` have passed and there are ``requests`` answers or errors."""
     seen, deadline = Load(), time.perf_counter() + seconds
     durations = [audio_duration(path) for path in files]
     numbers = itertools.count()

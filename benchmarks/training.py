@@ -183,11 +183,10 @@ def same_clips(bench: Bench, record: Record, clips: int, count: int, rounds: int
 
 
 def largest(bench: Bench, bound: float) -> tuple[int, float]:
-    """Return the largest batches that fit ``bound`` bytes.
+    """Return the sizes of the largest batches whose steps fit into ``bound`` bytes.
 
     Returns:
-        The number of clips in a batch of the plain loop, and the seconds of audio, including padding, in a batch of our
-        loop.
+        For the plain loop, the number of clips. For our loop, the seconds of audio, including padding.
     """
     longest = float(bench.durations_s.max())
 

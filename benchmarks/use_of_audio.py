@@ -42,7 +42,7 @@ from tiny_audio.model.decoding import GenerationConfig
 from tiny_audio.model.model import TinyAudioModel
 
 RIGHT, INVENTED = 0.2, 0.8
-"""Maximum word error rate of a right text, and minimum of an invented text."""
+"""Maximum word error rate of a right text, and minimum word error rate of an invented text."""
 _PADDED_S = 60.0
 WITHOUT = ("no embeddings", "silence", "mean embedding", "another clip")
 
