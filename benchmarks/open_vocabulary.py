@@ -1,6 +1,6 @@
 """For several runs, plot error rates and the use of the audio against hours of training audio.
 
-    python benchmarks/open_vocabulary.py "projector first=runs/open:400,800,1000" "plain=runs/plain:100,200" \
+    python benchmarks/open_vocabulary.py "projector first=runs/open:400,800,1000" "plain=runs/plain:100,200" \\
         --data all.jsonl --clips 30 --kept curves.jsonl --plot docs/open_vocabulary.svg
 
 The model of each saved step decodes the clips greedily. The table has the hours of audio and the minutes of training up

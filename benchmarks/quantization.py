@@ -1,7 +1,7 @@
 """Compare a decoder in fp32 with the same decoder in nf4 and int8: memory, training loss, and texts.
 
-    python benchmarks/quantization.py --encoder openai/whisper-tiny.en \
-        --decoder HuggingFaceTB/SmolLM2-135M-Instruct \
+    python benchmarks/quantization.py --encoder openai/whisper-tiny.en \\
+        --decoder HuggingFaceTB/SmolLM2-135M-Instruct \\
         --manifest ../shared/speech/an4/train.jsonl --held-out ../shared/speech/an4/dev.jsonl
 
 All three decoders start from the same weights and train on the same batches. The size of the decoder's linear layers in

@@ -2,7 +2,7 @@
 
     sudo apt-get install bible-kjv dict-gcide dict-wn fortunes      # texts in Debian and Ubuntu
     bible -f gen1:1-rev22:21 > verses.txt
-    python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \
+    python examples/sentences.py verses.txt debian:dict-gcide debian:dict-wn debian:fortunes book.txt.gz \\
         --most 10000 --exclude test.jsonl --output sentences.txt
 
 ``debian:NAME`` means the texts of an installed Debian package. A sentence is unusable if it has too many words, or if

@@ -110,7 +110,7 @@ def sets_table(sets: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, scores in sets.items():
         rows.append(((name,), scores))
-        others = (("  as written", "unnormalized"), ("  CTC head", "ctc"))
+        others = (("  in lower case only", "unnormalized"), ("  CTC head", "ctc"))
         rows += [((label,), scores[key] | {"num_utterances": None}) for label, key in others if key in scores]
     normalizers = ", ".join(sorted({scores["normalizer"] for scores in sets.values()}))
     table = scores_table([""], rows, after={"num_utterances": "clips"})
