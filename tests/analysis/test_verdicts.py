@@ -89,7 +89,7 @@ def test_sets_without_speech_have_no_verdict_anywhere(tmp_path: Path) -> None:
 
 
 def test_by_default_speakers_are_resampled_if_every_utterance_has_one(tmp_path: Path) -> None:
-    """Three speakers can never show a difference, but 120 clips can."""
+    """If three speakers are resampled, no difference is significant. If 120 clips are resampled, some are."""
     systems: Systems = {"base": make_rows(0.4), "other": make_rows(0.02)}
     cases: dict[str, tuple[Callable[[int], str | None], str]] = {
         "three": (lambda index: f"s{index % 3}", "no difference shown"),

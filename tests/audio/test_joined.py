@@ -1,4 +1,7 @@
-"""A file can consist of several joined recordings. The range of each one is found. The test files contain no audio."""
+"""A file can consist of several joined recordings. ``joined_files`` finds the byte range of each recording.
+
+The test files have valid headers, but contain no audio.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def test_each_file_is_found(files: tuple[bytes, ...], tmp_path: Path) -> None:
         pytest.param(boxes(b"ftyp", b"moov") + MP4, id="the header of a stream is repeated"),
         pytest.param(boxes(b"ftyp", b"moov", b"moof", b"mdat") + MP4, id="a stream of fragments"),
         pytest.param(AVI + riff(b"AVIX"), id="an AVI file above a gigabyte"),
-        pytest.param(matroska(SAMPLES + matroska(SAMPLES) + SAMPLES), id="a recording is attached"),
+        pytest.param(matroska(SAMPLES + matroska(SAMPLES) + SAMPLES), id="another file is inside the segment"),
         pytest.param(
             matroska(SAMPLES + EBML + SAMPLES, has_size=False), id="samples equal the first bytes of a header"
         ),

@@ -56,7 +56,7 @@ def test_recorded_noise_has_the_requested_ratio(folder: Path, snr_db: float, sec
         noise = augment_waveform(noisy(folder, snr_db=(snr_db, snr_db)), waveform, seed) - waveform
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(snr_db, abs=0.05)
         added.add(round(float(noise[100] / noise.pow(2).mean().sqrt()), 4))
-    assert len(added) == 8, "each seed selects another file or another position"
+    assert len(added) == 8, "the eight seeds select eight different parts of the files"
 
 
 def test_a_short_noise_is_looped_from_a_random_position(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_damaged_sound_is_left_out_with_a_warning(folder: Path, caplog: pytest
     for name in ("hum.wav", "music.wav"):
         (folder / name).unlink()
     waveform = tone(0.2)
-    assert sounds_fingerprint(noisy(folder)) is not None, "the header is valid"
+    assert sounds_fingerprint(noisy(folder)) is not None, "only headers are read here, so the damage is not found"
     with caplog.at_level("WARNING"):
         for seed in range(3):
             assert torch.equal(augment_waveform(noisy(folder), waveform, seed), waveform)

@@ -1,4 +1,6 @@
-"""The wording of errors about exports. Other tests check their class, location and values.
+"""The wording of errors about exports.
+
+Other tests check the class of each error, and the file and the values that its message names.
 
 To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/export/test_messages.py`` and read the difference.
 """

@@ -90,7 +90,8 @@ def test_without_an_alignment_texts_are_joined_at_their_longest_common_words(cut
 def test_every_word_has_a_duration_wherever_texts_are_joined() -> None:
     for seed in range(300):
         rng = random.Random(seed)
-        # The estimated times of a word in the two segments can differ by the whole overlap.
+        # The times are spread evenly and not aligned. So `join` may match two words whose times differ by the whole
+        # overlap of 2 s.
         first, second = (
             segment([(rng.choice("abcd"), 0.0) for _ in range(rng.choice((3, 10, 40)))], *span, aligned=False)
             for span in ((0.0, 15.0), (13.0, 28.0))

@@ -44,7 +44,7 @@ NEEDS_BITSANDBYTES = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 
 def test_parameters_of_the_model_card(shallow_card: Plan) -> None:
-    """tests/recipe/test_recipes.py counts the parameters with all 48 encoder layers and 36 decoder layers."""
+    """The encoder and the decoder have only four layers each. tests/recipe/test_recipes.py plans all layers."""
     counts = {name: part["trainable"] for name, part in shallow_card.as_json()["parameters"].items()}
     encoder, projector, decoder = 1_966_080 * 4 // 48, 121_643_264, 15_335_424 * 4 // 36
     total = encoder + projector + decoder
@@ -164,7 +164,7 @@ def real_step(recipe: Recipe, num_tokens: int, prompt_tokens: int) -> tuple[Save
 def test_a_dry_run_saves_what_a_real_forward_pass_saves(
     document: Document, monkeypatch: pytest.MonkeyPatch, encoder: str, precision: str, changes: Document
 ) -> None:
-    """All saved storages of at least a kilobyte have exactly the same types and sizes."""
+    """Both save the same number of storages of each type and size. Storages below a kilobyte are not compared."""
     document = changed(document, encoder=part(ENCODERS, encoder), training__precision=precision, ctc={"weight": 1.0})
     recipe = parse(document, **changes)
     forward, planned_saves = _step._loss, Saved()
@@ -200,7 +200,7 @@ def all_parts() -> Iterator[tuple[str, str]]:
 
 
 ALIKE = {"wav2vec2", "linear", "mlp", "moe", "llama", "qwen3", "smollm2", "smollm3"}
-"""Parts that run the same operators as other parts, or are used in other tests of this file. Their tests are slow."""
+"""Parts that run the same operators as other parts, or are used in other tests. Their cases are marked as slow."""
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_memory_of_quantized_weights_depends_on_their_bits(document: Document, k
 
 def test_flash_attention_can_be_planned_without_its_package(document: Document) -> None:
     document = changed(document, training__precision="bf16", execution__device="auto")
-    document["encoder"]["overrides"]["encoder_layers"] = 8  # with more layers, the peak is after the front end
+    document["encoder"]["overrides"]["encoder_layers"] = 8  # the layers, not the front end, need the most memory
     attentions = {"encoder__attention": "flash_attention_2", "decoder__attention": "flash_attention_2"}
     flash, sdpa = (dry_run(parse(document, **changes), SHAPE, "cuda") for changes in (attentions, {}))
     assert flash.peak_bytes < sdpa.peak_bytes
@@ -302,7 +302,7 @@ def test_packed_rows_need_no_flops_for_padding(document: Document) -> None:
     )
     assert flash.flops == varlen.flops
     assert flash.memory == varlen.memory
-    # The batch has one clip of 1.5 s. All other clips are shorter by a fifteenth.
+    # In a dry run, all clips except the first are 0.1 s shorter, so a few percent of the FLOPs are for padding.
     for direction in ("forward", "backward"):
         for name in ("encoder", "decoder"):
             assert 0.8 < varlen.flops[name][direction] / sdpa.flops[name][direction] < 1
@@ -326,7 +326,7 @@ def test_a_budget_in_seconds_has_two_worst_shapes(document: Document) -> None:
     assert worst_shapes(faster) == [Shape(4, 10.0), Shape(100, 0.4)]
     planned = plan_recipe(parse(document), mean_clip_s=2.0)
     assert planned.padding_share < 0.05
-    # A batch has at most as many seconds as its budget. Padding and the unused remainder of the budget are subtracted.
+    # A batch has less audio than its budget of 40 s, because it also contains padding and is rarely full.
     assert 0.8 * 40 < planned.training_audio_hours * 3600 / 20 < 40
 
 

@@ -73,7 +73,7 @@ def test_the_selected_revision_is_read(hub: str, monkeypatch: pytest.MonkeyPatch
         "hubert: cannot read 'tiny/nothing': tiny/nothing is not a local folder and is not a valid model"
     )
     for line in (no_revision, no_repository):
-        assert line.endswith("and check the network and `hf auth login` for gated models.")
+        assert line.endswith("and check the network. For a gated model, log in with `hf auth login`.")
     # Without a network, only revisions in the cache can be read.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     *offline, not_read = read("tiny/hubert@v1", "tiny/hubert@main", "tiny/other")
@@ -86,7 +86,7 @@ def test_the_selected_revision_is_read(hub: str, monkeypatch: pytest.MonkeyPatch
 def assert_rejected(line: str, repository: str) -> None:
     assert re.fullmatch(
         rf"hubert: cannot read '{repository}': \S.*\. Give a hub id or the folder of a checkpoint, and check "
-        r"the network and `hf auth login` for gated models\.",
+        r"the network\. For a gated model, log in with `hf auth login`\.",
         line,
     )
 

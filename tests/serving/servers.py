@@ -32,8 +32,8 @@ from tiny_audio.serving.server import Server, listen
 
 PATIENCE_S = 30.0
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""An SSL context without certificates for clients. The server does not use TLS, and loading all certificates, which is
-the default, takes 50 ms for each client."""
+"""An SSL context for clients, without certificates. The server does not use TLS. By default, each client would load all
+certificates, which takes 50 ms."""
 LONG = 9
 """Number of :func:`bursts` in a recording of 18 s. It is split, because the tiny model's chunks have at most 15 s."""
 
@@ -107,7 +107,7 @@ def noise(duration_s: float, seed: int = 0) -> np.ndarray[Any, Any]:
 
 
 def bursts(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Return bursts of noise separated by pauses. A long recording of them has one chunk per burst."""
+    """Return bursts of noise separated by pauses. If the recording is split, each burst becomes a chunk."""
     pause = np.zeros(SAMPLE_RATE, np.float32)
     return np.concatenate([part for index in range(count) for part in (pause, noise(1.0, seed + index))])
 

@@ -1,4 +1,7 @@
-"""Source ``hub`` and sources of known corpora: rows, audio and pinned commits, read from a local hub."""
+"""Source ``hub``, and sources for a single corpus such as ``loquacious``: rows, audio and pinned commits.
+
+A local server replaces the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,8 @@ def test_the_commit_of_a_branch_is_pinned_in_the_cache(hub: Hub, tmp_path: Path)
 
 
 def test_a_known_commit_is_read_after_the_branch_has_changed(hub: Hub, tmp_path: Path) -> None:
-    """A continued run reads its original commit, even if the cache was deleted. The run's folder names the commit."""
+    """A continued run reads its original commit, even if the cache was deleted. ``commits`` is the
+    part of the run's state that stores the commit."""
     config, commits = LoquaciousConfig(config="small"), dict[str, str]()
     index = SOURCES.build(config, SourceContext(tmp_path / "1", commits)).index()
     old = hub.repos[NAME]
@@ -162,7 +166,7 @@ def test_a_corpus_without_durations_can_be_read(hub: Hub, tmp_path: Path) -> Non
     count = len(hub.requests)
     for utterance in index.utterances:
         source.encoded(utterance)
-    assert len(hub.requests) == count, "audio that was fetched for its duration stays in the cache"
+    assert len(hub.requests) == count, "audio that was fetched to measure durations stays in the cache"
 
 
 def test_without_configs_splits_are_found_by_file_names(hub: Hub, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     build(tmp_path / "cache", split="dev").index()
     code = (
         "import json, pyarrow, sys\n"
-        "for dims in (2, 3, 4, 5):\n"  # importing datasets registers these types
+        "for dims in (2, 3, 4, 5):\n"  # the package datasets is imported again, and registers them again
         "    pyarrow.unregister_extension_type(f'datasets.features.features.Array{dims}DExtensionType')\n"
         "from pathlib import Path\n"
         "from tiny_audio.sources import SOURCES, SourceContext\n"
@@ -207,7 +211,7 @@ def test_a_new_process_uses_the_hub_in_the_environment(hub: Hub, tmp_path: Path)
     done = python(None, code, str(tmp_path / "cache"), anew=anew, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     kept, early, sizes = json.loads(done.stdout)
-    assert (kept, early) == (4, ["huggingface_hub"]), "an index in the cache needs neither the network nor datasets"
+    assert (kept, early) == (4, ["huggingface_hub"]), "an index in the cache is read without the package datasets"
     assert sizes == [len(loquacious_row(number)["wav"]["bytes"]) for number in range(CLIPS)]
 
 

@@ -1,4 +1,4 @@
-"""Training that starts from every kind of export, and exports of any checkpoint."""
+"""Start a training from each kind of export. Export the checkpoint of any step."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_new_adapters_on_merged_weights(stage: tuple[Document, Path], merged: Pa
     assert all(torch.equal(saved[without_adapters(name)], own[name]) for name in own if not is_adapter(name))
     assert not any(own[name].any() for name in own if ".lora_B." in name)
     unmerged = load_file(folder / "model" / "model.safetensors")
-    assert any(tensor.any() for name, tensor in unmerged.items() if ".lora_B." in name), "stage 1 trained adapters"
+    assert any(tensor.any() for name, tensor in unmerged.items() if ".lora_B." in name), (
+        "the first run must have trained its adapters"
+    )
 
 
 def test_new_adapters_on_a_fully_trained_decoder(stage: tuple[Document, Path], tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_a_damaged_report_is_an_error(
     (folder / "report.json").write_text("{")
     assert main(["export", str(folder), str(tmp_path / "out"), "--step", "2"]) == 2
     assert "report.json is damaged: " in capsys.readouterr().err
-    assert export(folder, tmp_path / "early", "--step", 1), "an earlier step has no report"
+    assert export(folder, tmp_path / "early", "--step", 1), "report.json is not read for an earlier step"
 
 
 def test_a_stopped_run_can_be_exported(

@@ -18,7 +18,8 @@ from tiny_audio.data.order import EpochPlan
 _THREADS = 4
 """Number of threads. They mostly wait for the network or the disk."""
 _POLL_S = 0.5
-"""Seconds between checks whether the process is about to end, while :meth:`Prefetcher.__exit__` waits for threads."""
+"""While :meth:`Prefetcher.__exit__` waits for threads, it checks at this interval, in seconds, whether the process is
+about to end."""
 
 
 class Prefetcher:
@@ -57,7 +58,8 @@ class Prefetcher:
         self._stopped = stopped
         self._wanted: SimpleQueue[int | None] = SimpleQueue()
         self._left = Event()
-        # Use daemon threads. At exit, the interpreter would wait for the threads of an executor.
+        # Use daemon threads instead of a ThreadPoolExecutor. When the interpreter exits, it waits for the threads of an
+        # executor, and a stalled fetch would delay the exit.
         count = _THREADS if len(self._first_uses) else 0
         self._threads = [Thread(target=self._work, name="prefetcher", daemon=True) for _ in range(count)]
 

@@ -78,7 +78,7 @@ class DecoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """The input of a builder in addition to the config. A builder is a function that returns a decoder."""
+    """The second argument of a builder, after the config. A builder is a function that returns a decoder."""
 
     tokenizer: Any
     """The decoder's tokenizer. It determines the vocabulary size of a decoder with random weights. It may be None if

@@ -54,7 +54,7 @@ class EncoderConfig(TransformersPartConfig, ABC):
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """The input of a builder in addition to the config. A builder is a function that returns an encoder."""
+    """The second argument of a builder, after the config. A builder is a function that returns an encoder."""
 
     architecture: dict[str, Any] | None = None
     """The architecture of an encoder that was built before, from :meth:`Encoder.architecture`. If given, the encoder is

@@ -121,7 +121,7 @@ def read_checkpoint(part: TransformersPartConfig, read: Any, *args: Any, **kwarg
             "as owner/name"
         )
     try:
-        with errors_only():  # transformers' warnings about keys are not needed, because building.py checks every key
+        with errors_only():  # hide transformers' warnings about weights, because building.py checks all weights
             return read(*args, **kwargs)
     except UserError:
         raise
@@ -159,4 +159,7 @@ def _advice(part: TransformersPartConfig) -> str:
             "The environment variable HF_HUB_OFFLINE prevents downloads, so only the cache is read. Unset it, or give "
             "the folder of a checkpoint."
         )
-    return "Give a hub id or the folder of a checkpoint, and check the network and `hf auth login` for gated models."
+    return (
+        "Give a hub id or the folder of a checkpoint, and check the network. For a gated model, log in with "
+        "`hf auth login`."
+    )

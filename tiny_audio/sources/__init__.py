@@ -173,9 +173,9 @@ class SourceContext:
     cache_dir: Path
     """Folder for data that a source has generated or fetched. It may be deleted between runs."""
     commits: dict[str, str] = field(default_factory=dict)
-    """Commits of dataset splits on the Hugging Face hub, by name of the split, such as
-    ``owner/dataset/config/train@main``. If the split of a source is listed here, the source uses this commit.
-    Otherwise, the source looks up the commit and adds it here. A run stores all commits, so that its data stays the
+    """For each dataset split on the Hugging Face hub, the commit to read. A key has the form
+    ``repository/config/split@revision``, such as ``owner/dataset/config/train@main``. If the split of a source is
+    missing here, the source looks up the commit and adds it. A run stores all commits, so that its data stays the
     same."""
     keep_empty: bool = False
     """Whether a source keeps clips that the corpus marks as not speech. If true, these clips get an empty transcript.

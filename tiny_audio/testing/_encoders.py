@@ -229,7 +229,9 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
             with torch.no_grad():
                 weights.copy_(100.0 * (torch.arange(depth + 1) == layer))
                 found, wanted = self.run(single), self.run(weighted)
-            expect_equal(config, f"layer: {layer}, compared with the weighted sum of only this layer", found, wanted)
+            expect_equal(
+                config, f"layer: {layer}, compared with layer: weighted and all weight on this layer", found, wanted
+            )
         grows = num_parameters == sorted(set(num_parameters))
         what = (
             "layers above the chosen layer must be removed; the numbers of parameters with layer: 1, 2, … are "

@@ -15,7 +15,8 @@ _NUM_LABELS = 29  # CTC labels: the blank, a to z, space, apostrophe
 def random_frames(batch_size: int, num_frames: int, dim: int, rate: float, device: torch.device) -> Frames:
     """Return random frames ``[B, T, D]`` without padding.
 
-    ``rate`` is in frames per second. The most probable CTC label changes every second frame on average.
+    ``rate`` is in frames per second. From one frame to the next, the most probable CTC label changes with
+    probability 0.5.
     """
     values = torch.randn(batch_size, num_frames, dim, device=device)
     changes = torch.rand(batch_size, num_frames, device=device) < 0.5
