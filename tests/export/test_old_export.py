@@ -1,8 +1,9 @@
 """The current version can load an export of an earlier version, and gives the same texts as the earlier version.
 
-The export has Whisper and SmolLM3 parts with adapters and a CTC head, trained on the first four waveforms. It also
-contains the code of the earlier version. One text differs: with ``--no-filters``, the earlier version did not
-transcribe the pauses of the long recording.
+The exported model has Whisper and SmolLM3 parts with adapters, and a CTC head. It was trained on the four short clips
+of ``waveforms``. The export also contains the code of the earlier version. ``old_export.json`` has the expected texts.
+Only one of them differs from the earlier version: with ``--no-filters``, the earlier version left out the pauses of the
+long recording.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ print(json.dumps({name: recognizer(waveforms[name])["text"] for name in waveform
 
 
 def syllables(seed: int) -> np.ndarray[Any, Any]:
-    """Return ten short sounds of tones and noise, separated by silence. Each has its own volume and pitches."""
+    """Return ten short sounds of tones and noise, separated by silence. Each sound has its own volume and pitches."""
     generator = np.random.default_rng(seed)
     parts = []
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""``tiny-audio push`` to a local hub with the protocol of the Hugging Face hub."""
+"""``tiny-audio push`` uploads to a local server that implements the Hugging Face hub's protocol for uploads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.tutorial import tiny_audio
 from tiny_audio.cli import main
 from tiny_audio.export.formats.huggingface import export_model
 
-# To send large files, huggingface_hub calls its HTTP library in a deprecated way.
+# When huggingface_hub uploads large files, its HTTP library warns that a deprecated argument is used.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
 
 
@@ -46,10 +46,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
 
 
 def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
-    """The command reads HF_ENDPOINT and HF_TOKEN from its environment, as it does for a user."""
+    """This test sets environment variables, like a user. The other tests set constants of huggingface_hub instead."""
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
-        env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE may be set for the tests
+        env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE is possibly 1 in the environment of the tests
         command = ["push", str(exported), "me/my-model", "--private"]
         (done,) = tiny_audio(None, [command], anew=["huggingface_hub"], **env)
     assert done.returncode == 0, done.stderr

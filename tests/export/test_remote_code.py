@@ -51,10 +51,10 @@ def outputs(folder, auto):
 results = []
 for folder in folders:
     for file in sorted(pathlib.Path(folder).glob("*.py")):
-        check_imports(file)  # on the hub, transformers does so for every file
+        check_imports(file)  # transformers checks every file that it loads from the hub, but not every local file
     found, model, processor = outputs(folder, AutoModel)
     results.append(found)
-# Another auto class, and a model that is saved again.
+# The last model gives the same outputs with another auto class, and after it is saved and loaded again.
 assert outputs(folder, AutoModelForSpeechSeq2Seq)[0] == found
 again = folder + "-again"
 model.save_pretrained(again)
@@ -107,7 +107,7 @@ PLUGIN = {
 EXPORT_PLUGIN = """
 import json, sys
 from pathlib import Path
-import speechplug.parts.meaning  # must be imported before tiny_audio.recipe
+import speechplug.parts.meaning  # no part can be registered after the import of tiny_audio.recipe
 import tiny_audio.recipe
 from tests.support.models import assemble, outputs
 from tiny_audio.export.formats.huggingface import export_model
@@ -118,9 +118,10 @@ print(json.dumps(outputs(model, tokenizer)))
 
 
 def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
-    """Export models that together contain every part, and one model with a part of another package.
+    """Export models that together contain every part of this package, and one model with a part of another package.
 
-    ``most`` limits the number of models with our parts. Return the outputs of each model, by its folder.
+    Return a dict from the folder of each model to its outputs. ``most`` is the maximum number of models without the
+    other package. Without ``most``, they contain every part.
     """
     expected: dict[Path, Any] = {}
     names = [ENCODERS.names(), DECODERS.names(), PROJECTORS.names()]

@@ -1,4 +1,4 @@
-"""Folders that an export may replace."""
+"""An export replaces an older export in the same folder, but no other files or folders."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ from tiny_audio.projectors import PROJECTORS
 
 
 def combinations() -> Iterator[Any]:
-    """Yield every encoder and decoder, with and without adapters, in different combinations."""
+    """Yield pairs that contain every encoder and every decoder, each pair with or without adapters."""
     encoders, decoders = ENCODERS.names(), DECODERS.names()
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
             encoder, decoder = encoders[index % len(encoders)], decoders[(index + lora) % len(decoders)]
-            # In the fast run, test_combinations.py tests each part without adapters.
+            # The other pairs without adapters are slow tests, because test_combinations.py saves and loads each part.
             marks = [] if lora or index == 0 else [pytest.mark.slow]
             yield pytest.param(
                 encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}", marks=marks
@@ -53,7 +53,7 @@ def test_a_loaded_model_equals_the_exported_model(tmp_path: Path, encoder: str, 
     torch.testing.assert_close(losses(loaded, loaded_tokenizer), losses(model, tokenizer), rtol=1e-6, atol=0)
 
 
-# The fast run has three projectors, because test_combinations.py saves and loads each projector.
+# Only three projectors are in the fast run, because test_combinations.py saves and loads each projector.
 @pytest.mark.parametrize("projector", fast_ones(PROJECTORS.names(), "qformer", "ctc_compress", "moe"))
 def test_every_projector_can_be_exported_and_loaded(tmp_path: Path, projector: str) -> None:
     model, tokenizer = assemble(projector=projector)
@@ -106,7 +106,7 @@ def test_mixed_types_are_saved_but_loaded_as_one_type(tmp_path: Path) -> None:
 
 
 def test_types_can_be_restored(tmp_path: Path) -> None:
-    """In bf16 training, frozen weights are in bf16, and trained weights in fp32."""
+    """A model that is trained in bf16 has frozen weights in bf16, but trained weights in fp32. Both are restored."""
     model, tokenizer = assemble(lora=True)
     for tensor in model.parameters():
         if not tensor.requires_grad:

@@ -1,4 +1,4 @@
-"""Exports that contain only the trained weights and reference base checkpoints. Merged adapters. The export command."""
+"""Exports of only the trained weights, which load all others from base checkpoints. Merged adapters. The command."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bases(published: Path, tmp_path: Path) -> dict[str, str]:
 def trained(
     bases: dict[str, str], *, lora: bool = True, targets: Sequence[str] = QUERIES_AND_VALUES, **encoder: Any
 ) -> tuple[TinyAudioModel, Any]:
-    """Return a model with frozen base weights, and its tokenizer. Its trainable weights are changed, like by training.
+    """Return a model with frozen base weights, and its tokenizer. Its trainable matrices are random, as if trained.
 
     ``targets`` are the layers of the decoder that get adapters.
     """
@@ -105,7 +105,7 @@ def test_only_trained_weights_are_written(tmp_path: Path, bases: dict[str, str],
 
 @pytest.mark.parametrize("targets", [QUERIES_AND_VALUES, EVERY_LAYER])
 def test_types_of_training_are_restored(tmp_path: Path, bases: dict[str, str], targets: Sequence[str]) -> None:
-    """With ``EVERY_LAYER``, most tensors of the decoder are fp32 adapters, but its frozen weights must be bf16."""
+    """With ``EVERY_LAYER``, most of the decoder's tensors are fp32 adapters, but frozen weights are loaded as bf16."""
     model, tokenizer = trained(bases, targets=targets)
     for tensor in model.parameters():
         if not tensor.requires_grad:
@@ -148,7 +148,7 @@ def test_a_loaded_model_is_complete_and_is_saved_completely(tmp_path: Path, base
 
 
 def test_the_commit_on_the_hub_is_kept(tmp_path: Path, bases: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the export, the branch in the local cache of the hub points to another commit."""
+    """The export names a commit, and loads it even after the branch in the local hub cache points to another one."""
     cache = tmp_path / "hub"
     names = {kind: f"somebody/{kind}" for kind in bases}
     for kind, folder in bases.items():
@@ -283,7 +283,7 @@ def test_merged_adapters_compute_the_same(tmp_path: Path, bases: dict[str, str])
 
 
 def test_merged_adapters_can_be_exported_without_base_weights(tmp_path: Path, bases: dict[str, str]) -> None:
-    """Merged layers are exported, because they differ from the base checkpoint. Other base layers are left out."""
+    """Merged layers are exported, because they differ from the base checkpoint. All other base layers are left out."""
     model, tokenizer = trained(bases)
     export_model(model, tokenizer, tmp_path / "plain", weights="trained")
     command = ["export", str(tmp_path / "plain"), str(tmp_path / "merged"), "--merge-lora", "--weights", "trained"]

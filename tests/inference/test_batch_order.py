@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SECONDS = (0.3, 9.0, 1.7)
 MORE_SECONDS = (0.3, 29.0, 1.7)
 MAX_BF16_DIFFERENCE = 0.03
-"""Maximum relative difference in bf16 between a clip's audio embeddings alone and in a batch. Tiny models had
-differences of 0.002 to 0.015. The precision of bf16 is 0.008. Such a difference can change a text only if two tokens
-have nearly equal scores."""
+"""Largest allowed relative difference in bf16 between the audio embeddings of a clip that is encoded alone and those of
+the clip in a batch. Tiny models had 0.002 to 0.015. The relative precision of bf16 is 0.008. Such a difference can
+change a text only if two tokens have nearly equal scores."""
 
 
 def clips(durations_s: Sequence[float]) -> list[Tensor]:
@@ -100,12 +100,12 @@ WITH_LONG_CLIPS = pytest.mark.parametrize("durations_s", [SECONDS, pytest.param(
     ("encoder", "ctc"),
     [
         *((name, True) for name in ENCODER_NAMES if name != "wav2vec2"),
-        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # uses the same code as HuBERT
+        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # slow, because it has the code of HuBERT
         (ENCODER_NAMES[0], False),
     ],
 )
 def test_texts_are_equal_in_fp32(encoder: str, ctc: bool, durations_s: Sequence[float]) -> None:
-    """With a CTC head, ``transcribe`` uses assisted decoding. Its texts must equal those of the other functions."""
+    """With a CTC head, only ``generate`` decodes without drafts. Its texts must equal those of assisted decoding."""
     check_order(*tiny(encoder, ctc=ctc), durations_s)
 
 

@@ -1,4 +1,4 @@
-"""Cuts of long recordings into chunks."""
+"""How long recordings are cut into chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DURATIONS = ChunkDurations.up_to(LONGEST_S)
 
 
 def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: float = 1.0) -> Tensor:
-    """Return bursts of noise and a final pause of one second. Each burst is (pause before it, duration), in seconds."""
+    """Return bursts of noise and a final pause of 1 s. ``bursts`` has the pause before each burst and its duration."""
     rng = np.random.default_rng(0)
     parts = []
     for pause, duration in bursts:
@@ -31,7 +31,10 @@ def recording(bursts: list[tuple[float, float]], *, floor: float = 0.0, gain: fl
 
 
 def spans(waveform: Tensor, block: int | None = None) -> list[tuple[float, float]]:
-    """Return the start and end of each chunk in seconds. Pauses are found by loudness, because noise is not speech."""
+    """Return the start and end of each chunk in seconds.
+
+    Loudness finds the pauses, because silero-vad would classify the bursts of noise as pauses.
+    """
     chunks = list(split_at_pauses(waveform.split(block or max(1, len(waveform))), DURATIONS, Loudness()))
     for chunk, following in itertools.pairwise([*chunks, None]):
         assert torch.equal(chunk.waveform, waveform[chunk.start : chunk.start + len(chunk.waveform)])
@@ -88,7 +91,7 @@ def test_margins_stay_within_the_recording_and_do_not_overlap() -> None:
 
 
 def test_soft_sounds_next_to_speech_are_kept() -> None:
-    """For example, an f before a loud vowel and a t after it are soft."""
+    """An f before a loud vowel, and a t after the vowel, are examples of soft sounds."""
     waveform = recording([(1.0, 1.0)])
     waveform[: round(0.9 * SAMPLE_RATE)] = 0.0
     rng = np.random.default_rng(2)
@@ -114,7 +117,7 @@ def test_without_a_pause_chunks_overlap_between_soft_moments() -> None:
 
 
 def test_a_brief_pause_in_a_long_chunk_is_a_cut_without_an_overlap() -> None:
-    # Of the brief pauses, only the last two are after the usual duration of a chunk.
+    # A brief pause can be a cut only after the usual duration, 5 s. The longer of the last two brief pauses is the cut.
     waveform = recording([(0.5, 4.0), (0.3, 2.0), (0.2, 1.0), (0.3, 9.0)])
     found = spans(waveform)
     assert 7.9 < found[0][1] < 8.4
@@ -160,7 +163,7 @@ def test_with_keep_pauses_only_overlaps_are_repeated(frames_after: int) -> None:
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])
 def test_a_chunk_that_is_only_an_overlap_is_left_out(frames_after: int) -> None:
-    """Speech ends within the overlap of two chunks, or soon after it."""
+    """If speech ends within the overlap of two chunks, the second chunk is left out. If it ends later, none is."""
     longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
     speech = range(50, 44 + longest + frames_after)
     waveform = torch.randn(20 * SAMPLE_RATE)
@@ -182,7 +185,7 @@ def test_chunks_do_not_depend_on_the_size_of_blocks(block: int) -> None:
 
 
 def test_chunks_are_yielded_while_audio_is_read() -> None:
-    """When a chunk is yielded, at most 95 s of audio have been read since its start."""
+    """When a chunk is yielded, at most 95 s of audio after its start have been read, or the recording has ended."""
     taken = 0
     waveform = recording([(1.0, 2.0)] * 100)
 
@@ -213,7 +216,7 @@ SPEECH = SHARED / "speech" / "an4"
 
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="recorded speech is not here")
 def test_speech_is_found_in_noise_that_is_as_loud() -> None:
-    """In this recording, loudness alone finds no pause."""
+    """The noise hides the pauses, so loudness alone would find none."""
     clips = [
         torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in sorted(SPEECH.rglob("*.flac"))[:60:20]
     ]

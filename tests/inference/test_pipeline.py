@@ -65,7 +65,7 @@ def talkative() -> tuple[TinyAudioModel, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an exported model and sounds in every format."""
+    """Return a folder with an exported model, and sounds in four file formats with different sampling rates."""
     folder = tmp_path_factory.mktemp("pipeline")
     model, tokenizer = talkative()
     export_model(model, tokenizer, folder / "model")
@@ -361,7 +361,7 @@ print(json.dumps(results))
 
 
 def check_texts(folder: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
-    """Check that a pipeline gives the same texts without this package, and without programs such as FFmpeg."""
+    """Check that a pipeline gives the expected texts without this package, and without programs such as FFmpeg."""
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     shutil.copytree(folder / "model", tmp_path / "a-model.v1")

@@ -31,7 +31,7 @@ BAD, GOOD = 300.0, 1.0
 
 
 def speech() -> Tensor:
-    """Return noise like sentences without pauses. Each has its own loudness, and is softer at four points."""
+    """Return noise that imitates sentences without pauses. Each has its own loudness, and is softer at four points."""
     parts = []
     for index, seconds in enumerate(SENTENCES_S):
         part = np.full(round(seconds * SAMPLE_RATE), 0.5 + 0.01 * index)
@@ -96,7 +96,7 @@ def test_chunks_with_good_scores_are_not_changed() -> None:
 
 def test_a_cut_without_overlap_at_the_end_of_a_section_moves_too() -> None:
     waveform, size, overlap = speech(), round(2.2 * SAMPLE_RATE), 1600
-    # Every second cut has no overlap, like a cut at a brief pause. One of them is at the end of the first section.
+    # Every second cut has no overlap, like a cut at a brief pause. One such cut ends the first section.
     chunks = [
         Chunk(start, waveform[start : start + size + index % 2 * overlap], index % 2 * overlap)
         for index, start in enumerate(range(0, len(waveform) - size, size))
@@ -146,7 +146,7 @@ def test_the_model_scores_fewer_sections_if_all_scores_are_bad() -> None:
     scorer, single = OneSentence(BAD), OneSentence(BAD)
     assert recut(chunks, scorer) == chunks
     recut(plain(one), single)
-    assert scorer.calls == 4 * single.calls  # only sections 1, 3, 7 and 15 are scored
+    assert scorer.calls == 4 * single.calls  # sections 1, 3, 7 and 15, with 1, 3 and 7 skipped between
 
 
 def test_a_search_stops_early_if_the_first_chunks_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:

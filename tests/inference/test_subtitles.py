@@ -1,4 +1,4 @@
-"""Subtitles are readable, and other programs can parse the files."""
+"""Subtitles are readable, and other programs can parse the SRT and WebVTT files."""
 
 from __future__ import annotations
 

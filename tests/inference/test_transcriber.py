@@ -36,7 +36,7 @@ def pause(duration_s: float) -> Tensor:
 
 
 def long(count: int) -> Tensor:
-    """Return ``count`` bursts between pauses. Eight bursts last longer than 15 s, the limit of the tiny encoder."""
+    """Return ``count`` bursts between pauses. With eight bursts, they exceed 15 s, the limit of the tiny encoder."""
     parts = [part for number in range(count) for part in (pause(1), burst(0.5 + 0.3 * (number % 5), number))]
     return torch.cat([*parts, pause(1)])
 
@@ -48,7 +48,7 @@ def transcriber(*, head: bool = True, filters: bool = False, max_padded_s: float
 def test_a_short_recording_gets_the_text_of_the_model() -> None:
     model, tokenizer = assemble()
     clips = [burst(duration, number) for number, duration in enumerate((1.0, 0.4, 2.2))]
-    clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # silence at the ends is kept
+    clips.append(torch.cat([pause(2), burst(1.0), pause(1)]))  # a short recording keeps the silence at its ends
     result = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe(clips)
     for clip, one in zip(clips, result, strict=True):
         (wanted,) = model.transcribe(clip[None], torch.tensor([len(clip)]), tokenizer)
@@ -230,9 +230,9 @@ def test_the_ctc_head_checks_the_text(ctc_text: str, decoder_text: str, text: st
 
 @pytest.mark.parametrize(("num_frames", "suppressed"), [(12, None), (7, "ctc_disagrees")])
 def test_too_few_frames_for_a_text_do_not_reject_it(num_frames: int, suppressed: str | None) -> None:
-    """At 12.5 frames per second, the text of a fast speaker can have more characters than frames. It is accepted.
+    """CTC cannot score a text with more characters than frames. At 12.5 frames per second, fast speech has such texts.
 
-    A text with 40 characters per second is rejected, because nobody speaks so fast.
+    They are accepted, but a text with 40 characters per second is rejected, because nobody speaks so fast.
     """
     model, _ = assemble()
     assert model.ctc_vocabulary is not None

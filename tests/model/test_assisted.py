@@ -73,7 +73,7 @@ def test_rows_that_end_early_do_not_affect_other_rows() -> None:
     set_draft(model, None, max_new_tokens=12)
     ids = model.generate(*batch(*SIZES))
     seen: list[set[int]] = [set(row.tolist()) for row in ids]
-    # Choose a token that is in the middle of one row and in no other row.
+    # Choose an end token that is in the middle of one row and in no other row, so that only one row ends early.
     model.config.end_token_id = next(
         token for row in ids for token in row[3:10].tolist() if sum(token in ids for ids in seen) == 1
     )
@@ -160,7 +160,7 @@ class WrongDraft:
     ],
 )
 def test_assisted_decoding_works_with_other_positions_and_windows(model_type: str, overrides: dict[str, Any]) -> None:
-    """The families have learned positions, rotary positions or linear biases. Some have windows shorter than a row."""
+    """The families have learned positions, rotary positions or attention biases. Some attend to only five tokens."""
     decoder = language_model(model_type, overrides)
     numbers = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -268,5 +268,5 @@ def test_case_is_ignored_in_the_comparison_with_the_draft() -> None:
 
 
 def test_the_verified_text_may_change() -> None:
-    """The end of the decoded text changes if the last token is only a part of a character's bytes."""
+    """If the last token has only some of the bytes of a character, the next token changes the end of the text."""
     assert drafts_after("turn on the light", "turn the", "turn on")[1] == " the light"

@@ -125,7 +125,7 @@ def test_a_limit_of_zero_tokens_gives_no_context(tokenizer: Any) -> None:
 
 
 def test_added_tokens_of_white_space_are_accepted(tokenizer: Any) -> None:
-    """Every context contains a line break."""
+    """Some tokenizers have an added token for line breaks. Every context contains a line break."""
     tokenizer.add_tokens([AddedToken("\n", special=False, normalized=False)])
     ids = encoder(tokenizer).encode(Context(("Ada",))).ids
     assert tokenizer.convert_tokens_to_ids("\n") in ids
@@ -198,7 +198,7 @@ def test_the_context_is_between_prefix_and_audio(padding_side: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["smollm3", "llama"])
 def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> None:
-    """If all rows share a prefix of at least eight tokens, Llama computes this prefix only once."""
+    """The prompt's prefix is longer than eight tokens, so the decoder computes it once for all rows."""
     model, tokenizer = assemble(decoder=decoder, prompt="one two three {audio}", context=KNOWN)
     assert len(model.config.prompt_prefix_ids) > 8
     ids, targets, labels = (

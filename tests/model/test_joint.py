@@ -22,7 +22,7 @@ VOCABULARY = CtcVocabulary((" ", "a", "b", "c"))
 
 
 class Tokenizer:
-    """Tokens of several characters, some with a space in front. The end token is special."""
+    """A tokenizer whose tokens are ``PIECES``. ``END`` is its only special token."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False, **_: bool) -> str:
         return "".join(PIECES[index] for index in ids if not (skip_special_tokens and index == END))
@@ -69,7 +69,7 @@ def test_labels_that_do_not_fit_into_the_clip_are_excluded() -> None:
 
 
 def test_the_search_is_part_of_an_identity_only_if_it_is_on() -> None:
-    """Without the search, the identity equals that of earlier versions. So their scores stay usable."""
+    """Without the search, the identity equals that of earlier versions, so the scores of those versions stay usable."""
     settings: dict[str, Any] = {"num_beams": 3, "ctc_weight": 0.3}
     assert "ctc_search" not in identity_of(GenerationConfig(**settings))
     assert identity_of(GenerationConfig(**settings, ctc_search=True))["ctc_search"]

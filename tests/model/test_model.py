@@ -113,8 +113,8 @@ def test_an_empty_text_has_only_the_end_token() -> None:
 
 
 def test_the_end_token_is_learned() -> None:
-    """After training on a text, the model generates the text and stops. Targets end with the end token, which is part
-    of the loss."""
+    """Targets end with the end token, and the loss includes it. After training on a text, the model generates the text
+    and then stops."""
     model, tokenizer = assemble()
     (target,) = targets_of(model, tokenizer, ["one"])
     assert target[-1] == model.config.end_token_id == tokenizer.eos_token_id

@@ -192,7 +192,7 @@ def test_prompts_of_published_families(family: str, tmp_path: Path) -> None:
 
 
 def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
-    """Return the text of ids. The tokens' names are joined, because SentencePiece's decoder removes the first space."""
+    """Return the text of ids. Join the tokens as strings, because SentencePiece's decoder removes the first space."""
     if tokenizer.unk_token is None:
         return str(tokenizer.decode(list(ids)))
     pieces = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
@@ -269,7 +269,7 @@ def test_the_space_before_the_audio_is_kept_by_templates_that_trim(family: str, 
 
 
 def test_no_space_is_added_after_the_audio(tmp_path: Path) -> None:
-    """Tokenizers like Llama 2's add a space before every text. The suffix continues a text and must not get a space."""
+    """Tokenizers like Llama 2's add a space at the start of a text. The suffix is not a start, so it gets no space."""
     tokenizer = chat_tokenizer("mistral", tmp_path)
     prompt = build_prompt(PromptConfig(), tokenizer)
     whole = tokenizer.encode("a [/INST]", add_special_tokens=False)

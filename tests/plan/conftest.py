@@ -59,8 +59,8 @@ def card() -> Plan:
 
 @pytest.fixture(scope="session")
 def shallow_card() -> Plan:
-    """Return a plan of the model card's recipe in which each pretrained part has only four layers. It takes a fifth of
-    the time of ``card``."""
+    """Return a plan of the model card's recipe in which each pretrained part has only four layers. Planning it takes a
+    fifth of the time of ``card``."""
 
     def shallow(*checkpoint: Any) -> dict[str, Any]:
         fields = published_fields(*checkpoint)

@@ -57,7 +57,7 @@ def message(work: Callable[[], object]) -> str:
 def test_messages(document: Document, write_recipe: Callable[..., Path]) -> None:
     """Compare all messages with ``messages.txt``.
 
-    To regenerate it: ``REGENERATE=1 pytest tests/plan/test_messages.py``. Read the difference.
+    To regenerate the file, run ``REGENERATE=1 pytest tests/plan/test_messages.py`` and read the difference.
     """
     path = write_recipe(document)
     blocks = []

@@ -1,4 +1,4 @@
-"""Padding and audio of planned batches, without a dry run."""
+"""The share of padding and the duration of audio in planned batches. They are computed without a dry run."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_an_unknown_checkpoint_needs_the_network(document: Document, monkeypatch
 
 @pytest.mark.slow
 def test_the_prediction_is_close_to_the_memory_of_a_real_process(tmp_path: Path) -> None:
-    """Run two cases of the benchmark. It measures the memory of a process without using the prediction."""
+    """Run two cases of a benchmark that compares the prediction with the measured memory of a training process."""
     command = [sys.executable, str(ROOT / "benchmarks" / "plan_memory.py"), "full, accumulated", "lora"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -91,7 +91,7 @@ def assert_rejected(line: str, repository: str) -> None:
     )
 
 
-@pytest.mark.slow  # the hub's client retries
+@pytest.mark.slow  # because the hub's client retries
 def test_a_missing_network_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     point_to_hub(monkeypatch, "http://127.0.0.1:9")
     (line,) = read("tiny/hubert")

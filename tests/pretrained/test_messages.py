@@ -1,4 +1,5 @@
-"""The wording of errors about checkpoints and parts. Other tests check their class, location and values.
+"""The wording of errors about checkpoints and parts. Other tests check the class of each
+error, and the fields and values that it names.
 
 To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/pretrained/test_messages.py`` and read the difference.
 """
@@ -99,5 +100,5 @@ def test_messages(tmp_path: Path) -> None:
     fields = (raised(title, registry.parse, values) for title, registry, values in FIELDS)
     paragraphs = [*checkpoints(tmp_path), *fields, *building()]
     text = "\n".join(paragraphs).replace(str(tmp_path), "FOLDER")
-    # The list of names in transformers depends on its version.
+    # Shorten lists of allowed names, because some come from transformers and depend on its version.
     check_golden(GOLDEN, re.sub(r"Allowed: (\w+, \w+), .*", r"Allowed: \1, …", text))

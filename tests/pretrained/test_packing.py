@@ -1,6 +1,6 @@
-"""In fp64, packed rows give the same results as padded rows, and no layer computes padding.
+"""In fp64, packed rows give the same results as padded rows, and no layer gets padding.
 
-Families that cannot use packed rows are rejected, with their name.
+If a family cannot use packed rows, the error names the family.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tiny_audio.projectors import PROJECTORS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXTS = ["one two", "four", "six"]
-"""The texts are short. CTC needs at least one frame per character, and one encoder has only 13 frames per second."""
+"""Short texts, because CTC needs at least one frame per character, and one encoder has only 13 frames per second."""
 SIZES = (16_000, 3_000, 9_111)
 ENCODER_FAMILIES = [entry.name for entry in ENCODERS.entries() if "varlen" in entry.config.attentions]
 SLOW = pytest.mark.slow

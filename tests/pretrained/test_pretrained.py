@@ -1,4 +1,4 @@
-"""Loading of checkpoints from folders: no tensor is missing or ignored without an error that names it."""
+"""Loading of checkpoints from folders. If a tensor is missing or unexpected, the error names the tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package contains a table of published architectures. It is compared with published parameter counts."""
+"""Parts with the architectures of the package's table have the published numbers of parameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ENCODER_MILLIONS = {
     "facebook/w2v-bert-2.0": ("w2v-bert", 580.5),
     "nvidia/parakeet-ctc-0.6b": ("parakeet", 608.0),
     "nvidia/parakeet-ctc-1.1b": ("parakeet", 1_062.0),
-    # The whole model has 2.3 billion parameters, including the language model and the Q-Former.
+    # Only the encoder. The whole model has 2.3 billion parameters, including the language model and the Q-Former.
     "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
     "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
     # The whole models have 782.4 and 2,038.1 million parameters. The encoder is the rest after subtracting the language
@@ -79,7 +79,7 @@ Context = Callable[[dict[str, Any]], object]
 
 
 def parameters(registry: Registry[Any, Any], name: str, checkpoint: str, context: Context) -> float:
-    """Build a part on the meta device. Return the number of its parameters in millions. Shared ones count once."""
+    """Build a part on the meta device. Return its number of parameters in millions. Shared parameters count once."""
     config = registry.parse({"name": name, "pretrained": checkpoint})
     architecture = known_architecture(config)
     assert architecture is not None

@@ -88,7 +88,7 @@ def test_a_quantized_layer_equals_a_layer_with_the_restored_weight(
     plain = linear()
     layer = QuantizedLinear(plain, kind).to(dtype)
     assert (layer.dtype, layer.weight.dtype, layer.bias.dtype) == (dtype,) * 3
-    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # an error is at most half of nf4's largest step, 0.3
+    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # nf4's largest step is 0.3, and the error at most half of it
     assert (layer.weight.float() - plain.weight).abs().max() < limit * plain.weight.abs().max()
     twin = nn.Linear(48, 20).to(dtype)
     twin.load_state_dict({"weight": layer.weight, "bias": layer.bias})

@@ -75,7 +75,7 @@ def test_moe_sends_different_frames_to_different_experts() -> None:
 
 
 def logits_of(*labels: Sequence[int]) -> Tensor:
-    """Return logits ``[B, T, 4]`` in which each frame clearly has the given label. Padding has labels 3 and 1."""
+    """Return logits ``[B, T, 4]`` in which each frame clearly has the given label. In padding, 3 and 1 alternate."""
     size = max(len(row) for row in labels)
     best = torch.tensor([[*row, *([3, 1] * size)[: size - len(row)]] for row in labels])
     return 5.0 * F.one_hot(best, 4)
@@ -91,8 +91,8 @@ MERGED = (
     [(0, 2), (2, 4), (4, 5)],
 )
 DROPPED = ([(0, 2), (4, 5), (5, 8)], [(0, 3)], [(0, 1)], [(0, 4)], [(1, 2)], [(2, 4)])
-"""For each clip, the ranges of frames that become one embedding: ``MERGED`` with ``blanks: merge``, and ``DROPPED``
-with ``blanks: drop``. They were determined by hand. Label 0 is the blank. The second clip has only blanks."""
+"""For each clip of ``LABELS``, the range of frames of each embedding, determined by hand: ``MERGED`` with
+``blanks: merge``, and ``DROPPED`` with ``blanks: drop``. Label 0 is the blank. The second clip has only blanks."""
 
 
 @pytest.mark.parametrize(("blanks", "runs"), [("merge", MERGED), ("drop", DROPPED)])

@@ -69,7 +69,7 @@ def test_mlp_equals_moss_transcribe_diarize() -> None:
         adaptor_input_dim=4 * CONTEXT.in_dim, text_config=text, projector_bias=True, projector_hidden_act="silu"
     )
     original = shaken(modeling.MossTranscribeDiarizeMultiModalProjector(config))
-    original.norm = torch.nn.Identity()  # the original has a LayerNorm, and ours an RMSNorm
+    original.norm = torch.nn.Identity()  # compare without the last norms, which differ
     ours = built("mlp", activation="silu", bias=True)
     assert_equal_on_stacks(ours, original)
 
@@ -206,7 +206,7 @@ def test_conv_without_overlap_equals_a_linear_layer_on_stacked_frames() -> None:
 
 @pytest.mark.parametrize(("stride", "kernel"), [(2, 3), (2, 2), (3, 4), (3, 7), (1, 4)])
 def test_conv_windows_are_centered_on_their_stride(stride: int, kernel: int) -> None:
-    """Window ``i`` covers the frames of stride ``i``. A longer kernel extends equally beyond both ends."""
+    """A kernel extends equally beyond both ends of its stride, or one frame more beyond the second end."""
     projector = built("conv", strides=[stride], kernel_sizes=[kernel])
     (conv,) = projector.convs.convs
     for size in range(1, 12):

@@ -1,4 +1,4 @@
-"""Projectors with a fault. The public checks of ``tiny_audio.testing`` reject them."""
+"""The public checks of ``tiny_audio.testing`` reject projectors with faults."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def make(server: Vendors) -> Iterator[Any]:
-    """Return a function that builds a provider that uses the server, with short pauses."""
+    """Return a function that builds a provider. The provider uses the server, and pauses briefly between requests."""
     made: list[Provider] = []
 
     def build(name: str, **fields: Any) -> Provider:

@@ -1,4 +1,4 @@
-"""The clip that is sent to providers, the environment variables of their keys, and the providers over HTTP."""
+"""The clip that is sent to providers, the environment variables of their keys, and the names of those that use HTTP."""
 
 from __future__ import annotations
 

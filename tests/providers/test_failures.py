@@ -52,7 +52,7 @@ def crossed(parameter: str, cases: list[Any], ids: list[str]) -> pytest.MarkDeco
         Fault("status", 408),
         Fault("cut"),
     ],
-    ids=["429 with seconds", "429 with ms", "429", "500", "503", "408", "cut off"],
+    ids=["429 with seconds", "429 with ms", "429", "500", "503", "408", "cut connection"],
 )
 def test_temporary_failures_are_retried(server: Vendors, make: Any, name: str, fault: Fault) -> None:
     server.faults = [fault, fault]
@@ -62,7 +62,7 @@ def test_temporary_failures_are_retried(server: Vendors, make: Any, name: str, f
     assert [asked.audio for asked in server.asked[:3]] == [AUDIO] * 3  # the whole request is repeated
 
 
-# All providers have the same timeouts and retries.
+# Only Deepgram is in the fast run, because all of these providers share the code for timeouts and retries.
 @pytest.mark.parametrize("name", fast_ones(OVER_HTTP, "deepgram"))
 def test_a_timeout_is_a_failure(server: Vendors, make: Any, name: str) -> None:
     server.faults = [Fault("stall")] * 2
@@ -113,7 +113,7 @@ def test_a_rejected_clip_is_not_sent_again(server: Vendors, make: Any, name: str
         *(Fault("status", status) for status in (401, 402, 403, 404)),
         Fault("status", 429, body='{"error": {"message": "on purpose", "code": "insufficient_quota"}}'),
     ],
-    ids=["401", "402", "403", "404", "no money"],
+    ids=["401", "402", "403", "404", "quota used up"],
 )
 def test_a_rejected_account_is_not_retried(server: Vendors, make: Any, name: str, fault: Fault) -> None:
     server.faults = [fault]
@@ -147,7 +147,7 @@ def test_a_wrong_key_is_not_shown(server: Vendors, make: Any, monkeypatch: pytes
 def test_a_long_key_in_a_long_response_is_not_shown(
     server: Vendors, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key is replaced before the response is shortened. After shortening, half a key would not be recognized."""
+    """The key must be replaced before the response is shortened, because half a key would not be recognized."""
     secret = "sk-proj-" + "4x" * 80
     monkeypatch.setenv(VARIABLES["openai"], secret)
     server.faults = [Fault("body", 200, body="<" * 200 + secret)]
@@ -166,7 +166,7 @@ def test_a_long_key_in_a_long_response_is_not_shown(
         ("[]", r"returned a response that does not match its documentation: Input should be"),
         ('{"error": "on purpose"}', r"returned a response that does not match its documentation: \w+: Field required"),
     ],
-    ids=["HTML", "half", "nothing", "no field", "a list", "an error"],
+    ids=["HTML", "incomplete JSON", "empty", "missing field", "list", "error"],
 )
 def test_responses_that_are_not_json_are_failures(
     server: Vendors, make: Any, name: str, body: str, message: str

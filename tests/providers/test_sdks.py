@@ -43,11 +43,11 @@ def ours(server: Vendors, **config: Any) -> tuple[ProviderTranscript, list[Asked
 
 
 def same(theirs: list[Asked], ours: list[Asked]) -> None:
-    """Check that both made the same requests: method, path, query, form, audio and key."""
+    """Check that client and provider made equal requests: method, path, query, form, audio and key."""
     assert len(theirs) == len(ours)
     for one, other in zip(theirs, ours, strict=True):
         assert (one.method, one.path, one.query) == (other.method, other.path, other.query)
-        # The client sends null for omitted fields.
+        # A client may send null for a field that its caller omits.
         left = {key: value for key, value in one.form.items() if value != "null"}
         assert left == other.form or "audio_url" in left
         assert left.keys() == other.form.keys()

@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 
 def changed(document: Document, path: str, value: Any) -> Document:
-    """Return a copy in which the field at a dotted path is set. ``...`` removes the field."""
+    """Return a copy in which the field at a dotted path is set. The value ``...`` removes the field."""
     document = copy.deepcopy(document)
     *parents, last = path.split(".")
     section = document

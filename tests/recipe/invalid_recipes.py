@@ -160,4 +160,4 @@ INVALID: list[tuple[str, Any, str, list[str]]] = [
     ("data.target_text", "upper", "data.target_text", ["none", "upper"]),
     ("data.evaluation", {"clips": SPEECH}, "data.evaluation.clips", []),
 ]  # fmt: skip
-"""(dotted path, value, location of the error, values in its message). ``...`` removes the field."""
+"""(dotted path, value, location of the error, values in its message). The value ``...`` removes the field."""

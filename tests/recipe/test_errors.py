@@ -31,7 +31,8 @@ def test_errors_contain_their_location_and_values(
 def test_messages(write_recipe: Write) -> None:
     """Compare all messages with ``messages.txt``.
 
-    To regenerate it: ``REGENERATE=1 pytest tests/recipe/test_errors.py -k test_messages``. Read the difference.
+    To regenerate the file, run ``REGENERATE=1 pytest tests/recipe/test_errors.py -k test_messages`` and read the
+    difference.
     """
     blocks = []
     for path, value, _, _ in INVALID:

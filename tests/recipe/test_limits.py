@@ -67,7 +67,7 @@ def with_positions(document: Document, positions: int, **changes: Any) -> Contex
 
 
 def test_limits_follow_from_the_number_of_positions(document: Document) -> None:
-    # 10 s are 500 frames, and the projector stacks 5 of them.
+    # 10 s of audio are 500 frames. The projector stacks 5 frames, so there are 100 audio embeddings.
     limits = with_positions(document, 140, generation__max_new_tokens=20)
     assert (limits.audio, limits.needed, limits.max_target_ids) == (100, 127, 33)
     assert limits.longest_evaluation_s == pytest.approx(11.3), "113 embeddings of 0.1 s, the prompt and the text"
@@ -87,7 +87,7 @@ def test_a_recipe_beyond_the_context_is_invalid(document: Document) -> None:
 
 
 def test_the_suggested_duration_is_valid(document: Document) -> None:
-    """With rounding errors, 21 / 0.7 is slightly more than 30. Still, the suggested 21 must be accepted."""
+    """At speed 0.7, clips of 21 s last 30 s, Whisper's limit. Rounding errors in 21 / 0.7 must not reject them."""
     encoder = {"name": "whisper", "pretrained": "openai/whisper-tiny"}
     recipe = parse(changed(document, encoder=encoder, data__max_duration_s=22.0, augmentation__speed=[0.7, 1.0]))
     ((place, message),) = limit_errors(recipe)

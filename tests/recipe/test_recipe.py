@@ -30,7 +30,7 @@ def test_every_part_makes_a_valid_recipe(document: Document, write_recipe: Write
         for entry in registry.entries():
             config = entry.config.tiny()
             content = changed(document, section, {"name": entry.name, **config.model_dump(mode="json")})
-            # Clips must be long enough for the slowest encoder, and a projector may need CTC labels.
+            # Clips must be long enough for the encoder with the lowest frame rate. Some projectors need a CTC head.
             content |= {"ctc": {}, "data": {**content["data"], "min_duration_s": 2.0}}
             assert getattr(load_recipe(write_recipe(content)), section) == config
             parts += 1

@@ -64,7 +64,7 @@ HERE = {"device": "cpu", "num_workers": 0, "evaluate_every": None, "evaluate_set
 
 
 def shrunk(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with ``tiny()`` versions of its parts. It uses four clips and runs on a CPU."""
+    """Return the recipe with ``tiny()`` versions of its parts, for four clips and a CPU."""
     document = recipe.model_dump(mode="json")
     for kind, registry in (("encoder", ENCODERS), ("projector", PROJECTORS), ("decoder", DECODERS)):
         tiny: Any = registry.entry(document[kind]["name"]).config.tiny()

@@ -93,7 +93,7 @@ def test_a_single_item_that_is_too_large_is_an_error() -> None:
 
 
 def small_memory(model: TinyAudioModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Make larger batches than two clips run out of memory. Return a list that collects the sizes of all others."""
+    """Make batches of more than two clips run out of memory. Return a list that collects the sizes of the others."""
     encode, sizes = model.encode, list[int]()
 
     def limited(waveforms: Tensor, lengths: Tensor) -> Frames:

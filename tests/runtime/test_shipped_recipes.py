@@ -1,4 +1,4 @@
-"""Shipped recipes are found by name, unless a local file has the name. Copies of them are complete."""
+"""Shipped recipes are found by name, unless a local file has the name. Their copies work in any folder."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_null_removes_a_field_of_the_base(write_recipe: Write) -> None:
 
 
 def test_null_for_a_field_that_the_base_lacks_is_kept(write_recipe: Write) -> None:
-    """Validation must reject a misspelled field. If it were removed, the base's value would silently stay."""
+    """The field is misspelled. If ``null`` removed it, validation would not notice, and the base's value would stay."""
     write_recipe("augmentation: {spec_augment: {num_time_masks: 2}}", "base.yaml")
     child = write_recipe("extends: base.yaml\naugmentation: {spec_agument: null}")
     assert read_yaml(child) == {"augmentation": {"spec_augment": {"num_time_masks": 2}, "spec_agument": None}}

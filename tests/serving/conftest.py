@@ -13,7 +13,7 @@ from tiny_audio.serving import live
 
 @pytest.fixture(scope="module")
 def server(one_thread: None, pauses_by_loudness: None) -> Iterator[Served]:
-    """Serve a tiny model without an API key. Tests share this server, so each test must wait for its requests."""
+    """Serve a tiny model without an API key. Tests share it, so each test must wait until its requests end."""
     with serving() as served:
         yield served
 

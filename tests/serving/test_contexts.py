@@ -1,4 +1,4 @@
-"""Parameters of requests, such as hotwords. They become the context that the model reads."""
+"""Parameters of requests, such as hotwords, become the context that the model reads."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_jobs_share_batches_of_similar_lengths() -> None:
             jobs = [submit(engine, wave(duration, 1)) for duration in (2.0, 0.5, 4.0, 0.6, 2.1, 3.9, 0.7)]
         for job in jobs:
             job.result(60)
-    # The first batch contains the oldest chunk (2.0 s) and chunks of the most similar lengths, up to 8 padded seconds.
+    # The first batch has the oldest chunk (2.0 s) and those of the most similar lengths, up to 8 s including padding.
     assert recorded.batches[1:] == [[2.1, 2.0, 0.7], [0.6, 0.5], [4.0, 3.9]]
 
 

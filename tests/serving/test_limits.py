@@ -119,7 +119,7 @@ def test_too_many_requests_get_429_with_a_retry_time(limited: Served) -> None:
         assert caught.value.code == "rate_limit_exceeded"
     with connected(limited, HEAD, CLIP, END) as one, connected(limited, HEAD, CLIP, END) as two:
         assert [answer(connection)[0] for connection in (one, two)] == [200, 200]
-    # The client waits, and sends the request again.
+    # If the two requests have not ended yet, the client waits and sends its request again.
     with limited.client(max_retries=2) as client:
         assert client.audio.transcriptions.create(file=("a.wav", CLIP), model="tiny").text
 
@@ -186,7 +186,7 @@ def test_connections_with_slow_headers_are_closed(monkeypatch: pytest.MonkeyPatc
             with held(server):
                 wait_until(lambda: _active(server) == 1)
                 (protocol,) = server.server.server_state.connections
-                for _ in range(2):  # usually, a timer calls _check
+                for _ in range(2):  # check now, instead of waiting for the timer
                     protocol.loop.call_soon_threadsafe(protocol._check)  # type: ignore[union-attr]
             assert answer(running)[0] == 200
 

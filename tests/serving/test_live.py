@@ -37,7 +37,7 @@ LEARNED_VOICE_ACTIVITY = live.new_voice_activity
 
 
 def assert_equal_to_transcriber(server: Served, waveform: Tensor, found: list[Message]) -> None:
-    """Transcribe the samples of each utterance as a recording. Check that its text and words equal the live ones."""
+    """Transcribe each utterance as a recording. Check that its text and words equal those of the stream."""
     spans = [(round(one["start_s"] * SAMPLE_RATE), round(one["end_s"] * SAMPLE_RATE)) for one in found]
     offline = transcriber(ctc=True).transcribe([waveform[start:end] for start, end in spans], word_timestamps=True)
     assert [one["text"] for one in found] == [one.text for one in offline]
@@ -217,7 +217,7 @@ def test_the_speed_of_audio_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_session, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": sleep}))
     with serving(live=LiveLimits(max_speed=0.01)) as server, connected(server) as socket:
         assert sent(socket, pcm16(torch.zeros(10 * SAMPLE_RATE)), END)[-1]["duration_s"] == 10.0
-    # 10 s of audio take 1000 s. The wait is shorter by the elapsed time and by the burst that is always allowed.
+    # At this speed, 10 s of audio last 1000 s. The wait is shorter by the elapsed time and by the allowed head start.
     assert 900 < waits[-1] <= 10.0 / 0.01
 
 

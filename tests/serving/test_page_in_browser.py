@@ -271,7 +271,7 @@ def test_names_to_expect_are_sent_with_files_and_recordings(tab: Any) -> None:
     with serving(engine=Engine(found)) as server:
         page = opened(tab, server)
         page.get_by_label("Names and rare words").fill("two, three, Ö")
-        # The text can contain a line break, which the page does not show, so words are compared.
+        # Compare words, because the page does not show the line breaks of a text.
         with_names, without = (
             found.transcribe([torch.from_numpy(noise(1.0))], contexts=context)[0].text.split()
             for context in (Context(("two", "three")), None)
@@ -324,7 +324,7 @@ def test_a_canceled_permission_and_a_disconnected_microphone_are_handled(new_tab
 
 @pytest.mark.slow
 def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Served) -> None:
-    """There is no live text if the browser cannot connect, or if the server has too many streams."""
+    """Live text needs a WebSocket, which the browser cannot open here. The recording is transcribed after it ends."""
     new_tab.add_init_script("WebSocket = class extends WebSocket { constructor() { super('ws://127.0.0.1:1'); } };")
     page = opened(new_tab, server)
     begin(page)
@@ -335,7 +335,7 @@ def test_a_recording_is_transcribed_without_live_text(new_tab: Any, server: Serv
 
 @pytest.mark.slow
 def test_the_page_resamples_the_microphone_if_the_browser_does_not(new_tab: Any, server: Served, speech: Any) -> None:
-    """Firefox rejects a microphone whose rate differs from that of the audio context."""
+    """Firefox rejects a microphone with another rate than the audio context. Here, a script makes Chromium do so."""
     new_tab.add_init_script(
         "const create = AudioContext.prototype.createMediaStreamSource;"
         "AudioContext.prototype.createMediaStreamSource = function (stream) {"
