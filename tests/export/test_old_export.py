@@ -2,8 +2,7 @@
 
 The exported model has Whisper and SmolLM3 parts with adapters, and a CTC head. It was trained on the four short clips
 of ``waveforms``. The export also contains the code of the earlier version. ``old_export.json`` has the expected texts.
-Only one of them differs from the earlier version: with ``--no-filters``, the earlier version left out the pauses of the
-long recording.
+Only the text of the long recording with ``--no-filters`` is not from the earlier version, which left out its pauses.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
 
 
 def test_the_command_uploads_exactly_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
-    """This test sets environment variables, like a user. The other tests set constants of huggingface_hub instead."""
+    """Here, the command reads HF_ENDPOINT, as for a user. In the other tests, a constant is replaced instead."""
     with upload_hub() as hub:
         env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
-        env["HF_HUB_OFFLINE"] = "0"  # HF_HUB_OFFLINE is possibly 1 in the environment of the tests
+        env["HF_HUB_OFFLINE"] = "0"  # the command would inherit a 1 from the tests
         command = ["push", str(exported), "me/my-model", "--private"]
         (done,) = tiny_audio(None, [command], anew=["huggingface_hub"], **env)
     assert done.returncode == 0, done.stderr

@@ -118,10 +118,10 @@ print(json.dumps(outputs(model, tokenizer)))
 
 
 def export_several(tmp_path: Path, most: int | None = None) -> dict[Path, Any]:
-    """Export models that together contain every part of this package, and one model with a part of another package.
+    """Export models of this package's parts, and one model with a part of another package. Return outputs by folder.
 
-    Return a dict from the folder of each model to its outputs. ``most`` is the maximum number of models without the
-    other package. Without ``most``, they contain every part.
+    If ``most`` is None, the models contain every part. Otherwise, only ``most`` models of this package's parts are
+    exported.
     """
     expected: dict[Path, Any] = {}
     names = [ENCODERS.names(), DECODERS.names(), PROJECTORS.names()]

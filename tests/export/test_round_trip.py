@@ -28,7 +28,7 @@ def combinations() -> Iterator[Any]:
     for lora in (False, True):
         for index in range(max(len(encoders), len(decoders))):
             encoder, decoder = encoders[index % len(encoders)], decoders[(index + lora) % len(decoders)]
-            # The other pairs without adapters are slow tests, because test_combinations.py saves and loads each part.
+            # The fast run has one pair without adapters, because test_combinations.py saves and loads each part.
             marks = [] if lora or index == 0 else [pytest.mark.slow]
             yield pytest.param(
                 encoder, decoder, lora, id=f"{encoder}-{decoder}-{'lora' if lora else 'plain'}", marks=marks

@@ -1,4 +1,4 @@
-"""Exports of only the trained weights, which load all others from base checkpoints. Merged adapters. The command."""
+"""Exports without base weights, which are loaded from their checkpoints. Merged adapters. The export command."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bases(published: Path, tmp_path: Path) -> dict[str, str]:
 def trained(
     bases: dict[str, str], *, lora: bool = True, targets: Sequence[str] = QUERIES_AND_VALUES, **encoder: Any
 ) -> tuple[TinyAudioModel, Any]:
-    """Return a model with frozen base weights, and its tokenizer. Its trainable matrices are random, as if trained.
+    """Return a model with frozen base weights, and its tokenizer. Random trainable matrices imitate training.
 
     ``targets`` are the layers of the decoder that get adapters.
     """

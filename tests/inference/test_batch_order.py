@@ -100,7 +100,7 @@ WITH_LONG_CLIPS = pytest.mark.parametrize("durations_s", [SECONDS, pytest.param(
     ("encoder", "ctc"),
     [
         *((name, True) for name in ENCODER_NAMES if name != "wav2vec2"),
-        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # slow, because it has the code of HuBERT
+        pytest.param("wav2vec2", True, marks=pytest.mark.slow),  # slow, because it shares the code of HuBERT
         (ENCODER_NAMES[0], False),
     ],
 )

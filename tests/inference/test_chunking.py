@@ -163,7 +163,7 @@ def test_with_keep_pauses_only_overlaps_are_repeated(frames_after: int) -> None:
 
 @pytest.mark.parametrize("frames_after", [-10, 3, 40])
 def test_a_chunk_that_is_only_an_overlap_is_left_out(frames_after: int) -> None:
-    """If speech ends within the overlap of two chunks, the second chunk is left out. If it ends later, none is."""
+    """If speech ends within the overlap of two chunks, the second chunk is left out. Otherwise, both are kept."""
     longest = int(LONGEST_S * SAMPLE_RATE / FRAME)
     speech = range(50, 44 + longest + frames_after)
     waveform = torch.randn(20 * SAMPLE_RATE)

@@ -145,7 +145,7 @@ def test_speech_with_telephone_codecs_is_accepted(
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the FFmpeg program is not here")
 @pytest.mark.parametrize("codec", ["aac 8000 12k m4a", "libmp3lame 16000 8k mp3", "libopus 8000 6k ogg"])
 def test_speech_with_low_bit_rates_is_accepted(synthetic: list[np.ndarray], tmp_path: Path, codec: str) -> None:
-    """After FFmpeg resamples such a file to 16 kHz, the upper half of the spectrum can be exactly zero."""
+    """If FFmpeg resamples a file from 8 to 16 kHz, the upper half of the spectrum can be exactly zero."""
     encoder, rate, bits, suffix = codec.split()
     waves = synthetic[:12:3]
     for index, wave in enumerate(waves):

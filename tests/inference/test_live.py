@@ -128,7 +128,7 @@ def test_a_slow_machine_gets_fewer_partial_texts_and_every_final_text() -> None:
     assert num_jobs[1] < num_jobs[0] / 2
     for now, event in events:
         if isinstance(event, Final):
-            # An ended utterance waits for at most two decodings: of a partial text and of another utterance.
+            # An utterance waits for at most two decodings (a partial text, another utterance). The third is its own.
             assert now - event.end_s < PAUSE_S + 3 * 2.0 + 0.5
 
 

@@ -36,7 +36,7 @@ def pause(duration_s: float) -> Tensor:
 
 
 def long(count: int) -> Tensor:
-    """Return ``count`` bursts between pauses. With eight bursts, they exceed 15 s, the limit of the tiny encoder."""
+    """Return ``count`` bursts between pauses. ``long(8)`` exceeds 15 s, the limit of the tiny encoder."""
     parts = [part for number in range(count) for part in (pause(1), burst(0.5 + 0.3 * (number % 5), number))]
     return torch.cat([*parts, pause(1)])
 
@@ -316,7 +316,7 @@ def test_an_unusable_context_is_rejected_before_audio_is_read() -> None:
 
 
 def test_a_request_for_more_tokens_than_the_decoder_has_positions_for_is_limited() -> None:
-    """GPT-2 has a position embedding for each of its positions. It fails if a text needs more positions."""
+    """GPT-2 has a fixed number of position embeddings. It fails if prompt, audio and text together are longer."""
     overrides = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 96}
     tokens = {"tokenizer": {"kind": "characters"}, "freeze": False}
     decoder = {"name": "causal_lm", "init": "random", "model_type": "gpt2", "overrides": overrides, **tokens}

@@ -1,4 +1,4 @@
-"""Cuts of a running stream into utterances."""
+"""How a running stream is cut into utterances."""
 
 from __future__ import annotations
 

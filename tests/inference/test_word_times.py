@@ -23,8 +23,8 @@ SURE = 0.9
 
 
 def posteriors(path: str) -> Tensor:
-    """Return log-probabilities ``[T, labels]``. In frame ``i``, the character ``path[i]`` has probability 0.9. ``_`` is
-    the blank."""
+    """Return log-probabilities ``[T, labels]``. In frame ``i``, the character ``path[i]`` has a probability of
+    slightly more than ``SURE``. ``_`` is the blank."""
     rest = (1 - SURE) / len(VOCABULARY)
     probs = torch.full((len(path), len(VOCABULARY)), rest)
     for frame, character in enumerate(path):

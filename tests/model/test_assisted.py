@@ -53,7 +53,7 @@ def passes_of(model: TinyAudioModel, *inputs: Any) -> int:
     return len(calls)
 
 
-# --- the same text
+# --- equal texts with and without drafts
 
 
 @pytest.mark.parametrize("max_new_tokens", fast_ones([1, 2, 12, 20], 1, 12))
@@ -116,7 +116,7 @@ def test_a_right_draft_takes_one_pass_and_an_empty_draft_one_per_token() -> None
     assert (slow.ids, slow.num_passes) == (plain, len(plain))
 
 
-# --- decoders with and without drafts
+# --- decoders that can or cannot use drafts
 
 
 def language_model(model_type: str, overrides: dict[str, Any]) -> Decoder:
@@ -160,7 +160,7 @@ class WrongDraft:
     ],
 )
 def test_assisted_decoding_works_with_other_positions_and_windows(model_type: str, overrides: dict[str, Any]) -> None:
-    """The families have learned positions, rotary positions or attention biases. Some attend to only five tokens."""
+    """The families have learned positions, rotary positions or attention biases. Some have a window of five tokens."""
     decoder = language_model(model_type, overrides)
     numbers = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_scores_do_not_depend_on_drafts(document: Document, write_recipe: Callab
 
 
 def drafts_after(text: str, *verified: str) -> list[str]:
-    """Return the draft after each verified text."""
+    """Return the draft that continues each verified text."""
     tokenizer = words_tokenizer()
     draft = TextDraft(text, tokenizer, 1)
     guesses = []
@@ -268,5 +268,5 @@ def test_case_is_ignored_in_the_comparison_with_the_draft() -> None:
 
 
 def test_the_verified_text_may_change() -> None:
-    """If the last token has only some of the bytes of a character, the next token changes the end of the text."""
+    """If the last token has only some bytes of a character, the next token changes the end of the decoded text."""
     assert drafts_after("turn on the light", "turn the", "turn on")[1] == " the light"

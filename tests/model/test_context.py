@@ -198,7 +198,7 @@ def test_the_context_is_between_prefix_and_audio(padding_side: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["smollm3", "llama"])
 def test_losses_with_mixed_contexts_do_not_depend_on_the_batch(decoder: str) -> None:
-    """The prompt's prefix is longer than eight tokens, so the decoder computes it once for all rows."""
+    """The prompt's prefix is longer than eight tokens, so on a CPU the decoder computes it only once for all rows."""
     model, tokenizer = assemble(decoder=decoder, prompt="one two three {audio}", context=KNOWN)
     assert len(model.config.prompt_prefix_ids) > 8
     ids, targets, labels = (

@@ -203,7 +203,7 @@ def spelled(tokenizer: Any, ids: tuple[int, ...]) -> str:
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("r1", "pythia")])
 def test_prompt_reply_and_end_equal_the_rendered_template(family: str, tmp_path: Path) -> None:
-    """r1 and pythia are left out. The template of r1 removes thoughts from earlier replies. pythia has no template."""
+    """r1 is left out, because its template removes thoughts from earlier replies, and pythia, which has no template."""
     tokenizer, config, prompt = family_prompt(family, tmp_path)
     speech = "how are you"  # takes the place of the audio
     user = config.user.replace(AUDIO, speech)
@@ -225,7 +225,7 @@ def squeezed(text: str) -> str:
 def test_the_start_token_occurs_once(family: str, tmp_path: Path) -> None:
     tokenizer, _, prompt = family_prompt(family, tmp_path)
     starts = [*prompt.prefix_ids, *prompt.suffix_ids].count(tokenizer.bos_token_id)
-    wanted = {"smollm2": 3, "smollm3": 0, "qwen3": 0, "zephyr": 0}.get(family, 1)  # SmolLM2 starts every turn with it
+    wanted = {"smollm2": 3, "smollm3": 0, "qwen3": 0, "zephyr": 0}.get(family, 1)  # SmolLM2: once in each turn
     assert starts == wanted
     if wanted == 1:
         assert prompt.prefix_ids[0] == tokenizer.bos_token_id

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_changes_are_combined_if_all_clips_have_similar_durations(
     document: Document, gpu: Callable[[float], str]
 ) -> None:
-    """A maximum duration of 3 s / 2 is not suggested, because all clips are longer. The other changes are enough."""
+    """Halving the maximum duration is not suggested, because all clips last at least 2 s. Other changes are enough."""
     data = changed(document, data__min_duration_s=2.0, data__max_duration_s=3.0)
     recipe = parse(data, batching__max_clips=1, encoder__attention="eager")
     savers = {

@@ -1,4 +1,4 @@
-"""Checkpoints on the hub: the selected revision is read, and one message explains errors."""
+"""Checkpoints on the hub: the selected revision is read, and each error gives one message."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ ENCODER_MILLIONS = {
     "facebook/w2v-bert-2.0": ("w2v-bert", 580.5),
     "nvidia/parakeet-ctc-0.6b": ("parakeet", 608.0),
     "nvidia/parakeet-ctc-1.1b": ("parakeet", 1_062.0),
-    # Only the encoder. The whole model has 2.3 billion parameters, including the language model and the Q-Former.
+    # The encoder alone. The whole model has 2.3 billion parameters, including the language model and the Q-Former.
     "ibm-granite/granite-4.0-1b-speech": ("granite-speech", 440.0),
     "ibm-granite/granite-speech-4.1-2b": ("granite-speech", 440.0),
     # The whole models have 782.4 and 2,038.1 million parameters. The encoder is the rest after subtracting the language

@@ -88,7 +88,8 @@ def test_a_quantized_layer_equals_a_layer_with_the_restored_weight(
     plain = linear()
     layer = QuantizedLinear(plain, kind).to(dtype)
     assert (layer.dtype, layer.weight.dtype, layer.bias.dtype) == (dtype,) * 3
-    limit = {"nf4": 0.2, "int8": 0.008}[kind]  # nf4's largest step is 0.3, and the error at most half of it
+    # An error is at most half a step. Relative to the largest weight, the largest step of nf4 is 0.3.
+    limit = {"nf4": 0.2, "int8": 0.008}[kind]
     assert (layer.weight.float() - plain.weight).abs().max() < limit * plain.weight.abs().max()
     twin = nn.Linear(48, 20).to(dtype)
     twin.load_state_dict({"weight": layer.weight, "bias": layer.bias})
@@ -173,7 +174,7 @@ def test_logits_do_not_depend_on_the_batch(bnb: Any, kind: Quantization) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_those_of_the_restored_weights(bnb: Any, kind: Quantization) -> None:
-    """Gradient checkpointing does not change the gradients, either."""
+    """The gradients are also equal with gradient checkpointing."""
     grads: list[dict[str, Tensor]] = []
     for restored, checkpointing in ((False, False), (True, False), (False, True)):
         part = decoder(kind, gradient_checkpointing=checkpointing).train()

@@ -56,7 +56,7 @@ def test_moe_trains_router_and_all_experts() -> None:
 
 
 def test_moe_sends_different_frames_to_different_experts() -> None:
-    """After training on two kinds of frames with opposite targets, the router gives them different weights."""
+    """After training on two kinds of frames with opposite targets, the router weights experts differently for them."""
     projector = built("moe", replace(CONTEXT, in_dim=4, out_dim=4), strides=[1], num_experts=2, hidden_dim=4).train()
     kinds = torch.eye(4)[:2]
     frames = Frames(kinds[None].repeat(1, 8, 1), torch.tensor([16]), 50.0)

@@ -25,7 +25,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 @pytest.fixture
 def make(server: Vendors) -> Iterator[Any]:
-    """Return a function that builds a provider. The provider uses the server, and pauses briefly between requests."""
+    """Return a function that builds a provider. It uses the server, with short waits before retries and polls."""
     made: list[Provider] = []
 
     def build(name: str, **fields: Any) -> Provider:

@@ -54,7 +54,7 @@ def test_renaming_a_part_keeps_its_fields_and_fails_if_they_do_not_fit(document:
     assert_error([error], "encoder.whisper.train_front_end", "encoder.name=whisper")
     assert error.endswith("encoder=whisper")
     assert load_recipe(path, ["encoder=whisper"]).encoder == ENCODERS.parse("whisper")
-    # Only errors about fields of the renamed part have this hint. Errors about names or other sections do not.
+    # Only errors about fields of the renamed part have this hint. Errors about unknown names and other sections do not.
     assert "encoder=whispr" not in errors_of(path, "encoder.name=whispr")[1]
     assert "decoder=llama" not in errors_of(path, "decoder.name=llama", "training.steps=0")[1]
     path = write_recipe(changed(document, "encoder", {"name": "hubert", "dropout": 0.1}))

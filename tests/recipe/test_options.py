@@ -54,7 +54,7 @@ def test_every_section_and_part_is_documented() -> None:
 # --- dead options
 
 SENT_AS = {"SyntheticConfig": "Job"}
-"""The class that carries the fields of a config to another process. Code in that process reads the fields from it."""
+"""For a config, the class that carries its fields to another process. Code there reads the fields from this class."""
 
 
 @pytest.fixture(scope="module")

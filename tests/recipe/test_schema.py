@@ -1,4 +1,4 @@
-"""The JSON schema accepts the recipes that the loader accepts."""
+"""The JSON schema accepts valid recipes and rejects invalid ones, like the loader."""
 
 from __future__ import annotations
 

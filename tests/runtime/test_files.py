@@ -1,4 +1,4 @@
-"""Files are replaced atomically."""
+"""Files and folders are replaced atomically."""
 
 from __future__ import annotations
 

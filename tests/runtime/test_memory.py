@@ -18,7 +18,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory")
 def test_freed_memory_is_returned() -> None:
     blocks = [bytes(50_000) for _ in range(2_000)]
-    kept = blocks[1::100]  # these blocks lie between freed ones, so freeing alone shrinks nothing
+    kept = blocks[1::100]  # between the freed blocks, so that glibc keeps the freed memory
     before = resident_bytes()
     del blocks
     release_freed_memory()

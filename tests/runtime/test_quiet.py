@@ -20,7 +20,7 @@ def is_shown() -> bool:
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_bars_are_shown_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    monkeypatch.setattr(logging, "_tqdm_active", True)  # bars are hidden during other tests
+    monkeypatch.setattr(logging, "_tqdm_active", True)  # bars may be off before this test
     monkeypatch.setattr(logging, "_tqdm_hook", None)
     before = logging.get_verbosity()
     with errors_only():

@@ -26,7 +26,7 @@ def ask(
     encoding: str = "utf-8",
     **options: Any,
 ) -> tuple[int, dict[str, str]]:
-    """Return the status and headers of the response. For a WebSocket, the status is 101, or the code of a rejection."""
+    """Return the status and headers of the response. For a WebSocket, the status is 101 or a close code."""
     sent: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -53,7 +53,7 @@ def _active(server: Served) -> int:
 
 @contextmanager
 def connected(server: Served, *parts: bytes, length: int | None = None) -> Iterator[socket.socket]:
-    """Send the head of a request and these parts of its body. The head states ``length``. Yield the connection."""
+    """Send the head of a request and parts of its body. The head states ``length``, else the real one of the parts."""
     size = sum(map(len, parts)) if length is None else length
     head = (
         "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"

@@ -225,7 +225,7 @@ def test_all_controls_have_names_and_can_be_reached_by_keyboard(page: Any) -> No
 
 
 def begin(page: Any) -> None:
-    """Press Record."""
+    """Press Record, and wait until the recording has begun."""
     page.context.grant_permissions(["microphone"])
     page.click("#record")
     page.wait_for_selector("[data-state=recording]")
