@@ -152,7 +152,7 @@ class Prefixes:
 
     @classmethod
     def empty(cls, log_probs: Tensor) -> Prefixes:
-        """Return the empty sequence, P = 1, of a clip with ``log_probs`` ``[T, V]``."""
+        """Return only the empty sequence (P = 1). ``log_probs`` ``[T, V]`` are a clip's log-probabilities."""
         by_blank = F.pad(log_probs[:, BLANK].cumsum(0), (1, 0))
         by_label = torch.full_like(by_blank, -torch.inf)
         return cls(by_label[None], by_blank[None], torch.tensor([BLANK]), log_probs.new_zeros(1))
@@ -166,7 +166,7 @@ class Prefixes:
         """Return each sequence with one more label.
 
         Each recursion over time is x[t] = (x[t - 1] + a[t]) * b[t]. After division by the product b[1] * ... * b[t],
-        x[t] is a cumulative sum.
+        x[t] is a cumulative sum, which needs no loop over the frames.
 
         Args:
             log_probs: ``[T, V]``, as for :meth:`empty`.
@@ -192,7 +192,7 @@ class Prefixes:
 def _summed(entering: Tensor, staying: Tensor) -> Tensor:
     """Return x ``[P, T + 1]`` with x[0] = 0 and x[t] = (x[t - 1] + entering[t - 1]) * staying[t - 1].
 
-    All tensors contain logarithms.
+    All tensors contain the logarithms of these values, so x[0] is returned as -inf.
     """
     product = F.pad(staying.cumsum(-1), (1, 0))
     later = (entering - product[..., :-1]).logcumsumexp(-1) + product[..., 1:]

@@ -21,17 +21,17 @@ from tiny_audio.training.excerpts import Excerpt, Excerpts
 _FILES_PER_FOLDER = 1_000
 _MANIFEST = "train.jsonl"
 _OFFSET = "offset"
-"""Metadata column that is left out. In a manifest, ``offset`` would mean the start of the clip within its file."""
+"""Metadata column that is left out of the manifest, where ``offset`` means the start of a clip within its file."""
 
 
 def cut(model: Path, data: Sequence[str], output_dir: Path, num_clips: int | None, seed: int) -> None:
     """Write excerpts to ``output_dir``, as FLAC files and ``train.jsonl``.
 
     Args:
-        model: folder of a run or of an exported model with a CTC head.
+        model: folder of a run or of an exported model. The model must have a CTC head.
         data: values of ``--data``, see :func:`tiny_audio.evaluation.data.read_data`.
         output_dir: a folder that does not exist or is empty.
-        num_clips: number of excerpts. If None, as many as there are clips.
+        num_clips: number of excerpts. If None, it is the number of clips that have a transcript.
         seed: seed for all random choices.
 
     Raises:

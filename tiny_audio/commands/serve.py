@@ -80,7 +80,7 @@ def serve(
         ),
         live=LiveLimits(max_streams=max_streams),
     )
-    # An empty variable is probably a mistake, and must not open the server to everybody.
+    # An empty key or an empty TINY_AUDIO_API_KEY is probably a mistake, and must not open the server to everybody.
     if not all(options.api_keys) or ("TINY_AUDIO_API_KEY" in os.environ and not options.api_keys):
         raise UserError(
             "an API key is empty; give a key. To allow requests without a key, remove --api-key and unset "

@@ -43,7 +43,7 @@ def check_group_by(clips: Sequence[Clip], column: str | None, place: str = "eval
 
     Args:
         column: name of the column. If None, nothing is checked.
-        place: the option or field with this name, for the message.
+        place: the option or field that names the column, for the message.
 
     Raises:
         UserError: no clip has a value for the column. The message names the columns for which clips have values.

@@ -19,7 +19,7 @@ from pydantic import PositiveFloat, PositiveInt
 from tiny_audio.config import Config
 
 _PHASES = 1
-"""Third number of the seed in :func:`_weighted`. It makes this seed differ from the seed of the order."""
+"""Third number of the seed in :func:`_weighted`. It makes this seed differ from the seed that shuffles the clips."""
 
 AugmentedDurations = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A function that returns the duration after augmentation, ``[m]`` in seconds, of m occurrences of clips in an epoch.
@@ -116,7 +116,7 @@ def plan_epoch(
         durations = augmented_s(clips, np.zeros_like(clips) if repeats is None else repeats)
     order, starts = [], [np.zeros(1, np.int64)]
     total = 0
-    # The numbers in a window are indices of `clips`, so that each occurrence of a clip has its own duration.
+    # A window has indices into `clips` and `durations`, because each occurrence of a clip has its own duration.
     for window in _windows(len(clips), None if groups is None else groups[clips], config.shuffle_clips, rng):
         flat, ends = _batched(window, durations, config)
         sizes = np.diff(ends, prepend=0)

@@ -29,7 +29,7 @@ COLUMNS: Mapping[By, Sequence[str]] = {
 _NUM_EXAMPLES = 3
 _EXCLUSIVE: tuple[By, ...] = ("clip", "sound", "recording", "speaker")
 """Kinds of overlap in order of priority. A clip is counted only under the first of these kinds that applies. Kinds that
-exclude clips from the score are tried first. The kind ``text`` is counted in addition. It leaves out clips that are
+exclude clips from the score are tried first. The kind ``text`` is counted in addition, but not for clips that are
 excluded, or that are counted under ``clip`` or ``sound``."""
 
 
@@ -69,7 +69,7 @@ def find_overlaps(
         sounds: for each evaluation set, the clips that sound like a training clip. The index of each such clip is
             mapped to the name of the training set. None if sound was not compared.
         why_no_sounds: the reason why sound was not compared. If None, reports do not state a reason.
-        excluded: clips that share one of these properties with a training clip are excluded from the score.
+        excluded: kinds of overlap, such as ``speaker``. Clips with such an overlap are excluded from the score.
     """
     found = _Found()
     keys = {name: [keys for _, keys in _keys(clips)] for name, clips in evaluation.items()}
@@ -154,7 +154,7 @@ def _keys_of(origin: Origin, text: str) -> dict[By, str]:
 
 
 def _place(audio: AudioAddress) -> str:
-    """Return an address as text. Links in the file's folder are resolved. The commit of a hub dataset is left out."""
+    """Return an address as text. Symbolic links in the folder's path are resolved. A hub commit is left out."""
     if isinstance(audio.file, HubFile):
         return f"{audio.file.repo}/{audio.file.path}#{audio.cell}"
     return f"{_real(audio.file.parent)}/{audio.file.name}#{audio.cell}"

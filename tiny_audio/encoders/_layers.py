@@ -51,7 +51,7 @@ def keep_layers(architecture: Any, config: EncoderConfig, path: str) -> tuple[st
 
 
 def check_no_adapter(architecture: Any, config: EncoderConfig) -> None:
-    """Reject a checkpoint with ``add_adapter``: convolutions on top of the layers. This is not a LoRA adapter.
+    """Reject a checkpoint with ``add_adapter``: convolutions on top of the layers, which are not LoRA adapters.
 
     These convolutions lower the frame rate. In this package, the projector lowers the frame rate.
 

@@ -20,7 +20,8 @@ from tiny_audio.pretrained.trainable import prepare_training
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them: 320 samples per frame."""
+"""Kernel sizes and strides of the convolutions if the checkpoint's config does not set them. The product of the strides
+is 320 samples per frame."""
 
 LINEAR_LAYERS = ("projection", "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 """Names of the linear layers that all three families have."""

@@ -115,7 +115,7 @@ class Qwen3AsrEncoder(Encoder):
         self.attention = config.attention
         self.dropout = config.dropout
         for layer in model.layers:
-            # transformers ignores attention_dropout in its config.
+            # Set the dropout here, because transformers ignores `attention_dropout` in this model's config.
             layer.self_attn.attention_dropout = config.dropout
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":

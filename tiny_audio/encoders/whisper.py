@@ -95,7 +95,7 @@ def build_whisper(config: WhisperConfig, context: EncoderContext) -> Encoder:
 
 
 class WhisperEncoder(Encoder):
-    """transformers' Whisper layers after a front end that computes one mel frame per 10 ms of the clip."""
+    """transformers' Whisper layers, after a front end that does not pad clips to 30 s."""
 
     def __init__(self, model: Any, config: WhisperConfig) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ class WhisperEncoder(Encoder):
     def features(self, waveforms: Tensor, lengths: Tensor) -> Frames:
         """Compute log-mel features ``[B, F, mels]`` like Whisper.
 
-        Features are raised to at least 80 dB below the clip's maximum. With ``level_invariant``, all features of a clip
-        are also shifted, so that every clip has the maximum of loud speech. The start of a clip is padded by
-        reflection. The end is padded with silence, as in Whisper's 30 s window.
+        Features are raised to at least 80 dB below the clip's maximum. With ``level_invariant``, the features of each
+        clip are also shifted, so that all clips have the same maximum, which is typical of loud speech. The start of a
+        clip is padded by reflection. The end is padded with silence, as in Whisper's 30 s window.
         """
         num_mel_frames = self._num_mel_frames(lengths)
         size = int(num_mel_frames.max()) * HOP

@@ -1,4 +1,4 @@
-"""Measure how much a model uses the audio: compare its loss with each clip's own audio and with another clip's."""
+"""Measure how much a model uses the audio: how much its loss grows if a clip's audio is replaced by another clip's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tiny_audio.runtime.device import in_parts_that_fit
 NUM_CLIPS = 100
 """Maximum number of clips of a set that are measured."""
 _NUM_NEAREST = 8
-"""The other clip has a different text. It is chosen at random from at most this many clips of similar duration."""
+"""Maximum number of candidates for the other clip, from which one is chosen at random. The candidates have a different
+text, and their durations are the most similar."""
 _SEED = 0
 
 

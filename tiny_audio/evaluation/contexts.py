@@ -46,7 +46,7 @@ class ClipContexts:
     """The hotwords and the language of all clips."""
     options: ContextOptions
     encode: Callable[[Context | None], object] = lambda context: None
-    """Raises a UserError if the model cannot use a context."""
+    """A function that raises a UserError if the model cannot use the context."""
 
     @classmethod
     def of(cls, options: ContextOptions) -> ClipContexts | None:

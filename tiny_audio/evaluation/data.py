@@ -79,7 +79,7 @@ def _sources(text: str, cache: Path) -> dict[str, dict[str, Any]]:
     if name in GROUPS and not fields:
         return {folder_name(f"{name}/{each}"): found.source(cache) for each, found in GROUPS[name].items()}
     if name in SETS:
-        # Fields change the set and its name, so its results do not count as results of a set of the leaderboard.
+        # With fields, the set has another name, so its results do not count as those of the leaderboard's set.
         return {folder_name(text.replace(":", "-", 1)): SETS[name].source(cache) | fields}
     names = SOURCES.names()
     if name not in names:
@@ -130,5 +130,5 @@ def _index(name: str, fields: dict[str, Any], text: str, max_samples: int | None
 
 
 def _lot(clip_id: str) -> bytes:
-    """Return a pseudorandom rank. Sets are often sorted, so their first clips would not be a fair sample."""
+    """Return a pseudorandom rank for choosing clips. The first clips of a sorted set would not be a fair sample."""
     return hashlib.sha256(clip_id.encode()).digest()

@@ -132,7 +132,7 @@ def evaluate_targets(
 def _check(target: Target, sets: Sequence[DataSet]) -> None:
     target.check()
     if target.contexts is not None:
-        for data in sets:  # check all clips, because an optional column may be absent from all clips still missing
+        for data in sets:  # check all clips, because the missing clips may all lack a column that other clips have
             target.contexts.check_columns(data.clips)
 
 

@@ -68,11 +68,12 @@ class Plan:
     """Label of the variant that the others are compared with. Default: the recipe's projector if it is a variant, else
     the first variant."""
     controls: bool = False
-    """Also train the baseline with other seeds, and the variants that are degraded on purpose."""
+    """Also train the controls: the baseline with other seeds, and the variants that are degraded on purpose."""
     cached: bool = True
-    """Compute the encoder's frames once, for all units."""
+    """Compute the encoder's frames once, and train all units on these cached frames."""
     without_decoder: bool = False
-    """Train with the alignment loss alone, and score the tokens that are most similar to the audio embeddings."""
+    """Train with the alignment loss alone. The hypotheses are the tokens that are most similar to the audio
+    embeddings."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class TrainedBenchmark:
         note: receives progress messages.
 
     Raises:
-        UserError: the settings or the recipe do not allow a benchmark, or variants do not fit the recipe.
+        UserError: a setting is not valid, the recipe has a setting that a benchmark does not support, or a variant does
+            not fit the recipe.
     """
 
     def __init__(self, plan: Plan, folder: Path, note: Callable[[str], None]) -> None:
@@ -134,15 +136,15 @@ class TrainedBenchmark:
     def _load(self, changes: Mapping[str, Any]) -> Recipe:
         """Load the recipe with ``changes`` and the budget's number of steps.
 
-        A benchmark scores each model with the weights of its last step. So evaluation during training is off, and so
-        are the settings that choose or average the weights of other steps.
+        A benchmark scores the weights of the last step. Therefore, evaluation during training is off, and so are the
+        settings that would choose or average the weights of earlier steps.
         """
         steps = self.plan.budget.steps if self.plan.budget else None
         fixed: dict[str, Any] = {} if steps is None else {"training.steps": steps}
         fixed |= {"execution.evaluate_every": None, "execution.evaluate_set": None}
         fixed |= {"training.keep_best": None, "training.average_last": None}
         if self.plan.without_decoder:
-            fixed |= {"alignment.alone_steps": None}  # it would have no effect, because no step runs the decoder
+            fixed |= {"alignment.alone_steps": None}  # has no effect here, because no step runs the decoder
         return load_recipe(self.plan.recipe_path, self.plan.overrides, {**fixed, **changes})
 
     def _units(self) -> list[_Unit]:
@@ -180,7 +182,7 @@ class TrainedBenchmark:
             the content of ``results.json``.
 
         Raises:
-            UserError: the data or a checkpoint is not usable, or the features do not fit on the disk.
+            UserError: the data or a checkpoint is not usable, or the cached frames do not fit on the disk.
             RunFailed: a unit diverged, a GPU ran out of memory, or no training clip can be used.
             Stopped: a signal arrived. Finished units are kept.
         """
@@ -232,7 +234,7 @@ class TrainedBenchmark:
     def _inputs(self) -> dict[str, Any]:
         """Everything that affects the result of a unit, except its recipe."""
         inputs = asdict(training_inputs(self.recipe, self._train_clips, self._start))
-        inputs.pop("selection")  # a benchmark does not use training.keep_best
+        inputs.pop("selection")  # the evaluation set of training.keep_best, which a benchmark does not use
         return {
             "train": inputs.pop("data"),
             **inputs,

@@ -51,7 +51,7 @@ class TrainingBatch:
 
 
 Epochs = Callable[[int], Iterator[TrainingBatch]]
-"""Yields the batches of an epoch, given its index."""
+"""A function that yields the batches of the epoch with the given index."""
 
 
 class BenchmarkClips(Protocol):
@@ -61,7 +61,7 @@ class BenchmarkClips(Protocol):
         """Freeze the weights whose output is cached."""
 
     def epochs(self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder) -> Epochs:
-        """Return the epochs of training, in the order given by the recipe's seed."""
+        """Return the epochs of training. The recipe's seed determines the order of the clips."""
 
     def transcribe(self, model: TinyAudioModel, recipe: Recipe, tokenizer: Any, name: str) -> list[Hypothesis]:
         """Return the hypotheses of the evaluation set ``name``, in the order of its clips."""
@@ -82,7 +82,7 @@ class CachedClips:
             model.ctc_head.requires_grad_(False)
 
     def epochs(self, model: TinyAudioModel, recipe: Recipe, target_encoder: TargetEncoder) -> Epochs:
-        """Return epochs of cached frames. They have no CTC targets, because the encoder and CTC head are frozen."""
+        """Return epochs of cached frames. The batches have no CTC targets: the encoder and the CTC head are frozen."""
         features, dropped = self.train, list(self.train.dropped)
         ids: dict[int, list[int]] = {}
         for index, (clip, samples) in enumerate(zip(features.clips, features.num_samples, strict=True)):
@@ -161,7 +161,7 @@ class Trained:
 
     steps: int
     wall_s: float
-    """Seconds of all steps, without building and evaluating the model."""
+    """Duration of all steps in seconds. Building and evaluating the model are not included."""
     skipped_steps: int
     curve: list[tuple[int, float]]
     """Pairs of a step and the mean loss per token since the previous pair. The loss is the decoder loss. If training
@@ -188,7 +188,7 @@ def train(
     alone_steps = 0 if without_decoder else recipe.alone_steps
     for _ in loop.steps(_endless(epochs)):
         if progress.step <= alone_steps:
-            progress.start_window()  # this step has no decoder loss
+            progress.start_window()  # leave this step out of the curve, because it has no decoder loss
         elif progress.step % recipe.execution.log_every == 0 and progress.window_tokens:
             loss = progress.window_alignment_loss if without_decoder else progress.window_decoder_loss
             curve.append((progress.step, loss / progress.window_tokens))

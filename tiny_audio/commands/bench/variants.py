@@ -32,7 +32,7 @@ class Variant:
     """A recipe's projector section: ``name`` and fields."""
 
     def config(self) -> ProjectorConfig:
-        """Validate the section.
+        """Validate the section, and return it as the projector's config.
 
         Raises:
             UserError: the projector is unknown, or its fields are not valid.
@@ -56,9 +56,9 @@ def read_variants(text: str | None) -> Variants:
     """Read the value of ``--variants``.
 
     Args:
-        text: the path of a YAML file, or a comma-separated list such as ``swiglu,conv:hidden_dim=512`` or
-            ``wide=swiglu:stack=4+hidden_dim=16384``, where ``wide`` is a label. The file's sections ``variants`` and
-            ``controls`` (optional) map labels to projectors. None means every registered projector.
+        text: the path of a YAML file, whose sections ``variants`` and ``controls`` (optional) map labels to projectors.
+            Or a comma-separated list such as ``swiglu,conv:hidden_dim=512`` or
+            ``wide=swiglu:stack=4+hidden_dim=16384``, where ``wide`` is a label. None means every registered projector.
 
     Raises:
         UserError: the text or file is not valid.

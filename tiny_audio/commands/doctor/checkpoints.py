@@ -24,8 +24,8 @@ def checkpoints(recipe: Recipe) -> Generator[Finding, None, ContextLimits]:
     """Yield findings about the encoder, the decoder and the prompt, then return the limits on the lengths of clips and
     texts.
 
-    The limits are computed from the recipe and the checkpoints' configs. If the recipe exceeds any of these limits, the
-    returned limits are computed from the recipe alone.
+    The limits are computed from the recipe and the checkpoints' configs. If the recipe exceeds such a limit, a finding
+    says so, and the returned limits are computed from the recipe alone.
     """
     encoder = yield from _part("encoder", recipe.encoder)
     decoder = yield from _part("decoder", recipe.decoder)

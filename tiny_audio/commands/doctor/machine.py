@@ -34,13 +34,13 @@ _VARIABLES = re.compile(
 )
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PROXY)(_|$)", re.IGNORECASE)
 _LITTLE_DISK_GB = 5
-"""``doctor`` warns if there is less free disk space. Only small recipes need less than this."""
+"""``doctor`` warns if less disk space is free, because only small recipes need less."""
 _TOO_LITTLE_DISK_GB = 0.5
-"""``doctor`` reports a problem if there is less free disk space, because training and downloads are likely to fail."""
+"""``doctor`` reports a problem if less disk space is free, because training and downloads are then likely to fail."""
 
 
 def examine_machine() -> Iterator[Finding]:
-    """Yield findings about versions, hardware and settings. The text of a problem includes the fix."""
+    """Yield findings about versions, hardware and settings. The message of a problem says how to correct it."""
     commit = git_commit()
     yield Finding("tiny-audio", __version__ + (f", commit {commit}" if commit else ""))
     yield Finding("Python", f"{platform.python_version()} on {platform.platform()}, in {sys.prefix}")

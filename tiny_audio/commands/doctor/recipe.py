@@ -35,7 +35,7 @@ _SHOWN = 200
 
 
 def examine(recipe: Recipe) -> Iterator[Finding]:
-    """Check everything that ``recipe`` needs. The text of a problem includes the fix."""
+    """Check everything that ``recipe`` needs. The message of a problem says how to correct it."""
     yield from _device(recipe)
     limits = yield from checkpoints(recipe)
     recipe = limits.recipe

@@ -156,9 +156,9 @@ def probe_recipe(
         memory_gb: memory limit in GiB. If None, the limit is the memory of the GPU. On a CPU, a limit is required.
         margin: share of the memory to leave free.
         durations_s: durations of the clips before augmentation, one for each bucket. If None, the longest duration and
-            1/2, 1/4 and 1/8 of it are used. Augmentation can make clips longer, so the clips of a bucket have the
-            maximum duration that a clip can have after augmentation.
-        random_weights: use random weights, which need as much memory as the weights of checkpoints.
+            1/2, 1/4 and 1/8 of it are used. Augmentation can make clips longer, so a bucket's clips have the maximum
+            duration that a clip of the given duration can have after augmentation.
+        random_weights: do not read the weights of checkpoints. Random weights need the same memory.
         num_processes: number of processes that will train together. Only one process is measured.
 
     Raises:

@@ -135,7 +135,7 @@ class Process:
         assert child is not None
         for pipe in (child.stdin, child.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # closing flushes a request, which fails because the process has ended
+            with suppress(BrokenPipeError):  # close() sends a buffered request, which fails if the process has ended
                 pipe.close()
         return child.wait()
 
@@ -143,7 +143,7 @@ class Process:
 def serve() -> None:
     """Run the measured process: read requests from standard input, one per line, and write a response to each."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to stderr
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # so that output of libraries does not mix with the responses
 
     def say(**answer: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
@@ -222,7 +222,7 @@ class _Bench:
             for _ in range(STEPS):
                 started = time.monotonic()
                 self._step(clips, duration_s, batches)
-                peak = self._peak()  # waits for the GPU
+                peak = self._peak()  # also waits until the GPU has finished the step
             return {"peak_bytes": peak, "step_s": time.monotonic() - started, "batches": batches}
         except (OutOfMemory, torch.OutOfMemoryError):
             pass
@@ -255,7 +255,10 @@ class _Bench:
         return scores
 
     def _batch(self, clips: int, duration_s: float) -> dict[str, Any]:
-        """Return a batch of noise with some padding. Its CTC targets alternate between two labels."""
+        """Return a batch of noise with some padding.
+
+        The CTC targets alternate between two labels, because equal neighboring labels would need more frames.
+        """
         import torch
 
         from tiny_audio.frames import SAMPLE_RATE

@@ -6,8 +6,8 @@ that affect their results. If the command is started again:
 - Unfinished work is continued. Finished training is not repeated.
 - A stage after training is repeated if its settings or data have changed, such as the clips of an evaluation set.
 - If the recipe has changed in a way that affects the weights, the command fails.
-- If training is unfinished and one of its inputs has changed, it cannot continue from a checkpoint, and the command
-  fails. Examples of inputs are the training clips and the pretrained checkpoints.
+- If training is unfinished and one of its inputs has changed, training cannot continue from a checkpoint, and the
+  command fails. Examples of inputs are the training clips and the pretrained checkpoints.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Run:
             the report, as in ``report.json``. None in all processes except the main process.
 
         Raises:
-            UserError: the folder, a checkpoint or the data cannot be used.
+            UserError: the folder, a checkpoint or the data cannot be used. Or a GPU ran out of memory, and all earlier
+                steps are saved.
             Stopped: a signal arrived. Finished work is saved.
-            RunFailed: training diverged, or a GPU ran out of memory and no checkpoint could be written.
+            RunFailed: training diverged. Or a GPU ran out of memory, and the last steps could not be saved.
         """
         device = device_of(self.recipe.execution.device)
         with joined(device, self.callback.note) as world, StopSignal() as stop, ExitStack() as held:

@@ -47,12 +47,12 @@ class SavedStep:
             step: step of the checkpoint. It is not needed if ``source`` is the folder of a checkpoint.
 
         Returns:
-            the checkpoint. None if no step is given and ``source`` is another folder.
+            the checkpoint. None if no step is given and ``source`` is not the folder of a checkpoint.
 
         Raises:
             UserError: ``source`` has no checkpoint of the given step.
         """
-        folder = Path(os.path.abspath(source))  # the path may be `.`, or a name in `checkpoints`
+        folder = Path(os.path.abspath(source))  # a relative path, such as `.`, does not show its parent folders
         if folder.parent.name == _FOLDER and (folder / "progress.json").is_file():
             run, given = folder.parent.parent, read_progress(folder).step
             if step not in (None, given):

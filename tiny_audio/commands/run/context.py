@@ -64,7 +64,7 @@ class RunContext:
         self.state.write(self.folder)
 
     def overhead(self) -> Overhead:
-        """Start to measure the resources that a stage uses, and return the measurement."""
+        """Return a measurement of the resources that are used from now on."""
         execution = self.recipe.execution
         return Overhead(Host.of(device_of(execution.device), execution, self.recipe.training))
 
@@ -73,7 +73,7 @@ class RunClips:
     """The clips of a recipe's sources. Each set is indexed once.
 
     Args:
-        commits: commit of each dataset split on the hub, as in :class:`SourceContext`. When a split without a commit
+        commits: commit of each dataset split on the hub, as in :class:`SourceContext`. When a split that is not listed
             is read, its commit is added.
         longest_evaluation_s: maximum duration of a clip that is scored.
     """
@@ -124,7 +124,8 @@ class RunClips:
 
         Args:
             evaluation: the sets.
-            excluded: clips that share one of these properties with a training clip are excluded from the score.
+            excluded: properties, such as ``speaker``. Clips that share one of them with a training clip are excluded
+                from the score.
 
         Raises:
             UserError: a training source cannot be read.

@@ -44,12 +44,12 @@ class EncoderSystemsStage(SetStage):
         return self._run.recipe.evaluation.encoder_system_clips
 
     def identity(self) -> str:
-        """Return a hash of the settings."""
+        """Return a hash of the settings that affect the hypotheses."""
         encoder = identity_of(self._run.recipe.encoder)
         return content_hash([EvaluateStage(self._run, self._name, self._model).identity(), encoder, self._num_clips])
 
     def is_done(self) -> bool:
-        """Return whether the scored clips were transcribed with this identity.
+        """Return whether the clips that were scored last have been transcribed with the current settings.
 
         If there is no recognizer to compare, return True.
         """
@@ -108,13 +108,13 @@ class EncoderSystemsStage(SetStage):
 
 
 def recorded(run: RunContext) -> dict[str, EncoderSystemsState]:
-    """Return the recorded states of the recipe's sets. The result is empty if the recipe turns the comparison off."""
+    """Return the recorded state of each evaluation set of the recipe. If the comparison is off, the result is empty."""
     states = run.state.encoder_systems if run.recipe.evaluation.encoder_system_clips else {}
     return {name: states[name] for name in run.recipe.data.evaluation if name in states}
 
 
 def read_systems(run: RunContext) -> list[EncoderSystem]:
-    """Return the recorded systems of all sets, each with its hypotheses."""
+    """Return the recorded recognizers of all sets, each with its hypotheses."""
     found = []
     for name, state in recorded(run).items():
         for system in state.systems:

@@ -37,7 +37,7 @@ class EvaluationModel:
 
     @cached_property
     def overhead(self) -> Overhead:
-        """Resources used since the first access, including those for loading the model."""
+        """Resources used since the first access to this property, including those for loading the model."""
         return self._run.overhead()
 
     @cached_property
@@ -62,13 +62,13 @@ class EvaluateStage(SetStage):
     """Scores one evaluation set."""
 
     def identity(self) -> str:
-        """Return a hash of the settings, which include the set's paths, because another file may have other clips."""
+        """Return a hash of the settings. The set's paths are included, because another file may have other clips."""
         recipe = self._run.recipe
         source = recipe.data.evaluation[self._name].model_dump(mode="json")
         return content_hash(recipe.evaluation_identity() | {"data": source})
 
     def is_done(self) -> bool:
-        """Return whether the set was scored with this identity and these clips.
+        """Return whether the set has been scored with the current settings and clips.
 
         If the clips can no longer be read, they count as unchanged.
         """
@@ -81,7 +81,7 @@ class EvaluateStage(SetStage):
             return True
 
     def _fingerprint(self) -> str:
-        """Return a hash of the set's clips, and of the groups that affect the intervals."""
+        """Return a hash of the set's clips, and of their groups, which affect the confidence intervals."""
         group_by = self._run.recipe.evaluation.group_by
         columns = [] if group_by is None else [group_by]
         return self._run.clips.unchecked_evaluation(self._name).fingerprint_with(columns)

@@ -34,7 +34,7 @@ def open_folder(recipe: Recipe, folder: Path, held: ExitStack) -> RunState:
         _check_empty(folder)
         state = RunState(identity, now())
     recorded = state.recipe
-    for kind in ("encoder", "decoder"):  # older versions recorded the paths of local checkpoints
+    for kind in ("encoder", "decoder"):  # remove the paths of local checkpoints, which older versions recorded
         recorded = recorded | {kind: without_path(recorded[kind])}
     differences = sorted(_differences(recorded, identity))
     if differences:

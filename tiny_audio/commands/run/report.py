@@ -51,14 +51,14 @@ class ReportStage:
         recipe, done = self._run.recipe, self._run.state.evaluation
         scored: Any = {name: [done[name].identity, done[name].data] for name in recipe.data.evaluation}
         systems = {name: found.identity for name, found in recorded(self._run).items()}
-        # `systems` are recognizers that use the encoder but not the decoder. Older versions recorded none. An empty
-        # dict is left out, so that the hashes of their reports do not change.
+        # `systems` are recognizers that use the encoder but not the decoder. Older versions recorded none. Leave an
+        # empty dict out, so that the hashes of reports from older versions stay valid.
         scored = [scored, systems] if systems else scored
         prices = [recipe.execution.price_per_hour, recipe.execution.grid_gco2_per_kwh]
         return content_hash([scored, recipe.generation.model_dump(mode="json"), prices])
 
     def is_done(self) -> bool:
-        """Return whether all files exist and were written with the current identity."""
+        """Return whether all files exist, and have been written with the current settings and data."""
         return self._run.state.report == self.identity() and all(path.exists() for path in self._paths.values())
 
     def run(self) -> None:
@@ -103,7 +103,7 @@ class ReportStage:
     def _locate(self, row: Mapping[str, Any]) -> AudioAddress | None:
         """Return the audio address of a row's clip, or None if the clip is not found.
 
-        The clip is found by its id, because ``audio_filepath`` may not be an address in files of older versions.
+        The clip is found by its id. In hypotheses of older versions, ``audio_filepath`` may not be an address.
         """
         name = row["id"].split("/")[0]
         try:

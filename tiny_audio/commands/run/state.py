@@ -100,7 +100,8 @@ class RecordedSystem:
     name: str
     normalizer: NormalizerName
     file: str | None
-    """File of the hypotheses in ``evaluation/``. None if they are the ``ctc_text`` in the model's own file."""
+    """Name of the file in ``evaluation/`` that has the hypotheses. None for the CTC head, whose hypotheses are the
+    ``ctc_text`` in the file of the whole model."""
     speed: Speed | None
     """Speed of the recognizer. None if no clip could be read to measure it."""
     model_speed: Speed | None

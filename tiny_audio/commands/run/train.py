@@ -101,10 +101,10 @@ class TrainStage:
         """Train to the end.
 
         Raises:
-            UserError: the data cannot be used, the inputs differ from those that the run started with, or a GPU ran out
-                of memory.
+            UserError: the data cannot be used, or the inputs differ from those that the run started with. Or a GPU ran
+                out of memory, and all earlier steps are saved.
             Stopped: a signal arrived. After the first signal, the last step is saved.
-            RunFailed: training diverged, or a GPU ran out of memory and the last steps could not be saved.
+            RunFailed: training diverged. Or a GPU ran out of memory, and the last steps could not be saved.
         """
         run, world = self._run, self._world
         recorded = run.state.training
@@ -181,7 +181,7 @@ class TrainStage:
         run = self._run
         recorded = run.state.training
         if recorded is None or (recorded.inputs != inputs and not has_any(run.folder / "checkpoints")):
-            # If no step is saved yet, the inputs may change. Everything that was computed from them is computed again.
+            # As long as no step is saved, the inputs may change. The new state has no results of the old inputs.
             recorded = run.state.training = TrainingState(inputs)
         for key, name in _INPUT_NAMES.items():
             before, after = getattr(recorded.inputs, key), getattr(inputs, key)
@@ -268,8 +268,8 @@ def training_inputs(recipe: Recipe, clips: ClipSet, start: StartingPoint | None)
 
 def _check_same(inputs: TrainingInputs, own: TrainingInputs, world: World) -> None:
     """Raise a UserError if an input of this process differs from that of the main process."""
-    # The set of keep_best is not compared here. Only with fsdp do all processes score it. `_check_evaluation_set` then
-    # compares it.
+    # Do not compare the set of keep_best here. Without fsdp, only the main process scores this set. With fsdp,
+    # `_check_evaluation_set` compares it.
     own = replace(own, selection=inputs.selection)
     for field in fields(TrainingInputs):
         _check_equal(_INPUT_NAMES[field.name], getattr(own, field.name), getattr(inputs, field.name), world)

@@ -36,7 +36,7 @@ __all__ = ["Sweep", "combinations"]
 
 @dataclass(frozen=True)
 class _Failure:
-    """The error of a failed run. The exception itself would keep the run's model and optimizer in memory."""
+    """The error of a failed run. The exception is not stored, because it would keep the run's model in memory."""
 
     message: str
     is_user_error: bool

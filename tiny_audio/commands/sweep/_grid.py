@@ -83,7 +83,7 @@ def split_values(text: str) -> list[str]:
 
 
 def parse_grid(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the overrides for all runs, which have one value, and the grid: the values of each other key.
+    """Return the overrides that have one value, and the grid: for each key with several values, these values.
 
     For example, ``["training.steps=9", "projector=swiglu,conv"]`` gives ``["training.steps=9"]`` and
     ``{"projector": ["swiglu", "conv"]}``.

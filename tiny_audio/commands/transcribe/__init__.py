@@ -119,7 +119,7 @@ def transcribe(
             output = world.collective(
                 lambda: OutputFolder(folder, model_folder(model), recordings, options, world.rank)
             )
-            # Without a shared disk, each machine has different files in this folder.
+            # Ask all processes, because without a shared disk, each machine has different files in this folder.
             own = {index for index, one in enumerate(recordings) if output.is_done(one)}
             done = set.union(*world.gather(own))
         waiting = [index for index in range(len(recordings)) if index not in done]

@@ -103,7 +103,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | Non
     # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
     # recording, as in clip.mp4.srt.
     stems = [_without_suffix(one.stem) for one in found]
-    # For some file systems, names are equal if they differ only in case or in the Unicode normalization form.
+    # Ignore case and the Unicode normalization form, because some file systems do not distinguish such names.
     keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
     times = Counter(keys)
     recordings = [
@@ -114,7 +114,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | Non
 
 def _without_suffix(name: str) -> str:
     path = Path(name)
-    # The stem of `..wav` is a dot, which is the name of a folder.
+    # The name `..wav` keeps its suffix, because its stem is a dot, which is the name of the current folder.
     return str(path.with_suffix("")) if path.stem.strip(".") else name
 
 

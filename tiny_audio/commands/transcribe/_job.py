@@ -1,4 +1,7 @@
-"""Transcribe one process's share of the recordings. The main process writes to standard output, in order."""
+"""Transcribe one process's share of the recordings.
+
+The main process writes the transcripts of all processes to standard output, in the order of the recordings.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class Job:
         self._rows = JsonArray(write)
         self._unwritten = deque(waiting)
         self._finished: dict[int, tuple[Transcription, str | None]] = {}
-        """Finished recordings, by index. They are written after all earlier recordings are finished."""
+        """Finished recordings that are not written to standard output yet, because earlier ones are unfinished."""
         self.results: dict[int, Result] = {}
         """Results of this process's share, by index of the recording."""
 
@@ -177,7 +180,7 @@ class Job:
             self._errors[index] = str(error)
 
     def _print(self, index: int, transcription: Transcription, error: str | None) -> None:
-        """Write the result of a recording to standard output. In live mode, its segments are already written."""
+        """Write a recording's result to standard output. If texts are shown live, its segments are written already."""
         recording, options = self._recordings[index], self._options
         if options.format == "json":
             self._rows.add(row(recording.name, transcription, error))

@@ -31,11 +31,11 @@ class Options:
     overwrite: bool = False
     """Transcribe a recording even if its transcript already exists in ``output_dir``."""
     track: int | None = None
-    """The audio track, from 1. If None, each file's default track is used, or the first track if none is the
-    default."""
+    """The audio track, counted from 1. If None, each file's default track is used. If a file has no default track, its
+    first track is used."""
     channel: int | None = None
-    """The channel, from 1. If None, the channels are averaged. Where channels cancel each other, the strongest channel
-    is used instead."""
+    """The channel, counted from 1. If None, the channels are averaged. Where channels cancel each other, the strongest
+    channel is used instead."""
 
     context: Context | None = None
     """The context of all recordings, such as hotwords."""

@@ -54,7 +54,7 @@ def line(recording: Recording, start_s: float, text: str) -> str:
 
 
 def _clock(seconds: float) -> str:
-    whole, tenths = divmod(round(10 * seconds), 10)  # 59.96 s is 0:01:00.0
+    whole, tenths = divmod(round(10 * seconds), 10)  # round first: 59.96 s is 0:01:00.0, not 0:00:60.0
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{tenths}"
 
 

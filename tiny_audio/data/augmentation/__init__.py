@@ -74,8 +74,8 @@ class AugmentationConfig(Config):
     def duration_s(self, duration_s: float, seed: int, max_duration_s: float) -> float:
         """Return the duration of a clip after :func:`augment_waveform` with the same seed. The audio is not needed.
 
-        Sections that make clips longer are applied first, so the same random numbers can be drawn here. See
-        :meth:`WaveformAugmentation.added_s`.
+        Only the sections that make clips longer draw their random numbers here. They are applied before all other
+        sections, so they draw the same numbers as in :func:`augment_waveform`.
         """
         rng = random.Random(seed)
         duration_s /= self.drawn_speed(rng)
@@ -85,7 +85,7 @@ class AugmentationConfig(Config):
         return duration_s
 
     def speeds(self) -> tuple[float, ...]:
-        """Return the speed factors, or (1.0,) if there are none. Rounding to 1 % keeps the resampling kernel small."""
+        """Return the speed factors, rounded to 0.01, or (1.0,) if there are none. Rounding keeps resampling fast."""
         return tuple(round(factor * 100) / 100 for factor in self.speed or (1.0,))
 
     def drawn_speed(self, rng: random.Random) -> float:

@@ -54,7 +54,7 @@ class WaveformAugmentation(Config, ABC):
         return 0.0
 
     def added_s(self, duration_s: float, rng: random.Random, max_duration_s: float) -> float:
-        """Return the duration in seconds that :meth:`apply` adds to a clip, before the audio of the clip is loaded.
+        """Return the duration in seconds that :meth:`apply` will add to a clip. The audio is not loaded yet.
 
         Batches are planned with this duration. Sections that make clips longer override this method.
 
