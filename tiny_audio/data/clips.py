@@ -195,7 +195,7 @@ class ClipSet:
     """Maximum duration of a clip, which is checked again when the clip is loaded."""
 
     def fingerprint_with(self, columns: Sequence[str]) -> str:
-        """Return a hash of all sources and of these metadata columns of the usable clips."""
+        """Return a hash of all sources, and of the usable clips' values in the metadata columns ``columns``."""
         if not columns:
             return self.fingerprint
         digest = hashlib.sha256(self.fingerprint.encode())

@@ -28,8 +28,8 @@ def context_settings(config: ContextConfig | None, rewrite: TargetText) -> Conte
 
     Args:
         config: the recipe's section ``prompt.context``.
-        rewrite: the function that rewrites the training transcripts. If its output is lower case, the model writes
-            lower case.
+        rewrite: the function that rewrites the training transcripts. The settings record whether its output is lower
+            case.
     """
     if config is None:
         return None

@@ -35,7 +35,7 @@ class BatchingConfig(Config):
     """Maximum number of clips in a batch."""
     max_padded_s: PositiveFloat | None = None
     """Maximum seconds in a batch, padding and augmentation included: the number of clips × the longest duration. A
-    longer clip is alone in its batch. If None, there is no limit."""
+    clip that is longer than this is alone in its batch. If None, there is no limit."""
     pool_batches: PositiveInt = 50
     """Clips are sorted by duration within pools of this many batches. A larger pool means less padding and less
     shuffling. With 1, clips are assigned to batches at random."""
@@ -143,7 +143,7 @@ def _weighted(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def _numbered(clips: np.ndarray) -> np.ndarray:
-    """Return, for each position in ``clips`` (``[m]``, sorted), how often its value occurs before it."""
+    """Return, for each entry of the sorted indices ``clips`` (``[m]``), how many equal entries precede it."""
     return np.arange(len(clips)) - np.searchsorted(clips, clips)
 
 
@@ -159,7 +159,7 @@ def _windows(
     by_group = np.argsort(groups, kind="stable")
     _, firsts, sizes = np.unique(groups[by_group], return_index=True, return_counts=True)
     shuffled = rng.permutation(len(firsts))
-    # A window ends with the group that reaches shuffle_clips, so it may have more clips.
+    # A window ends with the group that reaches `shuffle_clips`, so a window may have more clips than that.
     filled = np.cumsum(sizes[shuffled])
     start, done = 0, 0
     while start < len(shuffled):

@@ -81,7 +81,7 @@ def _kind(given: object) -> str:
     return "[section]" if isinstance(given, dict | BaseModel) else "[name]"
 
 
-# The names of these pydantic tags are in brackets, so that they are left out of the locations in validation errors.
+# The names of these pydantic tags do not occur in recipes. `recipe/_validation_errors.py` removes them from locations.
 TargetTextChoice = Annotated[
     Annotated[NormalizerName, Tag("[name]")] | Annotated[TargetTextConfig, Tag("[section]")], Discriminator(_kind)
 ]

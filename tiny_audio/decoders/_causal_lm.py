@@ -142,7 +142,7 @@ def _attention(model_class: Any, architecture: Any, config: DecoderConfig, *, ca
 
 
 def _can_pack(model_class: Any, architecture: Any) -> bool:
-    """Whether a model supports packed rows. It must accept position ids, and give its attention the row lengths."""
+    """Whether a model supports packed rows. It must accept position ids, and pass row lengths to its attention."""
     takes_positions = "position_ids" in inspect.signature(model_class.forward).parameters
     # Chunked attention, convolutions and recurrent states would cross the borders between packed rows.
     has_borders = {*(getattr(architecture, "layer_types", None) or ())} <= {"full_attention", "sliding_attention"}

@@ -20,7 +20,8 @@ HOP = 160
 LEAST = -10.0
 """log10 of the lowest allowed power. Lower powers are raised to this value."""
 RANGE = 8.0
-"""log10 of the largest allowed ratio between a clip's maximum and minimum power, 80 dB. Lower powers are raised."""
+"""log10 of the largest allowed ratio between a clip's maximum and minimum power, 80 dB. Powers more than 80 dB below
+the maximum are raised to this limit."""
 
 
 def reflect(waveforms: Tensor, lengths: Tensor, margin: int) -> Tensor:

@@ -132,7 +132,7 @@ class WaveformEncoder(Encoder):
         self.per_clip: bool = model.config.feat_extract_norm == "group"
         self.weighted = weighted_layers(config, model.config.num_hidden_layers)
         if config.layer != "last" and model.config.do_stable_layer_norm:
-            model.encoder.layer_norm = nn.Identity()  # this norm was trained only on the last layer's output
+            model.encoder.layer_norm = nn.Identity()  # skip the norm, which was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return the number of frames after the convolutions. A clip shorter than one frame counts as one frame."""

@@ -119,7 +119,7 @@ class Qwen3AsrEncoder(Encoder):
             layer.self_attn.attention_dropout = config.dropout
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
-            model.ln_post = nn.Identity()  # this norm was trained only on the last layer's output
+            model.ln_post = nn.Identity()  # skip the norm, which was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return the number of frames of all chunks."""

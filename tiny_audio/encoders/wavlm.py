@@ -35,7 +35,7 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
     """Build WavLM from a checkpoint with or without a CTC head, or with random weights."""
     from transformers import WavLMModel
 
-    # Eager is the only attention of WavLM in transformers. The attention function is replaced below.
+    # transformers implements only eager attention for WavLM. The loop below replaces the method that computes it.
     encoder = build_waveform_encoder(WavLMModel, config, context, attention="eager")
     for layer in encoder.model.encoder.layers:
         layer.attention.torch_multi_head_self_attention = MethodType(_attend, layer.attention)
@@ -43,7 +43,7 @@ def build_wavlm(config: WavLMConfig, context: EncoderContext) -> Encoder:
 
 
 def _attend(attention: Any, hidden: Tensor, mask: Tensor | None, bias: Tensor) -> tuple[Tensor, None]:
-    """Compute attention on ``hidden [B, T, D]`` with the gated position ``bias [B·heads, T, T]``.
+    """Compute attention on ``hidden [B, T, D]`` with ``bias [B·heads, T, T]``, the gated position bias.
 
     ``mask [B, T]`` is bool and True on real frames. If it is None, there is no padding.
 

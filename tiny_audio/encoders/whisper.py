@@ -109,7 +109,7 @@ class WhisperEncoder(Encoder):
         model.embed_positions.requires_grad_(False)
         self.weighted = weighted_layers(config, model.config.encoder_layers)
         if config.layer != "last":
-            model.layer_norm = nn.Identity()  # this norm was trained only on the last layer's output
+            model.layer_norm = nn.Identity()  # skip the norm, which was trained only on the last layer's output
 
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return half the number of mel frames, rounded up."""

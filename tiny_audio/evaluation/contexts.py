@@ -20,7 +20,7 @@ _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ContextOptions(Config):
-    """The options that can follow a model of this package on the command line, as in ``MODEL:key=value,...``."""
+    """Options that can follow a model that this package exported, on the command line: ``MODEL:key=value,...``."""
 
     hotwords: LocalPath | None = None
     """A file of hotwords for all clips."""

@@ -22,7 +22,7 @@ from tiny_audio.runtime.yaml_file import read_yaml
 from tiny_audio.sources import SOURCES, Dropped, SourceContext
 
 _UNSCORED = frozenset({"ignore_time_segment_in_scoring", "ignore time segment in scoring"})
-"""Clips with these references are not scored."""
+"""Texts that a corpus has in place of a reference, to mark clips that are not scored."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Target(ABC):
     """Contexts of the clips, such as hotwords. None if the target uses no contexts."""
 
     warnings: Sequence[str] = ()
-    """Messages for the user. They are complete after :meth:`load`."""
+    """Messages for the user, which are available after :meth:`load`."""
 
     @abstractmethod
     def check(self) -> None:
@@ -192,8 +192,9 @@ class ProviderTarget(Target):
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[Outcome]:
         """See :meth:`Target.transcribe`. Outcomes are yielded in the order of the responses.
 
-        After an error or Ctrl-C, only the responses to running requests are yielded, because the provider may charge
-        for them. After a second Ctrl-C, these responses are discarded, but the requests are not interrupted.
+        After an error or Ctrl-C, no more requests are sent. The responses to running requests are still yielded,
+        because the provider may charge for them. After a second Ctrl-C, these responses are discarded, but the requests
+        are not interrupted.
         """
         waiting, asked, failures = iter(clips), set[Future[Outcome]](), 0
         end: BaseException | None = None
