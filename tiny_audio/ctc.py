@@ -35,7 +35,7 @@ class AlignmentConfig(Config):
     """An auxiliary training loss that aligns audio embeddings with the text: CTC with the decoder's tokens as labels.
 
     The loss moves audio embeddings toward the embeddings of the spoken tokens. The loss thus trains the projector even
-    before the decoder has learned to use the audio. It has no parameters and is not part of the trained model.
+    before the decoder has learned to use the audio. The loss has no parameters and is not part of the trained model.
     """
 
     weight: PositiveFloat = 0.3

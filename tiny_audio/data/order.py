@@ -104,7 +104,8 @@ def plan_epoch(
         durations_s: ``[n]``: duration of each clip.
         groups: ``[n]``: group of each clip. Clips of one group are fetched together. If None, each clip is fetched
             alone.
-        weights: ``[n]``: average number of occurrences of each clip per epoch. 0.5 means every other epoch.
+        weights: ``[n]``: average number of occurrences of each clip per epoch. With 0.5, a clip occurs in every other
+            epoch.
         augmented_s: if given, batches are planned with the durations after augmentation.
     """
     rng = np.random.default_rng([seed, epoch])

@@ -33,9 +33,9 @@ class CausalLMCache(DecoderCache):
     """A transformers cache whose rows are contiguous and right-aligned.
 
     In assisted decoding, each row accepts a different number of draft tokens. The rows are then moved, so that all of
-    them end at the same position. Masking the rejected positions would be faster, but would leave them in the cache.
-    Layers with sliding windows or linear position biases (ALiBi) would count the rejected positions in the distance
-    between two tokens.
+    them end at the same position. Masking the rejected tokens would be faster, but would leave these tokens in the
+    cache. Layers with sliding windows or linear position biases (ALiBi) would count the rejected tokens in the distance
+    between two other tokens.
 
     Args:
         model: a ``…ForCausalLM``.

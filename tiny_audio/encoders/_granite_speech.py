@@ -18,8 +18,8 @@ from tiny_audio.encoders._batch_norm import FixedBatchNorm
 class MaskedConformerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped here
     """A Conformer layer that uses the modules of a transformers layer and supports a mask.
 
-    The transformers layer has no mask, so padding would change the frames near the end of a clip. It also does not
-    support gradient checkpointing.
+    The transformers layer has no mask, so padding would change the frames near the end of a clip. The transformers
+    layer also does not support gradient checkpointing.
     """
 
     def __init__(self, layer: Any) -> None:

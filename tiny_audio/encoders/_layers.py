@@ -75,7 +75,7 @@ def weighted_layers(config: EncoderConfig, depth: int) -> WeightedLayers | None:
 class WeightedLayers(nn.Module):
     """Softmax-weighted sum of an encoder's hidden states (Peters et al. 2018, arXiv 1802.05365).
 
-    All weights are equal at the start. They are trained even if the encoder is frozen.
+    All weights are equal at the start of training. The weights are trained even if the encoder is frozen.
     """
 
     def __init__(self, depth: int) -> None:

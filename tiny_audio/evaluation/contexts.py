@@ -90,7 +90,7 @@ class ClipContexts:
         return Context.of(words, previous, options.language)
 
     def check_columns(self, clips: Sequence[Clip]) -> None:
-        """Raise a UserError if a metadata column of the options is missing from all clips."""
+        """Raise a UserError if all clips lack a metadata column that the options name."""
         for name in (self.options.hotwords_column, self.options.previous_text_column):
             if name is not None and not any(name in clip.utterance.metadata for clip in clips):
                 known = ", ".join(sorted({key for clip in clips for key in clip.utterance.metadata})) or "none"

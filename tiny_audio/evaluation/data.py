@@ -1,4 +1,4 @@
-"""Data for evaluations: a manifest, any source of the recipes, or a set of the Open ASR Leaderboard."""
+"""Data for evaluations: a manifest, any source that a recipe can use, or a set of the Open ASR Leaderboard."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Evaluated:
     Args:
         scores: scores by label of the target and name of the set.
         comparisons: comparisons of the targets by name of the set (see :mod:`tiny_audio.analysis.comparison`). The
-            first target is the baseline. A set is missing if no clip was transcribed by all targets, or if there is
-            only one target.
+            first target is the baseline. A set is missing if there is no clip that all targets transcribed, or if there
+            is only one target.
     """
 
     scores: dict[str, Scores]

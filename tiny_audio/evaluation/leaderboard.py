@@ -177,9 +177,9 @@ def _text(row: Mapping[str, Any]) -> str:
 def write_results(scores: Mapping[str, Mapping[str, Any]], folder: Path, date: str) -> Path | None:
     """Write the results of one model or provider in the hub's format ``.eval_results``, and return the file's path.
 
-    Only sets that were scored with the leaderboard's normalizer are included. All clips of a set must have been usable
-    and transcribed. If no included set has a task id, write nothing and return None. The mean WER is included if all
-    current sets of the English track are included. RTFx is left out, because the leaderboard measures it itself.
+    A set is included if it was scored with the leaderboard's normalizer, and all its clips were usable and transcribed.
+    If no included set has a task id, write nothing and return None. The mean WER is included if all current sets of the
+    English track are included. The speed (RTFx) is left out, because the leaderboard measures it itself.
 
     Args:
         scores: scores of complete sets (without ``max_samples``), by name of the set.

@@ -133,7 +133,7 @@ class TargetOnSet:
         """Write the rows in the order of the clips.
 
         Raises:
-            UserError: nothing can be scored, because the audio of all failed clips is unusable.
+            UserError: nothing can be scored, and all failed clips have unusable audio.
             RunFailed: nothing can be scored, and at least one clip failed for another reason.
         """
         everything = self.rows | self._failed

@@ -69,7 +69,7 @@ class Probe:
 
     @property
     def max_padded_s(self) -> float:
-        """Seconds of audio, with padding, in a global batch. A global batch is divided among all processes.
+        """Maximum seconds of audio, with padding, in a global batch, which is divided among all processes.
 
         Let n be the number of processes, and B the budget of one process (:attr:`budget_s`). If a global batch has c
         clips of d seconds, a process gets up to ⌈c/n⌉ clips, and ⌈c/n⌉ ≤ (c + n - 1)/n. These clips fit if

@@ -29,8 +29,8 @@ from tiny_audio.training.precision import autocast
 
 _HEAD = "CTC head"
 _CHECKPOINT_NORMALIZER: NormalizerName = "whisper_english"
-"""The normalizer for hypotheses of the encoder's checkpoint. They may have digits, capitals and punctuation that the
-references do not have, and this normalizer removes these differences."""
+"""The normalizer for hypotheses of the encoder's checkpoint. The hypotheses may have digits, capitals and punctuation
+that the references do not have. This normalizer removes such differences."""
 
 
 class EncoderSystemsStage(SetStage):
