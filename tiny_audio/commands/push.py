@@ -71,8 +71,8 @@ def push_folder(folder: Path, repo: str, *, private: bool, space: bool = False) 
 def _patterns(folder: Path, export: type[ExportConfig]) -> list[str]:
     """Return a pattern for each file and folder of an export.
 
-    The patterns ``export.files`` cannot be used: in the hub's patterns, ``*`` also matches slashes, so they would also
-    match files in folders that are not part of the export.
+    The patterns ``export.files`` cannot be used: in the hub's patterns, ``*`` also matches slashes, so these patterns
+    would also match files in folders that are not part of the export.
     """
     entries = [entry for entry in folder.iterdir() if export.has_file(entry.name)]
     return [glob.escape(entry.name) + ("/*" if entry.is_dir() else "") for entry in entries]

@@ -188,7 +188,7 @@ def _padded(waveforms: list[Tensor]) -> Tensor:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread, as loader processes do, because the last bits of resampled audio depend on this number."""
+    """Use one thread, as in loader processes. The number of threads changes the last bits of resampled audio."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

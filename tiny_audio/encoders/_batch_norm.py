@@ -10,7 +10,7 @@ class FixedBatchNorm(nn.BatchNorm1d):
     """Batch norm that uses the checkpoint's statistics, even in training.
 
     If the norm used the batch's statistics in training, a clip's frames would depend on padding and on the other clips
-    of the batch. Even in a frozen encoder, the running statistics would change.
+    of the batch. Also, the running statistics would change in training, even if the encoder is frozen.
     """
 
     @classmethod

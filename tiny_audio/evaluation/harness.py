@@ -2,7 +2,7 @@
 
 ``<output>/<target>/<set>/hypotheses.jsonl`` has a row for each clip, with the field names of the Open ASR Leaderboard's
 manifests. ``scores.json`` is computed from these rows. If an earlier evaluation had more clips, the rows of its
-additional clips are in ``other_hypotheses.jsonl``. After an interruption, the evaluation transcribes only the missing
+additional clips are in ``other_hypotheses.jsonl``. If the evaluation is started again, it transcribes only the missing
 and failed clips.
 """
 

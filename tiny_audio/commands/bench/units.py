@@ -38,7 +38,7 @@ class TrainingBatch:
     """A batch of B training clips."""
 
     frames: Callable[[], Frames]
-    """A function that runs the encoder or reads cached frames. It is called inside the training step."""
+    """A function that runs the encoder or reads cached frames. The training step calls this function under autocast."""
     targets: list[Tensor]
     """B rows of token ids, each ending in the end token."""
     ctc_targets: list[list[int]] | None

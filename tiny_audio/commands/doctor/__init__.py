@@ -20,7 +20,7 @@ def doctor(path: Path | None, overrides: Sequence[str]) -> None:
     """
     recipe = load_recipe(path, overrides) if path else None
     healthy = _print(examine_machine())
-    # The checks of recipes import torchaudio. If it does not work, examine_machine reports the reason.
+    # The checks of recipes import torchaudio. If torchaudio does not work, `examine_machine` has reported the reason.
     if recipe is not None and not audio_pair_problem():
         from tiny_audio.commands.doctor.recipe import examine
 

@@ -103,7 +103,7 @@ def read_inputs(inputs: Sequence[Path], stack: ExitStack, output_dir: Path | Non
     # The transcript of clip.mp4 is clip.srt. If two transcripts would get the same name, both keep the suffix of their
     # recording, as in clip.mp4.srt.
     stems = [_without_suffix(one.stem) for one in found]
-    # Ignore case and the Unicode normalization form, because some file systems do not distinguish such names.
+    # Ignore case and the Unicode normalization form of names, because some file systems ignore them, too.
     keys = [unicodedata.normalize("NFC", stem).casefold() for stem in stems]
     times = Counter(keys)
     recordings = [

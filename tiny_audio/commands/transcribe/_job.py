@@ -180,7 +180,7 @@ class Job:
             self._errors[index] = str(error)
 
     def _print(self, index: int, transcription: Transcription, error: str | None) -> None:
-        """Write a recording's result to standard output. If texts are shown live, its segments are written already."""
+        """Write a recording's result to standard output. If texts are shown live, the segments are already written."""
         recording, options = self._recordings[index], self._options
         if options.format == "json":
             self._rows.add(row(recording.name, transcription, error))

@@ -25,7 +25,7 @@ class AddedNoise(WaveformAugmentation, ABC):
 
     @abstractmethod
     def noise(self, length: int, draw: Draw) -> Tensor | None:
-        """Return noise ``[length]`` of any loudness, or None to add no noise. :meth:`apply` scales it to the ratio."""
+        """Return noise ``[length]`` of any loudness, which :meth:`apply` scales. Return None to add no noise."""
 
     def apply(self, waveform: Tensor, draw: Draw) -> Tensor:
         """See :meth:`WaveformAugmentation.apply`. Noise that consists of zeros changes nothing."""
