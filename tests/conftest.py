@@ -1,7 +1,7 @@
 """Shared fixtures: recipes of tiny parts, clips and manifests.
 
-The main process of pytest-xdist imports this file before it starts the workers. It does not need PyTorch, so this
-file imports PyTorch only inside functions.
+The main process of pytest-xdist imports this file before it starts the workers. The main process does not need PyTorch,
+so this file imports PyTorch only inside functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-# fsync protects files against power failures. Tests do not need it, and it would take a tenth of the time of a run.
+# fsync protects files against power failures. Tests do not need fsync, which would take a tenth of the time of a run.
 os.fsync = lambda descriptor: None
 
 Document = dict[str, Any]
@@ -33,7 +33,7 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude all existing objects from garbage collection. Otherwise, each garbage collection takes 0.7 s."""
+    """Exclude all existing objects from garbage collection. Otherwise, each collection during the tests takes 0.7 s."""
     gc.freeze()
     gc.enable()
 
@@ -63,13 +63,15 @@ def tiny_recipe(folder: Path) -> Document:
 
 @pytest.fixture(scope="session", autouse=True)
 def given_flops() -> Iterator[None]:
-    """Give every run the same FLOPs per clip, so that they are not counted.
+    """Give every run the same FLOPs, instead of counting them.
 
-    Counting needs dry runs of the model. They take longer than training a tiny model. Only the runs in
+    Counting needs dry runs of the model, which take longer than training a tiny model. Only the runs in
     tests/training/test_ledger.py count their FLOPs.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if train := sys.modules.get("tiny_audio.commands.run.train"):  # importing it takes seconds
+        if train := sys.modules.get(
+            "tiny_audio.commands.run.train"
+        ):  # do not import it here, because that takes seconds
             work = sys.modules["tiny_audio.plan.work"].Work((1e5, 1e7, 1e4), (1e5, 1e2, 1e4), 4, 10.0)
             patch.setattr(train, "work_of", lambda recipe, device: work)
         yield

@@ -1,6 +1,6 @@
 """Alignments equal those of NIST's sclite. The matched-pairs test MAPSSWE equals that of NIST's sc_stats.
 
-Results of both programs come from a golden file, or from running the programs.
+The results of sclite and sc_stats come from a golden file. If the programs are installed, two tests also run them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def edits(references: Sequence[str], hypotheses: Sequence[str]) -> list[str]:
 
 
 def texts_of(name: str) -> list[list[str]]:
-    """Return references and two systems' hypotheses, as normalized for the golden file."""
+    """Return the normalized texts of a set in the golden file: references, and the hypotheses of two systems."""
     given_texts: list[list[str]] | None = GOLDEN["sets"][name]["texts"]
     if given_texts is not None:
         return given_texts
@@ -45,7 +45,8 @@ def texts_of(name: str) -> list[list[str]]:
 def assert_same_test(theirs: dict[str, Any], baseline: Sequence[str], other: Sequence[str]) -> None:
     """Compare our result of MAPSSWE with that of sc_stats.
 
-    sc_stats prints three decimals, and computes p from ``z`` truncated to two decimals.
+    The tolerances are needed because sc_stats prints only three decimals, and truncates ``z`` to two decimals before it
+    computes p.
     """
     ours = matched_pairs(baseline, other)
     assert ours.num_segments == theirs["num_segments"]
@@ -129,7 +130,7 @@ def test_alignments_have_the_minimum_cost(reference: list[str], hypothesis: list
 
 @pytest.mark.parametrize("num_words", fast_ones([3_000, 10_000], 3_000))
 def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
-    """An hour of speech has about ten thousand words. The alignment must find errors in a tenth of them."""
+    """An hour of speech has about ten thousand words. About a tenth of the words are deleted or replaced."""
     rng = random.Random(0)
     reference = [f"w{rng.randrange(3000)}" for _ in range(num_words)]
     hypothesis = [word for word in reference if rng.random() > 0.05]
@@ -147,8 +148,8 @@ def test_one_hour_can_be_aligned_at_once(num_words: int) -> None:
         ("CCC", "CCC", []),
         ("SCCS", "CCCC", [(1, 0), (1, 0)]),
         ("SCS", "CCC", [(2, 0)]),
-        ("SCCS", "CSCC", [(2, 1)]),  # only one word is right in both
-        ("SCICS", "CCCC", [(3, 0)]),  # the two right words are separated by an insertion
+        ("SCCS", "CSCC", [(2, 1)]),  # one word that is right in both systems does not end a segment
+        ("SCICS", "CCCC", [(3, 0)]),  # an insertion is between the two words that are right in both systems
         ("CC", "CCI", [(0, 1)]),
         ("II", "", [(2, 0)]),
     ],

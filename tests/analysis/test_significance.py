@@ -1,4 +1,4 @@
-"""Intervals and p-values have their stated error rates. This is tested with errors drawn from known rates."""
+"""Intervals and p-values have their stated error rates. The tests simulate systems whose true error rates are known."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ WORDS = np.full(120, 6)
 
 
 def draw(rng: np.random.Generator, *, rate: float = 0.2, num_seeds: int = 1, seed_spread: float = 0.0) -> Errors:
-    """Draw errors ``[S, U]``. Every seed has its own rate around ``rate``, and every utterance has its own
-    difficulty."""
+    """Draw the number of word errors of each seed in each utterance: ``[S, U]``.
+
+    Every seed has its own error rate near ``rate``, and every utterance has its own difficulty.
+    """
     difficulty = rng.gamma(2.0, 0.5, len(WORDS))
     rates = np.clip(rng.normal(rate, seed_spread, (num_seeds, 1)), 0.01, 0.9)
     return rng.binomial(WORDS, np.clip(rates * difficulty, 0, 1))
@@ -42,12 +44,13 @@ def test_equal_systems_differ_about_as_often_as_stated(num_seeds: int, seed_spre
     for _ in range(200):
         both = draw(rng, num_seeds=2 * num_seeds, seed_spread=seed_spread)
         called += difference_p_value(both[:num_seeds], both[num_seeds:], WORDS, num_draws=400) < 0.05
-    assert called / 200 < 0.09  # 0.05, plus about 2.5 standard deviations
+    assert called / 200 < 0.09  # the stated 0.05, plus about 2.5 standard deviations of a rate in 200 trials
 
 
 def test_resampling_three_seeds_would_show_too_many_differences() -> None:
     """In one of ten cases, all three seeds of one variant have higher rates than all three seeds of an equally good
-    variant. Resampling seeds would then always show a difference. So seeds are not resampled."""
+    variant. Then every resample of the seeds would show a difference. So :func:`difference_p_value` does not resample
+    seeds."""
     rng = np.random.default_rng(7)
     apart = 0
     for _ in range(400):
@@ -81,7 +84,8 @@ def test_a_variant_does_not_differ_from_itself() -> None:
 
 
 def test_a_few_different_sentences_do_not_show_a_difference() -> None:
-    """4 of 120 sentences differ, all in favor of one system. By chance, this happens with probability 1/8."""
+    """4 of 120 sentences differ, all in favor of one system. By chance, all 4 favor the same system with probability
+    2 / 2**4 = 1/8."""
     baseline, other = np.ones((1, 120), dtype=int), np.ones((1, 120), dtype=int)
     other[0, :4] = 0
     assert difference_p_value(baseline, other, WORDS) == pytest.approx(0.125, abs=0.01)
@@ -99,7 +103,8 @@ def test_signs_are_flipped_per_group() -> None:
 
 
 def test_words_are_exchanged_together_with_errors() -> None:
-    """The exact p-value of ten sentences counts all 1024 exchanges. If only errors were exchanged, it would be 0.59."""
+    """There are 1024 ways to exchange the two systems in ten sentences. The exact p-value is the share of these ways
+    with at least the measured difference. If errors were exchanged without the numbers of words, it would be 0.59."""
     rng = np.random.default_rng(7)
     errors, words = rng.integers(0, 5, (2, 10)), rng.integers(5, 9, (2, 10))
 
@@ -112,7 +117,7 @@ def test_words_are_exchanged_together_with_errors() -> None:
     exact = np.mean([abs(difference(each)) >= measured - 1e-9 for each in product((False, True), repeat=10)])
     found = difference_p_value(errors[:1], errors[1:], words[0], words[1])
     assert found == pytest.approx(exact, abs=0.015)
-    # The rates do not change if a variant has each seed twice.
+    # If the seed of a variant is counted twice, the error rate, the p-value and the interval do not change.
     twice = [np.stack([counts[1], counts[1]]) for counts in (errors, words)]
     assert difference_p_value(errors[:1], twice[0], words[0], twice[1]) == found
     assert difference_interval(errors[:1], twice[0], words[0], twice[1]) == difference_interval(
@@ -133,7 +138,8 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert mean_wer(steady, WORDS) == mean_wer(shaky, WORDS)
     assert wer_interval(steady, WORDS) == (pytest.approx(1 / 6), pytest.approx(1 / 6))
     low, high = wer_interval(shaky, WORDS)
-    # The interval extends 4.30 standard errors to both sides (t with 2 degrees of freedom), but not below 0.
+    # The interval extends 4.30 standard errors to both sides, but not below 0. 4.30 is the 97.5 % quantile of the t
+    # distribution with 2 degrees of freedom.
     assert low == 0
     assert high == pytest.approx(1 / 6 + 4.30 * (1 / 6) / np.sqrt(3), rel=0.25)
 
@@ -147,8 +153,8 @@ def test_a_single_seed_gets_the_variance_of_the_other_variant() -> None:
 
 
 def test_a_thousand_comparisons_can_show_a_difference() -> None:
-    """Holm's correction multiplies the smallest p-value by the number of comparisons. With too few draws, every
-    corrected p-value would exceed 0.05."""
+    """Holm's correction multiplies the smallest p-value by the number of comparisons. A p-value from n draws is at
+    least 1 / (n + 1). So with too few draws, every corrected p-value would exceed 0.05."""
     rng = np.random.default_rng(0)
     baseline = draw(rng, rate=0.3)
     lost, same = np.minimum(baseline + 1, WORDS), draw(rng, rate=0.3)
@@ -162,7 +168,7 @@ def test_a_thousand_comparisons_can_show_a_difference() -> None:
 
 @pytest.mark.parametrize("num_sentences", [12, 16, 20, 40, 200])
 def test_with_few_draws_the_p_value_is_at_least_the_exact_one(num_sentences: int) -> None:
-    """All sentences favor one system. The exact p-value is the probability that this happens by chance."""
+    """All sentences that differ favor the same system. The exact p-value is the probability of this by chance."""
     words = np.full(200, 6)
     baseline, other = np.ones((1, 200), dtype=int), np.ones((1, 200), dtype=int)
     other[0, :num_sentences] = 0
@@ -172,7 +178,8 @@ def test_with_few_draws_the_p_value_is_at_least_the_exact_one(num_sentences: int
 
 
 def test_with_few_draws_the_variance_of_seeds_is_included() -> None:
-    """With three seeds each, even a difference of many standard errors is possible by chance."""
+    """With only three seeds per variant, even a large difference is possible by chance. So more draws do not bring the
+    p-value close to 0."""
     rng = np.random.default_rng(0)
     worse = draw(rng, rate=0.5, num_seeds=3, seed_spread=0.01)
     better = draw(rng, rate=0.05, num_seeds=3, seed_spread=0.01)

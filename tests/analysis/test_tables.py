@@ -1,4 +1,4 @@
-"""Text tables for the terminal."""
+"""The table of slices, as text for the terminal and on the report page."""
 
 from __future__ import annotations
 

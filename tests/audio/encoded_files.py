@@ -72,7 +72,8 @@ def offset(decoded: np.ndarray, reference: np.ndarray, start_s: float) -> float:
 
 
 def wav_with(data_size: int, riff_size: int | None = None, *, before: bytes = b"", after: bytes = b"") -> bytes:
-    """Return a WAV file of four seconds whose header has these sizes. ``before`` and ``after`` surround its samples."""
+    """Return a WAV file of four seconds whose header states these sizes. ``before`` is inserted before its data chunk,
+    and ``after`` is appended."""
     wav = clip("wav")
     riff_size = data_size + 36 if riff_size is None else riff_size
     sizes = struct.pack("<I", riff_size & 0xFFFFFFFF), struct.pack("<I", data_size & 0xFFFFFFFF)

@@ -98,7 +98,9 @@ def test_the_duration_limit_does_not_depend_on_the_number_of_channels() -> None:
 
 def test_joined_blocks_equal_the_whole_clip() -> None:
     rng = np.random.default_rng(0)
-    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(np.float32)  # more than two blocks of 2**20
+    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(
+        np.float32
+    )  # 2.4 million numbers: more than two blocks of 2**20
     waveform = load_audio(encoded(samples, subtype="FLOAT"), max_duration_s=30)
     torch.testing.assert_close(waveform, torch.from_numpy(samples).mean(dim=1))
 
@@ -187,7 +189,7 @@ def test_a_file_without_permission_is_a_file_error(tmp_path: Path) -> None:
 
 
 def assert_unreadable(path: Path, cause: str = "") -> None:
-    """Check that reading the file raises a :class:`FileError`. An AudioError would say that the clip is bad."""
+    """Check that reading the file raises a :class:`FileError`, and not an AudioError, which would blame the audio."""
     for read in (lambda: load_audio(path, max_duration_s=2, name="clip"), lambda: audio_duration(path, name="clip")):
         with pytest.raises(FileError) as caught:
             read()

@@ -1,4 +1,4 @@
-"""Truncated and forged headers raise an error about the clip, or the audio can be decoded. They never cause a crash."""
+"""Files with truncated or forged headers are decoded, or they are rejected with an AudioError. They cause no crash."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Damaged recordings lose only the damaged audio, and all other audio keeps its position.
 
-Training loads clips without ``keep_damaged``. Then damaged clips are rejected.
+Without ``keep_damaged``, as in training, damaged clips are rejected.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def test_invalid_samples_are_replaced_by_silence(bad: float, caplog: pytest.LogC
 
 
 def test_a_gap_of_years_needs_little_memory() -> None:
-    """In a hostile Ogg file, the granule position of one page can be years after the positions of all other pages."""
+    """In a hostile Ogg file, the granule position of one page can be years after the positions of all other pages. The
+    gap must not be filled with years of silence."""
     opus = clip("opus")
     last = opus.rindex(b"OggS")
     hostile = patched(opus, last + 6, (1 << 60).to_bytes(8, "little"))

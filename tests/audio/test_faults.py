@@ -1,4 +1,4 @@
-"""Files of all formats with bytes that are overwritten, removed, cut off or appended, or with a wrong size.
+"""Files of all formats whose bytes are overwritten, removed, cut off or appended, or whose header states a wrong size.
 
 Loading may fail only with an AudioError. A loss of more than 0.2 s gives a warning. Decoded audio keeps its position.
 """

@@ -1,4 +1,4 @@
-"""If the header of a file does not match its content, all audio is decoded exactly once, with a warning."""
+"""Files with wrong headers, tags or additional bytes. All audio is decoded once, and other bytes are not decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ BYTES = 4 * SAMPLE_RATE * 2
 
 
 def loaded(data: bytes, name: str = "clip") -> np.ndarray:
-    """Return the audio of a clip. Check that it is the same with ``keep_damaged``, and has the stated duration."""
+    """Return the audio of a clip. Check that ``audio_duration`` returns the duration of this audio, and that
+    ``keep_damaged`` does not change the audio."""
     waveform = load_audio(data, max_duration_s=60, name=name)
     assert audio_duration(data, name=name) == pytest.approx(len(waveform) / SAMPLE_RATE, abs=1e-3)
     np.testing.assert_array_equal(load_audio(data, max_duration_s=60, name=name, keep_damaged=True), waveform)

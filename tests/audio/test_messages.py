@@ -1,6 +1,7 @@
-"""The wording of errors about audio. Other tests check their class, reason and values.
+"""The exact messages of errors about audio, compared with ``messages.txt``.
 
-To regenerate ``messages.txt``, run ``REGENERATE=1 pytest tests/audio/test_messages.py`` and read the difference.
+Other tests check the class and the reason of each error, and the values in its message. To regenerate ``messages.txt``,
+run ``REGENERATE=1 pytest tests/audio/test_messages.py``. Then read the changes to the file.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode_both(place: Path, options: Sequence[tuple[str | int, ...]], ending: str) -> None:
-    """Encode ``one.wav`` and ``two.wav`` with the options of each. One run of FFmpeg is faster than two runs."""
+    """Encode ``one.wav`` with ``options[0]``, and ``two.wav`` with ``options[1]``.
+
+    One run of FFmpeg is faster than two.
+    """
     inputs = ("-i", place / "one.wav", "-i", place / "two.wav")
     names = enumerate(("one", "two"))
     ffmpeg(*inputs, *chain.from_iterable(("-map", i, *options[i], place / f"{name}{ending}") for i, name in names))
@@ -59,7 +62,7 @@ def test_valid_files_are_decoded_completely(
     ffmpeg("-i", place / "one.wav", *options, place / name)
     ffmpeg("-i", place / name, "-ac", "1", "-ar", SAMPLE_RATE, place / "expected.wav")
     waveform = decoded(place / name)
-    assert abs(len(waveform) - (place / "expected.wav").stat().st_size // 2) <= 100  # without the WAV header
+    assert abs(len(waveform) - (place / "expected.wav").stat().st_size // 2) <= 100  # allows for the WAV header
     assert abs(offset(waveform, ONE, 3.0)) < 0.07
     assert not caplog.records
 
@@ -103,7 +106,7 @@ def test_audio_that_starts_after_the_video_of_a_broadcast_keeps_its_position(
 
 @pytest.mark.parametrize("suffix", fast_ones(["ts", "aac"], "ts"))
 def test_the_channels_of_a_track_change(place: Path, suffix: str) -> None:
-    """A broadcast may change between mono, stereo and surround."""
+    """In a broadcast, a track may change between mono, stereo and surround."""
     outputs = [("-ac", channels, "-ar", "48000", "-c:a", "aac") for channels in ("1", "2")]
     encode_both(place, outputs, f".{suffix}")
     parts = [(place / f"{name}.{suffix}").read_bytes() for name in ("one", "two", "one")]
@@ -127,7 +130,8 @@ def test_the_sampling_rate_of_a_track_changes(place: Path, caplog: pytest.LogCap
     [
         ("joined.m4a", ("-c:a", "aac")),
         ("joined.wma", ("-c:a", "wmav2")),
-        # These formats are slow to encode. In the fast tests, test_joined.py checks files with their structure.
+        # These formats are slow to encode. For the fast tests, test_joined.py has files of the same structure, but
+        # without audio.
         pytest.param("joined.webm", ("-c:a", "libopus"), marks=pytest.mark.slow),
         pytest.param("live.webm", ("-c:a", "libopus", "-live", "1"), marks=pytest.mark.slow),
         pytest.param("joined.avi", ("-c:a", "libmp3lame"), marks=pytest.mark.slow),
@@ -265,7 +269,7 @@ def test_damage_gives_a_warning(place: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_wav_codecs_that_libsndfile_lacks_are_decoded(place: Path) -> None:
-    """FFmpeg decodes codecs of WAV files that libsndfile does not support."""
+    """If libsndfile does not support the codec of a WAV file, FFmpeg decodes the file."""
     codecs: dict[str, tuple[str, ...]] = {"ac3": (), "g726": ("-ar", "8000"), "adpcm_swf": ("-ar", "22050")}
     outputs = (("-c:a", codec, *rate, "-f", "wav", place / f"{codec}.wav") for codec, rate in codecs.items())
     ffmpeg("-i", place / "one.wav", *chain.from_iterable(outputs))

@@ -26,7 +26,10 @@ Output = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of clips. Its subfolder ``run`` is a finished run on these clips. Tests must not change it."""
+    """Return a folder of clips. Its subfolder ``run`` is a finished run on these clips.
+
+    Tests must not change the folder.
+    """
     folder = tmp_path_factory.mktemp("trained")
     write_clips(folder, 8)
     write_odd_clips(folder)

@@ -56,7 +56,7 @@ COMMANDS = (
 
 
 def help_texts() -> str:
-    """Return ``--help`` of every command, 100 columns wide."""
+    """Return what ``--help`` prints for every command, 100 columns wide."""
     return "\n\n".join(_help(typer.main.get_command(app), "tiny-audio")) + "\n"
 
 

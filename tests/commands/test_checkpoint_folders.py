@@ -90,7 +90,7 @@ def test_valid_folders_can_be_checked_trained_exported_and_loaded(
         wanted: nn.Module = ENCODERS.build(part.encoder, EncoderContext())
     else:
         wanted = DECODERS.build(part.decoder, DecoderContext(None))
-    # Exporting and loading do not need the checkpoint folder.
+    # Rename the checkpoint folder, because exporting and loading must not need it.
     away = checkpoint.with_name("away")
     checkpoint.rename(away)
     try:
@@ -103,7 +103,7 @@ def test_valid_folders_can_be_checked_trained_exported_and_loaded(
     assert found.keys() == wanted.state_dict().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.state_dict().items())
     model, _ = load_model(tmp_path / "copy")
-    # This recording is longer than the limits of some models, so it is transcribed in chunks.
+    # The recording is longer than some models accept. These models transcribe it in chunks.
     recording = torch.from_numpy(speech(9.0))
     (transcription,) = Transcriber(model, tokenizer, filter_hallucinations=False).transcribe([recording])
     assert transcription.segments

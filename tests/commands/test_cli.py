@@ -86,7 +86,7 @@ def test_every_command_has_help(call: Output) -> None:
 
 @pytest.mark.parametrize(("path", "text"), [(golden.HELP, golden.help_texts), (golden.MISTAKES, golden.mistakes)])
 def test_texts_equal_the_golden_files(path: Path, text: Callable[[], str]) -> None:
-    """The files contain all help texts, and messages about wrong arguments. See :mod:`tests.commands.golden`."""
+    """The golden files contain all help texts, and messages about wrong arguments. See :mod:`tests.commands.golden`."""
     assert text() == path.read_text(encoding="utf-8"), "run `make docs` and read the difference"
 
 

@@ -1,4 +1,4 @@
-"""``tiny-audio cut``."""
+"""``tiny-audio cut``: the excerpts of clips and their manifest, and errors that leave no files."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_doctor_finds_problems(call: Output, trained: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Write a snapshot of ``somebody/hubert`` with two weight files to the hub's cache."""
+    """Write ``somebody/hubert``, with more than one weight file, to a hub cache, and return the folder of its files."""
     snapshot = repository_in(tmp_path / "hub", "somebody/hubert") / "snapshots" / COMMIT
     hubert(snapshot).save_pretrained(snapshot, max_shard_size="100KB")
     (snapshot / "model.safetensors").unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def not_finite(path: Path) -> None:
         (lambda path: path.write_text("<html>"), 2, "✗ encoder: hubert: PATH is a web page"),
         (not_finite, 2, "✗ encoder: hubert: "),
     ],
-    ids=["whole", "not downloaded", "cut off", "web page", "not finite"],
+    ids=["complete", "not downloaded", "cut off", "web page", "not finite"],
 )
 def test_doctor_checks_weights_in_the_hubs_cache(
     call: Output, trained: Path, cached: Path, change: Callable[[Path], object], code: int, expected: str

@@ -1,4 +1,4 @@
-"""``run`` compares its model with recognizers that use the encoder but not the decoder."""
+"""``run`` compares the trained model with recognizers that use its encoder, but not its decoder."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     assert [row["id"] for row in rows(files[0])] == [row["id"] for row in rows(files[1])][::2]
     code, out, _ = call("rescore", *files)
     assert code == 0
-    # The same command does nothing. With another number of clips, it only repeats the comparison.
+    # The same command, given again, repeats no work.
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
     assert "comparing" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]
-    # If a recognizer cannot be loaded, the command prints the reason and continues.
+    # With another number of clips, only the comparison is repeated. If a recognizer cannot be loaded, the command
+    # prints the reason and continues.
     (tmp_path / "tiny-wav2vec2" / "vocab.json").unlink()
     code, out, _ = call("run", path, "evaluation.encoder_system_clips=2", "--output-dir", folder)
     assert code == 0
@@ -79,7 +80,8 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
 
 
 def test_a_checkpoints_own_decoder_runs_in_full_precision(call: Output, tmp_path: Path) -> None:
-    """Whisper's feature extractor fails under autocast."""
+    """The checkpoint's own recognizer does not use the recipe's bf16, because Whisper's feature extractor in
+    transformers fails under autocast."""
     path, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     encoder = {"name": "whisper", "pretrained": str(save_whisper(tmp_path / "tiny-whisper"))}
     path.write_text(json.dumps(changed(recipe(tmp_path), encoder=encoder, training__precision="bf16")))

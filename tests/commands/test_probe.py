@@ -1,4 +1,4 @@
-"""``probe`` finds the largest batches that fit into memory. The tests check its results by training again."""
+"""``probe`` finds the largest batches that fit into memory. A slow test checks the result by training again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
 
 MEMORY_GB = 1.25
-"""The memory limit. With 0.875 GiB, the libraries of some torch builds left no room for a clip."""
+"""Memory limit of a training process, in GiB. With 0.875, the libraries of some torch builds leave no room for a clip.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_the_table_names_the_number_of_processes() -> None:
     )
     assert probe.as_json()["num_processes"] == 8
     assert "recipe:\n" in probe_table(Probe("a GPU", 8 * GIB, 0.1, buckets))
-    # The budget is 10 s. A clip of 20 s exceeds it, but such a clip is always in a batch of its own.
+    # A clip of 20 s exceeds the budget of 10 s, but such a clip is always in a batch of its own.
     assert Probe("a GPU", 8 * GIB, 0.1, (bucket(20, 1), bucket(10, 1)), num_processes=8).max_padded_s == 10
 
 
@@ -202,7 +203,7 @@ def test_arguments_out_of_range_are_rejected(recipe: Recipe, arguments: dict[str
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start the measured process as a fork of this process, because that is faster."""
+    """Start the measured process as a fork of this process, because a new process would have to import torch."""
     start = SimpleNamespace(PIPE=subprocess.PIPE, Popen=lambda command, **options: fork(serve, stderr=None, **options))
     monkeypatch.setattr("tiny_audio.commands.probe._process.subprocess", start)
 

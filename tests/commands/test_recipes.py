@@ -1,4 +1,4 @@
-"""``recipes``: list, print and copy recipes. Every command accepts their names."""
+"""``recipes`` lists, prints and copies the shipped recipes. Other commands accept the name of a shipped recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference pages are up to date and complete."""
+"""The generated reference pages in ``docs`` are up to date and complete."""
 
 from __future__ import annotations
 

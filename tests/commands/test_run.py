@@ -107,7 +107,8 @@ def test_bad_audio_never_stops_a_run(call: Output, tmp_path: Path) -> None:
     code, _, err = call("run", path, "--output-dir", tmp_path / "run")
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
-    # According to the manifest, each clip lasts one second.
+    # The manifest states 1 s for each clip. So the clip of one sample is dropped because its duration differs, and not
+    # because it is too short.
     reasons = {**UNUSABLE, "one_sample.wav": "duration_differs", "manifest.jsonl:25": "audio_missing"}
     expected = {f"{split}/{name}": reason for split in ("clips", "held_out") for name, reason in reasons.items()}
     assert {row["id"]: row["reason"] for row in rows} == expected
@@ -185,7 +186,7 @@ def test_dropped_clips_of_an_evaluation_set_are_listed_until_it_is_scored_again(
     both = ({"audio_missing": 2}, ["held_out/bad.jsonl:2", "other/bad.jsonl:2"])
     assert dropped(f"data.evaluation.held_out.path={bad}") == both
     assert dropped() == ({"audio_missing": 1}, ["other/bad.jsonl:2"])
-    # The report leaves out sets that are not in the recipe. A set that is added back is not scored again.
+    # The report leaves out sets that are not in the recipe. A set that is added back to the recipe is not scored again.
     without = json.dumps({"held_out": {"name": "manifest", "path": str(trained / "manifest.jsonl")}})
     monkeypatch.setattr(sys, "argv", ["tiny-audio", "run", "my recipe.yaml"])
     assert dropped(f"data.evaluation={without}") == ({}, ["other/bad.jsonl:2"])

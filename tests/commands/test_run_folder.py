@@ -20,7 +20,7 @@ from tiny_audio.recipe import Recipe
 
 
 def hold(recipe: Recipe, folder: Path) -> None:
-    """Open a run folder, start a child process, print its id, and wait."""
+    """Open a run folder, start a child process, print the child's id, and wait."""
     held = ExitStack()  # closing it releases the folder
     open_folder(recipe, folder, held)
     child = os.fork()
@@ -44,7 +44,7 @@ def test_the_folder_of_a_killed_run_is_released_while_its_workers_live(tmp_path:
             assert str(folder) in str(caught.value)
             process.kill()
             process.wait()
-            os.kill(child, 0)  # raises an error unless the process is alive
+            os.kill(child, 0)  # raises an error unless the child is alive
             with ExitStack() as held:
                 open_folder(recipe, folder, held)
         finally:

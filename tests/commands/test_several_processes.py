@@ -91,7 +91,8 @@ def test_two_processes_give_the_output_of_one(place: Path, audio: Path, tmp_path
             [*evaluate, "--output-dir", tmp_path / f"{folder}-scores"],
         ]
 
-    # The processes are forks. They start fast, because they inherit what the commands in this process have imported.
+    # First run the commands in this process. The later processes are forks, which inherit the imported modules, so they
+    # start fast.
     expected = [run(*command) for command in formats]
     alone = [run(*command) for command in to("one")]
     *printed, (written, not_written), (scored, not_scored) = together(2, *formats, *to("two"))
@@ -115,12 +116,13 @@ def test_transcription_continues_with_another_number_of_processes(place: Path, a
     everything: list[object] = ["transcribe", place / "model", audio, *output]
     assert run("transcribe", place / "model", audio / "a.wav", *output)[0] == 0
     (once, silent), (again, _) = together(2, everything, everything)
-    # a.wav is now in an input folder. Its transcript has the same name as before, so the command finds it.
+    # First, a.wav was given as a file. Now its folder is given. The name of its transcript is the same in both cases,
+    # so the transcript is not written again.
     assert once[:2] == (0, f"2 written to {tmp_path / 'out'}, 1 already there\n")
     assert silent == (0, "", "")
     assert again[:2] == (0, f"0 written to {tmp_path / 'out'}, 3 already there\n")
     assert run(*everything)[1] == again[1]
-    # Another model is rejected, even if another process wrote the transcripts.
+    # A folder with the transcripts of another model is rejected, also if several processes wrote the transcripts.
     other: list[object] = ["transcribe", place / "headless", audio, *output]
     assert run(*other)[0] == 2
     assert run(*other, "--overwrite")[0] == 0
@@ -163,7 +165,7 @@ def test_an_interruption_keeps_finished_transcripts(
     ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
     codes = [first[0], second[0]]
     assert codes[interrupted] == 3
-    assert codes[1 - interrupted] == 1  # without a launcher, nothing stops this process, so it fails
+    assert codes[1 - interrupted] == 1  # no launcher ends this process, so it waits and fails
     rows = json.loads(first[1])
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)

@@ -149,7 +149,7 @@ def test_folders_differ_even_if_names_do_not(recipe: Path) -> None:
     found = combinations(recipe, ["augmentation.speed=[0.9,1.1],[1.0]"])
     assert found[0].name == "speed=[0.9,1.1]"
     assert found[0].folder.startswith("speed-0.9-1.1_")
-    # Only the decoding differs. The weights are the same, so the run ids are equal.
+    # Only settings of the decoding differ. They do not change the weights, so the run ids are equal.
     found = combinations(recipe, ["generation={max_new_tokens: 3},{max_new_tokens: 4}"])
     assert found[0].recipe.run_id() == found[1].recipe.run_id()
     assert found[0].folder != found[1].folder
@@ -256,7 +256,7 @@ def test_a_sweep_gives_runs_and_a_comparison(recipe: Path, swept: Path, tmp_path
         seeds = [report["evaluation"]["held_out"]["wer"] for report in reports]
         assert rates["seeds"] == pytest.approx(seeds)
         assert rates["wer"] == pytest.approx(sum(seeds) / 2)
-    # Fields that only differ between seeds are left out.
+    # Fields that differ only between the seeds of a variant, such as training.seed, are left out.
     assert [field["field"] for field in comparison["recipe"]] == ["projector.stack"]
     words = Page((swept / "comparison.html").read_text()).words
     assert "stack=4 (2 seeds)" in words
@@ -308,7 +308,7 @@ def test_a_failed_run_is_recorded_and_the_others_continue(
 def test_a_failed_run_leaves_memory_to_the_next_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
-    """Parts of plugins may raise errors of any kind."""
+    """The part of a plugin may raise any error. The error must not keep the model of the failed run in memory."""
     models: weakref.WeakSet[TinyAudioModel] = weakref.WeakSet()
     num_alive: list[int] = []
 
@@ -328,7 +328,7 @@ def test_a_failed_run_leaves_memory_to_the_next_run(
 def test_errors_found_by_a_run_have_exit_code_2(
     recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The clips are read only when a run starts."""
+    """A missing manifest is found only when a run reads its clips, because a sweep validates only recipes."""
     gone = f"data.train.clips.path={tmp_path / 'none.jsonl'}"
     folder = tmp_path / "sweep"
     assert main(["sweep", str(recipe), GRID[1], gone, "--output-dir", str(folder)]) == 2
@@ -343,7 +343,7 @@ def test_errors_found_by_a_run_have_exit_code_2(
 
 def test_clips_that_are_not_in_all_runs_are_left_out(recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    limits = ["encoder.overrides.max_source_positions=750,50", "data.max_duration_s=1.0"]  # 50 positions are 1 s
+    limits = ["encoder.overrides.max_source_positions=750,50", "data.max_duration_s=1.0"]  # 50 positions: 1 s
     assert main(["sweep", str(recipe), *limits, "--output-dir", str(folder)]) == 0
     entry = read(folder / "comparison.json")["sets"]["held_out"]
     assert (entry["num_utterances"], entry["left_out"]) == (4, 4)

@@ -67,7 +67,7 @@ def test_a_truncated_text_is_reported(place: Path, capsys: pytest.CaptureFixture
 def test_parts_without_text_are_reported(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both recordings last 40 s. The filters accept only the first second of ``part``. ``none`` is silent."""
+    """Both recordings last 40 s. The replaced filters accept only the first second of ``part``. ``none`` is silent."""
     hum = np.sin(np.arange(4 * SAMPLE_RATE))
     sounds = {
         "part": np.concatenate([hum[:SAMPLE_RATE], np.zeros(35 * SAMPLE_RATE), hum]),
@@ -116,7 +116,7 @@ def test_a_terminal_shows_partial_texts(
     ]
     lines = [line.split("\t") for line in re.split(r"\x1b\[[?0-9;]*[a-zA-Z]|[\r\n]+", shown) if "\t" in line]
     assert [(name, text) for name, _, text in lines] == rows
-    # The output starts with the line of the first text. This line showed growing partial texts, and erased each.
+    # At the start of the output, the line of the first text is shown repeatedly, with growing partial texts.
     name, clock, whole = lines[0]
     assert re.match(rf"(\x1b\[[?0-9;]*[a-zA-Z])*{re.escape(name)} +{clock} ", shown)
     growing = re.findall(rf"{re.escape(name)} +{clock} +([^\r]*)\r", shown)
@@ -156,7 +156,7 @@ def test_transcription_of_a_folder_continues(place: Path, tmp_path: Path, capsys
     code, out, err = call(capsys, *arguments)
     assert (code, out, err) == (0, f"1 written to {tmp_path / 'out'}, 2 already there\n", "")
     assert (tmp_path / "out" / "b.srt").stat().st_mtime_ns == written[tmp_path / "out" / "b.srt"]
-    os.utime(audio / "b.flac")  # the recording has changed
+    os.utime(audio / "b.flac")  # as if the recording had changed
     assert call(capsys, *arguments)[1].startswith("1 written")
     assert call(capsys, *arguments, "--overwrite")[1].startswith("3 written")
 
@@ -181,7 +181,7 @@ def test_a_folder_of_transcripts_keeps_files_of_another_origin(
         shutil.copytree(place / "audio", tmp_path / folder)
     output = ("--output-dir", tmp_path / "out")
     assert call(capsys, place / "model", tmp_path / "x" / "a.wav", *output)[0] == 0
-    # A recording in another place with the same size and time was probably moved.
+    # A recording in another folder, but with the same name, size and time, was probably moved. Its transcript is kept.
     assert call(capsys, place / "model", tmp_path / "y" / "a.wav", *output)[1].endswith("1 already there\n")
     os.utime(tmp_path / "y" / "a.wav")
     code, _, err = call(capsys, place / "model", tmp_path / "y" / "a.wav", *output)
@@ -192,7 +192,7 @@ def test_a_folder_of_transcripts_keeps_files_of_another_origin(
     assert code == 2
     assert str(tmp_path / "out" / "b.txt") in err
     assert (tmp_path / "out" / "b.txt").read_text() == "what a person wrote"
-    # Older versions did not record the paths of recordings.
+    # Logs of older versions do not contain the paths of recordings. Then y/a.wav counts as a newer version of x/a.wav.
     log = tmp_path / "out" / ".tiny-audio.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(line for line in lines if b'"path"' not in line))
@@ -215,7 +215,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     code, _, err = call(capsys, place / "model", clip, *output, "--no-search")
     assert code == 2
     assert refused in err
-    # Another format or new recordings can be added.
+    # Transcripts in another format, or of other recordings, can be added.
     assert call(capsys, place / "headless", clip, *output, "--format", "json")[0] == 0
     assert call(capsys, place / "model", clip, place / "audio" / "b.flac", *output)[0] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.json", "b.txt", ".tiny-audio.jsonl"}

@@ -23,7 +23,7 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def aware(place: Path) -> Path:
-    """Return a model that was trained with hotwords and a language, but not with previous text."""
+    """Return a model with the settings of one that was trained with hotwords and a language, but no previous text."""
     export_model(*assemble(context=KNOWN), place / "aware")
     return place / "aware"
 
@@ -88,7 +88,7 @@ def test_unusable_contexts_are_rejected(
     [
         (b" \n,\n", "no hotword"),
         (b"\xff\xff\xff\xff", "not text"),
-        (("ä" * 5_000_001).encode(), "bytes"),  # the size limit is in the middle of a character
+        (("ä" * 5_000_001).encode(), "bytes"),  # only 1,000,001 bytes are read, which end within a character
     ],
     ids=["empty", "binary", "large"],
 )

@@ -42,11 +42,11 @@ def contract() -> Iterator[Any]:
 
     All families are built by the same code, so the fast run does not do all checks for every family. It does all checks
     for SmolLM3, and none for SmolLM2, which has the same transformers class as Llama. For other families, it does
-    ``OWN_CHECKS``. For Gemma 3, it also does ``WINDOW_CHECKS``, because some layers have attention windows.
+    ``OWN_CHECKS``. For Gemma 3, it also does ``WINDOW_CHECKS``, because some of its layers have attention windows.
 
-    Other tests cover all families: tests/pretrained/test_packing.py covers packed rows and shared prefixes,
-    test_combinations.py covers training and generation in batches, and tests/decoders/test_equal_transformers.py covers
-    generated ids.
+    What the fast run leaves out here is covered elsewhere, for all families: packed rows and shared prefixes in
+    tests/pretrained/test_packing.py, training and generation in batches in tests/test_combinations.py, and generated
+    ids in tests/decoders/test_equal_transformers.py.
     """
     fast = {
         "smollm2": (),

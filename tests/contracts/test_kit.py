@@ -22,7 +22,7 @@ from tiny_audio.testing import DECODER_CHECKS, ENCODER_CHECKS, check_decoder, ch
 
 
 def replaced(part: Any, method: str, change: Change) -> None:
-    """Wrap a method of the part with ``change``."""
+    """Replace a method of the part by ``change``, which gets the original method as its first argument."""
     original = getattr(part, method)
     setattr(part, method, lambda *args, **kwargs: change(original, *args, **kwargs))
 

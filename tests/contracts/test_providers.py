@@ -1,4 +1,4 @@
-"""The Provider contract, for all registered providers. Providers behind an API use a local server."""
+"""The Provider contract, for all registered providers. Instead of real APIs, the providers use a local server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendors]:
 
 
 def asking(entry: Entry[Any, Any], server: Vendors) -> ProviderConfig:
-    """Return the provider's tiny config with the address of the server."""
+    """Return the provider's tiny config. If it has a ``base_url``, this becomes the address of the local server."""
     if entry.name == "pocketsphinx" and find_spec("pocketsphinx") is None:
         pytest.skip("needs the package pocketsphinx")
     config: ProviderConfig = entry.config.tiny()
@@ -51,13 +51,13 @@ def test_contract(
     server: Vendors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if entry.name == "pocketsphinx":  # shorten the clips, because its time is proportional to their duration
+    if entry.name == "pocketsphinx":  # use short clips, because pocketsphinx is slow
         monkeypatch.setattr("tiny_audio.testing._providers.DURATION_S", 0.2)
     check(asking(entry, server))
 
 
 class Wrong(Provider):
-    """Returns the given answers, one of which violates the contract."""
+    """A provider that returns the given answers, which violate the contract."""
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers = answers

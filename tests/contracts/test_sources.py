@@ -34,7 +34,7 @@ PARTS = parts(SOURCES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three clips, the tables that file sources need, and three more clips in ``clips.parquet``."""
+    """Write three clips for each source that reads files, with the table that the source needs. Return the folder."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "folder").mkdir()
     (folder / "common_voice" / "clips").mkdir(parents=True)
@@ -61,7 +61,7 @@ def _table() -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    """Start a hub with the repositories that the tiny configs of sources need."""
+    """Start a local hub with the repositories that the sources' tiny configs name."""
     with running_hub() as hub:
         hub.repos["tiny/clips"] = Repo({"data/test-00000-of-00001.parquet": parquet_bytes(_table())})
         dev = parquet_bytes([loquacious_row(number) for number in range(3)], LOQUACIOUS)

@@ -100,7 +100,7 @@ def test_silence_respects_the_maximum_duration_of_clips() -> None:
     free = [silences_s(quiet(0.3, 0.1), waveform, seed, math.inf) for seed in range(100)]
     for (before, after), (wanted_before, wanted_after) in zip(drawn, free, strict=True):
         assert before + after <= 0.1
-        # Both silences are shortened in proportion.
+        # Both silences are shortened by the same factor.
         assert before * wanted_after == pytest.approx(after * wanted_before, abs=1e-4)
     assert sum(before + after > 0.0998 for before, after in drawn) > 50
     for longest_s in (0.9, 0.5):
@@ -135,7 +135,7 @@ def test_the_level_of_noise_does_not_depend_on_added_silence() -> None:
     waveform = tone(1.0)
     for seed in range(5):
         noisy = augment_waveform(config, waveform, seed)
-        noise = noisy[:160]  # the silence before the clip is nearly always longer than this
+        noise = noisy[:160]  # the silence before the clip nearly always has more samples
         assert len(noisy) > 2 * len(waveform)
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(20.0, abs=1.5)
 

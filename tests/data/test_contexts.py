@@ -1,4 +1,4 @@
-"""Contexts of training clips: they depend only on the clip and the epoch, and never have too many tokens."""
+"""Contexts of training clips: they depend only on the clip and its seed, and never have too many tokens."""
 
 from __future__ import annotations
 

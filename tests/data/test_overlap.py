@@ -1,4 +1,4 @@
-"""Overlaps of evaluation sets with training data: clips, recordings and speakers."""
+"""Overlaps of evaluation sets with training data: shared clips, recordings, speakers and texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows_of(manifest: Path, **metadata: Any) -> list[dict[str, Any]]:
 
 
 def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> Clips:
-    """Return the clips of a manifest with these rows. ``mixed`` are options of a source ``mix`` that contains it."""
+    """Return the clips of a manifest with these rows. With ``mixed`` options, the manifest is a part of a ``mix``."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source: dict[str, Any] = {"name": "manifest", "path": str(path)}
@@ -110,17 +110,17 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # The texts of copies are not counted again.
+    # Excluded clips are not counted again because of their texts.
     assert sum(one.num_shared for one in comparison.overlaps if one.by == "text") <= 1
 
 
 def test_clips_that_share_several_properties_are_excluded_by_each(tmp_path: Path) -> None:
-    """All six clips have the speaker of the training clips, and two of them are training clips."""
+    """All six evaluation clips have the speaker of the training clips, and two of the six are training clips."""
     rows = rows_of(write_clips(tmp_path, 6), speaker="anna")
     sets = clips(tmp_path, rows[:2], "train"), {"test": clips(tmp_path, rows, "test")}
     found = find_overlaps(*sets, excluded=["speaker"])["test"]
     assert found.excluded == set(range(6))
-    # The texts of excluded clips are not counted.
+    # Excluded clips are not counted as clips with a shared text.
     assert [(one.by, one.num_shared, one.excluded) for one in found.comparison.overlaps] == [("speaker", 6, True)]
     found = find_overlaps(*sets, excluded=["clip"])["test"]
     assert found.excluded == {0, 1}

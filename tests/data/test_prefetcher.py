@@ -1,4 +1,4 @@
-"""Row groups are fetched only once, before they are used, in the order of the plan."""
+"""The prefetcher fetches each row group once, before its clips are used, in the order of the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every section of the augmentation that changes waveforms: the duration of clips, and the folder of sounds.
+"""All sections of the augmentation that change waveforms: the durations of the augmented clips, and folders of sounds.
 
 The last test defines a new section.
 """
@@ -78,8 +78,8 @@ def test_the_duration_after_augmentation_is_known_before(
 
 
 def test_no_section_that_draws_numbers_comes_before_one_that_adds_audio(folder: Path) -> None:
-    # duration_s does not apply sections, so it skips the random numbers that a section without added audio draws. A
-    # later section would then get other random numbers than in augment_waveform.
+    # duration_s calls only added_s, which draws no random numbers in a section that adds no audio. augment_waveform
+    # calls apply, which may draw some. Then the two would draw different numbers for a later section that adds audio.
     adds = [bool(config_of(name, folder).sections()[0].max_added_s()) for name in SECTIONS]
     assert adds == sorted(adds, reverse=True)
     assert any(adds)

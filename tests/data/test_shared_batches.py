@@ -1,4 +1,4 @@
-"""Batches from loader processes: their content, and the reuse of their memory after a batch is deleted."""
+"""Batches from loader processes: their content, and the reuse of the memory of deleted batches."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_memory_is_reused() -> None:
     for batch in loaded():
         batch.waveforms.mul_(0)  # the receiver may change a batch
         del batch
-    # Memory is needed only for batches that a loader process prepares, and for batches on their way to this process.
+    # Without reuse, 40 batches would need 40 pieces of memory. With reuse, memory is needed only for batches that a
+    # loader process prepares, and for batches on their way to this process.
     assert 0 < num_mapped() <= 12
 
 

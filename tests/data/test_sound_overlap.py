@@ -45,7 +45,7 @@ def noisy(waveform: Tensor) -> Tensor:
 
 
 def telephone(waveform: Tensor) -> Tensor:
-    """Keep every second sample, and interpolate the samples in between."""
+    """Average pairs of samples, which halves the sampling rate, and interpolate to the original rate."""
     half = torch.nn.functional.avg_pool1d(waveform[None], 2)[0]
     return torch.nn.functional.interpolate(half[None, None], scale_factor=2, mode="linear")[0, 0]
 

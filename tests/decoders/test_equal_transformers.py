@@ -26,7 +26,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 8,
 }
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "smollm3 tied": ("smollm3", "SmolLM3ForCausalLM", LLAMA | {"num_hidden_layers": 4}),  # layer 4 has no positions
+    "smollm3 tied": ("smollm3", "SmolLM3ForCausalLM", LLAMA | {"num_hidden_layers": 4}),  # layer 4 has no RoPE
     "smollm3 untied": ("smollm3", "SmolLM3ForCausalLM", LLAMA | {"tie_word_embeddings": False}),
     "smollm2": ("smollm2", "LlamaForCausalLM", LLAMA | {"tie_word_embeddings": True}),
     "llama": ("llama", "LlamaForCausalLM", LLAMA | {"head_dim": 16, "rope_parameters": LLAMA3_ROPE}),
@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 VARIANTS = ("smollm3 untied", "cohere", "gpt-neox", "bloom", "opt")
-"""Models that are tested only in the slow run, because other models in the list have all of their components."""
+"""Models that are tested only in the slow run, because other models in MODELS have the same components."""
 
 
 @pytest.fixture(scope="module", params=fast_ones(MODELS, *(name for name in MODELS if name not in VARIANTS)))
@@ -73,7 +73,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**fields | TOKENS)).eval()
     with torch.no_grad():
-        for path, tensor in model.named_parameters():  # with small weights, the model repeats tokens
+        for path, tensor in model.named_parameters():  # with its small initial weights, the model repeats tokens
             scale = 0.3 if len(tensor) == 60 or path.endswith("bias") else 0.9
             tensor.copy_(scale * torch.randn(tensor.shape))
     folder = tmp_path_factory.mktemp("checkpoint")

@@ -1,4 +1,4 @@
-"""Tokenizers that have only a ``tokenizer.model``, like Vicuna's."""
+"""Checkpoints such as Vicuna, whose tokenizer has only the file ``tokenizer.model`` of the library sentencepiece."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ SETTINGS = {
 
 
 def write(folder: Path) -> Any:
-    """Train a tokenizer and write its ``tokenizer.model``. Return the same tokenizer in the sentencepiece library."""
+    """Train a tokenizer with sentencepiece and write its ``tokenizer.model``. Return the tokenizer as this library
+    loads it."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

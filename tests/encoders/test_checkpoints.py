@@ -27,13 +27,12 @@ KINDS = [
 ]
 
 DIFFERENT = ("hubert", "parakeet", "granite-speech")
-"""The families in the fast run, for tests that run the same code for all families. HuBERT reads waveforms, Parakeet has
-a log-mel front end, and a checkpoint of Granite Speech contains a whole model."""
+"""The families in the fast run of tests whose code is the same for all families. HuBERT reads waveforms, Parakeet has a
+log-mel front end, and a checkpoint of Granite Speech contains a whole speech language model."""
 
 
 def assert_loads(folder: Path, name: str, model: Any, **fields: Any) -> None:
-    """Check that all tensors of the original encoder are loaded. Only the mask vector of transformers' own SpecAugment
-    is not used."""
+    """Check that all tensors of the original encoder are loaded, except the mask vector for SpecAugment."""
     own, its = build(name, folder, **fields).state_dict(), model.state_dict()
     its.pop("masked_spec_embed", None)
     assert own.keys() == {f"model.{key}" for key in its}
@@ -73,7 +72,8 @@ def test_base_checkpoints(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", WAVEFORM_FAMILIES)
 def test_weight_norm_with_its_old_names(tmp_path: Path, name: str) -> None:
-    """Most released checkpoints are pickles. Their weight norm has the tensor names of older versions of torch."""
+    """Most released checkpoints of these families are pickles. The tensors of their weight norm have the names of older
+    versions of torch."""
     whole = original(name)
     whole.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

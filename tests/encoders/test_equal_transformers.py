@@ -49,7 +49,7 @@ def clips_of(*seconds: float) -> list[np.ndarray[Any, Any]]:
 
 
 def quiet_speech() -> np.ndarray[Any, Any]:
-    """Return speech with half a second of zeros. There, the log features have their lower limit."""
+    """Return speech with half a second of zeros. In the zeros, the log features have their lower limit."""
     return np.concatenate([speech(0.5), np.zeros(SAMPLE_RATE // 2, np.float32), 0.1 * speech(0.6, 1)])
 
 
@@ -136,7 +136,7 @@ def test_w2v_berts_features(w2v_bert: tuple[Any, Encoder], clip: np.ndarray[Any,
     assert features.rate == 100
     wanted = inputs["input_features"][0, :count]
     found = features.values[0].reshape(count, 160)
-    assert float((found - wanted).abs().max()) < 5e-4  # transformers uses float64; the values have variance 1
+    assert float((found - wanted).abs().max()) < 5e-4  # transformers computes in float64; features have variance 1
 
 
 def test_w2v_bert_on_mixed_lengths(w2v_bert: tuple[Any, Encoder]) -> None:
@@ -297,8 +297,8 @@ def test_silence_has_the_features_of_silence(invariant: Encoder) -> None:
     assert bool((features.values == -0.75).all())
 
 
-# The checks in the fast run. Only the front end differs from the Whisper encoder without level_invariant. For that
-# encoder, tests/contracts/test_encoders.py runs all checks.
+# The checks in the fast run. level_invariant changes only the front end, so these are the checks that depend on it.
+# tests/contracts/test_encoders.py runs all checks without level_invariant.
 FRONT_END = [
     check
     for check in ENCODER_CHECKS

@@ -1,4 +1,4 @@
-"""Encoders of speech language models. Only the encoder's tensors are read, and its outputs equal the original's."""
+"""Encoders of speech language models. Only the encoder's tensors are read. Its outputs equal the original encoder's."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_features_equal_the_feature_extractors(family: tuple[str, Any, Encoder, 
 
 
 def test_features_of_very_short_clips() -> None:
-    """For a clip of 0.01 s, the feature extractor of Granite Speech fails. That of Qwen3-ASR adds silence."""
+    """For a clip of 0.01 s, the feature extractor of Granite Speech fails. That of Qwen3-ASR adds silence, and so does
+    our encoder."""
     with pytest.raises(RuntimeError):
         granite_features(speech(0.01))
     encoder = ENCODERS.build(ENCODERS.parse("qwen3-asr").tiny(), EncoderContext())  # type: ignore[attr-defined]
@@ -138,7 +139,7 @@ def test_layers_above_the_middle_use_the_middle_prediction(tmp_path: Path) -> No
 def test_other_tensors_are_not_read(
     family: tuple[str, Any, Encoder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files that contain no tensor of the encoder are not downloaded. In a local checkpoint, they may be missing."""
+    """Files without a tensor of the encoder are not downloaded. In a local checkpoint, such files may be missing."""
     from huggingface_hub import constants
 
     name, model, _, folder = family
@@ -196,7 +197,7 @@ def write_adapter(folder: Path, targets: object) -> None:
 
 
 def test_an_adapter_of_the_language_model_is_ignored(tmp_path: Path) -> None:
-    """Granite Speech 3.3 is published with a LoRA adapter of its language model."""
+    """Granite Speech 3.3 is published with a LoRA adapter that changes only its language model."""
     original("granite-speech").save_pretrained(tmp_path)
     write_adapter(tmp_path, ["q_proj", "v_proj"])
     build("granite-speech", tmp_path)

@@ -1,4 +1,4 @@
-"""A finished run, a tiny CTC model, a provider's server, and `evaluate` in this process."""
+"""Fixtures: a finished run, a tiny CTC model, a local server for providers, and a function that runs `evaluate`."""
 
 from __future__ import annotations
 

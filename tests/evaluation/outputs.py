@@ -1,4 +1,4 @@
-"""The output and files of `evaluate`, and a target whose provider is the tests' server."""
+"""The output and files of `evaluate`, and a provider target that sends its requests to the tests' local server."""
 
 from __future__ import annotations
 

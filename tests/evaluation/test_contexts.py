@@ -28,7 +28,7 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a model, a file of hotwords, and clips. The first clip has its own hotwords in the column ``names``."""
+    """Write a model, a file of hotwords, and clips. Only the first clip has own hotwords, in the column ``names``."""
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(context=KNOWN), folder / "model")
     manifest = write_clips(folder, 3)

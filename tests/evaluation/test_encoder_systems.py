@@ -1,4 +1,4 @@
-"""Recognizers that transcribe with the encoder's checkpoint alone: supported checkpoints, and their speed."""
+"""Recognizers that use the encoder, but not the decoder: checkpoints that contain one, and the measured speed."""
 
 from __future__ import annotations
 

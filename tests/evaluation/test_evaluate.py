@@ -108,7 +108,7 @@ def test_targets_of_all_kinds_are_compared(
     assert [line.split()[:2] for line in table[:2]] == [["manifest", "run"], ["manifest", "tiny-wav2vec2"]]
     assert table[2].split()[1].startswith("deepgram-base_url=http-127.0.0.1")
     assert "normalizer: whisper_english" in table
-    # The last line of stderr contains the `rescore` command that writes the page. It gives the same verdicts.
+    # The last line of stderr contains the `rescore` command that writes the page. This command gives the same verdicts.
     command = shlex.split(err.splitlines()[-1].partition(": ")[2])
     assert command[:2] == ["tiny-audio", "rescore"]
     capsys.readouterr()

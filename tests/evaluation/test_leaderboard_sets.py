@@ -99,7 +99,7 @@ def test_a_set_with_replaced_fields_has_a_name_of_its_own(tmp_path: Path) -> Non
     (name, fields), *_ = _sources("leaderboard/ami:split=validation", tmp_path).items()
     assert fields["split"] == "validation"
     assert name not in {folder_name(each) for each in SETS}
-    assert name.startswith("leaderboard-")  # only with this prefix, empty references are left out
+    assert name.startswith("leaderboard-")  # empty references are left out only in sets with this prefix
 
 
 def test_there_is_no_mean_of_only_some_sets(tmp_path: Path) -> None:

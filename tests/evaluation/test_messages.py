@@ -1,6 +1,7 @@
-"""The wording of messages about evaluations and providers. Other tests check their values.
+"""The exact messages of errors about evaluations and providers, compared with ``messages.txt``.
 
-To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/evaluation/test_messages.py``.
+Other tests check only some words of these messages. To regenerate ``messages.txt``, run
+``REGENERATE=1 pytest tests/evaluation/test_messages.py``. Then read the changes to the file.
 """
 
 from __future__ import annotations

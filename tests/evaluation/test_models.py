@@ -44,7 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """Start a hub, with an empty cache."""
+    """Start a local hub, and use an empty cache for its files."""
     from huggingface_hub import constants
 
     with running_hub() as server:
@@ -65,8 +65,8 @@ def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
         assert code == 0, errors
         messages = [
             line for line in errors.splitlines() if line and not line.startswith("Fetching ")
-        ]  # download progress
-        assert len(messages) == 1, errors  # only the loading time
+        ]  # leave out the download progress
+        assert len(messages) == 1, errors  # the only message states the loading time
         (folder,) = (path.parent for path in output.rglob("hypotheses.jsonl"))
         lines = (folder / "hypotheses.jsonl").read_text().splitlines()
         return json.loads((folder / "scores.json").read_text()), [json.loads(line) for line in lines]

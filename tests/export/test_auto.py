@@ -126,7 +126,7 @@ def test_half_precision(
     exact = model.encode(torch.tensor(two_clips()[0])[None], torch.tensor([16_000]))
     assert frames.values.dtype == dtype
     error = (frames.values.float() - exact.values).pow(2).mean().sqrt() / exact.values.pow(2).mean().sqrt()
-    # The error of a few layers is usually 2 to 4 times the rounding error of a single number.
+    # The error of a few layers is usually only 2 to 4 times ``eps``, the rounding error of a single number.
     assert error < 16 * torch.finfo(dtype).eps
 
 

@@ -166,7 +166,8 @@ def test_processor_pads_and_counts() -> None:
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "f2", "longdouble"])
 def test_processor_accepts_every_array_of_floats(kind: str) -> None:
-    """``torch.from_numpy`` rejects reversed arrays and some types, and warns about read-only arrays."""
+    """This includes arrays that ``torch.from_numpy`` does not accept without a warning: read-only arrays, reversed
+    arrays and some types."""
     clip = np.arange(4, dtype=kind)
     clip.flags.writeable = False
     assert TinyAudioProcessor(assemble()[1])([clip, clip[::-1]])["waveforms"].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]

@@ -27,7 +27,7 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_config_is_an_error(exported: Path) -> None:
-    load_model(exported.parent)  # the folder of a run contains its model
+    load_model(exported.parent)  # a run folder contains its model, so it can be loaded
     (exported / "config.json").unlink()
     for folder in (exported, exported.parent):
         with pytest.raises(UserError, match=r"config\.json"):

@@ -86,7 +86,7 @@ def test_features_needed_twice_at_once_are_computed_once(home: Path, tmp_path: P
     def note(text: str) -> None:
         notes.append(text)
         with suppress(threading.BrokenBarrierError):
-            encoding.wait(timeout=2)  # give the other thread time to compute too, which would be an error
+            encoding.wait(timeout=2)  # wait, so that the other thread would also compute features if it could
 
     caches = [FeatureCache(model, recipe, tmp_path, note) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
@@ -140,7 +140,7 @@ def test_recipes_whose_frames_change_are_rejected(home: Path, overrides: list[st
 
 
 def test_training_on_cached_frames_equals_training_on_audio(home: Path, tmp_path: Path) -> None:
-    """Only the decoder's losses are compared. On audio, the CTC head is also trained."""
+    """Only the decoder's losses are compared, because the CTC head is trained only if the input is audio."""
     curves = []
     for cached in (True, False):
         recipe, clips, model, target_encoder = built(home, "execution.log_every=1", "training.steps=6")
@@ -152,7 +152,8 @@ def test_training_on_cached_frames_equals_training_on_audio(home: Path, tmp_path
         trained = train(model, recipe, inputs.epochs(model, recipe, target_encoder), Budget(steps=6))
         assert trained.steps == 6
         curves.append([loss for _, loss in trained.curve])
-    # On audio, gradient clipping also counts the gradients of the CTC head. So later steps differ slightly.
+    # If the input is audio, gradient clipping also counts the gradients of the CTC head. So the losses after the first
+    # step differ slightly.
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
     assert curves[0] == pytest.approx(curves[1], rel=0.05)
     assert curves[0][-1] < curves[0][0]

@@ -48,7 +48,7 @@ def test_random_frames_have_runs_of_labels() -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run pytest, which measures the times, in a fork. A new process would need seconds to import torch."""
+    """Run pytest, which measures the times, in a fork of this process. A new process would import torch for seconds."""
 
     def run(command: list[str], env: dict[str, str], stdout: int, check: bool) -> SimpleNamespace:
         assert (command[:3], check) == ([sys.executable, "-m", "pytest"], False)
@@ -87,8 +87,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
     assert forward["embeddings_per_s"] == 13
     assert both["peak_bytes"] > 4 * forward["parameters"] > 0
-    # Attention is included: it multiplies queries by keys, and weights by values. Each of the two clips has 10
-    # positions.
+    # The FLOPs of the transformer include attention, which multiplies queries by keys, and weights by values. Each of
+    # the two clips has 10 positions, because the transformer stacks 5 frames by default.
     linear = 2 * 10 * (5 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 32 * 48)
     assert attention["flops"] == 2 * (linear + 2 * 2 * 10 * 10 * 32)
     assert measured["shape"]["in_dim"] == 32

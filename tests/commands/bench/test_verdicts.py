@@ -1,4 +1,4 @@
-"""Verdicts of a benchmark with training."""
+"""The verdicts of ``bench projectors --train``: better, worse, or no difference shown."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_clear_difference_is_better_or_worse() -> None:
 
 
 def test_a_difference_smaller_than_between_seeds_is_not_shown() -> None:
-    """The mean error rates differ by 10 points, but the rates of the seeds differ by 30 points."""
+    """The variants' mean error rates differ by 10 points, but the rates of each variant's seeds differ by 30 points."""
     base = outcome("base", [0.2, 0.35, 0.5], seed=1)
     assert verdicts(base, outcome("other", [0.3, 0.45, 0.6], seed=2)) == {"other": "no difference shown"}
 
