@@ -69,9 +69,8 @@ def given_flops() -> Iterator[None]:
     tests/training/test_ledger.py count their FLOPs.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if train := sys.modules.get(
-            "tiny_audio.commands.run.train"
-        ):  # do not import it here, because that takes seconds
+        # Do not import the module here, because that takes seconds.
+        if train := sys.modules.get("tiny_audio.commands.run.train"):
             work = sys.modules["tiny_audio.plan.work"].Work((1e5, 1e7, 1e4), (1e5, 1e2, 1e4), 4, 10.0)
             patch.setattr(train, "work_of", lambda recipe, device: work)
         yield

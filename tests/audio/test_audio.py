@@ -98,9 +98,8 @@ def test_the_duration_limit_does_not_depend_on_the_number_of_channels() -> None:
 
 def test_joined_blocks_equal_the_whole_clip() -> None:
     rng = np.random.default_rng(0)
-    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(
-        np.float32
-    )  # 2.4 million numbers: more than two blocks of 2**20
+    # The clip has 2.4 million samples over all channels, and a block has 2**20.
+    samples = rng.uniform(-0.5, 0.5, (300_000, 8)).astype(np.float32)
     waveform = load_audio(encoded(samples, subtype="FLOAT"), max_duration_s=30)
     torch.testing.assert_close(waveform, torch.from_numpy(samples).mean(dim=1))
 

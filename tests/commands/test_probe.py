@@ -26,8 +26,7 @@ from tiny_audio.data.order import BatchingConfig, EpochPlan, plan_epoch
 from tiny_audio.recipe import Recipe
 
 MEMORY_GB = 1.25
-"""Memory limit of a training process, in GiB. With 0.875, the libraries of some torch builds leave no room for a clip.
-"""
+"""Memory limit of the training process, in GiB. With 0.875, some builds of torch leave no room for a clip."""
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_an_interruption_keeps_finished_transcripts(
     ((first, second),) = together(2, ["transcribe", place / "model", *clips, "--no-filters", "--json"])
     codes = [first[0], second[0]]
     assert codes[interrupted] == 3
-    assert codes[1 - interrupted] == 1  # no launcher ends this process, so it waits and fails
+    assert codes[1 - interrupted] == 1  # a launcher would end the other process; here, it fails
     rows = json.loads(first[1])
     assert 1 <= len(rows) <= 3
     assert all(row["text"] is not None for row in rows)

@@ -23,7 +23,7 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def aware(place: Path) -> Path:
-    """Return a model with the settings of one that was trained with hotwords and a language, but no previous text."""
+    """Return the folder of a model whose settings allow hotwords and a language, but no previous text."""
     export_model(*assemble(context=KNOWN), place / "aware")
     return place / "aware"
 

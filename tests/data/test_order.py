@@ -231,9 +231,8 @@ def test_a_plan_can_be_indexed_like_a_list() -> None:
 def test_batches_mix_the_groups_of_a_window() -> None:
     groups = np.repeat(np.arange(50), 20)
     plan = plan_epoch(np.random.default_rng(0).uniform(1, 20, 1000), GROUPED, 0, 0, groups=groups)
-    assert (
-        np.mean([len(set(groups[batch])) for batch in plan]) > 2.5
-    )  # of four clips per batch, from a window of five groups
+    # A batch has four clips, from a window of five groups.
+    assert np.mean([len(set(groups[batch])) for batch in plan]) > 2.5
 
 
 def test_short_clips_are_used_first_in_the_first_epochs() -> None:

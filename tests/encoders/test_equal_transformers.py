@@ -297,7 +297,7 @@ def test_silence_has_the_features_of_silence(invariant: Encoder) -> None:
     assert bool((features.values == -0.75).all())
 
 
-# The checks in the fast run. level_invariant changes only the front end, so these are the checks that depend on it.
+# The checks in the fast run. level_invariant changes only the front end, so only checks of the front end are needed.
 # tests/contracts/test_encoders.py runs all checks without level_invariant.
 FRONT_END = [
     check

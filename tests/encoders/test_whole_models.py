@@ -84,8 +84,8 @@ def test_features_equal_the_feature_extractors(family: tuple[str, Any, Encoder, 
 
 
 def test_features_of_very_short_clips() -> None:
-    """For a clip of 0.01 s, the feature extractor of Granite Speech fails. That of Qwen3-ASR adds silence, and so does
-    our encoder."""
+    """For a clip of 0.01 s, the feature extractor of Granite Speech fails. The feature extractor of Qwen3-ASR adds
+    silence, and our encoder does the same."""
     with pytest.raises(RuntimeError):
         granite_features(speech(0.01))
     encoder = ENCODERS.build(ENCODERS.parse("qwen3-asr").tiny(), EncoderContext())  # type: ignore[attr-defined]

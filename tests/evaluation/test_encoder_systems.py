@@ -1,4 +1,4 @@
-"""Recognizers that use the encoder, but not the decoder: checkpoints that contain one, and the measured speed."""
+"""Recognizers that use the encoder, but not the decoder: which checkpoints contain a recognizer, and its speed."""
 
 from __future__ import annotations
 

@@ -63,9 +63,8 @@ def evaluated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Output:
         code = main(["evaluate", str(target), "--data", str(manifest), "--output-dir", str(output), *arguments])
         errors = capsys.readouterr().err
         assert code == 0, errors
-        messages = [
-            line for line in errors.splitlines() if line and not line.startswith("Fetching ")
-        ]  # leave out the download progress
+        # Leave out the download progress.
+        messages = [line for line in errors.splitlines() if line and not line.startswith("Fetching ")]
         assert len(messages) == 1, errors  # the only message states the loading time
         (folder,) = (path.parent for path in output.rglob("hypotheses.jsonl"))
         lines = (folder / "hypotheses.jsonl").read_text().splitlines()

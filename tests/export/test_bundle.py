@@ -166,8 +166,8 @@ def test_processor_pads_and_counts() -> None:
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "f2", "longdouble"])
 def test_processor_accepts_every_array_of_floats(kind: str) -> None:
-    """This includes arrays that ``torch.from_numpy`` does not accept without a warning: read-only arrays, reversed
-    arrays and some types."""
+    """The processor also accepts read-only arrays, about which ``torch.from_numpy`` warns, and reversed arrays and some
+    types, which it rejects."""
     clip = np.arange(4, dtype=kind)
     clip.flags.writeable = False
     assert TinyAudioProcessor(assemble()[1])([clip, clip[::-1]])["waveforms"].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]

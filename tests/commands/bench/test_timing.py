@@ -48,7 +48,10 @@ def test_random_frames_have_runs_of_labels() -> None:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run pytest, which measures the times, in a fork of this process. A new process would import torch for seconds."""
+    """Run pytest, which measures the times, in a fork of this process.
+
+    A new process would need seconds to import torch.
+    """
 
     def run(command: list[str], env: dict[str, str], stdout: int, check: bool) -> SimpleNamespace:
         assert (command[:3], check) == ([sys.executable, "-m", "pytest"], False)
