@@ -39,7 +39,7 @@ def pytest_collection_finish() -> None:
 
 
 def tiny_recipe(folder: Path) -> Document:
-    """Return a valid recipe of tiny parts as plain YAML values. It reads ``manifest.jsonl`` in ``folder``."""
+    """Return a valid recipe of tiny parts as plain YAML values. Its data is ``manifest.jsonl`` in ``folder``."""
     from tiny_audio.decoders import DECODERS
     from tiny_audio.encoders import ENCODERS
     from tiny_audio.projectors import PROJECTORS

@@ -1,4 +1,4 @@
-"""The table of slices, as text for the terminal and on the report page."""
+"""The table of slices, as text for the terminal and on the report page: its note about marked rates."""
 
 from __future__ import annotations
 

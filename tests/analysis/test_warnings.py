@@ -1,4 +1,4 @@
-"""Warnings about scores."""
+"""Warnings about scores: truncated hypotheses, and overlaps with the training data."""
 
 from __future__ import annotations
 

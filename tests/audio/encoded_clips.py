@@ -33,7 +33,7 @@ _FLAC_TOTAL = 21  # the number of samples has 36 bits: the low 4 bits of this by
 
 
 def flac_claiming(samples: int) -> bytes:
-    """Return a FLAC file whose header states another number of samples."""
+    """Return a FLAC file of one second whose header states the given number of samples."""
     high = (FLAC[_FLAC_TOTAL] & 0xF0) | (samples >> 32)
     return patched(FLAC, _FLAC_TOTAL, bytes([high]) + struct.pack(">I", samples & 0xFFFFFFFF))
 

@@ -62,7 +62,7 @@ def test_an_mp3_with_a_truncated_tag(size: int, tmp_path: Path) -> None:
 
 
 def test_many_chunks_followed_by_noise(tmp_path: Path) -> None:
-    """The search for the end of the audio visits each chunk only once. Otherwise, it would take hours."""
+    """The search for the end of the audio must visit each of the 10,000 chunks only once, or it would take hours."""
     whole = bytearray(written("WAV"))
     whole[40:44] = struct.pack("<I", 0x7FFFF000)
     check(bytes(whole) + b"LIST\0\0\0\0" * 10_000 + b"noise", tmp_path)

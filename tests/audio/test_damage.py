@@ -56,7 +56,7 @@ def test_audio_after_damage_keeps_its_position(kind: str, fault: str, caplog: py
         assert 2.5 < start_s < 6.5 < end_s + 1.5 < 9.5
 
 
-@pytest.mark.parametrize("at", [0, 100], ids=["header", "body"])
+@pytest.mark.parametrize("at", [0, 100], ids=["in the frame header", "in the frame body"])
 def test_the_length_tag_is_read_if_the_next_frame_is_damaged(caplog: pytest.LogCaptureFixture, at: int) -> None:
     data = clip("mp3", SECONDS)
     first = data.index(b"\xff\xf3", 4) + at  # in the first frame after the one with the length tag

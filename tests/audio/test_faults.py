@@ -83,7 +83,7 @@ FAULTS = st.one_of(
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """Collect the log messages about audio files in the list that is yielded."""
+    """Yield a list that collects the log messages about audio files."""
     found: list[str] = []
 
     class Handler(logging.Handler):

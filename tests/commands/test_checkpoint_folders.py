@@ -1,4 +1,4 @@
-"""Valid and invalid checkpoint folders: ``doctor``, ``run`` and ``export`` accept or reject them."""
+"""``doctor``, ``run`` and ``export`` accept valid checkpoint folders. ``doctor`` and ``run`` reject invalid folders."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tiny_audio.recipe import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _KINDS = ("wav", "flac", "flac")
-"""Suffixes of the first clips."""
+"""Suffixes of the first three clips."""
 
 
 def test_a_run_reports_its_progress(call: Output, trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``list``, ``schema``, ``validate`` and ``show``."""
+"""The commands ``list``, ``schema``, ``validate`` and ``show``."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_transcripts_of_another_model_or_options_are_not_continued(
     code, _, err = call(capsys, place / "headless", clip, *output)
     assert code == 2
     assert refused in err
-    # `call` adds --no-filters. Here, the filters are on.
+    # With `main`, the filters are on. `call` would add --no-filters.
     assert main(["transcribe", str(place / "model"), str(clip), "--output-dir", str(tmp_path)]) == 2
     assert refused in capsys.readouterr().err
     code, _, err = call(capsys, place / "model", clip, *output, "--no-search")

@@ -32,7 +32,7 @@ def test_transcribe(call: Output, trained: Path) -> None:
 
 
 DAMAGED = ("nan.wav", "cut_off.flac", "forged.wav")
-"""Clips of UNUSABLE that ``transcribe`` can decode partly. Training drops them."""
+"""Clips of UNUSABLE that training drops, but that ``transcribe`` can partly decode."""
 
 
 def test_unreadable_files_are_named_and_the_others_transcribed(

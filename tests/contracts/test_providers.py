@@ -1,4 +1,4 @@
-"""The Provider contract, for all registered providers. Instead of real APIs, the providers use a local server."""
+"""The Provider contract, for all registered providers. Providers of web APIs send their requests to a local server."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_the_level_of_noise_does_not_depend_on_added_silence() -> None:
     waveform = tone(1.0)
     for seed in range(5):
         noisy = augment_waveform(config, waveform, seed)
-        noise = noisy[:160]  # nearly always, the silence before the clip has more than 160 samples
+        noise = noisy[:160]  # before the clip: the added silence is nearly always longer
         assert len(noisy) > 2 * len(waveform)
         assert 10 * math.log10(float(waveform.pow(2).mean() / noise.pow(2).mean())) == pytest.approx(20.0, abs=1.5)
 

@@ -22,7 +22,7 @@ def rows_of(manifest: Path, **metadata: Any) -> list[dict[str, Any]]:
 
 
 def clips(folder: Path, rows: list[dict[str, Any]], name: str, **mixed: Any) -> Clips:
-    """Return the clips of a manifest with these rows. With ``mixed`` options, the manifest is a part of a ``mix``."""
+    """Return the clips of a manifest with these rows. If ``mixed`` is given, a source ``mix`` reads the manifest."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source: dict[str, Any] = {"name": "manifest", "path": str(path)}
@@ -110,7 +110,7 @@ def test_shared_clips_can_be_excluded(tmp_path: Path) -> None:
         ("speaker", 1, False),
     ]
     assert comparison.compared == ("clip", "sound", "speaker", "text")
-    # Excluded clips are not counted again because of their texts.
+    # Excluded clips with a shared text are not counted a second time.
     assert sum(one.num_shared for one in comparison.overlaps if one.by == "text") <= 1
 
 

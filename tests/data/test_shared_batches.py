@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not shared_batches.SUPPORTED, reason="this syste
 
 
 def rows(index: int) -> list[torch.Tensor]:
-    """Return the waveforms of a batch. Their number and lengths depend on its index."""
+    """Return the waveforms of a batch. The index of the batch determines their number, lengths and values."""
     generator = torch.Generator().manual_seed(index)
     lengths = torch.randint(1, 4000, (1 + index % 4,), generator=generator)
     return [torch.randn(int(length), generator=generator) for length in lengths]

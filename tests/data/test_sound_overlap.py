@@ -63,7 +63,7 @@ def telephone(waveform: Tensor) -> Tensor:
         lambda waveform: torch.cat([torch.zeros(16_048), waveform, torch.zeros(700)]),
         lambda waveform: torch.cat([waveform, waveform.flip(0)]),
     ],
-    ids=["same", "soft", "inverted", "noise", "telephone", "start cut", "end cut", "padded", "longer"],
+    ids=["unchanged", "quiet", "inverted", "noise", "telephone", "start cut", "end cut", "padded", "longer"],
 )
 def test_only_copies_are_found(speech: list[Tensor], index: SoundIndex, change: Callable[[Tensor], Tensor]) -> None:
     assert [index.copies(landmarks(change(waveform))) for waveform in speech] == [[row] for row in range(len(speech))]

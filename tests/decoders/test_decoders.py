@@ -173,7 +173,7 @@ def test_undecodable_ids_are_given_as_ranges(tmp_path: Path) -> None:
     assert undecodable_ids(WithHoles(), 9) == [[0, 1], [3, 6], [7, 9]]
 
 
-# --- settings that are explicit
+# --- dropout, RMS of the embeddings, attention windows
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ KNOWN = ContextSettings(max_tokens=40, hotwords=True, languages=("en",))
 
 @pytest.fixture(scope="module")
 def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a model, a file of hotwords, and clips. Only the first clip has own hotwords, in the column ``names``."""
+    """Write a model, a file of hotwords, and clips. Only the first clip has hotwords in the column ``names``."""
     folder = tmp_path_factory.mktemp("place")
     export_model(*assemble(context=KNOWN), folder / "model")
     manifest = write_clips(folder, 3)
@@ -90,7 +90,7 @@ def test_an_evaluation_continues_with_clips_that_lack_the_column(call: Output, p
     assert call(*command)[0] == 0
     (file,) = tmp_path.glob("*/manifest/hypotheses.jsonl")
     whole = file.read_text().splitlines(keepends=True)
-    file.write_text(whole[0])  # only the first clip has the column
+    file.write_text(whole[0])  # keep the first clip, the only one with the column
     assert call(*command)[0] == 0
     texts = [[json.loads(line)["pred_text"] for line in lines] for lines in (whole, file.read_text().splitlines())]
     assert texts[0] == texts[1]

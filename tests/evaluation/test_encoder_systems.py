@@ -1,4 +1,4 @@
-"""Recognizers that use the encoder, but not the decoder: which checkpoints contain a recognizer, and its speed."""
+"""Recognizers that use the encoder, but not the decoder: which checkpoints contain one, and measurements of speed."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def test_timings_are_measured_by_pytest_benchmark(capfd: pytest.CaptureFixture[s
     # layer maps 64 to 48.
     products = 2 * 13 * (2 * 4 * 32 * 64 + 64 * 48)
     assert forward["flops"] == 2 * products
-    # The backward pass computes the gradients of weights and inputs. The first layers also need the gradients of their
-    # inputs, because a norm with trained weights precedes them.
+    # The backward pass computes two gradients for each layer: those of its weights and of its inputs. The first layers
+    # need the gradients of their inputs, too, because a norm with trained weights precedes them.
     assert both["flops"] == 3 * forward["flops"]
     assert forward["parameters"] == 2 * 4 * 32 * 64 + 64 * 48 + 4 * 32 + 48
     assert forward["embeddings_per_s"] == 13
