@@ -179,7 +179,7 @@ class Registry(Generic[ConfigT, PartT]):
             raise
 
     def _import_package(self) -> None:
-        # In an exported model, the package is one module without `__path__`. The exported code imports its parts.
+        # In an exported model, the package is one module without `__path__`, and the code imports the model's parts.
         path = getattr(sys.modules.get(self._package or ""), "__path__", ())
         for module in pkgutil.iter_modules(path):
             if not module.name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Build the flat bundle: all modules that a model needs in one folder, as Hugging Face's remote code.
+"""Build the flat bundle: one folder with all modules that a model needs. transformers loads them as remote code.
 
 When transformers loads a model, it copies the main file of the model's code, and the files that the main file imports.
 It finds the imports with a regular expression for ``from .name import``, and does not support packages. Therefore each
@@ -45,8 +45,9 @@ def bundle(parts: Collection[str]) -> dict[str, str]:
     """Return the source code of each file of a bundle, by file name.
 
     Args:
-        parts: modules of the model's parts. Modules that they import from their own top-level packages are also
-            bundled. Other packages must be installed on the machine that loads the model.
+        parts: names of the modules that define the model's parts. Imported modules are bundled too if they belong to
+            Tiny Audio or to the top-level package of a part. Other packages must be installed on the machine that loads
+            the model.
 
     Raises:
         UserError: a module has no source, or has an import that cannot be rewritten for a flat folder.
@@ -177,7 +178,7 @@ def _module_import(module: str, name: str) -> list[str]:
 
 
 def _with_parts(text: str, parts: Iterable[str]) -> str:
-    """Add imports of the model's parts to the model's module, because parts cannot be discovered in a flat folder.
+    """Add imports of the model's parts to the model's module, because no registry discovers parts in a flat folder.
 
     Also add an import of the pipeline, in a branch that never runs. Without this import, transformers would not copy
     the pipeline's file when a loaded model is saved again.

@@ -127,7 +127,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
             task_name="Automatic Speech Recognition",
             dataset_type=str(source.get("repo") or source["name"]),
             dataset_name=name,
-            # huggingface_hub would merge two sets that have the same dataset_type and dataset_split.
+            # huggingface_hub merges sets with the same dataset_type and dataset_split, so each set gets its own split.
             dataset_split=name,
             metric_type=metric,
             metric_name=metric.upper(),
@@ -152,7 +152,7 @@ def _front_matter(report: Mapping[str, Any]) -> str:
 
 
 def _how(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """Return the conditions of a rate: normalizer, number of utterances and, for the WER, the 95% interval."""
+    """Return how an error rate was measured: normalizer, number of utterances and, for the WER, its 95% interval."""
     arguments: dict[str, Any] = {
         "normalizer": f"{scores['normalizer']} ({scores['normalizer_version']})",
         "num_utterances": scores["num_utterances"],

@@ -20,8 +20,8 @@ levels of this section and of its two neighbors."""
 _SMOOTHED = 5
 """Number of frames in the moving average that smooths powers (50 ms)."""
 _QUIETEST_DB = -110.0
-"""Minimum level of a frame. Without a minimum, the level of digital silence would be infinite. The value is below the
-noise of 16-bit samples."""
+"""Minimum level of a frame. Without a minimum, the level of digital silence would be minus infinity. The value is below
+the noise of 16-bit samples."""
 _ABOVE_FLOOR_DB, _BELOW_SPEECH_DB, _RANGE_DB = 8.0, 45.0, 10.0
 """The speech threshold is ``_ABOVE_FLOOR_DB`` above the noise floor, which is the 10th percentile of the levels. The
 threshold is limited to a range, from ``_BELOW_SPEECH_DB`` to ``_RANGE_DB`` below the 99th percentile of the levels."""
@@ -44,7 +44,7 @@ class Activity(Protocol):
 class LearnedActivity:
     """Takes the probability of speech from silero-vad.
 
-    A frame's values are known at most about a second after its audio.
+    A frame's values are known after at most about a second of further audio.
     """
 
     def __init__(self, network: SileroNetwork) -> None:
@@ -87,7 +87,7 @@ class LearnedActivity:
 class Loudness:
     """Gives a frame the speech probability 1 if it is louder than the background, else 0.
 
-    This class is used if silero-vad is not installed. A frame's values are known at most a minute after its audio.
+    This class is used if silero-vad is not installed. A frame's values are known after at most a minute of further audio.
     """
 
     def __init__(self) -> None:

@@ -51,7 +51,8 @@ class ChunkDurations:
     longest_s: float
     """Maximum duration of a chunk if the recording is longer than ``max_s``."""
     usual_s: float
-    """A chunk that reaches ``longest_s`` is cut at a brief pause after this duration, if there is one."""
+    """If a chunk reaches ``longest_s``, it is cut at a brief pause after its first ``usual_s`` seconds, provided that
+    there is such a pause."""
 
     @classmethod
     def up_to(cls, max_s: float) -> ChunkDurations:
@@ -114,7 +115,8 @@ def split_at_pauses(
     """
     activity = activity or _default_activity()
     chunker = _Chunker(int(durations.longest_s * SAMPLE_RATE / FRAME), _frames(durations.usual_s), keep_pauses)
-    held, first, judged = torch.zeros(0), 0, 0  # audio that may still be needed, and the index of its first sample
+    # Audio that may still be needed, the index of its first sample, and the number of frames whose values are known.
+    held, first, judged = torch.zeros(0), 0, 0
     endings: list[Tensor | None] = [None]
     for block in chain(_of_a_second(blocks), endings):
         if block is not None:

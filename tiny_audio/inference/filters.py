@@ -76,10 +76,11 @@ above the third value. In tones, the share is at least 0.31 and the mean at leas
 0.18 and the mean at most 0.57."""
 
 NO_VOICE = 0.03
-"""A sound has no voice if the probability of speech is below this value in every frame. Speech was measured in white
-noise that was 5 dB louder, and in the bands and codecs of telephones. Every clip of recorded speech (AN4 and
-LibriSpeech) reached at least 0.40, and every clip of synthetic speech at least 0.035. White noise reaches 0.07 and
-melodies 0.91, so the rules for noise and tones are still needed. ``benchmarks/chunking.py`` measures these values."""
+"""A sound has no voice if the probability of speech is below this value in every frame. The value was chosen by the
+highest probability in each clip, measured on clean speech, on speech in white noise that was up to 5 dB louder, and on
+speech in the bands and codecs of telephones. This probability was at least 0.40 in every clip of recorded speech (AN4
+and LibriSpeech), and at least 0.035 in every clip of synthetic speech. It reaches 0.07 in white noise and 0.91 in
+melodies, so the rules for noise and tones are still needed. ``benchmarks/chunking.py`` measures these values."""
 
 # Words are a loop if they occur at least this many times in a row.
 _REPEATS = 4
@@ -301,8 +302,8 @@ def rejected_by_ctc(text: str, frames: Frames, logits: Tensor, vocabulary: CtcVo
     """Whether the text is so unlikely under the CTC head's ``logits [1, T, V]`` that it was probably not spoken."""
     own, spelled = ctc.greedy(logits, frames.lengths)[0], Spelling.of(text, vocabulary, read_numbers=False).labels
     num_frames = int(frames.lengths[0])
-    # A text that needs more frames than the clip has cannot be aligned, so it has no likelihood. The rate of speech
-    # decides whether it was spoken very fast or not at all.
+    # A text that needs more frames than the clip has cannot be aligned, so it has no likelihood. It is rejected if it
+    # has more characters per second than fast speech.
     if ctc.min_frames(spelled) > num_frames:
         return len(text) > MAX_CHARACTERS_PER_S * num_frames / frames.rate
     scores = ctc.log_likelihood(logits.expand(2, -1, -1), frames.lengths.expand(2), [own, spelled])

@@ -71,9 +71,9 @@ class _Cut:
 def join(first: Segment, second: Segment) -> tuple[Segment, Segment]:
     """Divide the words of two overlapping segments, so that each spoken word is in exactly one of them.
 
-    The cut is in the longest sequence of words that both segments contain, after a word near the middle of the overlap.
-    If there is no common word, the cut is at the middle of the overlap. If only one segment has text, it keeps all of
-    its text.
+    The cut is after a word that both segments contain. This word is in their longest common sequence of words, near the
+    middle of the overlap. If there is no common word, the cut is at the middle of the overlap. If only one segment has
+    text, it keeps all of its text.
 
     Args:
         first, second: segments with words. The second one begins before the first one ends.

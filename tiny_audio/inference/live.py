@@ -33,8 +33,8 @@ ENDPOINT_PAUSE_S = 0.5
 PARTIAL_INTERVAL_S = 0.4
 """Minimum duration of new audio between two partial texts."""
 EARLY_PAUSE_S = 0.2
-"""After a pause of this duration, the utterance is decoded at once. If the pause continues until it ends the utterance,
-this result becomes the final text."""
+"""After a pause of this duration, the utterance is decoded immediately. If the pause becomes long enough to end the
+utterance, the result becomes the final text."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 ``pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`` returns this pipeline. transformers' own
 pipeline would treat an unknown model class as a CTC model, and would read files with the FFmpeg program. This pipeline
-reads and transcribes audio as ``tiny-audio transcribe`` does, but without FFmpeg.
+transcribes audio like ``tiny-audio transcribe``, but reads only files that libsndfile can decode.
 """
 
 from __future__ import annotations

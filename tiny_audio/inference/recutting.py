@@ -1,10 +1,10 @@
 """Choose better cuts within speech by the model's own scores.
 
 If a chunk begins or ends within a sentence, a model that was trained only on whole sentences may write words that were
-not spoken. Therefore chunks are checked in sections. A section is a series of chunks without gaps between them. If a
-section has a cut within speech, the model transcribes its chunks, and the decoder and the CTC head score the texts. If
-at least a quarter of the chunks have bad scores, other cuts are scored in the same way. The cuts with the lowest total
-cost (see :class:`Score`) are chosen.
+not spoken. Therefore the texts of the chunks are checked, one section at a time. A section is a series of chunks
+without gaps between them. If a section has a cut within speech, the model transcribes its chunks, and the decoder and
+the CTC head score the texts. If at least a quarter of the chunks have bad scores, other cuts are scored in the same
+way. The cuts with the lowest total cost (see :class:`Score`) are chosen.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _MARGIN = 20.0
 """The cost of a possible cut is the total cost of the best chunks up to this cut. If a later cut costs less by more
 than this many nats, the search drops the earlier cut. With 10 nats, the WER was the same, and the search 8 % faster."""
 _TRIED = 2
-"""A search is checked at its end. An earlier check takes place when the search has covered this many times the maximum
-duration of a chunk."""
+"""A search checks whether it fails (see ``_FAILED``) when it has covered this many times the maximum duration of a
+chunk, and again at its end."""
 _SMOOTHED = 7
 """Number of frames in the moving average that finds quiet points."""
 
@@ -177,7 +177,8 @@ class Recutter:
                     better = self._best(section, is_stopped)
                     section, failures = (section, failures + 1) if better is None else (better, 0)
                     to_skip = 2**failures - 1
-                # The cut at the end of a full section was not searched. Keep the last chunk for the next section.
+                # No other cut was tried at the end of a full section. Keep the last chunk, so that the search of the
+                # next section includes this cut.
                 num_done = len(section) - (chunk is not None and chunk.start <= _end(section[-1]))
                 yield from section[:num_done]
                 section = section[num_done:]

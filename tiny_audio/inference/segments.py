@@ -1,4 +1,4 @@
-"""The results of transcription: recordings and their segments."""
+"""The results of transcription: the text of a recording, and the texts of its segments."""
 
 from __future__ import annotations
 

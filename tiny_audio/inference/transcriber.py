@@ -76,7 +76,7 @@ class Transcriber:
         self._tokenizer = tokenizer
         self._max_padded_s = max_padded_s
         self._filter = filter_hallucinations
-        # Held while the model is used. In a server, several threads use it.
+        # Held while the model is used, because several threads of a server share one transcriber.
         self._lock = threading.Lock()
         self._durations, self._recutter = _chunk_durations(model), None
         room = Room(model.config, model.projector)
@@ -105,8 +105,8 @@ class Transcriber:
     def max_chunk_s(self) -> float:
         """Maximum duration of a chunk in seconds.
 
-        This is the lowest of :data:`LONGEST_CHUNK_S`, the model's own limit, and the duration of the longest training
-        clip (if it is recorded).
+        This is the lowest of three limits: :data:`LONGEST_CHUNK_S`, the model's own limit, and the duration of the
+        longest training clip, if the model's config records this duration.
         """
         return self._durations.max_s
 

@@ -15,14 +15,14 @@ from tiny_audio.inference.voice_activity import CONTINUE, FRAME, MARGIN_S, START
 BRIEF_PAUSE_S = 0.2
 """A pause of at least this duration ends an utterance that has reached half of the maximum duration."""
 _SHORTEST_S = 0.06
-"""A sound with less speech than this is treated as a click and left out."""
+"""Minimum seconds of speech in an utterance. A sound with less speech is treated as a click and left out."""
 _SMOOTHED = 3
 """Number of frames in the moving average that finds the softest moment."""
 _MARGIN, _SHORTEST, _BRIEF_PAUSE = (round(s * SAMPLE_RATE) for s in (MARGIN_S, _SHORTEST_S, BRIEF_PAUSE_S))
 
 
 class VoiceActivity(Protocol):
-    """Computes the probability of speech of each frame, such as ``SpeechProbabilities`` with one frame per step."""
+    """Computes each frame's probability of speech. An example is ``SpeechProbabilities`` with one frame per step."""
 
     def add(self, samples: Tensor) -> list[float]:
         """Add ``samples [S]``, and return the probability of each frame of 512 samples that is now complete."""

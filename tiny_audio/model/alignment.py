@@ -27,8 +27,8 @@ class AlignmentLoss(nn.Module):
     Args:
         config: the recipe's section ``alignment``.
         token_ids: token ids of the labels, ascending.
-        pieces: the other tokens that may occur in targets. A key is the id of a token, and its value is the ids of the
-            labels that together spell this token.
+        pieces: the spellings of the other tokens that may occur in targets. A key is the id of such a token. Its value
+            is the sequence of ids from ``token_ids`` that together spell the token.
     """
 
     token_ids: Tensor

@@ -37,7 +37,7 @@ def references(parts: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Ten
 
     Args:
         parts: the configs of encoder and decoder as mappings. The keys are those in :data:`KINDS`.
-        tensors: the tensors of the whole model, by name. Tied tensors occur once.
+        tensors: the tensors of the whole model, by name. Of tied tensors, only one is included.
 
     Raises:
         UserError: a checkpoint cannot be read, or no tensor of a frozen part equals a tensor of its checkpoint.
@@ -149,8 +149,8 @@ def _base_tensors(
     Args:
         kind: ``encoder`` or ``decoder``.
         part: the config of the part without adapters.
-        quantized: the type of dequantized weights. If it is given and the part is quantized in training, the part's
-            weights are quantized and dequantized, to get the rounding errors of training.
+        quantized: the type of dequantized weights. If this type is given and the part is quantized in training, the
+            part's weights are quantized and dequantized, so that they have the same rounding errors as in training.
     """
     built: nn.Module
     if isinstance(part, EncoderConfig):

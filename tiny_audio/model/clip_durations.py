@@ -23,7 +23,7 @@ class ClipDurations:
         return cls(*(round(float(value), 3) for value in np.quantile(durations_s, [0.0, 0.5, 0.95, 1.0])))
 
     def warning(self, duration_s: float) -> str | None:
-        """Return a warning about a clip that is shorter than half the shortest training clip, or None.
+        """Return a warning if a clip is shorter than half of the shortest training clip, else None.
 
         Clips that are longer than all training clips need no warning, because they are split into chunks.
         """

@@ -53,7 +53,7 @@ class EncodedContext:
     left_out: tuple[str, ...] = ()
     """The hotwords that were left out."""
     warnings: tuple[str, ...] = ()
-    """Messages about hotwords or previous text that were left out, or with which the model was not trained."""
+    """Messages about words that were left out, and about kinds of context that the model was not trained with."""
 
 
 def context_text(hotwords: Sequence[str] = (), previous_text: str = "", language: str | None = None) -> str:
@@ -188,7 +188,8 @@ class ContextEncoder:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        # The added tokens of some tokenizers, such as Gemma's, include ordinary line breaks and spaces.
+        # The added tokens of some tokenizers, such as Gemma's, include ordinary line breaks and spaces, which a context
+        # may contain.
         added = {index for token, index in self.tokenizer.get_added_vocab().items() if token.strip(" \t\r\n\u2581")}
         return frozenset({*self.tokenizer.all_special_ids, *added} - {self._unknown})
 

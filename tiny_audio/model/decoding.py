@@ -27,11 +27,11 @@ class GenerationConfig(Config):
     such as loops, less likely."""
     draft: Literal["ctc", "none"] | None = Field(default=None, json_schema_extra=NO_IDENTITY)
     """``ctc`` is assisted greedy decoding: the decoder verifies the CTC head's text, many tokens in one pass. This is
-    faster than plain greedy decoding and gives the same tokens. If two tokens are almost equally likely, rounding
-    errors may change which of them is chosen. This is very rare in single precision, but sometimes happens in half
-    precision. A different batch size can have the same effect. ``none`` is plain decoding. If None, ``ctc`` is used
-    under four conditions: greedy decoding, single precision, a CTC head, and a decoder cache that can be rewound
-    (unlike a recurrent state). Otherwise, ``none`` is used."""
+    faster than plain greedy decoding and gives the same tokens, apart from rounding errors: if two tokens are almost
+    equally likely, such errors may change which of them is chosen. This is very rare in single precision, but sometimes
+    happens in half precision. A different batch size can change tokens for the same reason. ``none`` is plain decoding.
+    If None, ``ctc`` is used under four conditions: greedy decoding, single precision, a CTC head, and a decoder cache
+    that can be rewound (unlike a recurrent state). If a condition is not met, ``none`` is used."""
 
     @model_validator(mode="after")
     def _check(self) -> GenerationConfig:

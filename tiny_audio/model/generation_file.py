@@ -1,7 +1,7 @@
 """Write and read ``generation_config.json``, the file with the decoding settings of transformers' models.
 
-When a model is loaded, this file overrides the settings in ``config.json``, so users can edit it. ``ctc_weight``,
-``ctc_search`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
+When a model is loaded, the settings in this file override those in ``config.json``, so users can change settings here.
+``ctc_weight``, ``ctc_search`` and ``draft`` are only in ``config.json``, because transformers has no such fields.
 """
 
 from __future__ import annotations

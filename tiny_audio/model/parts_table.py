@@ -11,7 +11,7 @@ from tiny_audio.pretrained.quantization import quantized_layers
 
 
 def describe_parts(model: TinyAudioModel) -> list[dict[str, Any]]:
-    """Return a row for each part: class, parameters, trainable parameters, output width and output rate."""
+    """Return a row for each part: its class, numbers of parameters and trainable parameters, output width and rate."""
     rows = []
     for part in ("encoder", "projector", "decoder", "ctc_head"):
         module = getattr(model, part)

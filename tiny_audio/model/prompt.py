@@ -186,7 +186,7 @@ class Context:
         return None if context == cls() else context
 
     def for_later_chunks(self) -> Context:
-        """Return the context for the later chunks of a recording. It has no previous text."""
+        """Return the context for the later chunks of a recording. Only the first chunk has previous text."""
         return replace(self, previous_text="")
 
 
@@ -253,7 +253,8 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     both = [{"role": "system", "content": system}, *alone]
     # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches for the template, which may leave them out of the text.
+    # Words such as `/no_think` are switches for the template, which may leave them out of the text. Only if there are
+    # other words, a text without the system message shows that the template drops the message.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)

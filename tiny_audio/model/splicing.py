@@ -96,7 +96,7 @@ def target_losses(
         embeddings: ``[B, L, H]``, right-padded, without the end tokens.
         mask: ``[B, L]``.
         label_smoothing, linear_cross_entropy: see ``TinyAudioModel.forward``.
-        num_shared: number of positions at the start that are the same in all rows.
+        num_shared: number of positions at the start that are the same in all rows. The decoder may compute them once.
     """
     sizes = torch.tensor([len(row) for row in targets], device=embeddings.device)
     # Each position predicts the next token, so the last position before the text predicts the first target.

@@ -97,8 +97,8 @@ def _single(recipe: Recipe, worst: DryRunResult, machine: Machine) -> Iterator[F
         lora = getattr(recipe, part).lora
         if lora is None or lora.rank <= _LOW_RANK:
             continue
-        # A trainable parameter takes 16 bytes: its value, its gradient and two moments. Assume 8 more bytes for
-        # activations. If this estimate is too high, the only cost is one more dry run.
+        # A trainable parameter takes 16 bytes in fp32: its value, its gradient and two moments. Assume 8 more bytes for
+        # activations. If this estimate of the saved bytes is too high, the only cost is one more dry run.
         saved = 24 * worst.parameters[part]["trainable"] * (1 - _LOW_RANK / lora.rank)
         if machine.needed_bytes(worst.peak_bytes - int(saved)) <= machine.memory_bytes:
             yield {f"{part}.lora.rank": _LOW_RANK}

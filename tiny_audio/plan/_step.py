@@ -31,8 +31,8 @@ PARTS = ("encoder", "projector", "decoder", "ctc_head")
 CHARACTERS_PER_S = 15
 """Average number of characters per second of English speech."""
 CHARACTERS_PER_TOKEN = {"pretrained": 4.5, "bpe": 2.0, "characters": 1.0}
-"""Assumed characters per token, by the kind of tokenizer: that of a pretrained decoder, a trained BPE tokenizer, or
-single characters."""
+"""Assumed characters per token for three kinds of tokenizers: the tokenizer of a pretrained decoder, a BPE tokenizer
+that is trained on the transcripts, and a tokenizer of single characters."""
 _CHARACTERS_PER_HOTWORD, _CHARACTERS_PER_WORD = 13, 6
 """Assumed characters per hotword, and per word of the previous text, including separators. The number for hotwords is
 larger, because rare words are split into more tokens."""

@@ -219,6 +219,6 @@ def _check_finite(model: nn.Module, part: TransformersPartConfig) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    # Unlike `isfinite` on all values, `aminmax` allocates no mask. If a value is NaN, `aminmax` returns NaN twice.
+    # Unlike `isfinite` on all values, `aminmax` allocates no mask. If a value is NaN, both results are NaN.
     least, most = torch.aminmax(tensor.detach()) if tensor.numel() else (tensor.new_zeros(()),) * 2
     return bool(least.isfinite() and most.isfinite())

@@ -54,7 +54,7 @@ class TransformersPartConfig(Config):
     attentions: ClassVar[tuple[str, ...]] = ("sdpa", "eager", "flash_attention_2")
     """Attention implementations of the model family. With ``attention: auto``, an encoder uses the first of them. A
     decoder uses the first that its architecture supports. But decoder families that are known to work with ``varlen``
-    use it instead of ``sdpa`` if there is no dropout."""
+    use ``varlen`` instead of ``sdpa``, unless there is dropout."""
     linear_layers: ClassVar[tuple[str, ...] | None] = None
     """Names that ``lora.targets`` may use; None if they are unknown until the part is built."""
     sections: ClassVar[tuple[str, ...]] = ()

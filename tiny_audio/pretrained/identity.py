@@ -52,7 +52,7 @@ recently could change again without a new time stamp."""
 def is_local(pretrained: str) -> bool:
     """Whether ``pretrained`` looks like the path of a folder instead of a hub id.
 
-    The folder may be on another machine.
+    The folder does not have to exist, because the recipe may come from another machine.
     """
     return (
         pretrained.startswith(("/", ".", "~", "$"))

@@ -40,7 +40,7 @@ class QuantizedLinear(nn.Module):
     scales: Tensor
     """fp32 values, as bytes. ``int8``: the scale of each output. ``nf4``: an offset, then the scales of ``nested``."""
     _typed: Tensor
-    """Empty tensor that has the data type of :attr:`weight`."""
+    """Empty tensor that stores the data type of :attr:`weight`. A conversion of the model also converts this tensor."""
 
     def __init__(self, layer: nn.Linear, kind: Quantization) -> None:
         super().__init__()

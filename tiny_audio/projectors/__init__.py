@@ -1,4 +1,4 @@
-"""The Projector contract. A projector maps encoder frames to audio embeddings for the decoder."""
+"""The interface of projectors. A projector maps encoder frames to audio embeddings for the decoder."""
 
 from __future__ import annotations
 

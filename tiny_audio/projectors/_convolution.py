@@ -70,7 +70,7 @@ class StridedConvs(nn.Module):
             kernel, size = conv.kernel_size[0], frames.values.shape[1]
             before = (kernel - stride) // 2
             after = (-(-size // stride) - 1) * stride + kernel - before - size
-            # Set padding to zero before every convolution, because biases make it nonzero.
+            # Set padding to zero before every convolution, because the bias of the previous convolution is added to it.
             values = F.pad(frames.zeroed().values.transpose(1, 2), (before, after))
             # [B, D, T] -> [B, T/stride, C]
             values = F.gelu(conv(values)).transpose(1, 2)

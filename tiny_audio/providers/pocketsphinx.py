@@ -22,7 +22,7 @@ _NO_WORD = re.compile(r"<.*>|\[.*\]|\+.*\+")
 class PocketSphinxConfig(ProviderConfig):
     """CMU PocketSphinx: an offline and free recognizer without neural networks.
 
-    It uses the US English model of the package `pocketsphinx`. This model knows about 130,000 words. Every clip is
+    It uses the US English model of the package `pocketsphinx`, with a dictionary of about 130,000 words. Every clip is
     decoded with a fresh state, so its transcript does not depend on earlier clips.
     """
 

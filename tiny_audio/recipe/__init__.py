@@ -309,8 +309,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), changes: Mappin
 
     Args:
         path: the YAML file, or the name of a recipe that ships with the package.
-        overrides: for example, ``training.steps=100`` sets a field, and ``projector=conv`` replaces a section by the
-            part of that name.
+        overrides: changes as on the command line. For example, ``training.steps=100`` sets a field, and
+            ``projector=conv`` replaces a section by the part of that name.
         changes: changes as in :meth:`Recipe.with_`, applied after the overrides and before validation.
 
     Raises:

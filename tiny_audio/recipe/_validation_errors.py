@@ -39,7 +39,7 @@ def field_errors(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 def _field_error(entry: Any, model: type[BaseModel]) -> str:
     # Leave out the steps of the location that are not in the file. pydantic adds "[key]" for an invalid key of a
-    # mapping. The package's own unions add "[name]" and "[section]".
+    # mapping. The unions of tiny_audio add "[name]" and "[section]".
     location = [step for step in entry["loc"] if step not in ("[key]", "[name]", "[section]")]
     path = ".".join(_shown_step(step) for step in location) or "(the file)"
     hint = ""
@@ -99,7 +99,7 @@ def _is_null(values: Mapping[str, Any]) -> bool:
 
 
 def _keeps_fields(error: str, changes: Sequence[tuple[str, Any]]) -> str:
-    """Return a hint for an error in a field that a change like ``projector.name=conv`` has kept, or an empty string."""
+    """If a change like ``projector.name=conv`` has kept the field of the error, return a hint, else an empty string."""
     for path, value in changes:
         section, _, field = path.rpartition(".")
         if field == "name" and error.startswith(f"{section}."):  # errors of the name itself start with `section: `

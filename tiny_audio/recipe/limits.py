@@ -91,8 +91,8 @@ def limit_errors(recipe: Recipe) -> Errors:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         if not recipe.encoder.known_fields():
             raise
-        # Wrong values are found only now, because transformers, which checks the fields of its configs, is not imported
-        # here.
+        # transformers would reject wrong values of the encoder's fields, but these checks run without transformers.
+        # Therefore a wrong value raises an error only when it is used.
         field = "overrides" if recipe.encoder.init == "random" else "pretrained"
         yield (
             f"encoder.{recipe.encoder.name}.{field}",

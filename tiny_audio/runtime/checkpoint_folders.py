@@ -9,7 +9,7 @@ PREFIX = "step-"
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
-    """Return the folder of each committed checkpoint by its step, in ascending order.
+    """Return the folder of each complete checkpoint by its step, in ascending order.
 
     Folders with other names are ignored, such as ``step-000000004 (copy)``.
     """

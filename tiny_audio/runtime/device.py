@@ -98,8 +98,9 @@ def in_parts_that_fit(run: Callable[[Sequence[Item]], list[Result]], items: Sequ
 
 
 def frozen_type(precision: Literal["fp32", "bf16"], device: str) -> torch.dtype:
-    """Return the data type of frozen weights: bf16 if training computes in bf16 on a CUDA GPU or a CPU, otherwise fp32.
+    """Return the data type of frozen weights.
 
-    If frozen weights were in fp32, autocast would cast them to bf16 in every step.
+    It is bf16 if the precision is bf16 and the device is a CUDA GPU or a CPU, because autocast would cast fp32 weights
+    to bf16 in every step. In all other cases, it is fp32.
     """
     return torch.bfloat16 if precision == "bf16" and device in ("cuda", "cpu") else torch.float32

@@ -17,7 +17,7 @@ _OTHER_LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 }
-"""Launcher -> its variables for the number of processes and the rank. They are read only to warn the user."""
+"""Launcher -> its variables for the number of processes and for the rank. They are used only for a warning."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def check_audio_pair() -> None:
     """Check that torchaudio can be imported.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: torchaudio cannot be imported.
     """
     if problem := audio_pair_problem():
         raise UserError(problem)

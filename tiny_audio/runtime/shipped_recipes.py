@@ -26,7 +26,7 @@ class RecipeHeader:
 
 
 def shipped_files() -> dict[str, Path]:
-    """Return the shipped recipes and the files that they use: name, such as ``projectors/linear`` -> path."""
+    """Return the paths of the shipped recipes and of the files that they use, by name (``projectors/linear``)."""
     package = Path(__file__).parents[1]
     folder = next((one for one in (package / "recipes", package.parent / "recipes") if one.is_dir()), None)
     if folder is None:

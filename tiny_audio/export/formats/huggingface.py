@@ -95,7 +95,8 @@ def export_model(
 
     ``pipeline``, ``AutoModel``, ``AutoTokenizer`` and ``AutoProcessor`` load the folder with
     ``trust_remote_code=True``. ``requirements.txt`` in the folder lists the packages to install, except those of
-    plugins. Tensors are saved in their own types. By default, all tensors are loaded in the widest of these types.
+    plugins. Each tensor is saved in its own type. When transformers loads the folder, it converts all tensors to the
+    widest of these types by default.
 
     Args:
         model: the model. It is not changed.
@@ -110,7 +111,7 @@ def export_model(
     """
     check_replaceable(folder, HuggingFaceConfig)
     files = bundle([entry.module for entry in _parts(model.config)])
-    # The folder may be a link to another disk. The temporary folder must be on the disk that the link points to.
+    # If the folder is a link to another disk, `new_folder` makes the temporary folder there, so that it can be renamed.
     with new_folder(folder) as aside:
         with quiet_transformers():
             quantizes = _write_model(model, aside, weights)
@@ -135,7 +136,7 @@ def _parts(config: TinyAudioConfig) -> list[Any]:
 
 
 def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
-    """Write the weights and ``config.json``. Return whether weights are quantized when the folder is loaded."""
+    """Write the weights and ``config.json``. Return whether loading the folder quantizes weights."""
     own = model.config
     config = copy.deepcopy(own)
     kept = None if weights == "all" else _trained(model, config)
@@ -169,14 +170,14 @@ def _write_model(model: TinyAudioModel, folder: Path, weights: Weights) -> bool:
 
 
 def _trained(model: TinyAudioModel, config: TinyAudioConfig) -> dict[str, Any]:
-    """Return the tensors that are not in a base checkpoint. Add references to all other tensors to ``config``."""
+    """Return the tensors that differ from the base checkpoints. Add references to all other tensors to ``config``."""
     tensors = {name: tensor for name, tensor in whole_state(model).items() if name not in model.all_tied_weights_keys}
     found = _references(config, tensors)
     from_checkpoint = set(found.get("decoder", {}).get("names", ()))
     quantized = {f"decoder.{path}.weight" for path in quantizable(model.decoder)}
     if _quantization(config) is not None and not quantized <= from_checkpoint:
-        # In this model, quantized weights differ from the checkpoint's, for example because an earlier run trained
-        # them. They are dequantized and written, and are not quantized again when they are loaded.
+        # Some quantized weights of this model differ from the checkpoint's, for example because an earlier run trained
+        # them. Therefore the dequantized weights are written, and loading the folder does not quantize them again.
         config.decoder = (config.decoder or {}) | {"quantization": None}
         found = _references(config, tensors)
     config.base_weights = found
@@ -198,7 +199,7 @@ def _references(config: TinyAudioConfig, tensors: dict[str, Any]) -> dict[str, b
 
 
 def _check_imports(folder: Path, files: dict[str, str]) -> None:
-    """Check that each import that transformers finds is a file of the bundle.
+    """Check that each import that transformers finds names a file of the bundle.
 
     transformers finds imports with a regular expression, which may also match a line of a docstring.
     """
