@@ -32,7 +32,7 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_model(folder: str | Path, *, types_as_saved: bool = False) -> tuple[TinyAudioModel, Any]:
-    """Load the model and the tokenizer of a run or of an export. The code in the folder is not used.
+    """Load the model and the tokenizer of a run or of an export, with this package's code instead of the folder's.
 
     The model is in evaluation mode, and none of its parameters is trainable. To train from an export, see
     ``training.init_from``.

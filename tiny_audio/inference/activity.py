@@ -44,7 +44,7 @@ class Activity(Protocol):
 class LearnedActivity:
     """Takes the probability of speech from silero-vad.
 
-    A frame's values are known after at most about a second of further audio.
+    A frame's values are known after at most about a second of later audio.
     """
 
     def __init__(self, network: SileroNetwork) -> None:
@@ -87,7 +87,7 @@ class LearnedActivity:
 class Loudness:
     """Gives a frame the speech probability 1 if it is louder than the background, else 0.
 
-    This class is used if silero-vad is not installed. A frame's values are known after at most a minute of further audio.
+    This class is used if silero-vad is not installed. A frame's values are known after at most a minute of later audio.
     """
 
     def __init__(self) -> None:

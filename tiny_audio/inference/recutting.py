@@ -208,8 +208,8 @@ class Recutter:
     ) -> list[tuple[int, int, Score]]:
         """Return the starts, ends and scores of the best chunks.
 
-        Empty if no chunks cover the waveform, if too many of the first chunks are bad (see ``_TRIED``), or if the
-        search is stopped.
+        Empty if no series of chunks covers the waveform, if too many of the first chunks are bad (see ``_TRIED``), or
+        if the search is stopped.
 
         Args:
             waveform: ``[S]``.

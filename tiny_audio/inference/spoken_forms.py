@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"([$€£¥]?)(\d+(?:,\d{3})*)(?:\.(\d+))?", re.ASCII)
 def spoken(text: str) -> str:
     """Write numbers and symbols as words: ``$5`` -> ``five dollars``, ``C++`` -> ``C plus plus``.
 
-    Other characters are kept. If a number can be read in several ways, a common one is chosen.
+    Other characters are kept. If a number can be read in several ways, a common reading is chosen.
     """
     text = _NUMBER.sub(lambda match: f" {_read(*match.groups())} ", text)
     text = "".join(f" {_SYMBOLS[character]} " if character in _SYMBOLS else character for character in text)

@@ -2,7 +2,7 @@
 
 See Stern et al. 2018 and Leviathan et al. 2023. The draft is the CTC head's greedy text. One forward pass of the
 decoder over prompt, audio and draft predicts the next token at every position. The draft is accepted up to the first
-token that differs from the prediction. In its place, the predicted token is used, as in plain greedy decoding.
+token that differs from the prediction. The predicted token replaces this token, as in plain greedy decoding.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def decode_assisted(
     After each pass, each row continues with a new draft after its own last verified token.
 
     Args:
-        decoder: used only to embed tokens.
+        decoder: used only to embed tokens, because ``cache`` runs the layers.
         cache: an empty cache of ``decoder``.
         embeddings: ``[B, L, H]`` prompts with their audio, left-padded.
         mask: ``[B, L]`` bool, True at positions that are not padding.

@@ -34,8 +34,8 @@ def build_parts(
 
     Args:
         tokenizer: see :class:`DecoderContext`.
-        encoder_architecture, decoder_architecture: see ``Encoder.architecture``. If None, the architectures follow from
-            the parts' configs, and those of pretrained parts are read from the checkpoints.
+        encoder_architecture, decoder_architecture: results of ``Encoder.architecture`` and ``Decoder.architecture`` for
+            parts that were built before. If given, no checkpoints are read.
         embedding_rms: root mean square of the decoder's token embeddings. If None, it is measured.
 
     Raises:

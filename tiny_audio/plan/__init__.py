@@ -105,7 +105,8 @@ class Row:
     needed_bytes: int
     """Bytes that the worst batch needs, including the allowances."""
     room_for_clips: int
-    """Estimated number of clips that fit, if each needs as much memory as the average clip of the worst batch."""
+    """Estimated number of clips in the largest batch that fits. Assumes that each clip needs as much memory as the
+    average clip of the worst batch."""
     audio_hours_per_hour: float
     """Hours of audio per hour of training, without padding."""
     wall_hours: float

@@ -58,7 +58,7 @@ def changes_that_fit(recipe: Recipe, worst: DryRunResult, machine: Machine) -> l
 
 
 def room_for_clips(worst: DryRunResult, machine: Machine) -> int:
-    """Estimate how many clips fit, if each needs as much memory as the average clip of the worst batch."""
+    """Estimate how many clips fit into one batch, if each needs as much memory as the worst batch's average clip."""
     fixed = sum(worst.memory[kind] for kind in ("weights", "gradients", "optimizer"))
     each = max(1, worst.peak_bytes - fixed) / worst.shape.num_clips
     return max(0, int((machine.peak_that_fits() - fixed) / each))

@@ -222,7 +222,7 @@ def _in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing:
 def _by_kind(at_peak: Counter[str]) -> dict[str, int]:
     kinds = {kind: at_peak[kind] for kind in ("weights", "gradients", "optimizer")}
     kinds |= {f"activations_{part}": at_peak[part] for part in PARTS}
-    # Tensors outside the parts are the spliced embeddings, the losses, and the probabilities computed from logits.
+    # Tensors outside the parts count as logits: spliced embeddings, losses, and probabilities computed from logits.
     kinds["logits"] = at_peak["logits"] + at_peak[OTHER]
     return kinds | {kind: at_peak[kind] for kind in (BACKWARD, "workspace")}
 

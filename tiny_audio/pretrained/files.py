@@ -52,7 +52,7 @@ def check_config(part: TransformersPartConfig) -> dict[str, Any] | None:
 
 
 def on_disk(part: _Part) -> _Part | None:
-    """Return the part with ``pretrained`` set to the folder of its weights: a local folder, or one in the hub's cache.
+    """Return the part with ``pretrained`` set to the folder of its weights, which may be in the hub's cache.
 
     Returns:
         None if the hub's cache does not have all files of the weights.
@@ -114,7 +114,7 @@ def check_weight_files(part: TransformersPartConfig) -> None:
 
 def _check_not_quantized(part: TransformersPartConfig, fields: dict[str, Any]) -> None:
     """Raise a :class:`UserError` if a checkpoint's config says that its weights are quantized."""
-    # MLX uses the name `quantization`.
+    # In checkpoints of MLX, the field is named `quantization`.
     quantized = fields.get("quantization_config") or fields.get("quantization")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None

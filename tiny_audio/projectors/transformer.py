@@ -17,9 +17,9 @@ class TransformerConfig(ProjectorConfig):
     """Transformer layers on stacked frames: every embedding can attend to the whole clip.
 
     SALM (Chen et al. 2023, arXiv 2310.09424) has two Conformer layers with 1024 channels and 8 heads between a
-    FastConformer and a language model. SALM is as accurate as separate Conformers for recognition and translation.
-    Instead of Conformer layers, this projector has Transformer layers with pre-norm and rotary positions (Su et al.
-    2021, arXiv 2104.09864).
+    FastConformer and a language model. One SALM model is as accurate as two Conformers, one for recognition and one for
+    translation. Instead of Conformer layers, this projector has Transformer layers with pre-norm and rotary positions
+    (Su et al. 2021, arXiv 2104.09864).
     """
 
     name: Literal["transformer"] = "transformer"

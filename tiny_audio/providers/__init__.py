@@ -24,7 +24,7 @@ class ProviderWord:
     start_s: float
     end_s: float
     confidence: float | None = None
-    """From 0 to 1. None if the provider does not return it."""
+    """From 0 to 1. None if the provider returns no confidences."""
 
 
 @dataclass(frozen=True)

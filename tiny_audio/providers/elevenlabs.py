@@ -15,8 +15,8 @@ from tiny_audio.providers._http import AUDIO_TYPE, HttpConfig, HttpProvider, rea
 class ElevenLabsConfig(HttpConfig):
     """ElevenLabs' speech-to-text API. The key is read from `ELEVENLABS_API_KEY`.
 
-    Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Transcripts have no tags for sounds, such
-    as (laughter).
+    Documented at elevenlabs.io/docs/api-reference/speech-to-text/convert. Sounds, such as laughter, get no tag in the
+    transcript.
     """
 
     usd_per_hour_of: ClassVar[Mapping[str, float]] = {"scribe_v1": 0.22, "scribe_v2": 0.22}

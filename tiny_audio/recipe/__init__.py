@@ -32,7 +32,7 @@ from tiny_audio.runtime.yaml_file import apply_overrides, parse_override, read_y
 from tiny_audio.sources import SOURCES, SourceConfig
 
 _MAX_DURATION_S = 86_400
-"""Upper bound of the limits on clip duration: a day."""
+"""Largest allowed value of ``min_duration_s`` and ``max_duration_s``: a day."""
 _Source = Annotated[SourceConfig, SOURCES]
 _SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
