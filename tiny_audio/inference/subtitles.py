@@ -43,8 +43,8 @@ def cues(segments: Iterable[Segment], *, each_word: bool = False) -> list[Cue]:
         words = segment.words or _spread(segment)
         groups = ([word] for word in words) if each_word else _groups(words)
         found += (Cue(group[0].start_s, group[-1].end_s, _lines(group)) for group in groups)
-    # A cue ends no later than the next cue starts. Shift cues that start less than a millisecond after the previous cue,
-    # so that every cue lasts at least a millisecond.
+    # A cue ends no later than the next cue starts. Shift cues that start less than a millisecond after the previous
+    # cue, so that every cue lasts at least a millisecond.
     for index, cue in enumerate(found[1:], start=1):
         earliest = found[index - 1].start_s + 0.001
         if cue.start_s < earliest:

@@ -198,7 +198,8 @@ def _commit(aside: Path, final: Path) -> None:
     for path in [*sorted(aside.rglob("*"), reverse=True), aside]:
         mode = path.stat().st_mode
         if path.is_file() and readers & ~mode:
-            # safetensors creates files that only their owner can read. Ignore errors of file systems without permissions.
+            # safetensors creates files that only their owner can read. Some file systems have no permissions, so errors
+            # are ignored.
             with contextlib.suppress(OSError):
                 path.chmod(mode | readers)
         _sync(path)
