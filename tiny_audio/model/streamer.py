@@ -20,7 +20,7 @@ OnIds = Callable[[int, list[int]], None]
 class TokenStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
     """Calls ``on_ids`` for each clip after each token, with the ids of its likeliest beam. Never stops generation.
 
-    transformers' own streamers support neither batches nor beams, but its stopping criteria support both.
+    This class is a stopping criterion, because transformers' own streamers support neither batches nor beams.
 
     Args:
         num_clips: number of clips. transformers passes one row for each beam of each clip.

@@ -91,8 +91,8 @@ GPUS = {
         _gpu("h200", 139.7, 989, 494, 67, 3.99, 700, "H200"),
     )
 }
-"""GPUs, sorted by memory. Peak speeds and rated powers are from NVIDIA's datasheets. For H100 and H200, they are those
-of the SXM variants. For the RTX cards, the peak speeds are those with fp32 accumulation."""
+"""GPUs, sorted by memory. Peak speeds and rated powers are from NVIDIA's datasheets. For H100 and H200, the numbers
+are those of the SXM variants. For the RTX cards, the peak speeds are those with fp32 accumulation."""
 
 _CPU_TFLOPS_PER_CORE = 0.05
 """Assumed speed of one core in fp32, about half of the peak of AVX2 at 3 GHz."""

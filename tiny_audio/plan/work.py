@@ -99,7 +99,7 @@ def _fit(recipe: Recipe, device: Device) -> Work:
 
 
 def _positions(prompt_tokens: int, embeddings_per_s: float, seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the number of positions that the decoder reads for each clip. It does not read the end token."""
+    """Return the number of positions that the decoder reads for each clip. The end token is not read."""
     positions: np.ndarray = prompt_tokens + embeddings_per_s * seconds + tokens - 1
     return positions
 
