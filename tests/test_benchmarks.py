@@ -91,7 +91,7 @@ def test_context(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_open_vocabulary(tmp_path: Path) -> None:
-    """``alone_steps`` is 1, so step 1 trains without the decoder. After it, only projector and CTC head are scored."""
+    """Step 1 trains without the decoder (``alone_steps``). For its model, only projector and CTC head are scored."""
     document = changed(
         tiny_recipe(write_clips(tmp_path / "data", 6).parent),
         alignment={"alone_steps": 1},

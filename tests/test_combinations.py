@@ -1,4 +1,5 @@
-"""Every pair of parts (encoder, projector, decoder) can be built, trained, used for generation, and saved.
+"""Every two parts of different kinds (encoder, projector, decoder) work together: a model that contains both can be
+trained, used for generation, and saved.
 
 The result for a clip does not depend on the other clips in its batch.
 """
@@ -30,7 +31,8 @@ TOLERANCE = 1e-5
 """Maximum difference that one part may cause between the values of a clip alone and in a batch. It is relative to the
 root mean square of the values.
 
-The differences of the parts add up. Embeddings are computed by two parts, and logits by three.
+The differences of the parts add up: embeddings may differ by twice this value, because two parts compute them, and
+logits by three times this value.
 """
 
 Names = tuple[str, str, str]

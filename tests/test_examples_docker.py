@@ -1,4 +1,4 @@
-"""The files of the Docker image in examples/docker. The tests do not build the image."""
+"""The files of the Docker image in examples/docker. The image is not built."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def functions(script: str) -> dict[str, Any]:
         ("We met J. Smith here.", []),
         ("I saw Mr. Darcy. Mrs Long _was_ there.", ["i saw mister darcy", "missus long was there"]),
         ("Well [a remark] now then", ["well now then"]),
-        ("Too few. One two three four five six.", []),  # the second sentence has too many words
+        ("Too few. One two three four five six.", []),  # two words are too few, and six are too many
     ],
 )
 def test_sentences_are_extracted_from_a_text(text: str, found: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which module may import which. The imports are read from the source code, so most modules are not imported."""
+"""Rules for imports between modules. The tests read imports from the source code, without running most modules."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ EXPORT_FUNCTION_LIBRARIES = EXPORT_LIBRARIES | {
 }
 """Libraries that modules of an export may import inside functions."""
 PART_LIBRARIES = {"numpy", "pydantic", "pydantic_core", "torch"}
-"""Libraries that a part may import at the top. They must import fast: validating a recipe imports all parts."""
+"""Libraries that a part may import at the top. They must import fast, because validating a recipe imports all parts."""
 NEVER_EXPORTED = {"sources", "analysis", "data", "recipe", "training", "serving", "commands", "cli"}
 """Entries of ORDER that must not be in an export."""
 

@@ -42,7 +42,7 @@ MODULES = {
     "serve": "fastapi",
     "dev": "hypothesis",
 }
-"""One module for each extra. flash-attn is left out, because its installation needs CUDA's compiler."""
+"""One module that each extra installs. flash-attn is left out, because its installation needs CUDA's compiler."""
 MORE_OF_SERVE = {"prometheus_client", "starlette", "uvicorn"}
 PYTHONS = pythons()
 HERE = next(iter(PYTHONS))
@@ -85,7 +85,7 @@ def test_exports_require_what_this_package_requires() -> None:
 
 
 def test_constraints_pin_every_requirement() -> None:
-    """The only exception is flash-attn, because its installation needs CUDA's compiler."""
+    """The requirements of all extras are pinned, except flash-attn, because its installation needs CUDA's compiler."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(pin.name): pin.specifier for pin in map(Requirement, lines[1:])}
     assert all(str(pin).startswith("==") for pin in pins.values())
@@ -108,7 +108,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def create(tmp_path: Path) -> Iterator[Create]:
-    """Yield a function that creates a virtual environment. At the end of the test, all of them are removed."""
+    """Yield a function that creates a virtual environment. At the end of the test, all its environments are removed."""
     created = []
 
     def create(version: str, *requirements: str) -> Environment:

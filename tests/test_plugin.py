@@ -1,4 +1,4 @@
-"""A third-party package adds a projector. The package is one installed file, and this project does not know it."""
+"""A third-party package adds a projector. The package is one installed file, which Tiny Audio does not mention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECIPE = ROOT / "recipes" / "quickstart.yaml"
 
 
 def build_wheel(folder: Path) -> Path:
-    """Write the package's wheel by hand and return its path. A build backend would have to be downloaded."""
+    """Write the package's wheel without a build backend, which would have to be downloaded. Return its path."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]
     stem = f"{project['name'].replace('-', '_')}-{project['version']}"
     entry_points = "\n".join(
@@ -133,7 +133,7 @@ def test_the_plugin_trains_and_is_part_of_the_export(site: Path, tmp_path: Path)
     assert "class StridedConvProjector(Projector)" in bundled
     config = json.loads((folder / "model" / "config.json").read_text())
     assert config["projector"] == {"name": "strided_conv", "output_rms": None, "stride": 4, "hidden_dim": 64}
-    # Load the model without the plugin. The model's folder contains the code.
+    # Load the model without the plugin. The model's folder contains the plugin's code.
     code = (
         "import sys, torch; from transformers import AutoModel; "
         "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True); "

@@ -1,4 +1,4 @@
-"""On Windows, Python lacks some modules. Without them, everything can still be imported, and commands work."""
+"""On Windows, Python lacks modules such as ``fcntl``. Without them, our modules can be imported and commands work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registration and lookup, in a registry of test parts."""
+"""Registration and lookup of parts, in a registry that exists only for tests."""
 
 from __future__ import annotations
 

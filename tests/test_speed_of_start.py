@@ -68,11 +68,11 @@ if find_spec("espeakng_loader"):
 maps = Path("/proc/self/maps")
 assert not maps.exists() or "espeak" not in maps.read_text()
 """
-"""Code that builds all sources and projectors, and synthesizes speech. Many users write scripts like this one, without
-``if __name__ == "__main__"``.
+"""Code that builds all sources and projectors, and synthesizes speech. Like many scripts of users, it has no
+``if __name__ == "__main__"``, so the processes that synthesize speech must not run it again.
 
 Projectors are built on the meta device, as in `validate`. They must not draw normal random numbers there, because this
-would load PyTorch's compiler, which takes two seconds. Only another process may load espeak-ng.
+would load PyTorch's compiler, which takes two seconds. espeak-ng must be loaded only in the worker processes.
 """
 
 

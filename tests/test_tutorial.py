@@ -31,7 +31,7 @@ def test_the_contract_holds(site: Path) -> None:
     assert "1 passed" in done.stdout
 
 
-@pytest.mark.slow  # the fast run tests a projector without a mask in tests/projectors/test_kit.py
+@pytest.mark.slow  # in the fast run, tests/projectors/test_kit.py checks a projector without a mask
 def test_a_missing_mask_is_found(site: Path, tmp_path: Path) -> None:
     done = contract(
         broken(site, tmp_path, "attentive.py", ".masked_fill(~frames.mask(), LOWEST)", ""), "test_attentive.py"

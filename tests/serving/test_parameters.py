@@ -1,4 +1,4 @@
-"""Form fields, tested without a server."""
+"""The form fields of transcription requests, parsed without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app of a Hugging Face Space, started in the same way as on the hub and used through its API."""
+"""The app of a Hugging Face Space. The test runs ``app.py`` as a script, as the hub does, and calls the app's API."""
 
 from __future__ import annotations
 

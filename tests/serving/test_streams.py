@@ -1,4 +1,5 @@
-"""Uploads and event streams, tested without a server: memory, temporary files and slow clients."""
+"""Uploads and event streams, tested without a server. Uploads are decoded in blocks, and their temporary files are
+closed. Slow clients get all texts, and clients that do not read are disconnected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that write audio files, and tables that list audio files."""
+"""Functions that write audio files and tables of clips, and that build sources from these files."""
 
 from __future__ import annotations
 

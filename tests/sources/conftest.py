@@ -1,4 +1,4 @@
-"""A local hub for tests of sources."""
+"""A local hub and Parquet shards for tests of sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.parquet_shards import (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """Return the files of the corpus, by path. Its three training shards have 20 clips each, in row groups of 5."""
+    """Return the files of a small LoquaciousSet by path. A training shard has 20 clips in row groups of 5."""
     shards = {f"small/train-{n:05d}-of-00003.parquet": loquacious_shard(20 * n, 20, row_group=5) for n in range(3)}
     dev = {"dev/dev-00000-of-00001.parquet": loquacious_shard(CLIPS, 4)}
     return shards | dev | {"README.md": b"---\n---\n", "small.csv": b"ID,text\n", "large/README.md": b""}
@@ -33,7 +33,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Return a hub that serves LoquaciousSet and has no faults."""
+    """Return a hub that serves the small LoquaciousSet. It simulates no faults unless the test sets them."""
     server.repos = {NAME: Repo(dict(files), CARD)}
     server.forget_requests()
     server.fault = lambda number, path: None
@@ -44,7 +44,7 @@ def hub(server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list that collects all waits before retries, in seconds. The waits are skipped."""
+    """Return a list that collects the seconds of all waits before retries. The waits themselves are skipped."""
     waited: list[float] = []
     monkeypatch.setattr("tiny_audio.runtime.retries._sleep", waited.append)
     return waited

@@ -1,4 +1,4 @@
-"""A small copy of LoquaciousSet on a local hub, and checks of its index and audio."""
+"""Sources that read a small LoquaciousSet from a local hub, and checks of their indexes and audio."""
 
 from __future__ import annotations
 

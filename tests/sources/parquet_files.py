@@ -24,7 +24,7 @@ def build(path: Path | str, cache: Path, **fields: Any) -> Source:
 
 
 def simple(number: int = 0, **changes: Any) -> dict[str, Any]:
-    """Return a row with the default columns."""
+    """Return a row whose columns have the default names."""
     return {"audio": encoded_clip(number, 0.5), "text": "yes", "duration": 0.5} | changes
 
 

@@ -1,4 +1,5 @@
-"""Addresses of clips. Files of hypotheses contain them as text. The text is enough to read the audio again."""
+"""Addresses of the audio of clips. A file of hypotheses stores each address as text, from which the audio can be read
+again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All good clips are used for training, even if other clips are bad or the hub fails."""
+"""All good clips are used for training, even if other clips are bad or requests to the hub fail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that collects the seed of each clip used in training, a hash of run seed, epoch and clip id."""
+    """Return a list that collects the seeds of used clips. A clip's seed is a hash of run seed, epoch and clip id."""
     seeds: list[int] = []
     get = PlannedBatches.__getitem__
 
@@ -70,7 +70,7 @@ KINDS = {
 }
 """Kinds of bad clips, each with the reason in dropped.jsonl."""
 SHARDS, CLIPS = 4, 70
-"""Number of shards, and of clips per shard. 14 bad clips of 280 are 5 %."""
+"""Number of shards, and number of clips per shard. One clip of each kind is bad: 14 of 280 clips, which are 5 %."""
 
 
 def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
@@ -80,7 +80,7 @@ def wav(samples: np.ndarray, subtype: str = "PCM_16") -> bytes:
 
 
 def spoiled(row: Row, kind: str) -> Row:
-    """Return a copy of a row that is bad in the way of this kind. Its id is the kind."""
+    """Return a copy of a row, changed to a bad clip of this kind. The kind becomes its id."""
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) / 6)
     audio: dict[str, Any] = {
         "noise": {"bytes": b"this is no audio" * 60, "path": None},
@@ -123,7 +123,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def latin_1(table: pa.Table) -> pa.Array:
-    """Return the texts. One of them is invalid UTF-8, which Parquet does not check."""
+    """Return a table's texts. The text of the clip ``latin-1`` becomes invalid UTF-8, which Parquet does not check."""
     texts = [text.as_py().encode() for text in table.column("text")]
     ids = table.column("ID").to_pylist()
     texts = [b"CAF\xc9" if id_ == "latin-1" else text for id_, text in zip(ids, texts, strict=True)]
@@ -145,7 +145,9 @@ def test_bad_clips_are_listed_and_all_good_clips_are_used(
     folder, good = corpus
     assert len(KINDS) / (SHARDS * CLIPS) == 0.05
     assert len(good) == SHARDS * CLIPS - len(KINDS)
-    steps = 13  # one more than an epoch: 277 indexed clips are 12 batches of up to 24 clips
+    # Before training, 5 of the 280 clips are dropped because of their text or duration. The other 275 clips are 12
+    # batches of up to 24 clips, so step 13 is the first step of the second epoch.
+    steps = 13
     Run(recipe(document, folder, training__steps=steps), "bad", tmp_path / "run", RecordingCallback()).complete()
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (rows[-1]["step"], rows[-1]["dropped_clips"]) == (steps, len(KINDS))

@@ -22,7 +22,7 @@ def row(number: int, sentence: str = "Yes.", **changes: str) -> str:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write the unpacked archive. train.tsv has three clips, of which two have durations. dev.tsv has one clip."""
+    """Write the unpacked archive. It has three training clips, two of them with stated durations, and one dev clip."""
     corpus = tmp_path / "cv-corpus" / "en"
     for number in range(4):
         write_clip(corpus / "clips" / f"common_voice_en_{number}.mp3", 1.0 + number)

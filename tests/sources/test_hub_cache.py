@@ -1,6 +1,6 @@
 """Files that the source ``hub`` keeps on disk: indexes, and row groups.
 
-Of several processes, only one writes an index. The cache of row groups has a size limit.
+If several processes need the same index, only one of them writes it. The cache of row groups has a size limit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_row_groups_above_the_disk_limit_are_kept_in_memory_up_to_a_limit(
     # The memory limit has room for two of the three row groups.
     monkeypatch.setattr(_row_groups, "read_row_group", _row_groups.row_group_reader(size - 1, 32))
     fetched = []
-    for number in (0, 5, 0, 5, 10, 5, 0):  # the first clip of each of the three row groups
+    for number in (0, 5, 0, 5, 10, 5, 0):  # each number is the first clip of one of three row groups
         before = len(hub.requests)
         source.encoded(utterances[number])
         fetched.append(len(hub.requests) > before)

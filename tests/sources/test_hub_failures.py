@@ -1,4 +1,4 @@
-"""Hubs that fail sometimes or reject requests: retries, and messages that say what to do."""
+"""A hub that fails sometimes or rejects requests: retries, and error messages that tell users what to do."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_token_is_sent_to_the_hub_only(hub: Hub, tmp_path: Path, monkeypatch
     source = build(tmp_path)
     index = source.index()
     source.encoded(index.utterances[0])
-    # huggingface_hub also requests a list of agent harnesses, for which it sends no token.
+    # Leave out a request that huggingface_hub itself makes without a token, for a list of agent harnesses.
     tokens = {request.is_place: request.token for request in hub.requests if "agent-harnesses" not in request.path}
     assert tokens == {False: "Bearer hf_secret", True: None}
 

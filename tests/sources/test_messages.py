@@ -1,6 +1,6 @@
-"""The wording of errors about data. Other tests check their kind, location and values.
+"""The wording of errors about data. Other tests check which error each kind of bad data causes, and its values.
 
-After a change of wording, regenerate the golden file and read the difference:
+After a change of wording, regenerate the golden file and review its diff:
 
     REGENERATE=1 pytest tests/sources/test_messages.py
 """
@@ -27,7 +27,7 @@ CLIP = {"audio": encoded_clip(0, 0.5), "text": "yes", "duration": 0.5}
 
 
 def lines(folder: Path, hub: Hub) -> Iterator[str]:
-    """Yield each message, after a title that says what is wrong."""
+    """Yield all messages. Each message follows a title that says what is wrong with the data."""
 
     def build(name: str, **fields: Any) -> Any:
         return SOURCES.build(SOURCES.parse({"name": name, **fields}), SourceContext(folder / "cache"))

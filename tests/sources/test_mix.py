@@ -23,7 +23,7 @@ from tiny_audio.sources.mix import Mixed, MixedConfig, MixSource
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a manifest with 8 clips, and a Parquet file with 40 clips in row groups of 5. One clip has no text."""
+    """Write a manifest of 8 clips, and a Parquet file of 40 clips in row groups of 5. Its clip 7 has no text."""
     folder = tmp_path_factory.mktemp("mix")
     write_clips(folder, 8)
     rows = [loquacious_row(number) for number in range(40)]
@@ -105,7 +105,7 @@ def test_a_cap_below_the_first_clip_is_an_error(folder: Path, tmp_path: Path) ->
 
 @dataclass(frozen=True)
 class Table(Source):
-    """A source with a large index. It creates each utterance only on access."""
+    """A source with any number of rows. Its index creates an utterance only when a test accesses the utterance."""
 
     rows: int
     row_group: int | None
@@ -121,7 +121,7 @@ class Table(Source):
 
 
 class Rows(Sequence[Utterance]):
-    """Utterances that are created on access. ``made`` counts how often one was created."""
+    """Utterances that are created on access. ``made`` is the number of utterances created so far."""
 
     made = 0
 

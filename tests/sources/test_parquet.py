@@ -72,7 +72,7 @@ def test_the_index_has_durations_and_row_groups(shards: Path, tmp_path: Path) ->
 
 def test_utterances_are_created_when_they_are_used(shards: Path, tmp_path: Path) -> None:
     utterances = build(shards, tmp_path).index().utterances
-    assert len(pickle.dumps(utterances)) < 3_000  # it contains the path of the cached table, but no rows
+    assert len(pickle.dumps(utterances)) < 3_000  # pickled utterances are the path of the cached table, not its rows
     assert pickle.loads(pickle.dumps(utterances)) == utterances
     assert utterances[5:50:20] == tuple(utterances[number] for number in (5, 25, 45))
     assert utterances[-1] == utterances[len(utterances) - 1]

@@ -118,7 +118,7 @@ def test_a_repaired_file_is_indexed_again(shards: Path, tmp_path: Path) -> None:
     damage_column(path, "wav.bytes")
     with pytest.raises(UserError, match=r"no row of .* can be used"):
         build(path, tmp_path / "cache").index()
-    time.sleep(0.02)  # so that the file's change time differs
+    time.sleep(0.02)  # so that the repaired file gets a later change time, which os.utime does not reset
     path.write_bytes(good)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     index = build(path, tmp_path / "cache").index()

@@ -91,7 +91,7 @@ def test_too_many_sentences_are_an_error(tmp_path: Path, monkeypatch: pytest.Mon
         read_sentences(written(tmp_path, TEXT))
 
 
-# --- text for espeak-ng and the split
+# --- text for espeak-ng, and the split into training and held-out sentences
 
 
 def test_upper_case_and_letters_are_rewritten_for_espeak() -> None:

@@ -153,8 +153,8 @@ NUM_UTTERANCES = 24
 
 
 def make(folder: Path, num_workers: int = 2, **fields: Any) -> Index:
-    """Return an index of synthetic speech. By default, it uses the sentences of both sides of the split, because
-    computing the split takes two seconds in each process."""
+    """Synthesize speech and return its index. By default, training and held-out sentences are not separated, because
+    computing this split takes two seconds in each process."""
     fields = {"num_utterances": NUM_UTTERANCES, "sentences": "all"} | fields
     return SyntheticSource(SyntheticConfig(**fields), folder, num_workers).index()
 
@@ -219,7 +219,7 @@ def test_speech_does_not_depend_on_the_order_of_sentences() -> None:
     deliveries = [
         Delivery(f"{ACCENTS[accent]}+{voice}", 170, 50, 50, 0)
         for accent in ("en-us", "en-gb-scotland")
-        # These voices have breath, echo, noise or flutter.
+        # These voices have breath, echo, noise or flutter, which could depend on speech before them.
         for voice in ("f2", "Alicia", "klatt3", "m1", "sandro", "Marco", "victor")
     ]
 
@@ -259,8 +259,8 @@ def test_noise_has_the_requested_level(tmp_path: Path) -> None:
     clean = samples(make(tmp_path, **fields))
     noisy = samples(make(tmp_path, noise_snr_db=(10.0, 10.0), **fields))
     for speech, both in zip(clean, noisy, strict=True):
-        # After noise is added, the whole clip is scaled to its peak. This changes the level of the speech, which is
-        # estimated by a least-squares fit.
+        # The sum of speech and noise is scaled to the configured peak, so the speech in it has a new level. A
+        # least-squares fit estimates this level.
         level = np.dot(speech.astype(float), both) / np.dot(speech.astype(float), speech)
         noise = both - level * speech
         snr = 10 * np.log10(np.mean((level * speech.astype(float)) ** 2) / np.mean(noise**2))

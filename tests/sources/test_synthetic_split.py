@@ -18,7 +18,7 @@ from tiny_audio.sources.synthetic import SyntheticConfig
 
 
 def texts(config: SyntheticConfig) -> list[str]:
-    """Return the transcripts of a source, without synthesizing audio."""
+    """Return the transcripts that a source with this config would have, without synthesizing audio."""
     job = worker.Job(
         folder="",
         num_utterances=config.num_utterances,
@@ -55,8 +55,8 @@ def test_only_whole_sentences_are_new(name: str) -> None:
         assert len(held_out) == config.num_utterances > 0
         assert not set(held_out) & set(training)
         assert {phrase for text in held_out for phrase in phrases(text)} <= known.keys()
-        # No sentence may be more than 2 % of the held-out side. A word that is frequent there must also be frequent in
-        # training: at least a fifth as frequent.
+        # No sentence may make up more than 2 % of the held-out set. A word in at least 5 % of its sentences must be
+        # at least a fifth as frequent in the training sentences.
         assert Counter(held_out).most_common(1)[0][1] <= 0.02 * len(held_out)
         words = Counter(word for text in held_out for word in set(text.split()))
         for word, count in words.items():

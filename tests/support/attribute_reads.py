@@ -1,7 +1,7 @@
-"""Find the attributes that the package reads, and their classes. The code is not run: types come from annotations.
+"""Find which attributes of which classes the package reads. The package is not run: types come from annotations.
 
 A type is a set of class names. A container has the type of its items, so ``recipe.data.train.values()`` has the type
-``SourceConfig``. Reads of an expression of unknown type are not recorded.
+``SourceConfig``. Reads of attributes of an object of unknown type are not recorded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 Types = frozenset[str]
 NOTHING: Types = frozenset()
 _PASSES = 2
-"""Number of passes. The second pass sees the types that the first pass inferred for attributes."""
+"""Number of passes over the code. The second pass uses the types that the first pass inferred for attributes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class AttributeReads:
         return cls(path.read_text() for path in sorted(folder.rglob("*.py")))
 
     def is_read(self, names: Iterable[str], attribute: str) -> bool:
-        """Whether an attribute is read. Reads in the class body, its private methods and ``tiny()`` do not count.
+        """Return whether an attribute is read. Reads directly in the body, in private methods and in ``tiny()`` of the
+        given classes do not count.
 
         Args:
             names: the class, its base classes that define the attribute, and the subclasses that inherit it.
@@ -133,7 +134,7 @@ class AttributeReads:
 
 
 def _names(node: ast.expr | None) -> Iterator[str]:
-    """Yield the bare names in an annotation, including quoted ones."""
+    """Yield the single names in an annotation, such as ``a`` and ``B`` for ``a.B``, also those in quotes."""
     for child in ast.walk(node) if node is not None else ():
         if isinstance(child, ast.Name):
             yield child.id

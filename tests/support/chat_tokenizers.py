@@ -106,8 +106,8 @@ def _byte_level(special: Sequence[str]) -> Tokenizer:
 
 
 def _sentencepiece(special: Sequence[str], *, prefix: bool) -> Tokenizer:
-    """Create a tokenizer with ``▁`` for spaces and bytes for unknown characters. Llama 2 and Mistral add a space at the
-    start (``prefix``), and Gemma does not."""
+    """Create a tokenizer with ``▁`` for spaces and bytes for unknown characters. With ``prefix``, it adds a space at
+    the start, as in Llama 2 and Mistral. Gemma adds none."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     replace = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prefix else replace
@@ -117,7 +117,7 @@ def _sentencepiece(special: Sequence[str], *, prefix: bool) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *special, *pieces], show_progress=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token spans several words
     tokenizer.train_from_iterator([line.replace(" ", "▁") for line in (*CORPUS, "[INST] a [/INST]")], trainer)
-    # The tokens for bytes are in the vocabulary, but are not special tokens.
+    # The trainer has made the tokens for bytes special. Make them ordinary entries of the vocabulary.
     fields = json.loads(tokenizer.to_str())
     fields["pre_tokenizer"] = None
     fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
@@ -166,12 +166,12 @@ def _built(family: str) -> Any:
         case "r1":
             tokens = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
             return _finish(_byte_level(["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]), R1, **tokens)
-        case "pythia":  # no template, and one special token for everything
+        case "pythia":  # no template, and only one special token
             return _finish(_byte_level(turn[:1]), None, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     raise AssertionError(family)
 
 
 def chat_tokenizer(family: str, folder: Path) -> Any:
-    """Write the tokenizer to ``folder`` and load it like a checkpoint's tokenizer."""
+    """Write the tokenizer of a model family to ``folder``, and load it like a checkpoint's tokenizer."""
     _built(family).save_pretrained(folder)
     return load_tokenizer(str(folder))

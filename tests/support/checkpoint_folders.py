@@ -1,6 +1,6 @@
 """Checkpoint folders as users may have them: valid ones in all formats, and ones that are damaged or unsuitable.
 
-The libraries write tiny checkpoints. Functions of this module then change or damage the files.
+transformers and peft write tiny checkpoints. Functions of this module then change or damage their files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Case:
     rejected: tuple[str, ...] = ()
     """Words that the error message contains, in this order. Empty if the folder works."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of the recipe, by dotted path."""
+    """Other fields of the recipe, as arguments for ``changed``."""
 
 
 # --- changes to folders
@@ -203,7 +203,7 @@ def config_folder(folder: Path) -> None:
 
 
 def other_weights(name: str) -> Callable[[Path], None]:
-    """Return a function that replaces the weights with a file in the format of another program."""
+    """Return a function that replaces the weights with a GGUF file, the format of llama.cpp."""
 
     def change(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
@@ -237,10 +237,10 @@ def whole() -> Iterator[Case]:
     group = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
     yield Case("wav2vec2 with a group norm", "encoder", "wav2vec2", after(encoder("wav2vec2", **group), settings))
     unscaled = {"encoder__normalize": False}
-    yield Case("hubert without scaling", "encoder", "hubert", after(encoder("hubert"), settings), (), unscaled)
+    yield Case("hubert without normalization", "encoder", "hubert", after(encoder("hubert"), settings), (), unscaled)
     yield Case("llama in half precision", "decoder", "llama", after(language_model(), in_half))
     pythia = language_model(transformers.GPTNeoXConfig, "pythia", **NEOX)
-    yield Case("pythia, whose end is its unknown token", "decoder", "causal_lm", pythia)
+    yield Case("pythia, whose end token is also its unknown token", "decoder", "causal_lm", pythia)
     small = {"generation__max_new_tokens": 20, "data__max_duration_s": 1.5}
     gpt2 = language_model(transformers.GPT2Config, "pythia", **GPT2)
     yield Case("gpt2 with 96 positions", "decoder", "causal_lm", gpt2, (), small)
@@ -262,14 +262,16 @@ def rejected() -> Iterator[Case]:
     yield decoder("gptq", quantized(quant_method="gptq", bits=4), "gptq")
     yield decoder("awq", quantized(quant_method="awq", bits=4), "awq")
     yield decoder("fp8", quantized(quant_method="fp8"), "fp8")
-    yield decoder("8-bit weights without a word in the config", in_8_bits, "model.safetensors", "8-bit")
+    yield decoder("8-bit weights that the config does not mention", in_8_bits, "model.safetensors", "8-bit")
     yield decoder("a pickle that is cut off", lambda folder: cut(to_pickle(folder)), "pytorch_model.bin", "cut off")
-    yield decoder("a pointer instead of a pickle", lambda folder: to_pickle(folder).write_bytes(POINTER), "Git LFS")
-    yield decoder("a pointer", replace_file("model.safetensors", POINTER), "model.safetensors", "git lfs pull")
-    yield decoder("a file that is cut off", lambda folder: cut(folder / "model.safetensors"), "cut off", "bytes")
-    yield decoder("an empty file", replace_file("model.safetensors", b""), "model.safetensors", "empty")
+    yield decoder(
+        "a Git LFS pointer instead of a pickle", lambda folder: to_pickle(folder).write_bytes(POINTER), "Git LFS"
+    )
+    yield decoder("a Git LFS pointer", replace_file("model.safetensors", POINTER), "model.safetensors", "git lfs pull")
+    yield decoder("a weight file that is cut off", lambda folder: cut(folder / "model.safetensors"), "cut off", "bytes")
+    yield decoder("an empty weight file", replace_file("model.safetensors", b""), "model.safetensors", "empty")
     page = b"<!DOCTYPE html><html>401 Unauthorized</html>"
-    yield decoder("a web page", replace_file("model.safetensors", page), "web page", "hf auth login")
+    yield decoder("a web page as weights", replace_file("model.safetensors", page), "web page", "hf auth login")
     yield decoder("no weights", remove("model.safetensors"), "model.safetensors", "pytorch_model.bin")
     yield decoder("weights of another program", other_weights("llama.Q4_K.gguf"), "llama.Q4_K.gguf")
     lacking = after(sharded("whisper"), remove("*-00002-*"))
@@ -290,7 +292,7 @@ def rejected() -> Iterator[Case]:
     yield Case("a sequence-to-sequence model as decoder", "decoder", "causal_lm", t5, ("'t5'",))
     yield Case("whisper as decoder", "decoder", "llama", whisper, ("'whisper'", "'llama'"))
     yield Case("a language model as encoder", "encoder", "whisper", llama, ("'llama'", "'whisper'"))
-    yield decoder("another family", lambda folder: None, "'llama'", "'qwen3'", part="qwen3")
+    yield decoder("a llama for another family", lambda folder: None, "'llama'", "'qwen3'", part="qwen3")
     yield decoder("a family that does not exist", model_type("llamma"), "'llamma'")
     yield decoder("no tokenizer", remove("tokenizer*"), "tokenizer")
     yield decoder("a damaged tokenizer", replace_file("tokenizer.json", b"{"), "tokenizer")
@@ -307,7 +309,7 @@ def rejected() -> Iterator[Case]:
     small = {"generation__max_new_tokens": 20, "data__max_duration_s": 1.5}
     yield Case("too few positions", "decoder", "causal_lm", few, ("35 positions", "max_new_tokens"), small)
     positions = encoder("whisper", max_source_positions=75)
-    yield Case("whisper of 1.5 s", "encoder", "whisper", positions, ("data.max_duration_s", "10.0", "1.5 s"))
+    yield Case("whisper for at most 1.5 s", "encoder", "whisper", positions, ("data.max_duration_s", "10.0", "1.5 s"))
     slow = after(hubert, preprocessor(sampling_rate=8_000, do_normalize=True))
     yield Case("an encoder for telephone speech", "encoder", "hubert", slow, ("sampling_rate", "8000", "16000"))
     unscaled = after(hubert, preprocessor(sampling_rate=16_000, do_normalize=False))

@@ -40,7 +40,7 @@ QFORMER = {
 }
 
 DEPTH_FIELDS = {"whisper": "encoder_layers", "qwen3-asr": "encoder_layers", "granite-speech": "num_layers"}
-"""Field with the number of layers, by family. Other families use ``num_hidden_layers``."""
+"""Name of the config field with the number of layers, by family. Other families use ``num_hidden_layers``."""
 
 GROUP_NORM = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}
 
@@ -119,7 +119,7 @@ def build(name: str, folder: Path, **fields: Any) -> Encoder:
 
 
 def speech(seconds: float, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Create noise with changing volume and an offset, which normalization must remove."""
+    """Create noise with changing volume and a constant offset. Normalization must remove the offset."""
     samples = np.arange(round(seconds * SAMPLE_RATE))
     noise = np.random.default_rng(seed).normal(0, 0.1, len(samples))
     return (0.05 + noise * (1.1 + np.sin(samples / 1000))).astype(np.float32)

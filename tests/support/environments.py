@@ -1,4 +1,5 @@
-"""New virtual environments for every Python on this machine. pip selects the versions, without constraints."""
+"""New virtual environments for every Python on this machine. pip selects all versions of packages, without
+constraints."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 def assert_equal(ours: Any, theirs: Any, place: str) -> None:
-    """Check that both have the same structure, types, values and bits. ``place`` names them in error messages."""
+    """Check that two values are exactly equal, with the same structure and types. ``place`` is for error messages."""
     assert type(ours) is type(theirs), place
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), place

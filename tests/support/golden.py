@@ -1,4 +1,4 @@
-"""Golden files of messages, one file per family."""
+"""Comparison of messages with golden files, which contain the expected texts."""
 
 from __future__ import annotations
 

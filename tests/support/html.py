@@ -1,4 +1,4 @@
-"""A parser of the package's HTML pages, and texts that need escaping."""
+"""A parser of the package's HTML pages, and a text that needs escaping."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def point_to_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Make all libraries use a hub without a token. They are patched, because they read ``HF_ENDPOINT`` at import."""
+    """Make all libraries use a hub, without a token. Constants are patched, as they read ``HF_ENDPOINT`` at import."""
     import datasets.config
     import transformers.utils.hub
     from huggingface_hub import HfFileSystem, constants

@@ -31,7 +31,7 @@ class UploadHub:
     commits: list[dict[str, Any]] = field(default_factory=list)
     """Headers of the commits, with ``summary`` and ``description``."""
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Status and message of refusals, by the last step of the path, such as ``create`` or ``commit``."""
+    """Status and message of each refusal, by a part of the request's path, such as ``create`` or ``commit``."""
     refused_spaces: bool = False
     """Whether the server refuses to create Spaces."""
     stored: dict[str, bytes] = field(default_factory=dict)

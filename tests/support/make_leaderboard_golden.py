@@ -61,7 +61,7 @@ _WORDS = {
 
 
 def rewritten(text: str, rng: random.Random) -> str:
-    """Insert up to three words with several spellings, which the leaderboard's rules may treat as equal."""
+    """Insert up to three words or phrases of ``_FORMS``. The leaderboard's rules may treat their spellings as equal."""
     words = text.split()
     for _ in range(rng.randint(0, 3)):
         words.insert(rng.randrange(len(words) + 1), rng.choice(rng.choice(_FORMS)))
@@ -88,7 +88,7 @@ def english(hypotheses: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def other_language(language: str) -> list[tuple[str, str]]:
-    """Return pairs of random words of the language. Hypotheses have errors and different spaces."""
+    """Return pairs of random words of the language. Hypotheses have errors, and many of them lack a space."""
     rng = random.Random(language)
     words = _WORDS[language].split()
     pairs = []
@@ -147,7 +147,7 @@ def per_row(rows: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 def golden(clone: Path, hypotheses: Sequence[Path]) -> dict[str, Any]:
-    """Return the content of the file."""
+    """Return the content of the golden file."""
     pairs = {"english": english(hypotheses), **{name: other_language(name) for name in _WORDS}}
     sets = {
         name: [{"text": reference, "pred_text": hypothesis} for reference, hypothesis in rows]
@@ -165,5 +165,5 @@ def golden(clone: Path, hypotheses: Sequence[Path]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     content = golden(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
-    # Leave out the time, so that the same content gives the same bytes.
+    # Leave the time out of the gzip header, so that the same content gives the same bytes.
     GOLDEN.write_bytes(gzip.compress(json.dumps(content, ensure_ascii=False).encode(), mtime=0))

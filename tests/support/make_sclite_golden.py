@@ -54,7 +54,7 @@ def sentences(rng: random.Random, size: int) -> list[str]:
 
 
 def tokens(rng: random.Random, size: int) -> list[str]:
-    """Create strings of few different words, whose alignments have many ties."""
+    """Create strings of at most eight different words, so that many alignments have the same number of errors."""
     words = "abcdefgh"
     return [" ".join(rng.choices(words[: rng.randint(1, 8)], k=rng.randint(1, 14))) for _ in range(size)]
 
@@ -72,7 +72,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def golden() -> dict[str, Any]:
-    """Return the content of the file."""
+    """Return the content of the golden file."""
     made = rows()
     content: dict[str, Any] = {
         "made_by": subprocess.run(
@@ -100,5 +100,5 @@ def golden() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    # Leave out the time, so that the same content gives the same bytes.
+    # Leave the time out of the gzip header, so that the same content gives the same bytes.
     GOLDEN.write_bytes(gzip.compress(json.dumps(golden(), ensure_ascii=False).encode(), mtime=0))

@@ -86,7 +86,7 @@ def assemble(
 
 
 def with_lora(config: Any, part: nn.Module) -> Any:
-    """Return the config with the part frozen, and with adapters on its most frequent kind of linear layer."""
+    """Return the config of a frozen part with adapters on all linear layers that have the most frequent name."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in part.named_modules() if isinstance(module, nn.Linear))
     lora = {"rank": 2, "alpha": 4.0, "targets": [names.most_common(1)[0][0]]}
     return type(config).model_validate({**config.model_dump(), "freeze": True, "lora": lora}, strict=False)
@@ -127,7 +127,7 @@ def outputs(model: TinyAudioModel, tokenizer: Any) -> dict[str, Any]:
 
 
 def losses(model: TinyAudioModel, tokenizer: Any) -> Tensor:
-    """Return teacher-forced losses of :func:`two_clips`, ``[2, B]``: decoder and CTC head."""
+    """Return teacher-forced losses on :func:`two_clips`, ``[2, B]``: one row for the decoder, one for the CTC head."""
     texts = TRANSCRIPTS[:2]
     targets = [torch.tensor([*tokenizer.encode(text, add_special_tokens=False), 2]) for text in texts]
     labels = [CtcVocabulary.of(TRANSCRIPTS).encode(text) or [] for text in texts]

@@ -61,7 +61,7 @@ GIGASPEECH = pa.schema(
 
 @cache
 def encoded_clip(number: int, seconds: float, container: str = "WAV") -> bytes:
-    """Return an encoded tone in noise. Each number has a different frequency."""
+    """Return an encoded tone with noise. ``number`` determines the frequency and the noise."""
     samples = round(seconds * SAMPLE_RATE)
     rng = np.random.default_rng(number)
     hz = 200 + 37 * (number % 40)

@@ -66,7 +66,7 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
 
 
 def assert_same_tensors(found: nn.Module, wanted: nn.Module) -> None:
-    """Check that all tensors of ``wanted`` are equal. The mask vector of disabled SpecAugment may be missing."""
+    """Check that both have the same tensors. ``wanted`` may also have SpecAugment's mask vector, which is unused."""
     own, its = dict(found.state_dict()), dict(wanted.state_dict())
     its.pop("masked_spec_embed", None)
     assert own.keys() == its.keys()

@@ -60,7 +60,8 @@ def _work_and_exit(work: Callable[[], int | None]) -> None:
     code = 1
     try:
         # Redirect the test's file descriptors to /dev/null. If they were closed, new files would get their numbers, and
-        # file objects of the test could later close the new files. This also closes a pipe on which Popen waits.
+        # file objects of the test could later close the new files. Redirecting also closes the pipe on which Popen
+        # waits.
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in map(int, os.listdir("/dev/fd")):
             if number > 2 and number != nowhere:

@@ -31,7 +31,7 @@ def built(name: str, context: ProjectorContext = CONTEXT, **fields: Any) -> Any:
 
 
 def shaken(module: nn.Module) -> Any:
-    """Add noise to all weights, because norms start as ones and biases as zeros."""
+    """Add noise to all weights, because the initial ones in norms and zeros in biases would hide errors."""
     numbers = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for tensor in module.parameters():
@@ -40,7 +40,7 @@ def shaken(module: nn.Module) -> Any:
 
 
 def noise(*lengths: int, logits: Tensor | None = None, dim: int = CONTEXT.in_dim) -> Frames:
-    """Return frames with large values beyond each length."""
+    """Return random frames, with large values in the padding."""
     numbers = torch.Generator().manual_seed(1)
     values = torch.randn(len(lengths), max(lengths), dim, generator=numbers)
     values[~length_mask(torch.tensor(lengths), max(lengths))] = 50.0

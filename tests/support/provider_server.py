@@ -1,4 +1,4 @@
-"""A local server with the providers' APIs. It checks requests against the documentation.
+"""A local server with the providers' APIs. It checks requests against the providers' documentation.
 
 The server checks the method, path, key, and the types and names of fields. It rejects requests that do not match, with
 the provider's error format. `tests/providers/test_sdks.py` tests the official clients with the same server. On demand,
@@ -86,9 +86,9 @@ class Vendors:
         self.faults: list[Fault] = []
         """Faults of the next requests, one each."""
         self.texts: dict[bytes, str] = {}
-        """Transcripts by the bytes of the clip. Other clips have TEXT."""
+        """Transcripts by the encoded bytes of the clip. All other clips have the transcript TEXT."""
         self.statuses = ["queued", "processing", "completed"]
-        """AssemblyAI's status for each poll. The last one repeats."""
+        """AssemblyAI's status at each poll of a job. Further polls repeat the last status."""
         self.uploads: dict[str, bytes] = {}
         self.jobs: dict[str, tuple[bytes, int]] = {}
         self.lock = threading.Lock()
@@ -215,7 +215,7 @@ class Vendors:
 
 
 def timed(text: str) -> list[tuple[str, float, float]]:
-    """Return words, with one second for each."""
+    """Return words with their start and end in seconds. A word starts every second and lasts half a second."""
     return [(word, float(number), number + 0.5) for number, word in enumerate(text.split())]
 
 

@@ -14,7 +14,7 @@ Change = Callable[..., Any]
 
 
 def parts(registry: Registry[Any, Any]) -> list[Entry[Any, Any]]:
-    """Return all parts, read from the registry."""
+    """Return the entries of all parts in the registry. There must be at least one."""
     entries = registry.entries()
     assert entries, f"no {registry.kind} is registered"
     return entries
@@ -25,7 +25,7 @@ def names(entries: Iterable[Entry[Any, Any]]) -> list[str]:
 
 
 def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
-    """Return the part's ``tiny()`` config. ``change(part, config)`` is applied to every part built from it."""
+    """Make the registry apply ``change(part, config)`` to each part with this name. Return its ``tiny()`` config."""
     entry = registry.entry(name)
 
     def build(config: Any, context: Any) -> Any:

@@ -95,7 +95,7 @@ def only(requirements: Sequence[str], site: Path) -> Path:
 
 @cache
 def _files(requirements: tuple[str, ...]) -> dict[str, Path]:
-    """Return the names and paths of these packages and their requirements in site-packages."""
+    """Return the entries of site-packages, as path by name, of these packages and their requirements."""
     found: dict[str, Path] = {}
     waiting, seen = list(requirements), set()
     while waiting:
@@ -115,7 +115,7 @@ def _files(requirements: tuple[str, ...]) -> dict[str, Path]:
 
 def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the Python of a new virtual environment with :data:`INSTALLED`, shared by all tests and workers of a
-    session."""
+    pytest session."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent

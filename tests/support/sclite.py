@@ -20,7 +20,8 @@ _RESULT = re.compile(
 
 
 def run_sclite(folder: Path, references: Sequence[str], *hypotheses: Sequence[str]) -> list[list[str]]:
-    """Return the edits of each utterance for each system, one letter per word: C, S, I or D. Case matters (``-s``)."""
+    """Return the edits of each system: one string per utterance, and one letter per word. The letters are C (correct),
+    S (substitution), I (insertion) and D (deletion). Case matters (``-s``)."""
     command = _sclite(folder, references, hypotheses)
     found = []
     for page in _run(f"{command} -o sgml stdout", folder).split("<SYSTEM ")[1:]:

@@ -1,4 +1,4 @@
-"""A registry of two parts."""
+"""A registry of two parts that exist only for tests."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def logged(folder: Path, key: str) -> list[Any]:
 
 
 def first_gradients(folder: Path) -> list[Tensor]:
-    """Return the gradients of a run of one step. AdamW's ``exp_avg`` is then a tenth of the gradient."""
+    """Return the gradients of a run of one step. After one step, AdamW's ``exp_avg`` is a tenth of the gradient."""
     saved = checkpoint.latest(folder / "checkpoints")
     assert saved is not None
     state = torch.load(saved / "optimizer.pt", weights_only=True)["state"]

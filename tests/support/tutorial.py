@@ -23,7 +23,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def install(code: list[tuple[str, str]], folder: Path, package: str) -> Path:
-    """Write the page's Python files to a folder of packages, with the page's entry point."""
+    """Write the page's Python files to a folder, with metadata that declares its entry point. Return the folder."""
     for kind, text in code:
         if kind == "python":
             name = re.match(r"# (\w+\.py)\n", text)
@@ -40,7 +40,7 @@ def install(code: list[tuple[str, str]], folder: Path, package: str) -> Path:
 
 
 def call(site: Path | None, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with the packages in the folder."""
+    """Run Python in a new process that can import the packages in the folder ``site``."""
     paths = os.pathsep.join([str(site), str(ROOT)] if site else [str(ROOT)])
     return subprocess.run(
         [sys.executable, *arguments],
@@ -68,7 +68,7 @@ print(json.dumps(results))
 def called(
     site: Path | None, work: Callable[[], int | None], anew: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Do work in a fork in which the folder's packages are installed. The fork imports this package again, but not
+    """Do work in a fork in which the folder's packages are installed. The fork imports ``tiny_audio`` again, but not
     torch.
 
     Args:
@@ -95,7 +95,7 @@ def called(
 def python(
     site: Path | None, code: str, *arguments: str, anew: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run code as :func:`called` does."""
+    """Run code in a fork, see :func:`called`."""
 
     def work() -> None:
         sys.argv = ["-c", *arguments]
@@ -107,7 +107,7 @@ def python(
 def tiny_audio(
     site: Path | None, commands: list[list[str]], anew: Sequence[str] = (), **environment: str
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Run each command line, all in one fork, as :func:`called` does."""
+    """Run command lines of ``tiny-audio`` one after another in a single fork, see :func:`called`."""
     done = python(site, EACH_COMMAND, json.dumps(commands), anew=anew, **environment)
     assert done.returncode == 0, done.stderr
     results = zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True)
@@ -121,7 +121,7 @@ def contract(site: Path, tests: str, *options: str) -> subprocess.CompletedProce
 
 
 def broken(site: Path, folder: Path, module: str, right: str, wrong: str) -> Path:
-    """Copy the page's files, with an error in one of them."""
+    """Copy the page's files to ``folder``, with ``right`` replaced by ``wrong`` in the file ``module``."""
     for path in site.glob("*.py"):
         (folder / path.name).write_text(path.read_text())
     code = (site / module).read_text()

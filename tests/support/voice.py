@@ -10,7 +10,7 @@ from tiny_audio.inference.voice_activity import FRAME
 
 
 class Loudness:
-    """Returns probability 1 for frames louder than -40 dB, and 0 for other frames."""
+    """Returns a speech probability of 1 for frames louder than -40 dB, and 0 for other frames."""
 
     def __init__(self) -> None:
         self._held = torch.zeros(0)
@@ -23,7 +23,7 @@ class Loudness:
 
 
 def bursts(*durations_s: float) -> Tensor:
-    """Return a pause, a burst of noise, a pause, and so on."""
+    """Return a pause, a burst of noise, a pause, and so on, with these durations."""
     generator = torch.Generator().manual_seed(0)
     noise = 0.1 * torch.randn(round(sum(durations_s) * SAMPLE_RATE), generator=generator)
     parts = noise.split([round(duration * SAMPLE_RATE) for duration in durations_s])

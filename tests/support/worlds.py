@@ -50,7 +50,7 @@ def in_world(size: int, work: Callable[[World], Any]) -> list[Any]:
 
 
 def in_processes(size: int, work: Callable[[int], Any]) -> list[Any]:
-    """Run ``work`` in ``size`` processes that can connect, and return the results or errors by rank."""
+    """Run ``work`` in ``size`` processes that can connect to each other. Return the results or errors by rank."""
     context, port = multiprocessing.get_context("fork"), free_port()
     ends, processes = [], []
     for rank in range(size):

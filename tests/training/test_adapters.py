@@ -79,7 +79,7 @@ def test_every_export_computes_the_same(stage: tuple[Document, Path], tmp_path: 
 def test_adapters_of_an_export_can_be_trained_further(
     stage: tuple[Document, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained DoRA magnitudes are kept. New magnitudes are the norms of the rows of the loaded weights."""
+    """A run that loads adapters keeps their DoRA magnitudes. New magnitudes are the row norms of the loaded weights."""
     document, folder = stage
     whole = load_file(folder / "model" / "model.safetensors")
     continued = start_from(document, folder, BOTH).state_dict()

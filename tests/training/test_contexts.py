@@ -58,7 +58,7 @@ def test_batches_have_the_contexts_of_their_clips(tmp_path: Path) -> None:
 
 
 def test_the_columns_of_contexts_belong_to_the_inputs_of_training(tmp_path: Path) -> None:
-    """A run must not continue with clips of another language."""
+    """A run must not continue if a column that contexts use, such as the language, has changed."""
     write_clips(tmp_path, 4)
     manifest = tmp_path / "manifest.jsonl"
     rows = [json.loads(line) | {"chapter": "1", "language": "de"} for line in manifest.read_text().splitlines()]

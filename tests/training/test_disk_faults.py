@@ -77,7 +77,7 @@ def test_a_row_group_that_cannot_be_opened_is_not_a_bad_clip(tmp_path: Path) -> 
     utterance = source.index().utterances[0]
     read_row_group.cache_clear()
     shard = tmp_path / "clips.parquet"
-    with few_files(1), pytest.raises(UserError) as refusal:  # only the lock in the cache folder can be opened
+    with few_files(1), pytest.raises(UserError) as refusal:  # one file: the lock in the cache folder, not the shard
         source.encoded(utterance)
     assert re.match(
         r".*/clips.parquet, row group 0, row 0: cannot be read: .*Too many open files; ",

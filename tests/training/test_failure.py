@@ -1,4 +1,4 @@
-"""Errors that one process sends to the others have the same exit code in all processes."""
+"""An error that one process sends to the others has the same kind, and so the same exit code, in all processes."""
 
 from __future__ import annotations
 

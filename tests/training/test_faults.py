@@ -1,4 +1,4 @@
-"""Faults during training: a clear message, no loss of saved steps, and the same command continues."""
+"""Faults during training: the message is clear, saved steps are not lost, and the same command continues the run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def finished(one_thread: None, data: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def undisturbed(finished: Path, tmp_path: Path) -> bytes:
-    """Return the weights of a run without faults. Its folder is copied to ``undisturbed``."""
+    """Return the weights of a run without faults, and copy the run's folder to ``tmp_path / "undisturbed"``."""
     shutil.copytree(finished, tmp_path / "undisturbed")
     return exported(finished)
 
@@ -120,7 +120,7 @@ def test_a_run_continues_after_the_disk_was_full(document: Document, small_disk:
 def test_a_run_continues_after_a_log_could_not_be_written(
     document: Document, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    """A step that could not be logged is saved."""
+    """Step 4 cannot be logged, but it is saved."""
     document, log = changed(document, execution__log_clips=True), tmp_path / "run" / "clips.jsonl"
 
     def harm() -> None:
@@ -138,7 +138,7 @@ def test_a_run_continues_after_a_log_could_not_be_written(
 
 
 def test_a_checkpoint_above_a_file_size_limit_is_an_error(document: Document, tmp_path: Path) -> None:
-    """A disk quota has the same effect. The limit is set in a separate process, because it cannot be raised again."""
+    """The limit acts like a disk quota. It is set in a separate process, because a process cannot raise it again."""
 
     def limited(end: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -205,7 +205,7 @@ def test_a_run_cannot_continue_if_all_checkpoints_are_damaged(
     for step in (6, 8):
         cut(folder / "checkpoints" / f"step-{step:09d}" / "rng.pt")
     (folder / "model").rename(folder / "gone")
-    # The first start renames the checkpoints. The second one must not train from the start either.
+    # The first start renames the checkpoints. The second start must also fail, and not train from step 0.
     for names in (("step-000000008: rng.pt ", "step-000000006: rng.pt "), ("step-000000008", "step-000000006")):
         with pytest.raises(UserError) as refusal:
             run(document, folder)
@@ -376,7 +376,7 @@ def test_a_lack_of_gpu_memory_is_reported(document: Document, tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_to_all_processes_stops_a_run(document: Document, tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and schedulers also send the signal to the loader's processes."""
+    """The signal is also sent to the loader processes, as by Ctrl-C and by schedulers."""
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(changed(document, training__steps=4000, execution__num_workers=2)))
     process = begin("run", path, "--output-dir", tmp_path / "run", start_new_session=True)

@@ -42,9 +42,9 @@ from tiny_audio.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VALUES = {2: 0.5, 4: 0.25, 6: 0.25, 8: 0.375, 10: 0.1, 12: 0.1}
-"""Word error rates by step. Steps 4 and 6 are equal."""
+"""Word error rates by step. Those of the steps 4 and 6 are equal."""
 AVERAGE = -1
-"""Key of the word error rate of the averaged weights."""
+"""Key, in place of a step, of the word error rate of the averaged weights."""
 
 
 class Killed(BaseException):
@@ -53,7 +53,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def stopping(data: Path) -> Document:
-    """Return a recipe of 12 steps. With evaluations of ``VALUES``, step 4 is the best, and training stops at step 8."""
+    """Return a recipe of 12 steps. With ``VALUES`` as error rates, step 4 is best, and training stops at step 8."""
     settings: dict[str, Any] = {
         "decoder__dropout": 0.1,
         "training__steps": 12,
@@ -68,7 +68,7 @@ def stopping(data: Path) -> Document:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run without faults."""
+    """A run without kills, and its results."""
 
     folder: Path
     trainer: Trainer

@@ -1,4 +1,4 @@
-"""Peak speed, power and energy meters of a machine: given, measured or from the table."""
+"""Peak speed, power and energy meter of a machine. They are given in the recipe, measured, or from a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: its sums, its FLOPs, and the report of a run's resource usage."""
+"""The ledger of a run's resource usage: sums over all steps, FLOPs, and the report."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ WORK = Work((1e6, 2e6, 0.0), (10.0, 0.0, 100.0), 3, 12.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def counted_flops() -> Iterator[None]:
-    """Count FLOPs with dry runs, as for users. Runs in other modules get given FLOPs."""
+    """Count FLOPs with dry runs, as for users. Other test modules use fixed FLOPs to save time (tests/conftest.py)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiny_audio.commands.run.train.work_of", work_of)
         yield
 
 
 def host(**changes: Any) -> Host:
-    """Return a machine with 1 GFLOPS and 50 W."""
+    """Return a machine with a peak of 1 GFLOPS and a rated power of 50 W."""
     known = Host(CPU, 1, 1e9, "given", 50.0, "given", None, None)
     return dataclasses.replace(known, **changes)
 

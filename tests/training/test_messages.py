@@ -1,4 +1,4 @@
-"""The wording of messages about training and its faults. Other tests check the values in them.
+"""The wording of messages about training and its faults. Other tests check the values in these messages.
 
 To regenerate ``messages.txt``: ``REGENERATE=1 pytest tests/training/test_messages.py``.
 """

@@ -235,7 +235,7 @@ def test_evaluation_during_and_after_training_equals_that_of_one_process(
 
 
 def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]:
-    """Return a function for ``prepare``. It sends a signal to the process of ``rank`` within step ``steps``."""
+    """Return a function for ``train(prepare=...)``. In step ``steps``, it sends a signal to the process of ``rank``."""
 
     def prepare(trainer: Trainer) -> None:
         passes: list[int] = []
@@ -253,7 +253,7 @@ def stop_after(steps: int, rank: int, world: World) -> Callable[[Trainer], None]
 @pytest.mark.parametrize("parallel", FSDP_SLOW)
 def test_a_run_continues_with_another_number_of_processes(document: Document, tmp_path: Path, parallel: str) -> None:
     """The run starts with two processes, and the second gets a signal. The run continues with one process, and then
-    with three. The clips are the same as in one process."""
+    with three. It uses the same clips as an uninterrupted run in one process."""
     document = changed(document, execution__log_clips=True, training__steps=5, execution__parallel=parallel)
     alone = train(document, tmp_path / "one", dtype=torch.float64)
 
@@ -281,7 +281,7 @@ def test_a_run_continues_with_another_number_of_processes(document: Document, tm
 def test_steps_without_the_decoder_equal_those_of_one_process(
     document: Document, tmp_path: Path, parallel: str
 ) -> None:
-    """The encoder has adapters, and a step has two batches. Another run is stopped in step 1, and then continued."""
+    """Only step 3 has the decoder. The encoder has adapters. A further run is stopped in step 1, and then continued."""
     document["encoder"] |= {"freeze": True, "lora": LORA}
     alignment = {"weight": 0.4, "alone_steps": 2}
     document = changed(document, alignment=alignment, training__steps=3, execution__parallel=parallel)
@@ -327,7 +327,7 @@ def test_a_nonfinite_gradient_in_one_process_is_skipped_in_all(
 
             def nothing_finite(module: nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> Any:
                 passes.append(1)
-                # Change the first batch of the third step in the second process.
+                # A step has two batches, so pass 5 is the first of step 3. Change it in the second process only.
                 return (output[0] * torch.nan, output[1]) if len(passes) == 5 and world.rank == 1 else output
 
             trainer.bare_model.projector.register_forward_hook(nothing_finite)
