@@ -23,7 +23,7 @@ from tiny_audio.sources.mix import Mixed, MixedConfig, MixSource
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a manifest of 8 clips, and a Parquet file of 40 clips in row groups of 5. Its clip 7 has no text."""
+    """Write a manifest of 8 clips, and a Parquet file of 40 clips in row groups of 5. Parquet row 7 has no text."""
     folder = tmp_path_factory.mktemp("mix")
     write_clips(folder, 8)
     rows = [loquacious_row(number) for number in range(40)]

@@ -25,7 +25,7 @@ def names(entries: Iterable[Entry[Any, Any]]) -> list[str]:
 
 
 def rebuilt_by(registry: Registry[Any, Any], name: str, change: Change, patch: pytest.MonkeyPatch) -> Any:
-    """Make the registry apply ``change(part, config)`` to each part with this name. Return its ``tiny()`` config."""
+    """Make the registry apply ``change(part, config)`` to parts with this name. Return the part's ``tiny()`` config."""
     entry = registry.entry(name)
 
     def build(config: Any, context: Any) -> Any:

@@ -85,7 +85,7 @@ def test_a_clip_is_not_sped_up_if_its_text_would_not_fit(tmp_path: Path) -> None
 def test_a_clip_that_is_not_sped_up_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
-        # The faster clip is too short for its text, unless silence is added. Then it is augmented at its own speed.
+        # At the higher speed, these clips are too short for their text. Without added silence, they keep their own speed.
         for _ in range(12):
             file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
     augmentation = {"speed": [1.1], "silence": {"max_before_s": 5.0, "max_after_s": 5.0}}
@@ -135,8 +135,8 @@ def test_a_run_cannot_continue_with_another_plan(tmp_path: Path) -> None:
 
 
 def test_epochs_without_clips_are_skipped(tmp_path: Path) -> None:
-    """With a weight of 0.1, each of the three clips is in one of ten epochs, so at least seven of them are empty. With a
-    weight of 1e-7, a run fails, because the first 1,000 epochs are empty."""
+    """With a weight of 0.1, each of the three clips is in one of ten epochs, so at least seven epochs are empty. With
+    a weight of 1e-7, a run fails, because the first 1,000 epochs are empty."""
 
     def mixed(weight: float) -> Document:
         source = tiny_recipe(tmp_path)["data"]["train"]["clips"]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def earlier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run with a CTC head. One of its texts has letters that other recipes lack."""
+    """Return the folder of a finished run with a CTC head. Its transcripts have letters that ``document`` lacks."""
     folder = tmp_path_factory.mktemp("earlier")
     write_clips(folder, 8)
     (folder / "manifest.jsonl").write_text((folder / "manifest.jsonl").read_text().replace('"yes"', '"why quiz"'))
