@@ -85,7 +85,7 @@ def test_a_clip_is_not_sped_up_if_its_text_would_not_fit(tmp_path: Path) -> None
 def test_a_clip_that_is_not_sped_up_respects_the_maximum_duration(tmp_path: Path) -> None:
     manifest = write_clips(tmp_path, 2)
     with manifest.open("a") as file:
-        # At the higher speed, these clips are too short for their text. Without added silence, they keep their own speed.
+        # At the higher speed, these clips are too short for their text. Without added silence, they keep their speed.
         for _ in range(12):
             file.write(manifest_row(tmp_path / "clip001.flac", "stop now go on left stop no ba", 0.61))
     augmentation = {"speed": [1.1], "silence": {"max_before_s": 5.0, "max_after_s": 5.0}}
