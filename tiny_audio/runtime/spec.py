@@ -14,7 +14,9 @@ from tiny_audio.runtime.yaml_file import apply_overrides
 
 
 def split_spec(text: str, as_written: Collection[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Split the text into the name and the fields. Values are read as YAML, except for fields in ``as_written``.
+    """Split the text into the name and the fields.
+
+    Values are read as YAML. The values of fields in ``as_written`` are not converted, so they remain strings.
 
     >>> split_spec("librispeech:split=test.clean")
     ('librispeech', {'split': 'test.clean'})
@@ -43,6 +45,7 @@ def parse_part(registry: Registry[Any, Any], fields: dict[str, Any], place: str)
     """Return the config of a source, a provider or an export format.
 
     Args:
+        fields: the fields of the config, including its ``name``.
         place: the start of error messages, such as the option and its value.
 
     Raises:
@@ -70,5 +73,5 @@ def _words(one: Any, known: set[str]) -> str:
 
 
 def folder_name(text: str) -> str:
-    """Return a folder name made from any text."""
+    """Return the text as a folder name. Characters that file systems may not allow are replaced by hyphens."""
     return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.") or "unnamed"

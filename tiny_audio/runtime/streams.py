@@ -49,7 +49,7 @@ def stdout_is_closed() -> bool:
 
 
 def discard_unwritable_output() -> None:
-    """Discard buffered output that cannot be written, so that Python reports no error when it exits."""
+    """If standard output cannot be written, discard its buffer. Otherwise, Python would report an error at its exit."""
     try:
         sys.stdout.flush()
     except OSError:

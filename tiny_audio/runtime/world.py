@@ -27,7 +27,7 @@ _JOIN_TIMEOUT = timedelta(minutes=2)
 """Time in which all processes must connect. It is short, because launchers start them at about the same time."""
 _NOTE_AFTER_S, _POLL_S = 5.0, 0.05
 _PRESENT = "tiny_audio/present"
-"""Key in the shared store. Its value is the number of processes that have connected to the store."""
+"""A key in the key-value store that all processes share. The value is the number of processes that have connected."""
 _ENGINES = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -111,7 +111,8 @@ class World:
 
         Args:
             meanwhile: function that is called repeatedly while this process waits for the others, and once more at the
-                end. Signals are handled during this wait. A single process does not call the function.
+                end. Signal handlers run between these calls. Without ``meanwhile``, they run only after the wait. The
+                function is not called if there is only one process.
 
         Raises:
             Exception: the error that ``work`` raised in the failed process with the lowest rank. The other processes
@@ -162,17 +163,17 @@ class World:
         return self._mailbox.received() if self._mailbox is not None and self.is_main else iter(())
 
     def main_first(self, work: Callable[[], ValueT]) -> ValueT:
-        """Call ``work`` in the first process of each machine, to fill the cache, and then in the other processes.
+        """Call ``work`` in the first process of each machine, and then in the other processes.
 
-        Errors are raised as in :meth:`collective`.
+        Thus, only the first process downloads files or fills the cache. Errors are raised as in :meth:`collective`.
         """
         done = self.collective(lambda: [work()] if self.local_rank == 0 else [])
         return self.collective(lambda: done[0] if done else work())
 
     def broadcast_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the main process's tensors, which must be on the CPU, one by one.
+        """Yield the main process's tensors in every process, one by one. The tensors must be on the CPU.
 
-        In other processes, the argument is ignored.
+        The other processes ignore their own ``tensors``.
         """
         if self.size == 1:
             yield from tensors.items()
@@ -222,8 +223,8 @@ def joined(
         timeout: the longest time that a process waits for the others in a collective.
 
     Raises:
-        UserError: the launcher's variables or engine are not usable, there are not enough GPUs for the processes, or
-            not all processes join.
+        UserError: the launcher's environment variables are invalid, it uses an engine for sharded training, there are
+            not enough GPUs for the processes, or not all processes join.
     """
     launch = Launch.read()
     if launch.note is not None:

@@ -215,7 +215,7 @@ def _merge(base: Document, extension: Document) -> Document:
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, str) and "name" not in value:
             below = {"name": below}
-        if value is None and key in merged:  # the null of a missing key is kept, so that validation checks the key
+        if value is None and key in merged:  # if the base lacks the key, null is kept, so that validation sees the key
             del merged[key]
         elif isinstance(value, dict) and isinstance(below, dict) and _same_part(value, below):
             merged[key] = _merge(below, value)
@@ -278,7 +278,7 @@ def set_field(document: Document, path: str, value: Any, name: str | None = None
 def _set(document: Document, keys: Sequence[str], value: Any, name: str) -> Document:
     key, *rest = keys
     if not rest:
-        if value is None and key in document:  # the null of a missing key is kept, so that validation checks the key
+        if value is None and key in document:  # if the key is missing, null is set, so that validation sees the key
             return {other: document[other] for other in document if other != key}
         return document | {key: value}
     below = document.get(key)

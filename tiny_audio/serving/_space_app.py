@@ -14,7 +14,7 @@ def build_demo() -> Any:
     from transformers import pipeline
 
     recognizer = pipeline("automatic-speech-recognition", model=MODEL, revision=REVISION, trust_remote_code=True)
-    # Only models with a CTC head give the times of words.
+    # Only models with a CTC head give the times of words. For other models, ask for the times of segments.
     times = "word" if recognizer.model.ctc_head is not None else True
 
     def transcribe(audio: str | None) -> tuple[str, list[list[Any]]]:

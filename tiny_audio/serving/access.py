@@ -17,12 +17,13 @@ from tiny_audio.serving.errors import ApiError, discard_body
 from tiny_audio.serving.options import Options
 
 OPEN_PATHS = ("/", "/health")
-"""Paths that need no key. The page itself contains nothing secret."""
+"""Paths that need no key: the web page, which contains nothing secret, and the health check."""
 OPEN_FOLDER = "/page/"
 """Files below this path need no key."""
 KEY_PROTOCOL = "openai-insecure-api-key."
 """Prefix of the WebSocket subprotocol that carries the key, as in OpenAI's realtime API. Web pages cannot set the
-headers of a WebSocket request. They offer two subprotocols: one for the server to accept, and one with the key."""
+headers of a WebSocket request, so they send the key as a subprotocol. They also offer another subprotocol, which the
+server accepts."""
 
 
 class AccessControl:
@@ -53,7 +54,8 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            if origin is not None:  # before the key check, so that an allowed page can read that check's error
+            # Add this header before the key check. Without it, the page could not read the error of that check.
+            if origin is not None:
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)
         if problem is None:

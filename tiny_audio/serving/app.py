@@ -36,7 +36,7 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
         page.router(service, card),
     ):
         for route in router.routes:
-            # Health checks often use HEAD, but FastAPI routes do not accept it. uvicorn leaves out the response's body.
+            # Health checks often use HEAD, but FastAPI routes do not accept it. uvicorn sends no body in answer to HEAD.
             if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
                 route.methods.add("HEAD")
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""Turn parameters of requests into the context that the model reads."""
+"""Turn the prompt, keywords and language of a request into the context that the model reads."""
 
 from __future__ import annotations
 

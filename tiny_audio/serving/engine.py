@@ -24,9 +24,10 @@ from tiny_audio.runtime.memory import release_freed_memory
 
 _LOG = logging.getLogger(__name__)
 _POOL = 8
-"""The next batch is chosen from the start of the queue: from as many chunks as fit into this number of batches."""
+"""The chunks of a batch are chosen from the first ``_POOL * batch size`` chunks of the queue. In a larger pool, more
+chunks have similar lengths."""
 _RELEASE_EVERY = 4
-"""Number of batches after which freed memory is returned to the operating system. Returning takes less than 0.1 s."""
+"""Number of batches after which freed memory is returned to the operating system. This takes less than 0.1 s."""
 
 OnSegment = Callable[[Segment], object]
 
@@ -121,7 +122,7 @@ class _Item:
 
     @property
     def due(self) -> float:
-        """The time by which the queue is sorted (see :class:`Engine`)."""
+        """The key that the queue is sorted by, in seconds (see :class:`Engine`)."""
         return self.arrived + self.chunk.start / SAMPLE_RATE
 
     @property
@@ -187,7 +188,8 @@ class Engine:
     def chunks(self, blocks: Iterable[Tensor], is_stopped: Callable[[], bool] = lambda: False) -> list[Chunk]:
         """Cut a recording into chunks for :meth:`enqueue`. See :meth:`Transcriber.chunks`.
 
-        This may take seconds for a recording of an hour, and minutes if the model has to choose the cuts.
+        For a recording of an hour, this may take seconds. If a long recording has too few pauses, it is cut within
+        speech. Then the model may search for better cuts, which may take minutes.
         """
         return list(self._transcriber.chunks(blocks, is_stopped))
 
@@ -206,7 +208,7 @@ class Engine:
             chunks: the :meth:`chunks` of the recording.
             duration_s: duration of the recording.
             words: also return the start and end of each word.
-            context: what is known about the recording. Previous text is used only for its first chunk.
+            context: what is known about the recording. Its previous text is used only for the first chunk.
             on_segment: called in the engine's thread with each segment, in order.
 
         Raises:
@@ -231,7 +233,10 @@ class Engine:
     async def transcribe(
         self, waveform: Tensor, *, words: bool = False, context: Context | None = None
     ) -> Transcription:
-        """Transcribe mono float32 ``[S]`` at 16 kHz. Canceling the task cancels the job. See :meth:`enqueue`."""
+        """Transcribe a recording, mono float32 ``[S]`` at 16 kHz. See :meth:`enqueue`.
+
+        If the asyncio task that awaits the result is canceled, the job is canceled too.
+        """
         chunks = await asyncio.to_thread(self.chunks, [waveform])
         job = self.enqueue(chunks, len(waveform) / SAMPLE_RATE, words=words, context=context)
         return await asyncio.wrap_future(job.future)

@@ -54,7 +54,7 @@ class ApiError(Exception):
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer every error of a client with a JSON object, including unknown paths."""
+    """Answer every error that a client causes, such as an unknown path, with a JSON object."""
 
     @app.exception_handler(ApiError)
     def known(request: Request, error: ApiError) -> JSONResponse:
@@ -107,7 +107,7 @@ class Failures:
 
 
 async def discard_body(receive: Receive) -> None:
-    """Read and discard a request's body, up to 1 MiB and for at most a second.
+    """Read and discard a request's body, up to 1 MiB and for at most a second. Call this before an error response.
 
     If the connection is closed while a client is still sending, the client often does not see the response.
     """

@@ -1,4 +1,4 @@
-"""One live stream: audio from a WebSocket in, partial and final texts out."""
+"""One live stream: it receives audio over a WebSocket, and sends partial and final texts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tiny_audio.serving.opus import CONTAINERS, OpusDecoder, opus_decoder
 _BLOCK = SAMPLE_RATE // 10
 """Samples that are processed in one step. Other connections are served between the steps."""
 _BURST_S = 2.0
-"""A stream may be ahead of its maximum speed by this many seconds of clock time. For example, at ``max_speed=8``, 40 s
-of audio take 5 s of clock time. With 2 s less, the first 40 s of a stream may be processed after only 3 s."""
+"""The server processes audio at most this many seconds earlier than ``max_speed`` allows. For example, ``max_speed=8``
+alone would allow the first 40 s of a stream after 5 s. With this margin of 2 s, they may be processed after 3 s."""
 _MAX_TEXT = 100
 """Only this many characters of a text message are parsed. Longer JSON could be nested too deeply for the parser."""
 Decode = Callable[[Tensor], Awaitable[Transcription]]
 
 
 class ClientError(Exception):
-    """A stream that is closed with an error.
+    """Closes a stream with an error message.
 
     Args:
         code: the WebSocket's close code.
@@ -204,7 +204,7 @@ class LiveSession:
         return data
 
     async def _add(self, data: bytes) -> None:
-        """Add 16-bit samples. Wait if they arrive too fast, or if too much audio is waiting to be transcribed."""
+        """Add 16-bit samples to the stream. Wait if they arrive too fast, or if too much audio waits for transcription."""
         data = self._rest + data
         whole = len(data) // 2 * 2
         self._rest = data[whole:]

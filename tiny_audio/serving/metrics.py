@@ -88,7 +88,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         started, request_id = time.monotonic(), uuid.uuid4().hex
-        status = 499  # the client disconnected before the response (nginx's code)
+        status = 499  # nginx's code for a client that disconnects before the response; replaced when a response starts
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_measured(message: Message) -> None:

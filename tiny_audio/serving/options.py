@@ -61,7 +61,7 @@ class Options:
     host: str = "127.0.0.1"
     """The name or address on which the server listens."""
     hotwords: tuple[str, ...] = ()
-    """Names and rare words that every recording may contain."""
+    """Names and rare words that any recording may contain. They are added to the hotwords of every request."""
     log_transcripts: bool = False
     """Write transcripts to the log."""
     limits: Limits = field(default_factory=Limits)

@@ -23,7 +23,7 @@ class OpusDecoder:
         self._process, self._input, self._output = process, process.stdin, process.stdout
 
     async def write(self, data: bytes) -> bool:
-        """Send more data to FFmpeg. If much earlier data is not decoded yet, wait.
+        """Send more data to FFmpeg. Wait while FFmpeg still has much data to decode.
 
         Returns:
             Whether FFmpeg accepts more data. False after data that FFmpeg cannot decode.
@@ -40,7 +40,7 @@ class OpusDecoder:
         self._input.close()
 
     async def read(self) -> bytes:
-        """Return the next samples as 16-bit integers in mono at 16 kHz. Empty at the end."""
+        """Return the next samples as 16-bit integers in mono at 16 kHz. At the end, the result is empty."""
         return await self._output.read(1 << 16)
 
     async def succeeded(self) -> bool:

@@ -120,7 +120,7 @@ def check_model(given: str, model_name: str) -> None:
 
 
 def _collected(form: FormData) -> dict[str, list[str | UploadFile]]:
-    """Return the values of each field by its name without brackets."""
+    """Return a mapping from the name of each field to its values. Names lose the ``[]`` at their end."""
     fields: dict[str, list[str | UploadFile]] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")

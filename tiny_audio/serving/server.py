@@ -25,7 +25,7 @@ _MAX_MESSAGE_BYTES = 2 << 20
 
 
 class TimedProtocol(H11Protocol):
-    """Closes connections that send the head of a request too slowly. uvicorn would wait forever."""
+    """Closes a connection if the headers of a request arrive too slowly. uvicorn would wait for them forever."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer."""
@@ -34,7 +34,7 @@ class TimedProtocol(H11Protocol):
         self.loop.call_later(HEAD_S, self._check)
 
     def _check(self) -> None:
-        # A WebSocket's connection has been handed over to uvicorn's WebSocket protocol.
+        # A WebSocket is not in `self.connections`, because uvicorn's WebSocket protocol has taken over its connection.
         if self.transport.is_closing() or self not in self.connections:
             return
         is_idle = self.cycle is None or self.cycle.response_complete
@@ -54,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: the host has an empty or long label
+    except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: a part of the host name is empty or long
         raise UserError(
             f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; give another --port "
             "or --host"
@@ -82,8 +82,10 @@ class Server(uvicorn.Server):
                 http=TimedProtocol,
                 ws="websockets-sansio",
                 ws_max_size=_MAX_MESSAGE_BYTES,
-                ws_per_message_deflate=False,  # audio hardly shrinks, and a small message could expand to a huge one
-                ws_ping_timeout=None,  # the server reads no pongs while it makes a client wait
+                # Compression hardly shrinks audio. And a small compressed message could expand to a huge one.
+                ws_per_message_deflate=False,
+                # While the server makes a client wait, it reads nothing from the client, not even answers to pings.
+                ws_ping_timeout=None,
                 lifespan="off",
                 log_config=None,
                 log_level="warning",
@@ -96,7 +98,7 @@ class Server(uvicorn.Server):
         self._on_started, self._end_at_once = on_started, end_at_once
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and report it."""
+        """Start, and then call ``on_started``."""
         await super().startup(sockets)
         self._on_started()
 

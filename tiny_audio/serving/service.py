@@ -17,7 +17,8 @@ from tiny_audio.serving.metrics import Metrics
 from tiny_audio.serving.options import Options
 
 _DECODERS = 8
-"""Number of uploads that are decoded at the same time. With only one, a slow upload would delay all others."""
+"""Number of uploads that are decoded at the same time. If it were 1, an upload that takes long to decode would delay
+all other uploads."""
 _LONGEST_RETRY_S = 60
 
 
@@ -54,7 +55,7 @@ class Service:
             raise self.busy(error) from error
 
     def busy(self, error: BusyError) -> ApiError:
-        """Return the error response to a request that exceeds a limit. It says when to try again."""
+        """Return the error response to a request that exceeds a limit. The response says when to try again."""
         wait_s = min(_LONGEST_RETRY_S, max(1, math.ceil(self.engine.statistics.wait_s)))
         headers = {"Retry-After": str(wait_s)}
         return ApiError(429, f"{error}; try again later", code="rate_limit_exceeded", headers=headers)

@@ -104,7 +104,7 @@ async def _chunks(service: Service, parameters: Parameters, ticket: Ticket) -> t
 
 
 async def _result(future: Future[Transcription]) -> Transcription:
-    """Wait for a job. Canceling this task cancels the job."""
+    """Wait for a job. If the asyncio task that awaits this result is canceled, the job is canceled too."""
     return await asyncio.wrap_future(future)
 
 

@@ -126,7 +126,7 @@ def decode(file: BinaryIO, limits: Limits, ticket: Ticket, stopped: threading.Ev
         ApiError: the file cannot be decoded, or is too long.
         BusyError: there is no room for the decoded audio.
     """
-    # Decoders need a path.
+    # Decoders read from a path, so copy the upload to a file with a fixed name.
     with tempfile.TemporaryDirectory(prefix="tiny-audio-") as folder:
         path = Path(folder) / "upload"
         with path.open("wb") as copy:

@@ -32,7 +32,8 @@ export async function openMicrophone(onSamples, onLost, onPause) {
     // Some browsers run only nodes that are connected to the loudspeaker. This node outputs silence.
     source.connect(worklet).connect(context.destination);
     if (track.readyState === "ended") throw new DOMException("it was disconnected", "AbortError");
-    // A phone call or another app can pause the audio, and a phone whose screen turns off stops the microphone.
+    // Resume the audio, because a phone call or another app can pause it. Keep the screen on, because a phone whose
+    // screen turns off stops the microphone.
     let awake;
     const keepRunning = () => {
       context.resume().catch(() => {}); // This may wait until the user returns to the page.
@@ -65,7 +66,7 @@ function sourceOf(stream) {
   try {
     return context.createMediaStreamSource(stream);
   } catch (error) {
-    // Firefox does not resample microphones.
+    // Firefox does not resample microphones. So use the microphone's own rate here. worklet.js resamples to 16 kHz.
     context.close();
     if (error.name !== "NotSupportedError") throw error;
   }

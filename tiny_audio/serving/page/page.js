@@ -9,7 +9,7 @@ const transcript = new Transcript($("transcript"), player);
 let card = null; // what the server says about its model
 let recording = null; // {chunks, samples, status, stop (stops the microphone), live (connection for live text)}
 let refocus = false; // whether Record lost the focus when it was disabled, and must get it back when it is enabled
-let running = null; // AbortController of a request
+let running = null; // AbortController of the last request to transcribe a file
 let last = null; // {audio, name} of the last transcription, so that it can be tried again
 let result = null; // transcript on the page
 

@@ -55,7 +55,7 @@ class TimedSegment(BaseModel):
 
 
 class TimedText(BaseModel):
-    """A transcript that the client already has."""
+    """The body of a request for subtitles: a transcript that the client already has."""
 
     segments: tuple[TimedSegment, ...]
 

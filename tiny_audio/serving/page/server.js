@@ -27,7 +27,10 @@ async function request(path, options = {}) {
   throw new ServerError(answer.status, message, Number(answer.headers.get("Retry-After")) || null);
 }
 
-/** Return the model's `name`, `words` (whether it times words), `prompt` (how it uses a prompt), `parts` and `scores`. */
+/**
+ * Return the model's `name`, `words` (whether it can give the times of words), `prompt` (how it uses a prompt), `parts`
+ * and `scores`.
+ */
 export const readCard = async () => (await request("v1/card")).json();
 
 /** Transcribe a file. Return its `text`, `duration`, `segments` and, if the model times words, `words`. */

@@ -2,7 +2,7 @@
 
 import { segmentsOf } from "./server.js";
 
-const PAUSE_S = 0.4; // A word stays marked during the pause after it if the pause is shorter than this.
+const PAUSE_S = 0.4; // During a pause that is shorter than this, the word before the pause stays marked.
 
 export const clock = (seconds) => {
   const whole = Math.floor(seconds);
