@@ -23,8 +23,8 @@ def encoding_of(head: bytes) -> str:
     """Return the encoding of a text, given its first four bytes.
 
     A byte order mark determines the encoding. Without a mark, the text is UTF-16 if exactly one of the first two bytes
-    is zero, and UTF-8 otherwise. The reason is that the files start with an ASCII character. In UTF-16, one of its two
-    bytes is zero.
+    is zero, and UTF-8 otherwise. This works because the files start with an ASCII character, which has one zero byte in
+    UTF-16 and none in UTF-8.
     """
     marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     if marked is not None:

@@ -54,7 +54,7 @@ class AccessControl:
             if _is_preflight(scope, headers):
                 await _preflight(origin)(scope, receive, send)
                 return
-            # Add this header before the key check. Without it, the page could not read the error of that check.
+            # Add the CORS headers before the key check. Without them, the page could not read the error of that check.
             if origin is not None:
                 send = _with_origin(send, origin)
         problem = problem or self._key_problem(scope["path"], headers)

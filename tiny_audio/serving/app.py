@@ -36,7 +36,7 @@ def create_app(engine: Engine, options: Options, card: Card) -> FastAPI:
         page.router(service, card),
     ):
         for route in router.routes:
-            # Health checks often use HEAD, but FastAPI routes do not accept it. uvicorn sends no body in answer to HEAD.
+            # Health checks often use HEAD, but FastAPI routes do not accept it. uvicorn answers HEAD without a body.
             if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
                 route.methods.add("HEAD")
         app.include_router(router)

@@ -204,7 +204,7 @@ class LiveSession:
         return data
 
     async def _add(self, data: bytes) -> None:
-        """Add 16-bit samples to the stream. Wait if they arrive too fast, or if too much audio waits for transcription."""
+        """Add 16-bit samples. Wait if they arrive too fast, or if too much earlier audio is not yet transcribed."""
         data = self._rest + data
         whole = len(data) // 2 * 2
         self._rest = data[whole:]

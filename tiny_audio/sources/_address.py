@@ -86,9 +86,9 @@ class AudioAddress:
         """Return the encoded audio.
 
         Args:
-            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. If a source has cached the row group of a cell,
-                the cached copy is read. Otherwise, the row group is cached in a separate folder with its own size
-                limit. Whole files on the hub are not cached.
+            cache_dir: as in :class:`~tiny_audio.sources.SourceContext`. To read a cell, its whole row group is needed.
+                If a source has cached the row group, the cached copy is read. Otherwise, the row group is cached in a
+                separate folder with its own size limit. Whole files on the hub are not cached.
             offline: do not use the network.
 
         Raises:

@@ -26,7 +26,7 @@ then fit without another scan of the folder."""
 _POLL_S = 0.005
 """Seconds between attempts to acquire the folder's lock, which is held only briefly."""
 _SCANNED: set[Path] = set()
-"""Folders whose size this process has measured. A forked process does not measure them again."""
+"""Folders whose size this process has measured. A forked process inherits this set, and need not measure them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class DiskCache:
         return FileLock(self.folder / f".lock-{_bucket(name):02x}", poll_interval=10 * _POLL_S)
 
     def _lock(self) -> FileLock:
-        """Return the folder's lock, which protects the count of used bytes and the file names."""
+        """Return the folder's lock. Hold it to change the count of used bytes, scan the folder, or rename a file."""
         return FileLock(self.folder / ".lock", poll_interval=_POLL_S)
 
     @contextlib.contextmanager
@@ -180,7 +180,7 @@ class DiskCache:
         return used
 
     def _delete_if_abandoned(self, temporary: Path, own_name: str) -> None:
-        """Delete a temporary file if no other process holds its writer lock."""
+        """Delete a temporary file if no other process holds the writer lock of the file's row group."""
         name = temporary.name[1:].rsplit(".arrow.", 1)[0]
         own = _bucket(name) == _bucket(own_name)
         with contextlib.suppress(Timeout), contextlib.nullcontext() if own else self._writer_lock(name).acquire(0):

@@ -1,4 +1,4 @@
-"""An index on disk. It contains a table with one row per clip in an Arrow file, called the index table.
+"""An index on disk. Its main content is an Arrow file with the index table, which has one row per clip.
 
 The clips come from shards. A shard is a parquet file, or a file that lists audio files, such as ``metadata.csv``. The
 columns of the index table are those of :func:`tiny_audio.sources._parquet.index_shard`. For listed audio files,
@@ -64,9 +64,9 @@ def write_index(
     Only one of the ``tables`` is in memory at a time. If several processes call this function, one process writes and
     the others wait.
 
-    If several clips have the same id, the first clip keeps it. Shard, row group and row are appended to the other ids,
-    as in ``a:train.parquet:0:7``. A row that is null is left out. If the new id is already used, apostrophes are
-    appended.
+    If several clips have the same id, the first clip keeps the id. Shard, row group and row are appended to the ids of
+    the other clips, as in ``a:train.parquet:0:7``. If ``row`` is null, only shard and row group are appended. If the
+    new id is already used, apostrophes are appended.
 
     Args:
         tables: the rows of all shards, in order, with the columns of
@@ -115,7 +115,7 @@ def _lock(key: str, folder: Path) -> FileLock:
 def _sweep(folder: Path) -> None:
     """Delete ``parts_of(folder)``, and leftovers of killed processes in the parent folder.
 
-    Recently written tables of other unfinished indexes are kept, so that interrupted indexing can continue.
+    Tables of other unfinished indexes are deleted only after seven days, so that interrupted indexing can continue.
     """
     shutil.rmtree(parts_of(folder), ignore_errors=True)
     for path in list(folder.parent.iterdir()):

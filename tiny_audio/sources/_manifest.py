@@ -120,7 +120,7 @@ def _object(line: str) -> Mapping[str, object]:
     if not isinstance(row, dict):
         raise _BadRowError("not_an_object", f"not a JSON object: {shown(row)}")
     try:
-        # All columns must be encodable, because reports contain them.
+        # All columns must be valid Unicode, because they are written to reports as UTF-8.
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise _BadRowError("bad_unicode", f"contains an incomplete character: {error}") from error

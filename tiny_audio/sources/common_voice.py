@@ -58,8 +58,8 @@ class CommonVoiceSource(Source):
     def index(self) -> Index:
         """See :meth:`Source.index`.
 
-        The first call reads the tables, and the headers of clips without a listed duration. Later calls list the clips
-        and read a cache.
+        The first call reads the tables, and the headers of clips without a listed duration. Later calls read the cached
+        index. Every call lists the clips, to find out whether files have changed.
         """
         table, durations = self.path / f"{self.split}.tsv", self.path / _DURATIONS
         if not table.is_file():

@@ -64,7 +64,8 @@ class FolderSource(Source):
     def index(self) -> Index:
         """See :meth:`Source.index`.
 
-        The first call reads tables and headers. Later calls list the files and read a cache.
+        The first call reads the tables, and the headers of the audio files. Later calls read the cached index. Every
+        call lists the files, to find out whether they have changed.
         """
         try:
             files = files_below(self.path, lambda name: name in _TABLES or is_audio_name(name))

@@ -161,7 +161,8 @@ def _has_newer(folder: Path, files: Sequence[Path]) -> bool:
 def _footer(path: Path) -> str:
     """Return a hash of the file's size and its footer.
 
-    The footer contains the position and the size of each column and, in most files, the range of its values.
+    The footer contains the position and the size of each column and, in most files, the range of its values. So most
+    changes of the content also change the hash.
     """
     try:
         with path.open("rb") as file:

@@ -36,8 +36,8 @@ _LOG = logging.getLogger(__name__)
 _STALE_S = 24 * 3600
 """Age at which a temporary folder is deleted, because its run was probably killed."""
 _MIN_SHARE = 20
-"""Each worker process synthesizes about this many utterances or more. For fewer utterances, starting a process takes
-longer than the synthesis."""
+"""For each group of this many utterances, at most one worker process is started. To synthesize fewer utterances takes
+less time than to start a process."""
 _WORKER = "tiny_audio.sources._synthetic.worker"
 _SENTENCES = "sentences.tsv"
 _SPLIT = "split.json"

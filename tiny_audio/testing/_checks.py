@@ -83,7 +83,8 @@ def expect_finite(part: BaseModel, what: str, values: Tensor) -> None:
 def perturb(module: nn.Module) -> None:
     """Add noise to every trainable tensor.
 
-    In new modules, many biases are 0 and many weights of norms are 1, so a check could overlook a missing operation.
+    In new modules, many biases are 0 and many weights of norms are 1. Adding 0 or multiplying by 1 changes nothing, so
+    a check could overlook that such an operation is missing.
     """
     numbers = generator()
     with torch.no_grad():

@@ -212,7 +212,8 @@ class DecoderChecks(TransformersPartChecks[DecoderConfig]):
     def check_cache(self, config: DecoderConfig) -> None:
         """Check that the cache gives the same logits as one forward pass.
 
-        Rows are appended in chunks, and cropped, reordered and removed between the chunks.
+        The positions of each row are appended to the cache in chunks. Between two chunks, wrong positions are cropped,
+        and rows are reordered or removed.
         """
         for fields in ({}, {"freeze": True, "lora": self.lora(config)}):
             decoder = self.build(changed(config, **fields)).eval()

@@ -106,7 +106,10 @@ def check_autocast(config: ProjectorConfig) -> None:
 
 
 def check_meta_device(config: ProjectorConfig) -> None:
-    """Check that the projector can be built for any width, and on the meta device, as ``validate`` and ``plan`` do."""
+    """Check that the projector can be built on the meta device, as the commands ``validate`` and ``plan`` do.
+
+    ``in_dim`` and ``out_dim`` of the context may have any values.
+    """
     for in_dim, out_dim in ((64, 64), (61, 53)):
         with torch.device("meta"):
             projector = build(config, replace(CONTEXT, in_dim=in_dim, out_dim=out_dim))

@@ -96,7 +96,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, tf32: bool, threads:
 
     Args:
         dtype: type of the factors.
-        tf32, threads: the current settings. They are only part of the cache key.
+        tf32, threads: the current settings of PyTorch. They affect the speed, so they must be part of the cache key.
+            This function does not change them.
     """
     side = _PEAK_SIDE[device.type]
     factor = torch.ones(side, side, dtype=dtype, device=device)

@@ -99,7 +99,7 @@ class Ledger:
         self._add_time(wall_s, amounts.joules)
 
     def add_overhead(self, joules: float) -> None:
-        """Add the time since the last step as overhead.
+        """Add the time since the last step, or since the last call, as overhead.
 
         Args:
             joules: the sum of :meth:`joules` over all processes.

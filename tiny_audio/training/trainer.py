@@ -98,7 +98,7 @@ class Trainer:
         self.model: nn.Module = model
         if world.size > 1 and not self.is_sharded:
             # Buffers need no synchronization: they do not change in training, because batch norms are frozen.
-            # Steps that skip the decoder do not use its trainable weights, so DDP must search for unused parameters.
+            # The first `alone_steps` steps do not use the decoder's weights, so DDP must search for unused parameters.
             unused = recipe.alone_steps > 0
             self.model = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=unused)
         if recipe.execution.compile:
@@ -119,8 +119,8 @@ class Trainer:
         Raises:
             Stopped: a process received a signal. All finished steps are saved, except after a second signal.
             RunFailed: training cannot continue, for example because it diverged. Unsaved steps are lost.
-            UserError: for example, too many clips are unusable, or the GPU of a single process ran out of memory. All
-                finished steps have been saved, unless the run folder cannot be written.
+            UserError: for example, too many clips are unusable, or the GPU ran out of memory in a run with one process.
+                All finished steps have been saved, unless the run folder cannot be written.
         """
         last = checkpoint.load_newest(self.checkpoints, self.bare_model, self.optimizer, self.callback.note, self.world)
         self.progress = last or Progress()

@@ -110,8 +110,8 @@ def _asked(split: Split, revision: str) -> Shards:
 def _paths(split: Split, info: DatasetInfo, commit: str) -> tuple[str, ...]:
     """Return the paths of the split's parquet files.
 
-    As in the ``datasets`` library, the files are those that the dataset card lists. If the card lists no files, they
-    are found by their names.
+    As in the ``datasets`` library, the dataset card may list the files of each split. If the card lists no files, the
+    names of the files and folders determine the split of each file.
     """
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 

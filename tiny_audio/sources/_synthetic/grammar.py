@@ -74,10 +74,11 @@ def is_held_out(text: str) -> bool:
 
     A hash selects half of all sentences as candidates for the held-out side. Three kinds of candidates stay on the
     training side: single words, sentences that a grammar produces often, and sentences with a rare phrase. A phrase is
-    a word or a pair of neighboring words. It is rare if few sentences of the half without candidates contain it. So
-    every phrase of a held-out sentence occurs in training, and only the whole sentence is new.
+    a word or a pair of neighboring words. It is rare if few sentences of the other half contain it. So every phrase of
+    a held-out sentence occurs in training, and only the whole sentence is new.
 
-    With fewer candidates, there would be few different held-out sentences, and each would be drawn often.
+    The share of candidates is large, because these rules leave only some of them. With a smaller share, there would be
+    few different held-out sentences, and each would be drawn often.
     """
     if " " not in text or not _is_in_half(text):
         return False

@@ -2,8 +2,8 @@
 
 A family is a group of variants that differ only in pitch, echo or roughness. All variants of a family are on the same
 side. No held-out voice is close to a training voice. Voices are compared by the mean and the spread of their cepstra.
-The reference is the difference between one voice at two pitches that are 20 apart on espeak-ng's scale. The difference
-between a held-out voice and any training voice is more than twice this reference.
+If the pitch of one voice changes by 20 on espeak-ng's scale, these values change by a certain amount. Every held-out
+voice differs from every training voice by more than twice this amount.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ def _resampled(audio: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
     torchaudio is not used, because importing torch would take seconds.
     """
-    # A block of 441 samples becomes 320 samples. The transform is fast if the number of blocks has no large prime
-    # factors.
+    # 22,050 / 16,000 = 441 / 320, so a block of 441 samples becomes 320 samples. The transform is fast if the number of
+    # blocks has no large prime factors.
     blocks = next(size for size in _FAST_SIZES if size * 441 > len(audio))
     spectrum = np.fft.rfft(audio, n=blocks * 441)[: blocks * 160 + 1]
     frequencies = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
@@ -192,7 +192,8 @@ def run(job: Job) -> None:
 
 
 def _end_with_parent() -> None:
-    # `sys.stdin.read` would hold the lock of sys.stdin. The interpreter crashes at its end if a thread holds this lock.
+    # `os.read` returns when the parent process ends. `sys.stdin.read` is not used, because it would hold the lock of
+    # sys.stdin. If a thread holds this lock when the interpreter exits, the interpreter crashes.
     os.read(0, 1)
     os._exit(1)
 
