@@ -281,7 +281,7 @@ class Engine:
         for item, segment in zip(batch, segments, strict=True):
             try:
                 item.job.add(item.index, segment)
-            except Exception as error:  # raised by the caller's callback
+            except Exception as error:  # raised by the callback `on_segment`
                 item.job.fail(error)
 
     def _count(self, batch: Sequence[_Item], busy_s: float) -> None:

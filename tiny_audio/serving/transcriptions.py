@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
 
 
 async def _respond(service: Service, request: Request, stack: AsyncExitStack) -> Response:
-    """Respond to a request. ``stack`` holds its resources."""
+    """Respond to a request. ``stack`` holds the resources of the request. A streamed response takes them over."""
     limits = service.options.limits
     ticket = await service.admit(request, stack)
     form = await receive_form(request, limits)

@@ -103,7 +103,7 @@ def file_index(
     if index is None or any(dropped.reason == UNREADABLE for dropped in index.dropped):
         write_index(folder, _tables(*make()), tables, identity, anew=index is not None)
         index = read_index(folder, addresses)
-    # Each clip is a file of its own, so no clips are fetched together.
+    # Each clip is a separate file, so there are no groups of clips that must be fetched together.
     return replace(index, groups=None)
 
 

@@ -161,5 +161,5 @@ def open_on_hub(file: HubFile, *, pre_buffer: bool) -> pq.ParquetFile:
 
 @lru_cache(maxsize=_OPEN)
 def _opened_for_audio(file: HubFile) -> pq.ParquetFile:
-    """Open a parquet file and keep it open, because opening it anew for each row group takes two more requests."""
+    """Open a parquet file and keep it open. Opening the file again for each row group would take two more requests."""
     return open_on_hub(file, pre_buffer=False)

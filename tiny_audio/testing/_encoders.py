@@ -203,8 +203,8 @@ class EncoderChecks(TransformersPartChecks[EncoderConfig]):
     def check_layers(self, config: EncoderConfig) -> None:
         """Check that all layers above the chosen layer are removed if ``layer`` is a number.
 
-        With ``layer: weighted``, the frames are a weighted sum of the first layer's input and the outputs of all layers.
-        The weights must be trainable even if the encoder is frozen.
+        With ``layer: weighted``, the frames are a weighted sum of the first layer's input and all layers' outputs. The
+        weights must be trainable even if the encoder is frozen.
         """
         config = changed(config, layer="last", lora=None)
         weighted = self.build(changed(config, layer="weighted", freeze=True)).train().double()

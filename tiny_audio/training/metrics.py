@@ -21,7 +21,7 @@ class MetricsLog:
     Args:
         run_dir: folder of the file.
         step: the step that training continues from. Rows of later steps are removed, because these steps run again.
-        trackers: they receive the numbers under names such as ``train/loss``.
+        trackers: receive the numbers of each row, under names such as ``train/loss``.
     """
 
     def __init__(self, run_dir: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:

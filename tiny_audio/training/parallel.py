@@ -36,7 +36,7 @@ def shard(model: nn.Module, device: torch.device, world: World) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the members of the outermost module lists."""
+    """Yield the members of the outermost module lists, such as the layers of the encoder and of the decoder."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
