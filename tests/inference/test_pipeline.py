@@ -166,7 +166,7 @@ def test_rows_of_datasets_can_be_transcribed(folder: Path, pipe: Any) -> None:
     files = [{"audio": {"path": name, "bytes": (folder / name).read_bytes()}} for name in names]
     data = Dataset.from_list(files)
     assert list(pipe(data)) == list(pipe(data.to_iterable_dataset())) == texts
-    assert pipe(data["audio"]) == texts, "a column"
+    assert pipe(data["audio"]) == texts, "a column of a data set is a list of recordings"
     assert list(pipe(KeyDataset(rows, "audio"))) == texts
 
 

@@ -100,7 +100,7 @@ def test_a_right_draft_takes_one_pass_and_an_empty_draft_one_per_token() -> None
     frames = model.encode(*batch(SIZES[0]))
     audio, lengths = model.projector(frames)
     text = tokenizer.decode(plain)
-    assert tokenizer.encode(text, add_special_tokens=False) == plain, "the draft has the same tokens"
+    assert tokenizer.encode(text, add_special_tokens=False) == plain, "encoding the text must give the generated tokens"
     (right,) = model.verify(audio, lengths, [text], tokenizer)
     assert (right.ids, right.num_passes) == (plain, 1)
 

@@ -99,9 +99,9 @@ def test_parts_that_do_not_fit_are_left_out_and_reported(tokenizer: Any, most: i
     assert kept == list(words[: len(kept)]), "the end of the list is left out"
     rest = [word for word in previous if f" {word}" in text]
     assert rest == previous[len(previous) - len(rest) :], "the start of the previous text is left out"
-    assert len(kept) == len(words) or not rest, "hotwords come first"
+    assert len(kept) == len(words) or not rest, "previous text is kept only if all hotwords fit"
     longer = context_text((*kept, *words[len(kept) :][:1]), "") if len(kept) < len(words) else None
-    assert longer is None or len(tokenizer.encode(longer)) > most, "as many as fit"
+    assert longer is None or len(tokenizer.encode(longer)) > most, "one more hotword would exceed the limit"
     counted = [warning for warning in found.warnings if "left out" in warning]
     assert len(counted) == (len(kept) < len(words)) + (len(rest) < len(previous))
     if len(kept) < len(words):

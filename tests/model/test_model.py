@@ -51,7 +51,7 @@ def test_rows_consist_of_prefix_audio_suffix_and_text(padding_side: str) -> None
         assert torch.equal(embeddings[row][mask[row]], wanted)
         assert int(mask[row].sum()) == len(wanted)
         real = mask[row].flip(0) if padding_side == "left" else mask[row]
-        assert bool(real[: len(wanted)].all()), "padding on the other side"
+        assert bool(real[: len(wanted)].all()), "the padding must be on `padding_side`"
 
 
 def test_the_prompt_can_be_empty() -> None:

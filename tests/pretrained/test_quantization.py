@@ -143,7 +143,7 @@ def test_quantized_layers_work_under_autocast(bnb: Any, kind: Quantization) -> N
 def test_all_linear_layers_except_the_head_are_quantized(bnb: Any) -> None:
     part, plain = decoder("nf4"), decoder(None)
     quantized = dict(quantized_layers(part))
-    assert len(quantized) == 2 * 7, "seven linear layers in each of two layers"
+    assert len(quantized) == 2 * 7, "two decoder layers have seven linear layers each"
     assert quantizable(part).keys() == quantizable(plain).keys() == quantized.keys()
     assert "model.lm_head" not in quantized
     assert {name for name, tensor in part.named_parameters() if tensor.requires_grad} == {

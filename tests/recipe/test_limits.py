@@ -70,7 +70,9 @@ def test_limits_follow_from_the_number_of_positions(document: Document) -> None:
     # 10 s of audio are 500 frames. The projector stacks 5 frames, so there are 100 audio embeddings.
     limits = with_positions(document, 140, generation__max_new_tokens=20)
     assert (limits.audio, limits.needed, limits.max_target_ids) == (100, 127, 33)
-    assert limits.longest_evaluation_s == pytest.approx(11.3), "113 embeddings of 0.1 s, the prompt and the text"
+    assert limits.longest_evaluation_s == pytest.approx(11.3), (
+        "140 positions - 7 for the prompt - 20 for the text = 113 embeddings of 0.1 s"
+    )
     slowed = with_positions(document, 140, generation__max_new_tokens=20, augmentation__speed=[0.8, 1.0])
     assert (slowed.longest_training_s, slowed.audio) == (12.5, 125)
     roomy = with_positions(document, 4_000)

@@ -62,7 +62,7 @@ def test_commands_work_with_closed_streams(hypotheses: Path, tmp_path: Path, clo
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr + done.stdout
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
-    assert page.lstrip().lower().startswith("<!doctype html>"), "no other file got the file descriptor of a stream"
+    assert page.lstrip().lower().startswith("<!doctype html>"), "output for a closed stream must not end up in the page"
 
 
 @pytest.mark.parametrize(("script", "code"), [('"$@" | true; exit ${PIPESTATUS[0]}', 3), ('"$@" > /dev/full', 2)])

@@ -23,7 +23,7 @@ def check_golden(path: Path, text: str) -> None:
     text = without_part_names(text)
     if os.environ.get("REGENERATE"):
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{path}: run `make docs` and read the difference"
+    assert text == path.read_text(encoding="utf-8"), f"{path}: run `make docs` and check the changes to the file"
 
 
 def without_part_names(text: str) -> str:

@@ -97,7 +97,7 @@ def _time(plan: Plan) -> Iterator[str]:
         yield "Prices are approximate; set yours with --price-per-hour."
     prompt, mean = plan.worst.prompt_tokens, plan.mean.prompt_tokens
     most = f"at most {prompt} tokens, {mean} on average" if mean < prompt else f"{prompt} tokens"
-    yield f"Assumed: {CHARACTERS_PER_S} characters of text a second, a prompt of {most}."
+    yield f"Assumed: {CHARACTERS_PER_S} characters of text per second of audio, and a prompt of {most}."
 
 
 def _verdict(plan: Plan, row: Row) -> Iterator[str]:

@@ -165,7 +165,7 @@ def _problem(path: Path) -> str | None:
         # page: whitespace and "<". But the first 8 bytes of a web page, read as a number, exceed the maximum size.
         may_be_safetensors = path.suffix == ".safetensors" and len(start) >= 8 and header_size <= _LARGEST_HEADER
         if not may_be_safetensors and start.lstrip()[:1] == b"<":
-            return "is a web page, not weights; download it again, and check `hf auth login` for gated models"
+            return "is a web page, not weights; download it again. For a gated model, run `hf auth login` first"
         if path.suffix != ".safetensors":
             # Before torch 1.6, checkpoints were pickles without a zip archive. Such a file can be checked only by
             # loading it.

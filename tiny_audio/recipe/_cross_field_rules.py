@@ -98,7 +98,8 @@ def _final_weights(recipe: Recipe) -> Errors:
     if best.patience is not None and best.patience > most:
         yield (
             "training.keep_best.patience",
-            f"{best.patience} never stops the run before its end, because there are {num_evaluations} evaluations"
+            f"{best.patience} never stops the run before its last step, because there are only {num_evaluations} "
+            "evaluations"
             + (f", {alone} of them in alignment.alone_steps; " if alone else "; ")
             + (f"set at most {most}" if most > 0 else "lower execution.evaluate_every"),
         )

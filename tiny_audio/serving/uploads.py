@@ -107,7 +107,7 @@ def _too_large(limits: Limits) -> ApiError:
     megabytes = limits.max_upload_bytes / MEGABYTE
     return ApiError(
         413,
-        f"the upload is larger than {megabytes:g} MB; compress it (flac, mp3, opus), or cut it",
+        f"the upload is larger than {megabytes:g} MB; compress the audio (flac, mp3, opus), or send a shorter file",
         param="file",
         code="file_too_large",
     )

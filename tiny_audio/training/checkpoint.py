@@ -175,7 +175,7 @@ def newest_whole(folder: Path, note: Callable[[str], None]) -> Path | None:
     damaged = damaged or sorted(path.name for path in _renamed(folder))
     if damaged:
         raise UserError(
-            f"{folder} has only damaged checkpoints ({'; '.join(damaged)}); check the disk, then delete that folder to "
+            f"{folder} has only damaged checkpoints ({'; '.join(damaged)}); check the disk, then delete the folder to "
             "train from the start"
         )
     return None

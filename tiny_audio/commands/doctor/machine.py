@@ -63,7 +63,7 @@ def examine_machine() -> Iterator[Finding]:
     yield _disk()
     encoding = f"{sys.stdout.encoding} to {'a terminal' if sys.stdout.isatty() else 'a file or pipe'}"
     yield Finding("output", f"{encoding}, file names in {sys.getfilesystemencoding()}")
-    yield Finding("environment", ", ".join(_environment()) or "no variables that matter")
+    yield Finding("environment", ", ".join(_environment()) or "no relevant variables")
 
 
 def _disk() -> Finding:

@@ -62,7 +62,9 @@ class SavedStep:
             return None
         steps = steps_in(source / _FOLDER)
         if not (source / "state.json").is_file():
-            raise UserError(f"--step {step}: {source} is not the folder of a run; give one, or leave --step out")
+            raise UserError(
+                f"--step {step}: {source} is not the folder of a run; give the folder of a run, or leave --step out"
+            )
         if step not in steps:
             raise UserError(f"--step {step}: {source} has no checkpoint of that step; {available(source)}")
         return cls(source, step, steps[step])
