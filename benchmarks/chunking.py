@@ -13,8 +13,8 @@ The clips are joined into four recordings:
 
 Each recording is transcribed in chunks with several settings. Pauses are found by loudness or by silero-vad. The
 durations of the training clips are known or unknown. In the last setting, the model also chooses the cuts. Words that
-are lost or repeated at cuts count as deletions and insertions. The part "voices" measures the speech probabilities of
-silero-vad for speech and for other sounds.
+are lost or repeated at cuts count as deletions and insertions. ``--only voices`` transcribes nothing: it measures
+silero-vad's speech probabilities for single clips of speech and of other sounds.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def highest(wave: np.ndarray) -> float:
 
 
 def over_telephone(wave: np.ndarray) -> np.ndarray:
-    """Convert a clip to 8 kHz and 8-bit mu-law, without frequencies below 300 Hz."""
+    """Simulate a telephone: remove frequencies below 300 Hz, encode in 8-bit mu-law at 8 kHz, and decode to 16 kHz."""
     narrow = torchaudio.functional.resample(torch.from_numpy(wave), SAMPLE_RATE, 8000)
     narrow = torchaudio.functional.highpass_biquad(narrow, 8000, TELEPHONE_HZ[0]).clamp(-1, 1)
     coded = torchaudio.functional.mu_law_encoding(narrow, 256)

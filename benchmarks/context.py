@@ -108,7 +108,7 @@ def rate(counts: np.ndarray, errors: int, words: int) -> float:
 
 
 def difference(before: np.ndarray, after: np.ndarray, errors: int, words: int, seed: int = 0) -> str:
-    """Format the difference of two error rates with its interval, in points."""
+    """Format the error rate of ``after`` minus that of ``before``, with a 95 % interval, in percentage points."""
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(0, len(before), len(before)) for _ in range(1000)]
     samples = [rate(after[rows], errors, words) - rate(before[rows], errors, words) for rows in drawn]

@@ -6,8 +6,8 @@ The pauses are removed, and the clips are joined in random order, repeatedly, un
 The recording is transcribed in chunks. For comparison, each clip is also transcribed in one piece.
 
 A cut is the time span that two neighboring chunks share. For each reference word, take the time from the end of the
-word before to the start of the word after. The word is "at a cut" if this time overlaps with a cut. The errors at these
-words are compared.
+word before to the start of the word after. The word is "at a cut" if this time overlaps with a cut. At these words, the
+errors of the recording's transcript are compared with those of the clips' transcripts.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def pairs(reference: str, hypothesis: str) -> Sequence[tuple[str | None, str | N
 
 
 def at_cuts(reference: str, words: Sequence[Word], cuts: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Return whether each reference word is at a cut. ``cuts`` are spans in seconds."""
+    """Return whether each reference word is at a cut.
+
+    Args:
+        words: the words of the recording's transcript, with their times.
+        cuts: start and end of each cut in seconds.
+    """
     starts_s, ends_s = np.array([word.start_s for word in words]), np.array([word.end_s for word in words])
     spans, position = [], 0
     for wanted, word in pairs(reference, " ".join(one.text for one in words)):

@@ -17,8 +17,8 @@ The time of an epoch of the first two loaders includes the start of the workers.
 of decoding alone.
 
 Shared memory: our loader passes batches through its own shared memory (`tiny_audio/data/shared_batches.py`). For
-comparison, it also passes batches in a DataLoader's default way. The two ways alternate. Each pair of epochs gives
-one ratio of CPU times. Other work on the machine affects CPU times less than elapsed times.
+comparison, it also passes batches in a DataLoader's default way. The two ways alternate. Each pair of epochs gives one
+ratio of CPU times. CPU times are used because other work on the machine affects them less than elapsed times.
 
 Planning: Parquet files with the same schema contain ten million rows of metadata and no audio. One process creates the
 index. Another process opens the index and plans an epoch, like a run that is resumed. The second process may take at

@@ -126,7 +126,7 @@ def recipe_of(arguments: argparse.Namespace, attention: str) -> Recipe:
 
 
 class Way:
-    """A model in training, in one of the three ways."""
+    """A model, with the data and the optimizer to train it in one of the three ways."""
 
     def __init__(self, arguments: argparse.Namespace, attention: str, keeps_frames: bool) -> None:
         self.recipe = recipe_of(arguments, attention)

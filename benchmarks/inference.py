@@ -17,7 +17,8 @@ audio, including padding. All variants run once in each round, in random order. 
 Compare the ratios, not the seconds.
 
 With random weights, the text of the CTC head is useless as a draft. So the draft is the result of plain decoding, with
-a share of its tokens replaced by wrong tokens. These models are measured with and without merged adapters.
+a share of its tokens replaced by wrong tokens. The model with random weights is measured twice: with adapters that are
+not merged, and with merged adapters.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from tiny_audio.sources import SOURCES, SourceContext
 from tiny_audio.training.compilation import compile_layers, uncompiled
 
 FEWER_PASSES, CLIPS = 1.8, 500
-"""Minimum of passes in plain decoding divided by passes in assisted decoding, and minimum number of clips."""
+"""The minimum of the passes in plain decoding per pass in assisted decoding, and the minimum number of clips."""
 RANDOM_TOKENS, WRONG = 40, (0.0, 0.1, 0.3)
 
 
@@ -124,7 +125,7 @@ def timed(contenders: dict[str, Callable[[], Any]], rounds: int, device: torch.d
 
 
 def evaluation_clips(recipe: Recipe, count: int | None) -> list[Tensor]:
-    """Return the waveforms of a recipe's evaluation sets, or of an even sample of them."""
+    """Return the waveforms of a recipe's evaluation sets. If ``count`` is given, return evenly spaced clips of them."""
     sources = {name: SOURCES.build(part, SourceContext(cache_dir())) for name, part in recipe.data.evaluation.items()}
     limit = ContextLimits(recipe).longest_evaluation_s
     clips = ClipSet.gather(sources, 0.0, limit).clips

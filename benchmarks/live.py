@@ -3,9 +3,10 @@
     python benchmarks/live.py runs/quickstart                                  200 synthesized sentences
     python benchmarks/live.py runs/mine --manifest recordings.jsonl --clips 50  your own recordings
 
-The clips are joined into streams, with pauses of 0.7 to 2 s between them. The streams pass through the core of
-`/v1/audio/live`, in blocks of 100 ms. The clock is simulated, so the benchmark does not wait for the audio: a block
-arrives when its last sample was spoken, and each decoding takes as long as it took on this machine.
+The clips are joined into streams, with pauses of 0.7 to 2 s between them. `LiveStream`, which the endpoint
+`/v1/audio/live` also uses, receives each stream in blocks of 100 ms. The clock is simulated, so the benchmark does not
+wait for the audio: a block arrives when its last sample was spoken, and each decoding takes as long as it took on this
+machine.
 
 - Final texts: each must equal the text of `Transcriber.transcribe` for a recording of the same samples.
 - First word: time from the first sound of a clip to the first message with a text.
@@ -59,7 +60,7 @@ class Measured:
     texts: list[str] = field(default_factory=list)
     """The text of each clip."""
     equal: list[bool] = field(default_factory=list)
-    """For each final text, whether it equals the text of the transcriber."""
+    """For each final text, whether it equals the transcriber's text for the same samples."""
     partial_words: list[bool] = field(default_factory=list)
     """For each word of each partial text, whether it is in the final text at the same position."""
     stable_words: list[bool] = field(default_factory=list)

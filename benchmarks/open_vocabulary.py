@@ -175,7 +175,7 @@ def shown(row: Row) -> tuple[str, ...]:
 
 
 def with_interval(row: Row, key: str, factor: float, digits: int) -> str:
-    """Format a value with its interval. Return an empty string if it was not measured."""
+    """Format a value with its interval. Return an empty string if the value was not measured."""
     if key not in row:
         return ""
     low, high = row[f"{key}_interval"]

@@ -6,7 +6,8 @@
 
 Each case trains for three steps with the real trainer, in its own process. On a CPU, the measured memory is the peak of
 the process's resident memory, as reported by the kernel, minus the resident memory before the model was built. On a
-GPU, it is the peak of PyTorch's allocator. The exit code is 1 if a prediction is off by more than 15 %.
+GPU, the measured memory is the peak that PyTorch's allocator reports. The exit code is 1 if a prediction is off by more
+than 15 %.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Document = dict[str, Any]
 
 
 def merged(base: Any, changes: Any) -> Any:
-    """Merge mappings recursively. Other values are replaced, and so is a mapping if its changes have a ``name``."""
+    """Apply ``changes`` to ``base``. Mappings are merged, but a mapping with a ``name`` replaces the old mapping."""
     if not isinstance(base, dict) or not isinstance(changes, dict) or "name" in changes:
         return changes
     return {key: merged(base.get(key, {}), changes.get(key, base.get(key))) for key in (base | changes)}
@@ -268,7 +269,7 @@ def write_clips(document: Document, folder: Path) -> None:
 def in_a_process(document: Document) -> int:
     """Measure in a new process, in which nothing was allocated before."""
     environment = os.environ | {
-        # Return freed blocks to the kernel at once, and let all threads share one arena.
+        # Resident memory must not include freed blocks: return them to the kernel at once, and use a single arena.
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",

@@ -1,10 +1,11 @@
-"""Send requests from many clients to `tiny-audio serve`, and compare it with `transcribe` on the same files.
+"""Send requests from many clients to `tiny-audio serve`, and compare its speed and texts with those of `transcribe`.
 
     python benchmarks/serving.py runs/quickstart                  64 clients, for at least 60 s and 2,000 requests
     python benchmarks/serving.py runs/quickstart --seconds 5 --requests 100 --clips 50     a quick look
 
-`transcribe` runs before and after the server. Each client sends short WAV files of synthesized speech, one after the
-other. If a client gets the status 429, it waits as long as the server says. The benchmark measures
+`transcribe` transcribes the same files before and after the server. The mean of both times is the baseline. Each client
+sends short WAV files of synthesized speech, one after the other. If a client gets the status 429, it waits as long as
+the server says. The benchmark measures
 
 - errors other than 429, and texts that differ from those of `transcribe`
 - seconds of audio per second of elapsed time, and per second of CPU time, which other processes affect less

@@ -66,7 +66,7 @@ def main(folder: Path, number: int, seed: int) -> None:
     while len(rows) < number:
         line = grammar.GRAMMARS[rng.choice(GRAMMARS)](rng)
         text = grammar.written(line)
-        # Skip sentences with words that are given as phonemes, because character indices do not match their text.
+        # Skip sentences for which espeak-ng gets phonemes, because its character indices would not match the text.
         if grammar.spoken(line) != text or not grammar.is_held_out(text):
             continue
         voice = f"{ACCENTS[rng.choice(SPOKEN_ACCENTS)]}+{rng.choice(HELD_OUT_VOICES)}"

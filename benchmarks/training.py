@@ -16,13 +16,15 @@ predicted. The bound is the predicted speed of our loop divided by that of the p
 least 95 % of the bound.
 
 Same memory: in the second comparison, each loop takes the largest batch whose step stays below a memory limit. The
-weights do not count. Any random batch may contain the longest clips, so the plain loop takes as many clips as fit if
-all have the maximum duration. Our loop takes as many seconds of audio, including padding, as fit for clips of any
-length. Our loop must process 2.5 times as much audio per second as the plain loop. A plain loop with single clips,
-which has no padding, is also timed.
+limit does not include the weights. Any random batch may contain the longest clips, so the plain loop takes as many
+clips as fit if all have the maximum duration. The batches of our loop have a maximum number of seconds of audio,
+including padding. This number is the largest at which both batches of short clips and batches of long clips fit. Our
+loop must process 2.5 times as much audio per second as the plain loop. A plain loop with single clips, which has no
+padding, is also timed.
 
-An epoch of either loop has 20,000 clips. The timed batches are an even sample of its batches. The small model has
-32,000 token ids but only 256 channels, so logits are a larger share of its work than in the model card's model.
+An epoch of either loop has 20,000 clips. These batches are sorted by their longest clip, and evenly spaced batches are
+timed. The small model has 32,000 token ids but only 256 channels, so logits are a larger share of its work than in the
+model card's model.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ def padding(batches: list[np.ndarray]) -> float:
 
 
 def sample(batches: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """Return an even sample of batches, ordered by their longest clip."""
+    """Sort batches by their longest clip, and return ``count`` evenly spaced batches."""
     ordered = sorted(batches, key=lambda batch: float(batch.max()))
     places = (np.arange(count) + 0.5) * len(ordered) / count
     return [ordered[int(place)] for place in places]
@@ -200,7 +202,8 @@ def largest(bench: Bench, bound: float) -> tuple[int, float]:
     while clips > 1 and bench.peak_bytes("plain", clips, longest) > bound:
         clips -= 1
     budgets = []
-    # Test several durations: short clips have more prompts per second, and long clips need more memory for attention.
+    # Test several durations, because the memory per second of audio differs: short clips have more prompts per second,
+    # and long clips need more memory for attention.
     for share in (1.0, 0.35, 0.1):
         constant, each = bytes_of("ours", longest * share, 2, 6)
         budgets.append((bound - constant) / each * longest * share)
