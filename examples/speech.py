@@ -110,7 +110,7 @@ class Silero:
 
     def __init__(self, path: Path) -> None:
         torch.set_num_threads(1)
-        torch.jit.set_fusion_strategy([])  # Otherwise, each new length of a text is compiled.
+        torch.jit.set_fusion_strategy([])  # Otherwise, the model is compiled again for each new text length.
         self._model = torch.package.PackageImporter(path).load_pickle("tts_models", "model")
         self._model.to(torch.device("cpu"))
         self.voices = [voice for voice in self._model.speakers if voice != "random"]

@@ -54,7 +54,7 @@ class StridedConvProjector(Projector):
         return (num_frames + self.stride - 1) // self.stride
 
     def forward(self, frames: Frames) -> tuple[Tensor, Tensor]:
-        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]`` with stride k. After a clip's end, frames are 0."""
+        """Map frames ``[B, T, D]`` to embeddings ``[B, ⌈T/k⌉, H]`` with stride k. Frames beyond a clip's end are 0."""
         values = frames.zeroed().values.transpose(1, 2)
         # [B, D, T] -> [B, C, T/k]
         hidden = self.conv(F.pad(values, (0, self.stride + -values.shape[2] % self.stride)))

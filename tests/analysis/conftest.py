@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(json.dumps(changed(tiny_recipe(folder), **settings)))
     for name, stack in (("small", 4), ("large", 2)):
         command = ["run", str(folder / "recipe.yaml"), f"projector.stack={stack}"]
-        # Two threads are no faster on such small models.
+        # Use one thread, because two threads are no faster on such small models.
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         assert main([*command, "--output-dir", str(folder / name)]) == 0
@@ -51,7 +51,7 @@ def variant(made: Path, tmp_path: Path) -> MakeVariant:
         lines = (made / "small" / "evaluation" / "held_out.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         for row in rows:
-            # The column is not called `speaker`, because comparisons resample speakers by default.
+            # The column is not called `speaker`, because comparisons would then resample speakers instead of clips.
             row["metadata"] = {"reader": row["metadata"]["speaker"]}
             row["pred_text"] = row["text"]  # all words are correct unless `edit` changes them
             edit(row)

@@ -1,4 +1,4 @@
-"""Edits of the hypotheses of finished runs, and checks of comparisons."""
+"""Helpers of tests that compare finished runs: functions that edit hypotheses, and checks of the comparison."""
 
 from __future__ import annotations
 

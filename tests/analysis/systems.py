@@ -1,4 +1,4 @@
-"""Artificial recognizers. Their hypotheses are rows, folders of finished runs, or targets of ``evaluate``."""
+"""Hypotheses of artificial recognizers, as rows, as folders of finished runs, or as targets of ``evaluate``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class MadeTarget(Target):
 
 def data_set(rows: Sequence[Row]) -> DataSet:
     """Return the clips of the rows."""
-    source: Any = None  # their audio is never read
+    source: Any = None  # the clips' audio is never read
     clips = (
         Clip(source, Utterance(row["id"], row["duration"], row["text"], None, row["metadata"]), row["id"])
         for row in rows

@@ -84,7 +84,7 @@ def test_different_clips_or_references_are_rejected(variant: MakeVariant) -> Non
 
 
 def test_different_audio_with_the_same_names_is_noticed(variant: MakeVariant) -> None:
-    """Names and transcripts can be equal although the recordings differ."""
+    """Clips with equal names are rejected if their durations differ. Other paths or fingerprints give a warning."""
 
     def longer(row: Row) -> None:
         row["duration"] = 0.9 if number_of(row) % 2 else row["duration"] + 0.005

@@ -25,7 +25,7 @@ def system(name: str, rows: list[dict[str, Any]], *speeds: Speed | None) -> Enco
 
 @pytest.fixture(scope="module")
 def entries() -> list[dict[str, Any]]:
-    """Return two entries of ``report.json``: a recognizer worse than the model, and one with the model's hypotheses."""
+    """Compare the model with a worse recognizer, and with one that has the model's hypotheses. Return both entries."""
     systems = [system("CTC head", OWN, *SPEEDS), system("whisper-tiny.en", make_rows(0.1)[:80])]
     gains = decoder_gains(systems, {SET: make_rows(0.1)}, None)
     found: list[dict[str, Any]] = json.loads(json.dumps([gain.to_json() for gain in gains]))

@@ -102,7 +102,7 @@ def test_messages(tmp_path: Path) -> None:
 
 
 def shown(folder: Path) -> list[Path]:
-    """Return two runs with few speakers."""
+    """Return two runs with only four speakers, so that the output contains the warning about too few groups."""
     rates = {"small": 0.3, "large": 0.05}
     folders = [folder / "shown" / name for name in rates]
     for each, rate in zip(folders, rates.values(), strict=True):

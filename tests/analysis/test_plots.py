@@ -1,4 +1,4 @@
-"""Plots of comparisons: labels are distinguishable."""
+"""Plots on HTML pages: labels are readable, can be distinguished and do not overlap."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def texts(markup: str) -> list[str]:
 
 
 def test_long_names_keep_both_ends() -> None:
-    """The variants of a sweep may have the same start or the same end."""
+    """Names are shortened in the middle, because the names of a sweep's variants may share their start or their end."""
     start, end = "projector=swiglu,encoder.lora.rank=8", "training.learning_rate=0.0003"
     rows = [IntervalRow(name, 0.1, (0.0, 0.2)) for name in (f"{start},{end}", f"conv,{end}", f"{start},x=1")]
     names = [text for text in texts(interval_plot("WER", rows, "")) if "…" in text]
@@ -42,7 +42,7 @@ def test_equal_tick_labels_are_written_once() -> None:
 
 
 def test_every_curve_has_a_name() -> None:
-    """Charts have at most four curves. A chart with one curve has no legend, so each chart needs several curves."""
+    """Curves are divided among charts of at most four. A chart with one curve would have no legend, so none has one."""
     for number in (2, 4, 5, 9, 13):
         variants = [{"label": f"v{place}", "curves": [[(0, 1.0), (1, 0.5)]]} for place in range(number)]
         (charts,) = _curves(variants)

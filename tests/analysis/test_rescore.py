@@ -110,7 +110,7 @@ def test_scores_equal_those_of_the_texts(write: Write) -> None:
 def test_files_without_speech_have_insertions_per_hour(
     write: Write, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Like sets without speech in `evaluate`, these files have no word error rate."""
+    """If all references are empty, a file has no word error rate, as in `evaluate`."""
     quiet = [{**ours(number, " ", "" if number else "thank you"), "duration": 3.0} for number in range(6)]
     loud = [{**row, "pred_text": "thank you"} for row in quiet]
     paths = [write("quiet", quiet), write("loud", loud)]
@@ -176,7 +176,7 @@ def test_several_files_are_compared_on_their_common_clips(write: Write) -> None:
     assert [target["failure_rate"] for target in summary["targets"]] == [0, 1 / 120, 0]
     ids = [row["id"] for row in found.rows[0]]
     assert [[row["id"] for row in rows] for rows in found.rows[1:]] == [ids, ids]
-    # The columns of the first file are used. It has only the leaderboard's fields, so it has no speakers.
+    # The columns of the first file determine the groups. This file has only the leaderboard's fields, and no speakers.
     assert summary["group_by"] is None
     texts = [row["text"] for row in found.rows[0]]
     hypotheses = [[row["pred_text"] for row in rows] for rows in found.rows]
@@ -306,7 +306,7 @@ def test_the_table_shows_counts_rates_and_verdicts(write: Write) -> None:
 
 
 def test_too_few_speakers_give_a_warning(write: Write) -> None:
-    """Three speakers cannot show a difference, even if all favor the same system. The warning explains this."""
+    """With three speakers, p is at least 0.25, so the verdict is always "no difference shown". A warning says so."""
     files = []
     for name, rate in (("worse", 0.5), ("better", 0.01)):
         rows = noisy(rate, ours)

@@ -28,7 +28,7 @@ def model_config() -> Any:
 
 
 def test_vllm_knows_the_model(model_config: Any) -> None:
-    """vLLM finds the plugin, and knows that the model is multimodal and how large the decoder is."""
+    """vLLM finds the plugin, and reads from the config that the model is multimodal and how wide the decoder is."""
     from tiny_audio_vllm.config import TinyAudioConfig
     from vllm import ModelRegistry
 
@@ -56,7 +56,7 @@ def test_a_prompt_has_a_placeholder_for_each_embedding(model_config: Any, num_sa
 
 
 def test_every_tensor_has_a_name_in_vllm() -> None:
-    """Only the tensors of the CTC head are left out. The next test fails if vLLM does not know a name."""
+    """Only the CTC head's tensors are left out. All other names get the prefix of one of the three parts in vLLM."""
     from safetensors import safe_open
     from tiny_audio_vllm.model import TinyAudioForConditionalGeneration
 

@@ -42,7 +42,8 @@ class TinyAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsP
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    # vLLM needs a list of languages. An export does not state its languages, and its prompt contains none.
+    # vLLM needs a list of languages. English stands for any language: an export states no languages, not even in its
+    # prompt.
     supported_languages = {"en": "English"}  # noqa: RUF012
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

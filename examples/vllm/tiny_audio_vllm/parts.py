@@ -16,7 +16,7 @@ _LONGEST_CLIP_S = 30
 
 
 class Parts(NamedTuple):
-    """The encoder and the projector of a model, and the encoder's config with the maximum duration of a clip."""
+    """The encoder and the projector of a model, and the encoder's config, which limits the duration of clips."""
 
     encoder: Any
     projector: Any
