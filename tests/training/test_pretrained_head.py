@@ -27,12 +27,12 @@ LETTERS = "ETAOINHSRDLUMWCFGYPBVK'XJQZ"
 VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4} | {
     letter: index for index, letter in enumerate(LETTERS, 5)
 }
-"""Vocabulary of the released English checkpoints, with the same ids."""
+"""Labels and label ids of the released English checkpoints."""
 FAMILIES = [entry.name for entry in ENCODERS.entries() if entry.config.ctc_head == "lm_head"]
 
 
 def checkpoint(folder: Path, name: str, vocabulary: dict[str, int] = VOCABULARY) -> Any:
-    """Write a checkpoint with a head and the tokenizer files of the released checkpoints."""
+    """Write a checkpoint that has a CTC head, and the same tokenizer files as the released checkpoints."""
     model = original(name, vocab_size=max(vocabulary.values()) + 1)
     model.save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -133,8 +133,8 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
 
 
 def test_greedy_text_equals_the_checkpoints(tmp_path: Path) -> None:
-    """The greedy text of our head is that of the checkpoint in lower case. The head's weights are scaled up, so that
-    the text has several letters."""
+    """Our head gives the same greedy text as the checkpoint's head, but in lower case. The weights of the checkpoint's
+    head are scaled up, so that the text has several letters."""
     from transformers import AutoTokenizer
 
     whole = checkpoint(tmp_path, "hubert")
@@ -177,7 +177,8 @@ def test_the_blank_can_have_any_index(tmp_path: Path) -> None:
 
 
 def test_symbols_without_a_row_in_the_head_are_ignored(tmp_path: Path) -> None:
-    """The tokenizers of released W2v-BERT checkpoints have ``<s>`` and ``</s>`` after the last label of the head."""
+    """The tokenizers of released W2v-BERT checkpoints have ids for ``<s>`` and ``</s>``, but the head has no rows for
+    them."""
     vocabulary = {"a": 1, "b": 2, "|": 0, "<unk>": 3, "<pad>": 4}
     checkpoint(tmp_path, "w2v-bert", vocabulary)
     assert PretrainedHead.read(encoder(tmp_path, "w2v-bert")).vocabulary.characters == (" ", "a", "b")
@@ -223,7 +224,8 @@ def test_a_head_with_word_pieces_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_head_without_a_blank_is_rejected(tmp_path: Path) -> None:
-    """The tokenizer adds an id for the blank, but the head has no row for it."""
+    """``<pad>`` is the blank. It is missing from the vocabulary, so the tokenizer adds an id for which the head has no
+    row."""
     checkpoint(tmp_path, "hubert", {"a": 0, "b": 1, "|": 2, "<unk>": 3})
     assert refusal(encoder(tmp_path, "hubert")) == (
         f"ctc.init: the head of {str(tmp_path)!r} cannot be used: its tokenizer has no blank; set ctc.init: random"

@@ -146,7 +146,8 @@ def test_exports_without_bitsandbytes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exports with all weights can be loaded without the package. For other exports, an error names the package."""
+    """Exports with all weights can be written and loaded without bitsandbytes. Writing or loading an export with only the
+    trained weights raises an error that names bitsandbytes."""
     _, folder = stage
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert outputs(*load_model(folder))["transcripts"]
@@ -160,7 +161,8 @@ def test_exports_without_bitsandbytes(
 
 @pytest.mark.slow  # test_adapters.py tests this without quantization
 def test_an_export_can_be_trained_further(stage: tuple[Document, Path], tmp_path: Path) -> None:
-    """Merged weights can be quantized again. Exports must contain them, because no base checkpoint does."""
+    """The merged weights of an export are quantized for further training. The next export contains them even with
+    ``--weights trained``, because no base checkpoint contains them."""
     document, folder = stage
     merged = export(folder, tmp_path / "merged", "--merge-lora")
     two = changed(

@@ -28,7 +28,7 @@ STEPS = 14
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe with 12 clips of two lengths that uses every source of random numbers."""
+    """Return a recipe with 12 clips of two lengths. Its settings use every source of random numbers."""
     folder = tmp_path_factory.mktemp("resume")
     write_clips(folder, 12)
     write_clips(folder / "sounds", 4)
@@ -74,7 +74,7 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MEASURED = ("wall_s", "waited_s", "beside_s", "possible_flops", "measured_j", "rated_j", "peak_memory_bytes", "logged")
-"""Values that differ between two runs on the same machine."""
+"""Keys of ``progress.json`` whose values may differ between two runs of one recipe on the same machine."""
 
 
 def assert_same_bits(folder: Path, undisturbed: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_kill_during_a_write_and_a_signal_do_not_change_the_weights(
 ) -> None:
     folder = tmp_path / "run"
 
-    for _ in range(4):  # repeat if the kill comes too late, because a write takes only milliseconds
+    for _ in range(4):  # a write takes only milliseconds, so repeat if the kill came after it
         process = start(recipe, folder)
         assert wait_until(process, lambda: is_writing(folder / "checkpoints"), pause_s=0.001)
         kill(process)
@@ -168,7 +168,7 @@ def test_kills_at_every_other_write_do_not_change_the_weights(recipe: Path, undi
     folder, torn = tmp_path / "run", 0
     while True:
         process = start(recipe, folder)
-        first = latest(folder / "checkpoints")  # also removes the uncommitted files of the last kill
+        first = latest(folder / "checkpoints")  # also removes uncommitted checkpoints of killed processes
 
         def is_next(first: Path | None = first) -> bool:
             there = sorted((folder / "checkpoints").glob("step-*"))
@@ -242,7 +242,7 @@ def test_a_finished_run_does_nothing(recipe: Path, finished: Path, capsys: pytes
 def test_other_training_clips_need_another_folder(
     recipe: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The paths of training clips may change, but not the clips."""
+    """A finished run accepts another path to the same training clips, but no other training clips."""
     moved = Path(shutil.copytree(recipe.parent, tmp_path / "moved"))
     assert again(recipe, finished, f"data.train.clips.path={moved / 'manifest.jsonl'}") == (0, {"recipe.yaml"})
     (moved / "other.jsonl").write_text("".join((moved / "manifest.jsonl").read_text().splitlines(keepends=True)[1:]))
@@ -341,7 +341,7 @@ def test_a_missing_model_is_exported_again(recipe: Path, finished: Path) -> None
     assert code == 0
     after = snapshot(finished)
     contents = {name: content for name, (_, content) in after.items() if name.startswith(("model/", "checkpoints/"))}
-    card = contents.pop("model/README.md")  # differs, because its costs include both exports
+    card = contents.pop("model/README.md")  # the model card differs, because its costs include both exports
     assert b"# " in card
     assert {name: before[name][1] for name in contents} == contents
     assert "model/model.safetensors" in contents
@@ -375,7 +375,7 @@ def test_other_clips_are_rejected_after_training_began(
     shutil.rmtree(finished / "model")
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
     assert f"{finished} was started with a different set of training clips" in capsys.readouterr().err
-    for checkpoint in (finished / "checkpoints").iterdir():  # damaged checkpoints are renamed
+    for checkpoint in (finished / "checkpoints").iterdir():  # as newest_whole() renames damaged ones
         checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
     assert again(recipe, finished, f"data.train.clips.path={recipe.parent / 'few.jsonl'}")[0] == 2
     assert f"{finished} was started with a different set of training clips" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def commands() -> list[list[str]]:
 
 
 def on_a_node() -> list[str]:
-    """Return the words of the command that a node of the SkyPilot task would start."""
+    """Return the torchrun command that the SkyPilot task would start on a node, as a list of words."""
     script = TASK["run"].replace(".venv/bin/torchrun", "printf '%s\\n' torchrun")
     done = subprocess.run(["bash", "-euc", script], env=NODE | TASK["envs"], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()

@@ -95,7 +95,8 @@ def test_a_rejected_recipe_does_not_replace_that_of_a_stopped_run(document: Docu
 
 
 def test_a_log_line_covers_all_steps_since_the_last_line(document: Document, tmp_path: Path) -> None:
-    """After a stop, the next line also covers the steps before it. Columns that depend on the machine may differ."""
+    """The first log line after a stop also covers the steps before the stop that have no log line. Columns that depend on
+    the machine are not compared."""
     document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
     make_trainer(document, tmp_path / "undisturbed").run()
     folder, seen = tmp_path / "run", []
@@ -178,7 +179,7 @@ def test_a_signal_ends_a_wait() -> None:
 
     def work() -> None:
         with StopSignal() as stop, stop.deferred(lambda: "nothing"):
-            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait ends before it starts
+            for meanwhile in (send(signal.SIGTERM), lambda: None):  # the second wait begins after the stop request
                 with pytest.raises(StopAsked):
                     wait(stop, meanwhile)
 

@@ -53,7 +53,8 @@ ENCODER_NAMES = [entry.name for entry in ENCODERS.entries()]
 PLAIN_HEADS = [entry.name for entry in DECODERS.entries() if entry.config.plain_head]
 LORA = {"rank": 2, "alpha": 4.0}
 FAST_ENCODERS = {("whisper", "full"), *((name, "lora") for name in ("whisper", "hubert", "parakeet", "granite-speech"))}
-"""The fast run tests gradient checkpointing only for these encoders. Other encoders have the same kinds of layers."""
+"""Pairs of encoder and kind of training. Tests of gradient checkpointing for other pairs are marked as slow, because
+other encoders have the same kinds of layers."""
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def adapted(registry: Any, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ENCODER_NAMES)
 def test_a_frozen_encoder_saves_no_activations(name: str) -> None:
-    """The encoder is in training mode and uses SpecAugment."""
+    """This also holds in training mode and with the masks of SpecAugment."""
     encoder = build_encoder(name, freeze=True)
     with saved_for_backward() as kept:
         masks = AugmentationConfig(spec_augment=SpecAugmentConfig()).of_features(range(len(LENGTHS)))
@@ -142,7 +143,7 @@ def test_the_optimizer_is_fused(tmp_path: Path) -> None:
     assert optimizer.param_groups
 
 
-# --- checkpoints
+# --- gradient checkpointing
 
 
 def peak_bytes(part: nn.Module, run: Any) -> int:
@@ -243,7 +244,8 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("layer", ["last", "weighted"])
 def test_compiled_training_equals_training(document: Document, tmp_path: Path, layer: str) -> None:
-    """Losses and names of weights are the same. Evaluation during training is not compiled."""
+    """With compiled layers, losses and weights are the same except for rounding, and weights keep their names. The
+    evaluation during training also works, for which the compiled layers run in eager mode."""
     document = changed(document, encoder__layer=layer, training__steps=4, execution__evaluate_every=2)
     document = changed(document, execution__evaluate_set="held_out", data__evaluation=document["data"]["evaluation"])
     found = []
@@ -284,7 +286,7 @@ def test_a_fused_loss_function_gets_hidden_states_and_head(decoder: str, attenti
         gradients.append(tensors | {"loss": scores.decoder_loss.detach()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
-        # Gradients differ slightly, because the loss without ``unfused`` is computed in fp32.
+        # ``unfused`` computes in fp64, but the default loss computes in fp32. Therefore, gradients differ slightly.
         assert torch.allclose(
             gradients[1][name].to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
         ), name

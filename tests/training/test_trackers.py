@@ -97,7 +97,7 @@ def test_the_real_package_works_without_a_network(
         log.write("train", start + 1, loss=0.5, set="x")
         log.close()
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert files  # there is only one file if both starts are within a second
+    assert files  # if both starts are in the same second, both write to one folder
     assert all(file.stat().st_size for file in files)
     assert len(notes) == (2 if "WANDB_API_KEY" in environment else 0)
     assert all("cannot be used now" in note for note in notes)
@@ -107,7 +107,8 @@ def test_tensorboard_hides_repeated_steps(tmp_path: Path, monkeypatch: pytest.Mo
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.summary.writer import event_file_writer
 
-    # TensorBoard sorts files of the same second by their numbers as text: 10 comes before 9. So start with 0.
+    # TensorBoard numbers its event files. It sorts files of the same second by their numbers as text, so file 10 would
+    # come before file 9. Therefore, start with 0.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for start in (0, 2):
         log = MetricsLog(tmp_path, start, [TensorBoard(tmp_path, start)])

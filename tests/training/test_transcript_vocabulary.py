@@ -40,7 +40,7 @@ TOKENIZER = {"kind": "bpe", "vocab_size": 60}
 
 @pytest.fixture
 def document(tmp_path: Path) -> Document:
-    """Return a recipe with a tokenizer and a CTC head that are learned from the transcripts."""
+    """Return a recipe whose tokenizer and CTC characters are learned from the transcripts."""
     write_clips(tmp_path, 8)
     settings = {
         "ctc": {"weight": 0.5},
@@ -181,7 +181,7 @@ def test_only_the_main_process_reads_the_transcripts(document: Document, tmp_pat
 
     def work(rank: int) -> bool:
         if rank:
-            ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # only this process changes
+            ClipSet.texts = property(_refused)  # type: ignore[assignment, method-assign]  # in this process only
         return Run(recipe, "run", folder, RecordingCallback()).complete() is not None
 
     assert in_processes(2, work) == [True, False]

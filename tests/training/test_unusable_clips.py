@@ -84,7 +84,7 @@ def test_too_many_unusable_clips_in_the_index_stop_before_the_first_step(mixed: 
 
 @pytest.mark.parametrize("texts", ["", "<noise>"])
 def test_clips_without_speech_can_be_trained_on(tmp_path: Path, texts: str) -> None:
-    """Clips with an empty target text are kept. So a batch may have no CTC label."""
+    """With ``data.keep_empty``, clips with an empty target text are kept. Therefore, a batch may have no CTC label."""
     rows = [json.loads(line) for line in write_clips(tmp_path, 8).read_text().splitlines()]
     lines = [json.dumps(row | ({"text": texts} if index else {})) for index, row in enumerate(rows)]
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
@@ -144,7 +144,7 @@ def test_a_run_without_usable_clips_is_rejected(tmp_path: Path) -> None:
         run(changed(tiny_recipe(tmp_path), data__min_duration_s=5.0, data__evaluation={}), tmp_path / "run")
 
 
-# --- clips over the ceiling
+# --- continuing after too many unusable clips
 
 
 def test_a_run_continues_after_the_ceiling_is_raised(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_run_continues_after_the_data_is_repaired(tmp_path: Path) -> None:
 
 
 def test_clips_outside_the_duration_bounds_do_not_raise_the_ceiling(tmp_path: Path) -> None:
-    """The ceiling is a share of the clips within the bounds."""
+    """``data.max_dropped_share`` is a share of only the clips whose durations are within the bounds."""
     manifest = write_clips(tmp_path / "data", 10)
     spoil(manifest, range(5))
     with manifest.open("a") as file:
@@ -217,7 +217,7 @@ def test_clips_outside_the_duration_bounds_do_not_raise_the_ceiling(tmp_path: Pa
 def test_a_clip_with_a_wrong_duration_in_the_index_counts_as_unusable(
     tmp_path: Path, seconds: float, detail: str
 ) -> None:
-    """The decoded duration is outside the bounds, but the duration in the index is not."""
+    """The index lists an allowed duration, but the decoded audio is too long or too short."""
     manifest = write_clips(tmp_path / "data", 6)
     path = tmp_path / "data" / "other.wav"
     soundfile.write(path, np.full(int(16_000 * seconds), 0.1), 16_000)

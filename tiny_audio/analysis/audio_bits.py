@@ -81,7 +81,8 @@ def ignores_audio(scores: Mapping[str, Any]) -> bool:
 
 
 def progress_text(scores: Mapping[str, Any]) -> str:
-    """Return the bits per token, to be appended to a log line. Empty if they were not measured."""
+    """Return the bits per token, to be appended to a log line. Return an empty string if they were not
+    measured."""
     bits = scores.get("bits_from_audio")
     if bits is None:
         return ""

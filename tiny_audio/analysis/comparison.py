@@ -55,11 +55,11 @@ Row = Mapping[str, Any]
 Interval = tuple[float, float]
 
 NUM_DRAWS, _NUM_SLICE_DRAWS = 2000, 1000
-"""Numbers of bootstrap resamples for an interval: of all clips, and of a slice."""
+"""Numbers of bootstrap resamples for an interval on a whole set, and for an interval on a slice."""
 _MIN_TOSSES = 10_000
 _TOSSES_PER_COMPARISON = 40
-"""In a command with m comparisons, each randomization test has at least m times this number of draws. With fewer than
-20 · m draws, no p-value could be below 0.05 after Holm's correction."""
+"""In a command with m comparisons, each randomization test has at least 40 · m draws. With n draws, the smallest p is
+1 / (n + 1), and Holm's correction multiplies it by m. For an adjusted p below 0.05, n must be at least 20 · m."""
 _MIN_SLICE_UNITS = 5
 """Minimum number of units (utterances or groups) in a slice. Smaller slices have no interval."""
 SPEAKER = "speaker"
@@ -183,7 +183,7 @@ class Difference:
     p_adjusted: float
     verdict: Verdict
     probability_better: float | None = None
-    """Share of resamples in which this system has the lower rate. Ties count half. None in results of a benchmark."""
+    """Share of resamples in which this system's WER is below the baseline's. Ties count half. None in a benchmark."""
     mapsswe: MatchedPairs | None = None
     """Result of MAPSSWE. None in results of a benchmark, or if either system has several seeds."""
     ctc_difference: float | None = None
@@ -287,7 +287,7 @@ def units_column(rows: Sequence[Row], named: str | None, of_recipes: Iterable[st
 def compare_sets(sets: Mapping[str, AlignedSet], *, num_draws: int = NUM_DRAWS) -> dict[str, SetComparison]:
     """Compare every system with the first system of its set. Holm's correction treats all comparisons as one family.
 
-    If no reference of a set has a word, it has no differences. Each interval is computed from ``num_draws`` resamples.
+    Sets in which no reference has a word have no differences. Each interval is computed from ``num_draws`` resamples.
     """
     others = {name: aligned.systems[1:] if aligned.words.any() else () for name, aligned in sets.items()}
     tosses = num_tosses(sum(map(len, others.values())))
@@ -316,7 +316,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        # The smallest possible p-value: only 2 of the 2**units exchanges (no unit, all units) can be the most extreme.
+        # The smallest possible p: of the 2**units exchanges, at least 2 (no unit, all units) are as extreme as the data.
         least = 2.0 ** (1 - units)
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"

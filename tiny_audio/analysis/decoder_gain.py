@@ -1,7 +1,8 @@
 """Measure the gain from the decoder: compare a run's model with recognizers that use its encoder but not its decoder.
 
-These recognizers are the model's own CTC head, and the encoder's published checkpoint, such as Whisper with Whisper's
-decoder. Each is the baseline of a comparison by the rule of :mod:`tiny_audio.analysis.comparison`. Holm's correction
+There are two such recognizers: the model's own CTC head, and the encoder's published checkpoint, such as Whisper with
+Whisper's decoder. The model is compared with each recognizer, which is the baseline, by the rule of
+:mod:`tiny_audio.analysis.comparison`. Holm's correction
 treats all comparisons of a run as one family.
 """
 

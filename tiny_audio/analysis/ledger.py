@@ -33,7 +33,7 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
         **rates(totals),
         "tokens": totals["tokens"],
         "flops": totals["flops"] or None,
-        # The time-weighted mean over all steps, because a run can continue on another machine with another peak.
+        # A run can continue on another machine with another peak. Therefore, use the time-weighted mean over all steps.
         "peak_tflops": totals["possible_flops"] / totals["wall_s"] / 1e12 if totals["possible_flops"] else None,
         "step_hours": totals["wall_s"] / 3600,
         "occupied_hours": occupied_h,
@@ -49,7 +49,8 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
 
 def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
-    """Compute rates of training steps: throughput, padding, waiting for data, and FLOPs as a share of the peak."""
+    """Compute rates of training steps: throughput, share of padding, share of time waiting for data, and FLOPs as a share
+    of the peak."""
     step_s = max(1e-9, sums["wall_s"])
     return {
         "audio_hours_per_hour": sums["audio_s"] / step_s,

@@ -1,4 +1,5 @@
-"""Find the frames and count the samples of FLAC files. Each frame's header has a number and a checksum."""
+"""Find the frames and count the samples of FLAC files. Each frame's header has a number and a checksum, so frames
+can be found again after damaged bytes."""
 
 from __future__ import annotations
 

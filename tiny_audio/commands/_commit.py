@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 
-@cache  # the code of a running process does not change
+@cache  # a running process does not load changed code
 def git_commit() -> str | None:
     """Return the commit of this package's checkout, or None if there is no checkout or git fails.
 

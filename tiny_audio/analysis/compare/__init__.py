@@ -1,7 +1,7 @@
-"""Compare finished runs by the rule of :mod:`tiny_audio.analysis.comparison`.
+"""Compare the word error rates of finished runs, by the rule of :mod:`tiny_audio.analysis.comparison`.
 
-A variant is one run, or several runs that differ only in their seeds. No model is run. The raw hypotheses of all runs
-in ``evaluation/<set>.jsonl`` are aligned again, with the same normalizer.
+A variant is one run, or several runs that differ only in their seeds. No model is run. Instead, the raw hypotheses in
+each run's ``evaluation/<set>.jsonl`` are aligned with the references again, under one normalizer for all runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def files(self) -> list[Path]:
-        """The paths of the compared files of hypotheses."""
+        """Paths of the files of hypotheses that were compared."""
         folders = [Path(run.folder) for variant in self.variants for run in variant.runs]
         return [folder / "evaluation" / f"{name}.jsonl" for folder in folders for name in self.sets]
 

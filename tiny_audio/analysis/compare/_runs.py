@@ -61,7 +61,7 @@ class FinishedRun:
         return column
 
     def fingerprint(self, set_name: str) -> str:
-        """Return the fingerprint of the data that a set was read from."""
+        """Return the fingerprint of a set's data, as recorded when the run was scored."""
         found: str = self.report["provenance"]["evaluation_data"][set_name]
         return found
 

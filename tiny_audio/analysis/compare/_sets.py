@@ -49,9 +49,9 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Changed:
-    """Sentences in which the first run of a variant and the first run of the baseline differ in the number of errors.
+    """Sentences in which a variant and the baseline have different numbers of errors, the largest differences first.
 
-    The largest changes come first.
+    Only the first run of the variant is compared with the first run of the baseline.
     """
 
     name: str

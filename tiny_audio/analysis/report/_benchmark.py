@@ -160,8 +160,8 @@ def _controls(results: Mapping[str, Any]) -> list[Markup]:
 
 def _curves(variants: Sequence[Mapping[str, Any]]) -> list[Markup]:
     charts = []
-    # More than about four lines in a chart are hard to distinguish. Variants are spread evenly over the charts, because
-    # a last chart with only one line would have no legend.
+    # More than about four lines in a chart are hard to distinguish. Variants are spread evenly over the charts.
+    # Otherwise, the last chart could have a single line, and charts with a single line have no legend.
     total, num_charts = len(variants), math.ceil(len(variants) / 4)
     for index in range(num_charts):
         chosen = variants[index * total // num_charts : (index + 1) * total // num_charts]

@@ -10,7 +10,8 @@ from tiny_audio.analysis.ledger import three_digits
 
 DASH = "–"
 
-# A page must not load external content. All content is escaped. In addition, this policy makes browsers block requests.
+# A page must not load external content. Escaping prevents elements that would load some. In addition, this policy makes
+# browsers block requests.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 

@@ -10,7 +10,7 @@ from tiny_audio.analysis.report._html import Markup, compact, percent, tag
 from tiny_audio.analysis.report._svg import linear_ticks
 
 _LEAST_SPAN = 0.1
-"""Minimum span of the cost axis, as a share of the largest cost. Without it, nearly equal costs would look very
+"""Minimum span of the cost axis, as a share of the largest cost. Without a minimum, nearly equal costs would look very
 different."""
 _MARGIN_SHARE = 0.08
 _NAME_HEIGHT, _NAME_WIDTH = 14.0, 120.0

@@ -1,8 +1,9 @@
 """Compute scores and verdicts from files of raw hypotheses, without a model, audio or torch.
 
 A target is one system's file of hypotheses. The first target is the baseline. Only clips for which every target has a
-hypothesis are scored. A clip failed if its row has an error (see :data:`Row`). Failed clips affect only the failure
-rate, so read WER and failure rate together. Verdicts follow the rule of :mod:`tiny_audio.analysis.comparison`.
+hypothesis are scored. A clip failed if its row has an error (see :data:`Row`). Failed clips affect the failure rate
+but not the WER. Therefore, always read both rates together. Verdicts follow the rule of
+:mod:`tiny_audio.analysis.comparison`.
 
     ``RTFx`` = seconds of audio / seconds of processing, over the clips for which both are known and above 0. Programs
     differ in what they count as processing time.

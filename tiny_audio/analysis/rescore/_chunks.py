@@ -1,4 +1,4 @@
-"""Join the separately transcribed chunks of a recording, if only the whole recording has a reference.
+"""Join the hypotheses of a recording's chunks for scoring, if only the whole recording has a reference.
 
 An example is the set Earnings22-Cleaned-AA-chunked of the Open ASR Leaderboard. Each row of this set has the id of the
 recording in ``parent_id``, a ``chunk_index``, and the reference of the whole recording.

@@ -116,7 +116,7 @@ def _row(line: str, location: str) -> Row:
     try:
         given = json.loads(line, parse_int=_number)
         if "\\u" in line:
-            # Programs that truncate texts can leave half of a surrogate pair. It cannot be encoded, so replace it.
+            # Programs that truncate texts can leave half of a surrogate pair. A half cannot be encoded, so replace it.
             text = json.dumps(given, ensure_ascii=False)
             given = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), parse_int=_number)
     except (ValueError, RecursionError):

@@ -6,8 +6,8 @@ This module adapts the package ``whisper-normalizer``. The rules differ from Whi
 - An ellipsis (three or more dots) is removed at the end of the text. Elsewhere, it is replaced by a space.
 - Two to four letters with dots become one word: "u.s.a." -> "usa", "t.v." -> "tv", "c.e.o.s" -> "ceos". The
   leaderboard also has rules for letters with spaces ("u. s. a.") and for possessives ("u.s.a.'s"), but they seldom
-  match. Letters with spaces match only if another letter directly follows the last dot. Most letters before "'s" have
-  already been joined.
+  match: letters with spaces match only if another letter directly follows the last dot, and when the rule for
+  possessives runs, the rules before it have already joined most letters.
 - kinda, sorta, dunno and cause are kept, as in OpenAI's rules. By default, ``whisper-normalizer`` expands them.
 - Spellings follow the list in transformers, which corrects OpenAI's list; see :data:`SPELLING`.
 

@@ -202,7 +202,7 @@ def metric_columns(
     grouped_by: str | None = None,
     all_metrics: bool = True,
 ) -> Iterator[Column]:
-    """Yield the columns of every metric for which any of the ``entries`` has a value: its values and their intervals.
+    """Yield the columns of each metric that any of the ``entries`` has: first its values, then their intervals, if any.
 
     Args:
         entries: the scores of each row, by key.

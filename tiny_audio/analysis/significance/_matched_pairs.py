@@ -57,7 +57,8 @@ def matched_segments(baseline: str, other: str) -> Iterator[tuple[int, int]]:
     """Yield both systems' numbers of errors in each segment that has errors. See :func:`matched_pairs`."""
     errors, good = [0, 0], 0
     for first, second, right in _spots(baseline, other):
-        # A wrong word resets the count of right words to 0. An insertion before a right word resets it to 1.
+        # A wrong word resets the count of right words to 0. An insertion before a right word resets it to 1,
+        # because the right word itself counts.
         good = 0 if not right else good + 1 if not (first or second) else 1
         errors[0] += first
         errors[1] += second

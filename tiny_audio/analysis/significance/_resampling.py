@@ -39,8 +39,8 @@ def resample(counts: NDArray[Any], groups: Groups, num_draws: int, seed: int) ->
     """Resample utterances or groups, and sum each row of ``counts`` [C, U] over each resample -> [C, R].
 
     All C rows use the same resamples. The last row contains the denominators of a rate, such as numbers of reference
-    words. A resample is omitted if its denominators sum to 0, so R ≤ ``num_draws``. On average, at most 37 % (1/e) of
-    the resamples are omitted.
+    words. A resample is omitted if its denominators sum to 0, so R ≤ ``num_draws``. Even if only one utterance or
+    group has a denominator above 0, on average at most 37 % (1/e) of the resamples are omitted.
     """
     counts = pool(counts, groups)
     rng = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""Feature cache: the frames of a frozen encoder, computed once and shared by all variants and seeds.
+"""Feature cache: the frames of a frozen encoder, computed once for all variants and seeds of a benchmark.
 
 Each combination of an encoder and a set of clips has its own folder. The folder's name is a hash of everything that
 affects the frames. ``values.bin`` contains the concatenated frames of all clips. If the model has a CTC head,
 ``ctc_logits.bin`` contains its logits for these frames.
 
-D channels · V CTC labels
+In shapes, D is the number of channels, and V the number of CTC labels.
 """
 
 from __future__ import annotations
