@@ -77,8 +77,8 @@ def test_every_part_trains_with_frozen_weights_in_bf16(encoder: str, decoder: st
 
 
 def test_adapters_get_the_inputs_of_their_layers() -> None:
-    """By default, peft casts the inputs of adapters to fp32, and autocast casts them back to bf16. Therefore, turning off
-    peft's cast does not change any result."""
+    """By default, peft casts the inputs of adapters to fp32, and autocast casts them back to bf16. Therefore, turning
+    off peft's cast changes no result."""
     results = []
     for casts in (True, False):
         model, tokenizer = assemble(lora=True)

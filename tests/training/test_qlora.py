@@ -146,8 +146,8 @@ def test_exports_without_bitsandbytes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exports with all weights can be written and loaded without bitsandbytes. Writing or loading an export with only the
-    trained weights raises an error that names bitsandbytes."""
+    """Exports with all weights can be written and loaded without bitsandbytes. For an export with only the trained
+    weights, an error names bitsandbytes."""
     _, folder = stage
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert outputs(*load_model(folder))["transcripts"]

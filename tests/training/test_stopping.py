@@ -95,7 +95,7 @@ def test_a_rejected_recipe_does_not_replace_that_of_a_stopped_run(document: Docu
 
 
 def test_a_log_line_covers_all_steps_since_the_last_line(document: Document, tmp_path: Path) -> None:
-    """The first log line after a stop also covers the steps before the stop that have no log line. Columns that depend on
+    """The first log line after a stop also covers the steps before the stop that have no line. Columns that depend on
     the machine are not compared."""
     document = changed(document, execution__log_every=4, execution__log_clips=True, ctc={"weight": 0.5})
     make_trainer(document, tmp_path / "undisturbed").run()

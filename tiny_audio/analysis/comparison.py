@@ -316,7 +316,7 @@ def too_few_units(compared: Mapping[str, SetComparison]) -> Iterator[str]:
     family = sum(len(entry.differences) for entry in compared.values())
     for name, entry in compared.items():
         units = entry.aligned.num_groups or len(entry.aligned.rows)
-        # The smallest possible p: of the 2**units exchanges, at least 2 (no unit, all units) are as extreme as the data.
+        # The smallest possible p: of the 2**units exchanges, 2 or more (no unit, all units) are as extreme as the data.
         least = 2.0 ** (1 - units)
         if entry.differences and family * least >= SIGNIFICANCE and all(rate.num_seeds == 1 for rate in entry.rates):
             kind = "utterances" if entry.aligned.column is None else f"groups by {entry.aligned.column}"

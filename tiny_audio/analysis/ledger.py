@@ -49,8 +49,8 @@ def account(totals: Mapping[str, Any], price_per_hour: float | None, grid_gco2_p
 
 
 def rates(sums: Mapping[str, float]) -> dict[str, float | None]:
-    """Compute rates of training steps: throughput, share of padding, share of time waiting for data, and FLOPs as a share
-    of the peak."""
+    """Compute rates of training steps: throughput, share of padding, share of time waiting for data, and FLOPs as a
+    share of the peak."""
     step_s = max(1e-9, sums["wall_s"])
     return {
         "audio_hours_per_hour": sums["audio_s"] / step_s,

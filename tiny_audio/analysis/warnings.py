@@ -37,9 +37,9 @@ class Overlap:
 
     by: By
     """The shared property. A clip that shares several of the properties ``clip``, ``sound``, ``recording`` and
-    ``speaker`` is counted only under the first of them. Properties that exclude clips from the score take precedence. A
-    clip with a shared transcript is also counted under ``text``, unless the clip is excluded from the score or counted
-    under ``clip`` or ``sound``."""
+    ``speaker`` is counted only under the first of them. Of these four, properties that exclude clips from the score
+    come first. A clip with a shared transcript is also counted under ``text``, unless the clip is excluded from the
+    score or counted under ``clip`` or ``sound``."""
     num_shared: int
     num_clips: int
     """Size of the evaluation set."""

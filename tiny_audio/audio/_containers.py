@@ -103,7 +103,7 @@ def _end_of_samples(data: Data, found: _Container) -> tuple[int, int]:
     """Return the end of the samples and the end of the chunks after them."""
     if found.declared is not None and found.start + found.declared <= data.size:
         end = found.start + found.declared
-        # The next chunk should begin after padding. Some programs pad only to an even position, or not at all, so try all.
+        # The next chunk should begin after padding. Some programs pad only to an even position, or not at all.
         for position in dict.fromkeys((end + -found.declared % found.alignment, end + end % 2, end)):
             after = _after_chunks(data, position, found.chunk)
             if after is not None:

@@ -93,8 +93,8 @@ class Score(Config):
     cost: Cost = "unit"
     """Costs of edits in the word alignment."""
     scorer: str = "jiwer"
-    """Program that aligned the words: ``jiwer`` for the cost ``unit``, ``tiny-audio`` for ``sclite``, and ``kaldialign``
-    for ``compounds`` and ``joined``."""
+    """Program that aligned the words: ``jiwer`` for the cost ``unit``, ``tiny-audio`` for ``sclite``, and
+    ``kaldialign`` for ``compounds`` and ``joined``."""
     scorer_version: str
     empty_hypotheses: int
     """Number of utterances whose normalized hypothesis has no word, although the reference has one."""

@@ -86,8 +86,8 @@ def leaderboard_rule() -> Callable[[str], str]:
     )
     numbers, spellings = whisper.standardize_numbers, whisper.standardize_spellings.mapping
     spellings = {word: other for word, other in spellings.items() if word not in NOT_RESPELT} | _SPELLING
-    # The package calls `standardize_numbers`, then `standardize_spellings`. With these wrappers, it does the steps of the
-    # leaderboard: join words, replace numbers, replace spellings, replace names, join letters.
+    # The package calls `standardize_numbers`, then `standardize_spellings`. With these wrappers, it runs the steps of
+    # the leaderboard: join words, replace numbers, replace spellings, replace names, join letters.
     whisper.standardize_numbers = lambda text: numbers(_join_words(text))
     whisper.standardize_spellings = lambda text: _join_letters(
         [_CANONICAL.get(word, word) for word in (spellings.get(word, word) for word in text.split())]

@@ -8,7 +8,8 @@ A measured word error rate is uncertain for two reasons: the choice of utterance
 Utterances, or groups of utterances such as speakers, are resampled, with the same draws for all variants. Seeds are not
 resampled, because there are too few of them. For example, suppose that two equally good variants have three seeds each.
 In one of ten cases (2 of the 20 ways to divide six ranks), all seeds of one variant are better than all seeds of the
-other. Every resample of these seeds would then show a difference. Instead, the variation between seeds is drawn from the t distribution of Welch's test.
+other. Every resample of these seeds would then show a difference. Instead, the variation between seeds is drawn from
+the t distribution of Welch's test.
 
 In shapes, S is the number of seeds, U the number of utterances, and R the number of draws.
 """
