@@ -86,5 +86,5 @@ def progress_text(scores: Mapping[str, Any]) -> str:
     bits = scores.get("bits_from_audio")
     if bits is None:
         return ""
-    doubt = " (the model may hardly use it)" if ignores_audio(scores) else ""
+    doubt = " (the model may hardly use the audio)" if ignores_audio(scores) else ""
     return f", {bits:.2f} bits per token from the audio{doubt}"
