@@ -47,6 +47,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     path.write_text(json.dumps(recipe(tmp_path)))
     code, out, _ = call("run", path, "--output-dir", folder)
     assert code == 0
+    assert "without the decoder, for comparison" in out
     head, own = read(folder)
     assert [(entry["system"], entry["num_utterances"]) for entry in (head, own)] == [
         ("CTC head", 6),
@@ -63,7 +64,7 @@ def test_a_run_compares_its_model_with_the_encoder_alone(
     assert code == 0
     # The same command, given again, repeats no work.
     before = (folder / "report.json").read_bytes(), (folder / "model" / "model.safetensors").stat().st_mtime_ns
-    assert "comparing" not in call("run", path, "--output-dir", folder)[1]
+    assert "for comparison" not in call("run", path, "--output-dir", folder)[1]
     assert (folder / "report.json").read_bytes() == before[0]
     # With another number of clips, only the comparison is repeated. If a recognizer cannot be loaded, the command
     # prints the reason and continues.
