@@ -146,8 +146,8 @@ def measure_speech(record: Record, transcriber: Transcriber, name: str, cases: S
     plain = counts["no list"]
     for way in WAYS[1:]:
         record.say(
-            f"{way} against no list, in points: rare words {difference(plain, counts[way], 0, 1)}, other words "
-            f"{difference(plain, counts[way], 2, 3)}."
+            f"{way} against no list, in percentage points: rare words {difference(plain, counts[way], 0, 1)}, "
+            f"other words {difference(plain, counts[way], 2, 3)}."
         )
 
 

@@ -41,7 +41,9 @@ def test_verdicts_equal_those_of_rescore(entries: list[dict[str, Any]], tmp_path
     for key in ("difference", "interval", "p_value", "verdict"):
         assert first["difference"][key] == expected[key]
     assert first["difference"]["verdict"] == "better"
-    assert first["difference"]["p_adjusted"] == 2 * first["difference"]["p_value"], "two comparisons are one family"
+    assert first["difference"]["p_adjusted"] == 2 * first["difference"]["p_value"], (
+        "Holm's correction covers both comparisons"
+    )
     assert second["difference"]["verdict"] == "no difference shown"
     assert (first["num_utterances"], second["num_utterances"]) == (120, 80)
     assert (first["group_by"], first["num_groups"]) == ("speaker", 12)

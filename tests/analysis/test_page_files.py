@@ -30,7 +30,7 @@ def test_a_page_replaces_only_pages(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"--html {tmp_path}: this path exists and is a folder; " in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names of files are always text")
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="on this system, file names are always valid Unicode")
 def test_a_file_whose_name_is_not_utf8_gets_a_page(tmp_path: Path) -> None:
     path, page = tmp_path / os.fsdecode(b"b\xffd.jsonl"), tmp_path / "page.html"
     path.write_text(json.dumps(ROW))

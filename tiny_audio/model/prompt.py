@@ -253,8 +253,8 @@ def _accepted_messages(tokenizer: Any, system: str | None, user: str) -> Message
     both = [{"role": "system", "content": system}, *alone]
     # Put the system message at the start of the user message, as Gemma 3's template does.
     folded = [{"role": "user", "content": f"{system}\n\n{user}"}]
-    # Words such as `/no_think` are switches for the template, which may leave them out of the text. Only if there are
-    # other words, a text without the system message shows that the template drops the message.
+    # Words such as `/no_think` are switches for the template, which may leave them out of the text. A system message
+    # that has only such words may be missing from the text, although the template supports it.
     has_words = any(not word.startswith("/") for word in system.split())
     try:
         rendered = _render(tokenizer, both, add_generation_prompt=True)

@@ -230,7 +230,7 @@ def _by_word(alignment: Alignment) -> Iterator[tuple[str | None, str | None, lis
 
 
 def _word(reference: str | None, word: str | None) -> Markup:
-    """Show one hypothesis word. Not only color marks errors, but also an underline, a dash or a plus sign."""
+    """Show one hypothesis word. Errors are marked by color, and also by an underline, a dash or a plus sign."""
     if reference == word:
         return tag("i", word or "")
     if reference is None:

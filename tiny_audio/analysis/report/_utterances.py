@@ -105,7 +105,7 @@ def _utterance(row: Row, alignment: Alignment, read_audio: ReadAudio | None) -> 
 
 
 def _pair(reference: str | None, hypothesis: str | None) -> Markup:
-    """Show a reference word above its hypothesis word. Not only color marks errors, but also an underline, a
+    """Show a reference word above its hypothesis word. Errors are marked by color, and also by an underline, a
     strikethrough or a plus sign."""
     if reference == hypothesis:
         kind, title = "", None
