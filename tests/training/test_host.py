@@ -26,11 +26,13 @@ def test_settings_have_priority_over_the_table_and_measurements() -> None:
 
 
 def test_a_cpus_peak_is_measured_and_its_power_assumed() -> None:
+    threads = torch.get_num_threads()
     found = Host.of(CPU, ExecutionConfig(), TRAINING)
     assert 1e9 < found.peak_flops < 1e13
-    assert found.peak_flops == measured_peak(CPU, torch.float32, False, 1)
+    assert found.peak_flops == measured_peak(CPU, torch.float32, False, threads)
     assert found.peak_source == "measured with a matrix product"
-    assert (found.rated_watts, found.power_source) == (8.0, "assumed for 1 CPU thread")
+    assert found.rated_watts == 8.0 * threads
+    assert found.power_source == f"assumed for {threads} CPU thread{'s' if threads > 1 else ''}"
     assert found.price_per_hour is None
 
 
