@@ -76,6 +76,20 @@ def given_flops() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_remote_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let transformers copy the code of exports to a folder of this process, and not to the user's cache.
+
+    All tests of a process share the folder, because Python imports the package ``transformers_modules`` only once.
+    """
+    folder = str(tmp_path_factory.mktemp("remote_code"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", folder)
+        if loaded := sys.modules.get("transformers.dynamic_module_utils"):
+            patch.setattr(loaded, "HF_MODULES_CACHE", folder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def pauses_by_loudness() -> Iterator[None]:
     """Find pauses by loudness. The sounds of many tests are noise, which silero-vad does not classify as speech."""
